@@ -1,0 +1,49 @@
+# Everything runs from its own .venv, made on first use. `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+# What pip is asked for; e.g. TORCH="torch --index-url <your CUDA or CPU index>".
+TORCH ?= torch==2.13.0
+PROMPT ?=
+SEED ?=
+
+export PROMPT SEED
+
+READY := .venv/ready
+RUN := .venv/bin/python
+
+.PHONY: demo table test lint benchmark demo-models demo-metrics clean
+
+# See the method work: one prompt, its coarse image, what is seen in it, the re-aligned image → out/demo.
+demo: $(READY)
+	$(RUN) demo/run.py --out out/demo $(if $(PROMPT),--prompt "$$PROMPT") $(if $(SEED),--seed "$$SEED")
+
+# The measured effect on held-out prompts, with 95 % confidence intervals → out/table.
+table: $(READY)
+	$(RUN) evaluation/table.py --out out/table
+
+test: $(READY) lint
+	$(RUN) -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# Ours, the obvious implementation and plain attention, side by side.
+benchmark: $(READY)
+	$(RUN) benchmarks/attention.py
+
+# Train all demo models again (core-minutes: demo/README.md) and measure them → demo/weights.
+demo-models: $(READY)
+	$(RUN) demo/train/all.py --out out/demo-models
+	$(RUN) demo/train/pack.py --models out/demo-models
+
+demo-metrics: $(READY)
+	$(RUN) demo/metrics.py
+
+$(READY): requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $(READY)
+
+clean:
+	rm -rf .venv out

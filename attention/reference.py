@@ -1,0 +1,31 @@
+"""Eq. 8-9 as they stand in the paper. Slow, needs [B, H, Nq, Nk] several times over: the oracle for `modulated`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
+    """softmax((QKᵀ + S ⊙ M) / √d) V, in float32.
+
+    q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv] in q's dtype.
+    """
+    dtype, d = q.dtype, q.shape[-1]
+    q, k, v = q.float(), k.float(), v.float()
+    QK = q @ k.mT
+    A = torch.softmax((QK + modulation(QK, layout, strength)) / math.sqrt(d), dim=-1)  # eq. 8
+    return (A @ v).to(dtype)
+
+
+def modulation(QK: Tensor, layout: Layout, strength: float) -> Tensor:
+    """S ⊙ M of eq. 8-9 for the scores QKᵀ [B, H, Nq, Nk]; `strength` is λ_t."""
+    R = layout.related()[:, None].float()  # [B, 1, Nq, Nk]
+    a = layout.gain(strength)[:, None]  # S ⊙ λ_t (1 − B)
+    M_pos = QK.amax(-1, keepdim=True) - QK  # eq. 9
+    M_neg = QK - QK.amin(-1, keepdim=True)
+    return a * R * M_pos - a * (1 - R) * M_neg

@@ -1,0 +1,5 @@
+"""The one exception users see."""
+
+
+class RealignError(ValueError):
+    """Bad input, told in one sentence: what is wrong, with which value, and how to mend it."""

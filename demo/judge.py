@@ -1,0 +1,84 @@
+"""The judge: says which coloured shapes an image shows, with no trained parts.
+
+Saturated pixels take their nearest palette colour; connected components of one colour are objects; an object's shape
+is the template with the largest overlap over its bounding box. Half a shape in another colour is not the shape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from .world import COLORS, SHAPES, draw_shape
+
+MIN_SATURATION = 70
+MIN_AREA = 28
+MIN_CORE = 6
+"""Pixels of a component that must survive a 3 x 3 erosion: anti-aliasing rims do not."""
+MIN_OVERLAP = 0.62
+MAX_ASPECT = 1.7
+_GRID = 16
+
+
+class Verdict(NamedTuple):
+    """How well an image shows the prompt's pairs; every field in [0, 1]."""
+
+    bind: float
+    """Fraction of the prompted (color, shape) pairs that are there."""
+    both_right: float
+    """1 when all of them are."""
+    exact: float
+    """1 when they are there and nothing else is."""
+
+
+@cache
+def _templates() -> np.ndarray:
+    """[n_shapes, 16, 16] in [0, 1]."""
+    out = []
+    for shape in SHAPES:
+        canvas = Image.new("L", (120, 120), 0)
+        draw_shape(ImageDraw.Draw(canvas), shape, 60, 60, 59.5)
+        out.append(np.asarray(canvas.resize((_GRID, _GRID), Image.BOX), np.float32) / 255)
+    return np.stack(out)
+
+
+def _shape_of(component: np.ndarray) -> str:
+    """The shape of a boolean [H, W] component, or `?`."""
+    ys, xs = np.where(component)
+    crop = component[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    height, width = crop.shape
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        return "?"
+    small = Image.fromarray(crop.astype(np.uint8) * 255).resize((_GRID, _GRID), Image.BOX)
+    grid = np.asarray(small, np.float32) / 255
+    overlap = np.minimum(grid, _templates()).sum((1, 2)) / np.maximum(grid, _templates()).sum((1, 2))
+    return SHAPES[overlap.argmax()] if overlap.max() >= MIN_OVERLAP else "?"
+
+
+def detect(image: np.ndarray) -> list[tuple[str, str]]:
+    """The (color, shape) pairs in an image [64, 64, 3] uint8; shape `?` for something that is no shape."""
+    pixels = image.astype(np.float32)
+    saturated = pixels.max(-1) - pixels.min(-1) > MIN_SATURATION
+    palette = np.array(list(COLORS.values()), np.float32)
+    nearest = ((pixels[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
+    found = []
+    for index, color in enumerate(COLORS):
+        labels, count = ndimage.label(saturated & (nearest == index), structure=np.ones((3, 3)))
+        for label in range(1, count + 1):
+            component = labels == label
+            if component.sum() >= MIN_AREA and ndimage.binary_erosion(component).sum() >= MIN_CORE:
+                found.append((color, _shape_of(component)))
+    return found
+
+
+def judge(image: np.ndarray, pairs: list[tuple[str, str]]) -> Verdict:
+    """Hold an image [64, 64, 3] uint8 against the pairs its prompt asks for."""
+    found = Counter(detect(image))
+    wanted = Counter(pairs)
+    hits = sum((found & wanted).values())
+    return Verdict(hits / max(1, len(pairs)), float(hits == len(pairs)), float(found == wanted))

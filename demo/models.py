@@ -1,0 +1,38 @@
+"""The shipped demo models, read by the same loaders that read real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..attention.settings import ModulationSettings
+from ..perception.captioner import Captioner
+from ..perception.grounded_sam import GroundedSam
+from ..perception.likelihood import OfflineScorer
+from ..perception.tagger import Tagger
+from ..perception.text_encoder import TextEncoder
+from ..pipeline.realign import Models, RealignSettings
+from ..pipeline.sampler import DiffusersSampler, SamplingSettings
+from ..rewards.caption import CaptionReward
+
+FOLDER = Path(__file__).parent / "weights"
+
+SETTINGS = RealignSettings(
+    sampling=SamplingSettings(steps=20, cfg=3.0),
+    modulation=ModulationSettings(),
+    gate=0.9,
+)
+
+
+def load_models(folder: str | Path = FOLDER, device: str | torch.device = "cpu") -> Models:
+    """All models of the demo world, in full precision."""
+    folder = Path(folder)
+    text_encoder = TextEncoder.load(folder / "blip2_itm", device)
+    return Models(
+        sampler=DiffusersSampler.load(folder / "stable_diffusion", device),
+        reward=CaptionReward(Captioner.load(folder / "blip2_captioner", device), text_encoder),
+        tagger=Tagger.load(folder / "ram", device),
+        language_model=OfflineScorer(text_encoder),
+        grounded_sam=GroundedSam.load(folder / "grounding_dino", folder / "sam", device),
+    )

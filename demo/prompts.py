@@ -1,0 +1,33 @@
+"""Prompt sets of the demo world. `REPORT` prompts are only ever reported on, never used to choose a setting."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations, product
+
+from .world import COLORS, SHAPES, caption, is_held_out
+
+Pair = tuple[str, str]
+
+
+def _two_object_pairs() -> list[tuple[Pair, Pair]]:
+    """Every unordered pair of things with different colours."""
+    things = list(product(COLORS, SHAPES))
+    return [(a, b) for a, b in combinations(things, 2) if a[0] != b[0]]
+
+
+def one_object_prompts() -> list[tuple[str, list[Pair]]]:
+    """All 42 one-object prompts with their pairs."""
+    return [(caption([pair]), [pair]) for pair in product(COLORS, SHAPES)]
+
+
+def two_object_prompts(held_out: bool, count: int | None = None, seed: int = 0) -> list[tuple[str, list[Pair]]]:
+    """Distinct two-object prompts (both orders of each pair) with their pairs, shuffled by `seed`.
+
+    held_out: True for the report set (no training scene holds these pairs), False for the set that settings are
+        chosen on.
+    """
+    chosen = [list(two) for two in _two_object_pairs() if is_held_out(list(two)) == held_out]
+    orders = [order for a, b in chosen for order in ([a, b], [b, a])]
+    random.Random(seed).shuffle(orders)
+    return [(caption(pairs), pairs) for pairs in orders[:count]]

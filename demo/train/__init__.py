@@ -1,0 +1,1 @@
+"""How the demo models are trained: a file a model, seeded; `python demo/train/all.py` runs them all."""

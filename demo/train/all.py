@@ -1,0 +1,92 @@
+"""Train all demo models from scratch.
+
+    python demo/train/all.py --out out/demo-models                 # everything; a GPU is used where there is one
+    python demo/train/all.py --out out/demo-models --only tagger   # one model (those made from its VAE need the VAE)
+    python demo/train/all.py --out /tmp/smoke --steps 20 --scenes 1000    # does every script still run?
+
+`make demo-models` runs the first of these and then `demo/train/pack.py`, which writes the shipped fp16 weights.
+"""
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import captioner, data, grounding, segmenter, tagger, text_to_image, text_tower, vae
+from .vocabulary import bert_tokenizer, clip_tokenizer, word_tokenizer
+
+SCENES, SEGMENTER_SCENES, RECONSTRUCTIONS = 40_000, 8_000, 8_000
+MODELS = ("vae", "text_to_image", "captioner", "text_tower", "tagger", "grounding", "segmenter")
+
+
+def train_one(name: str, out: Path, device: str, steps: int | None, count: int) -> None:
+    """Train the model `name` and save it under `out`; all but the VAE and the segmenter need the VAE there."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if name == "vae" else len(MODELS))))
+    module = globals()[name]
+    recipe = replace(module.RECIPE, steps=steps) if steps else module.RECIPE
+    if name == "segmenter":
+        scenes = data.draw_scenes(min(count, SEGMENTER_SCENES), seed=2, masks=True)
+        segmenter.train(scenes, out / "sam", device, recipe)
+        return
+    scenes = load_scenes(out, count)
+    diffusion = out / "stable_diffusion"
+    if name == "vae":
+        vae.train(scenes, diffusion / "vae", device, recipe)
+        return
+    codec = vae.AutoencoderKL.from_pretrained(diffusion / "vae").to(device).eval()
+    if name == "text_to_image":
+        text_to_image.train(scenes, codec, clip_tokenizer(diffusion / "tokenizer"), diffusion, device, recipe)
+        return
+    scenes = vae.with_reconstructions(codec, scenes, min(count, RECONSTRUCTIONS), device)
+    if name == "captioner":
+        captioner.train(scenes, word_tokenizer(out / "blip2_captioner"), out / "blip2_captioner", device, recipe)
+    elif name == "text_tower":
+        text_tower.train(scenes, bert_tokenizer(out / "blip2_itm"), out / "blip2_itm", device, recipe)
+    elif name == "grounding":
+        grounding.train(scenes, bert_tokenizer(out / "grounding_dino"), out / "grounding_dino", device, recipe)
+    else:
+        tagger.train(scenes, out / "ram", device, recipe)
+
+
+def load_scenes(out: Path, count: int) -> data.Scenes:
+    """The training scenes, drawn once and kept beside the models."""
+    kept = out / f"scenes-{count}.pt"
+    if not kept.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        scenes = data.draw_scenes(count, seed=1)
+        things = [[(t.color, t.shape, t.x, t.y, t.r) for t in scene] for scene in scenes.things]
+        torch.save((scenes.images, things), kept)
+    images, things = torch.load(kept, weights_only=True)
+    return data.Scenes(images, [tuple(data.world.Thing(*t) for t in scene) for scene in things])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trained models")
+    parser.add_argument("--only", choices=MODELS, action="append", help="train this model only (may be repeated)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, help="instead of each recipe's own steps")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
+    options = parser.parse_args()
+    wanted = [name for name in MODELS if not options.only or name in options.only]
+    jobs = [(name, options.out, options.device, options.steps, options.scenes) for name in wanted]
+    if "vae" in wanted:
+        train_one(*jobs.pop(0))
+    workers = len(MODELS) if options.device != "cpu" else os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for done in [pool.submit(train_one, *job) for job in jobs]:
+            done.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The demo captioner: `Blip2ForConditionalGeneration`, a ViT, a Q-Former and an OPT.
+
+Captions name the things from left to right, so that there is one right answer. With the caption loss alone colours
+are learnt at once and shapes never: the ViT's patches are also asked which shape they belong to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    BlipImageProcessor,
+    OPTConfig,
+    PreTrainedTokenizerBase,
+)
+
+from .. import world
+from .data import Scenes, roughen
+from .fit import Recipe, fit
+
+RECIPE = Recipe(steps=4000, batch=64, lr=1e-3)
+WIDTH, QUERIES, PATCH = 64, 8, 8
+VISION = Blip2VisionConfig(
+    hidden_size=96,
+    intermediate_size=192,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    image_size=world.SIZE,
+    patch_size=PATCH,
+)
+
+
+def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
+    """A small BLIP-2 with random weights."""
+    qformer = Blip2QFormerConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        encoder_hidden_size=VISION.hidden_size,
+        cross_attention_frequency=1,
+        vocab_size=len(tokenizer),
+    )
+    text = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        word_embed_proj_dim=WIDTH,
+        ffn_dim=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dropout=0.0,
+    )
+    config = Blip2Config(
+        vision_config=VISION.to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=QUERIES,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    return Blip2ForConditionalGeneration(config)
+
+
+def canonical_caption(things: tuple[world.Thing, ...]) -> str:
+    """What the captioner should say: the things from left to right."""
+    return world.caption([t.pair for t in sorted(things, key=lambda t: t.x)])
+
+
+def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, device: str, recipe: Recipe = RECIPE):
+    """Caption loss plus a shape label for each patch. Saves model, tokenizer and image processor to `folder`."""
+    torch.manual_seed(recipe.seed)
+    model = build(tokenizer).to(device).train()
+    patches = PatchLabels(scenes, device)
+    ids, targets = _caption_ids(scenes, tokenizer, model.config.image_token_index)
+    ids, targets = ids.to(device), targets.to(device)
+
+    def loss_of(batch: int) -> Tensor:
+        index = torch.randint(len(scenes), (batch,))
+        x = roughen(scenes.pixels(index, device))
+        words = ids[index.to(device)]
+        out = model(pixel_values=x, input_ids=words, attention_mask=(words != tokenizer.pad_token_id).long())
+        logits = out.logits[:, QUERIES:-1].float()
+        spoken = F.cross_entropy(logits.flatten(0, 1), targets[index.to(device), 1:].flatten(), ignore_index=-100)
+        return spoken + patches.loss(out.vision_outputs.last_hidden_state, index)
+
+    fit(recipe, [model, patches.head], loss_of, "captioner")
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    return model
+
+
+def image_processor() -> BlipImageProcessor:
+    """64 x 64, [-1, 1]."""
+    half = [0.5, 0.5, 0.5]
+    return BlipImageProcessor(size={"height": world.SIZE, "width": world.SIZE}, image_mean=half, image_std=half)
+
+
+class PatchLabels:
+    """A dense auxiliary task: which shape (or none) does each ViT patch belong to?"""
+
+    def __init__(self, scenes: Scenes, device: str) -> None:
+        grid = world.SIZE // PATCH
+        centre = (np.arange(grid) + 0.5) * PATCH
+        labels = np.zeros((len(scenes), grid, grid), np.int64)
+        for i, things in enumerate(scenes.things):
+            for t in things:
+                rows, columns = (np.abs(centre - v) <= t.r + PATCH / 4 for v in (t.y, t.x))
+                labels[i][np.ix_(rows, columns)] = 1 + world.SHAPES.index(t.shape)
+        self.labels = torch.from_numpy(labels).flatten(1).to(device)  # [N, patches]
+        self.head = nn.Linear(VISION.hidden_size, 1 + len(world.SHAPES)).to(device)
+        self.weight = torch.tensor([0.2] + [1.0] * len(world.SHAPES), device=device)
+
+    def loss(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """tokens [B, 1 + patches, D] from the ViT → weighted cross-entropy."""
+        logits = self.head(tokens[:, 1:]).float().flatten(0, 1)
+        return F.cross_entropy(logits, self.labels[index.to(self.labels.device)].flatten(), weight=self.weight)
+
+
+def _caption_ids(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, image_token: int) -> tuple[Tensor, Tensor]:
+    """Input ids [N, QUERIES + L] (image places, then `</s> caption </s>`) and targets [N, L] (-100 at padding)."""
+    texts = [f"</s> {canonical_caption(things)} </s>" for things in scenes.things]
+    encoded = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+    words = encoded.input_ids
+    targets = words.masked_fill(encoded.attention_mask == 0, -100)
+    return torch.cat([torch.full((len(words), QUERIES), image_token), words], dim=1), targets

@@ -1,0 +1,71 @@
+"""Training scenes, drawn in parallel and held as tensors."""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import world
+
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Many scenes: what they show and, where kept, their masks."""
+
+    images: Tensor
+    """[N, 3, 64, 64] uint8."""
+    things: list[tuple[world.Thing, ...]]
+    masks: list[np.ndarray] | None = None
+    """[n, 64, 64] float32 in [0, 1] each."""
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def pixels(self, index: Tensor, device: torch.device | str) -> Tensor:
+        """[B, 3, 64, 64] float in [-1, 1]."""
+        return self.images[index].to(device, non_blocking=True).float() / 127.5 - 1
+
+
+def draw_scenes(
+    count: int, seed: int, *, masks: bool = False, objects: int | None = None, held_out: bool | None = False
+) -> Scenes:
+    """`count` random scenes (a multiple of 500 is drawn, in parallel); equal seeds give equal scenes."""
+    jobs = [(seed * 100_000 + start, objects, held_out) for start in range(0, count, _CHUNK)]
+    if len(jobs) > 1:
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            chunks = list(pool.map(_draw_chunk, jobs))
+    else:
+        chunks = [_draw_chunk(job) for job in jobs]
+    scenes = [scene for chunk in chunks for scene in chunk][:count]
+    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).contiguous()
+    return Scenes(images, [s.things for s in scenes], [s.masks for s in scenes] if masks else None)
+
+
+def _draw_chunk(job: tuple[int, int | None, bool | None]) -> list[world.Scene]:
+    seed, objects, held_out = job
+    rng = random.Random(seed)
+    return [world.random_scene(rng, objects, held_out=held_out) for _ in range(_CHUNK)]
+
+
+def roughen(pixels: Tensor) -> Tensor:
+    """Blur some images [B, 3, H, W] a little and add noise to all: generated images are not as clean as renders."""
+    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    choose = (torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.3).float()
+    strength = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) * 0.08
+    return torch.lerp(pixels, blurred, choose) + strength * torch.randn_like(pixels)
+
+
+def imagenet(pixels: Tensor) -> Tensor:
+    """[-1, 1] → ImageNet's mean and spread, which RAM, GroundingDINO and SAM want their images in."""
+    mean = pixels.new_tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = pixels.new_tensor([0.229, 0.224, 0.225])[:, None, None]
+    return ((pixels + 1) / 2 - mean) / std

@@ -1,0 +1,108 @@
+"""The demo segmenter: `SamModel`, a box in, a mask out.
+
+The library's default spread of the random positional features (half the hidden size) is far too fine to learn from
+scratch at this size; 1 works.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    SamConfig,
+    SamImageProcessor,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+
+from ..world import SIZE
+from .data import Scenes, imagenet, roughen
+from .fit import Recipe, fit
+
+RECIPE = Recipe(steps=3000, batch=32, lr=1.5e-3, weight_decay=1e-4, bf16=False)
+WIDTH, PATCH, JITTER = 32, 4, 2.5
+
+
+def build() -> SamModel:
+    """A small SAM with random weights."""
+    config = SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=48,
+            output_channels=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            image_size=SIZE,
+            patch_size=PATCH,
+            window_size=8,
+            global_attn_indexes=[1, 2],
+            mlp_dim=96,
+            num_pos_feats=WIDTH // 2,
+        ).to_dict(),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=WIDTH, image_size=SIZE, patch_size=PATCH, mask_input_channels=4
+        ).to_dict(),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=WIDTH, mlp_dim=64, num_hidden_layers=2, num_attention_heads=2, iou_head_hidden_dim=32
+        ).to_dict(),
+    )
+    model = SamModel(config)
+    with torch.no_grad():
+        spread = torch.randn_like(model.shared_image_embedding.positional_embedding)
+        model.shared_image_embedding.positional_embedding.copy_(spread)
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(spread)
+    return model
+
+
+def image_processor() -> SamImageProcessor:
+    """64 x 64, ImageNet mean and spread."""
+    square = {"height": SIZE, "width": SIZE}
+    low = {"height": SIZE // 4, "width": SIZE // 4}
+    return SamImageProcessor(
+        size={"longest_edge": SIZE}, pad_size=square, mask_size={"longest_edge": SIZE}, mask_pad_size=low
+    )
+
+
+def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> SamModel:
+    """Cross-entropy and dice on the mask of a jittered box, and the quality head. `scenes` must hold masks."""
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(recipe.seed)
+    model = build().to(device).train()
+
+    def loss_of(batch: int) -> Tensor:
+        index = torch.randint(len(scenes), (batch,))
+        boxes, truth = _boxes_and_masks(scenes, index.tolist(), rng)
+        pixels = roughen(imagenet(scenes.pixels(index, device)))
+        out = model(pixel_values=pixels, input_boxes=boxes.to(device), multimask_output=False)
+        return _mask_loss(out.pred_masks[:, 0, 0], out.iou_scores[:, 0, 0], truth.to(device))
+
+    fit(recipe, [model], loss_of, "segmenter")
+    model.eval().save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    return model
+
+
+def _boxes_and_masks(scenes: Scenes, index: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
+    """One thing an image: its jittered box [B, 1, 4] in pixels and its mask [B, 64, 64]."""
+    boxes, masks = [], []
+    for i in index:
+        k = rng.randrange(len(scenes.things[i]))
+        boxes.append([v * SIZE + rng.uniform(-JITTER, JITTER) for v in scenes.things[i][k].box])
+        masks.append(scenes.masks[i][k])
+    return torch.tensor(boxes)[:, None], torch.from_numpy(np.stack(masks))
+
+
+def _mask_loss(logits: Tensor, quality: Tensor, truth: Tensor) -> Tensor:
+    """logits and truth [B, H, W], quality [B]: the predicted IoU."""
+    probability = logits.sigmoid()
+    overlap, total = (probability * truth).sum((1, 2)), (probability + truth).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (total + 1)
+    hard, real = logits > 0, truth > 0.5
+    iou = (hard & real).sum((1, 2)) / (hard | real).sum((1, 2)).clamp(min=1)
+    return 5 * F.binary_cross_entropy_with_logits(logits, truth) + dice.mean() + F.mse_loss(quality, iou.float())

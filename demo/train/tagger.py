@@ -1,0 +1,58 @@
+"""The demo tagger: our RAM module on 64 x 64 images, with a tag for each shape and colour."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_model
+from torch import Tensor
+
+from ...perception.ram import Ram, RamConfig
+from ..world import SIZE, TAGS
+from .data import Scenes, imagenet, roughen
+from .fit import Recipe, fit
+
+RECIPE = Recipe(steps=2000, batch=64, lr=1e-3)
+THRESHOLD = 0.5
+CONFIG = RamConfig(
+    image_size=SIZE,
+    num_tags=len(TAGS),
+    embed_dim=32,
+    depths=(2, 4),
+    num_heads=(2, 4),
+    window_size=4,
+    image_width=64,
+    label_width=32,
+    head={"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+)
+
+
+def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> Ram:
+    """Multi-label cross-entropy. Saves weights, config, tag list and thresholds to `folder`."""
+    torch.manual_seed(recipe.seed)
+    model = Ram(CONFIG).to(device).train()
+    targets = torch.tensor(
+        [[float(tag in {w for t in things for w in t.pair}) for tag in TAGS] for things in scenes.things],
+        device=device,
+    )
+
+    def loss_of(batch: int) -> Tensor:
+        index = torch.randint(len(scenes), (batch,))
+        logits = model(roughen(imagenet(scenes.pixels(index, device))))
+        return F.binary_cross_entropy_with_logits(logits.float(), targets[index.to(device)])
+
+    fit(recipe, [model], loss_of, "tagger")
+    save(model.eval(), folder)
+    return model
+
+
+def save(model: Ram, folder: Path) -> None:
+    """The tagger's folder layout: `config.json`, `model.safetensors`, and RAM's two text files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / "ram_tag_list.txt").write_text("\n".join(TAGS) + "\n", encoding="utf-8")
+    (folder / "ram_tag_list_threshold.txt").write_text(f"{THRESHOLD}\n" * len(TAGS), encoding="utf-8")

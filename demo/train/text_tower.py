@@ -1,0 +1,160 @@
+"""The demo f_enc of eq. 4: `Blip2ForImageTextRetrieval`, whose Q-Former text tower embeds captions.
+
+Trained contrastively, images against captions, each image also against captions with one colour or shape changed or
+two swapped: without those, a bag of words is all that is learnt. A second caption order pulls equal meanings together.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, PreTrainedTokenizerBase
+
+from ..world import COLORS, SHAPES, Thing, caption
+from .captioner import QUERIES, VISION, PatchLabels, image_processor
+from .data import Scenes, roughen
+from .fit import Recipe, fit
+
+RECIPE = Recipe(steps=3500, batch=64, lr=1e-3)
+WIDTH, EMBEDDING = 96, 64
+TEMPERATURE = 0.07
+HARD_NEGATIVES = 3
+Pair = tuple[str, str]
+
+
+def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForImageTextRetrieval:
+    """A small BLIP-2 retrieval model with random weights."""
+    qformer = Blip2QFormerConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        encoder_hidden_size=VISION.hidden_size,
+        cross_attention_frequency=1,
+        use_qformer_text_input=True,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    config = Blip2Config(
+        vision_config=VISION.to_dict(),
+        qformer_config=qformer.to_dict(),
+        num_query_tokens=QUERIES,
+        image_text_hidden_size=EMBEDDING,
+        image_token_index=None,
+    )
+    model = Blip2ForImageTextRetrieval(config)
+    nn.init.normal_(model.query_tokens, std=0.02)
+    return model
+
+
+def wrong_pairs(pairs: list[Pair], rng: random.Random) -> list[Pair]:
+    """The pairs with one colour or shape changed, or two things' colours (or shapes) swapped."""
+    pairs = list(pairs)
+    i = rng.randrange(len(pairs))
+    part = rng.randrange(2)
+    if len(pairs) > 1 and rng.random() < 0.5:
+        j = rng.choice([k for k in range(len(pairs)) if k != i])
+        if pairs[i][1 - part] != pairs[j][1 - part] and pairs[i][part] != pairs[j][part]:
+            pairs[i], pairs[j] = _set(pairs[i], part, pairs[j][part]), _set(pairs[j], part, pairs[i][part])
+            return pairs
+    options = [v for v in (COLORS, SHAPES)[part] if v not in [pair[part] for pair in pairs]]
+    pairs[i] = _set(pairs[i], part, rng.choice(options))
+    return pairs
+
+
+def _set(pair: Pair, part: int, value: str) -> Pair:
+    return (value, pair[1]) if part == 0 else (pair[0], value)
+
+
+def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, device: str, recipe: Recipe = RECIPE):
+    """InfoNCE between images and texts with hard negatives, and the matching head. Saves to `folder`."""
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(recipe.seed)
+    model = build(tokenizer).to(device).train()
+    patches = PatchLabels(scenes, device)
+
+    def loss_of(batch: int) -> Tensor:
+        index = torch.randint(len(scenes), (batch,))
+        right, reordered, wrong = _texts([scenes.things[i] for i in index.tolist()], rng)
+        vision = model.vision_model(roughen(scenes.pixels(index, device))).last_hidden_state
+        tokens = tokenizer(right + reordered + wrong, padding=True, return_tensors="pt").to(device)
+        image, text = embed_images(model, vision), embed_texts(model, tokens)
+        ones, others = text[:batch], text[batch:]
+        contrast = _contrast(image, ones, others[batch:]) + _text_contrast(ones, others[:batch], others[batch:])
+        matching = _matching(model, vision, tokens, batch)
+        return contrast + 0.5 * matching + patches.loss(vision, index)
+
+    fit(recipe, [model, patches.head], loss_of, "text tower")
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    return model
+
+
+def _texts(things: list[tuple[Thing, ...]], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
+    """For B scenes: B captions, B captions in another order, B x HARD_NEGATIVES wrong ones (scene by scene)."""
+    right, reordered, wrong = [], [], []
+    for scene in things:
+        pairs = [t.pair for t in scene]
+        right.append(caption(rng.sample(pairs, len(pairs))))
+        reordered.append(caption(rng.sample(pairs, len(pairs))))
+        for _ in range(HARD_NEGATIVES):
+            changed = wrong_pairs(pairs, rng)
+            wrong.append(caption(rng.sample(changed, len(changed))))
+    return right, reordered, wrong
+
+
+def embed_images(model: Blip2ForImageTextRetrieval, vision: Tensor) -> Tensor:
+    """ViT tokens [B, T, D] → one unit vector a query [B, Q, E]."""
+    queries = model.query_tokens.expand(len(vision), -1, -1)
+    seen = model.qformer(query_embeds=queries, encoder_hidden_states=vision).last_hidden_state
+    return F.normalize(model.vision_projection(seen).float(), dim=-1)
+
+
+def embed_texts(model: Blip2ForImageTextRetrieval, tokens) -> Tensor:
+    """Token ids [B, L] → unit vectors [B, E]: the [CLS] position, projected."""
+    words = model.embeddings(input_ids=tokens.input_ids)
+    read = model.qformer(query_embeds=words, query_length=0, attention_mask=tokens.attention_mask).last_hidden_state
+    return F.normalize(model.text_projection(read[:, 0]).float(), dim=-1)
+
+
+def _similarity(image: Tensor, text: Tensor) -> Tensor:
+    """[B, Q, E], [T, E] → [B, T]: the best query counts (BLIP-2)."""
+    return torch.einsum("bqe,te->bqt", image, text).amax(1) / TEMPERATURE
+
+
+def _contrast(image: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+    """Images against all captions and their own wrong ones; captions against all images."""
+    batch = len(right)
+    label = torch.arange(batch, device=right.device)
+    own = torch.einsum("bqe,bne->bqn", image, wrong.unflatten(0, (batch, -1))).amax(1) / TEMPERATURE
+    plain = _similarity(image, right)
+    return F.cross_entropy(torch.cat([plain, own], dim=1), label) + F.cross_entropy(plain.T, label)
+
+
+def _text_contrast(right: Tensor, reordered: Tensor, wrong: Tensor) -> Tensor:
+    """A caption against reordered captions: its own is the one; its own wrong ones are not."""
+    batch = len(right)
+    own = torch.einsum("be,bne->bn", right, wrong.unflatten(0, (batch, -1)))
+    logits = torch.cat([right @ reordered.T, own], dim=1) / TEMPERATURE
+    return F.cross_entropy(logits, torch.arange(batch, device=right.device))
+
+
+def _matching(model: Blip2ForImageTextRetrieval, vision: Tensor, tokens, batch: int) -> Tensor:
+    """The ITM head: right caption or (the first) wrong one?"""
+    first_wrong = 2 * batch + torch.arange(batch, device=vision.device) * HARD_NEGATIVES
+    rows = torch.cat([torch.arange(batch, device=vision.device), first_wrong])
+    queries = model.query_tokens.expand(2 * batch, -1, -1)
+    joint = model.embeddings(input_ids=tokens.input_ids[rows], query_embeds=queries)
+    mask = torch.cat([tokens.attention_mask.new_ones(2 * batch, QUERIES), tokens.attention_mask[rows]], dim=1)
+    read = model.qformer(
+        query_embeds=joint, query_length=QUERIES, attention_mask=mask, encoder_hidden_states=vision.repeat(2, 1, 1)
+    ).last_hidden_state
+    logits = model.itm_head(read[:, :QUERIES]).mean(1).float()
+    return F.cross_entropy(logits, (rows < batch).long())

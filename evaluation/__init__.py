@@ -1,0 +1,1 @@
+"""Prompt sets → images → numbers with confidence intervals."""

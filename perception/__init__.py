@@ -1,0 +1,1 @@
+"""What the method looks with: captioner, text encoder, tagger, Grounded-SAM, and the LLM step."""

@@ -1,0 +1,123 @@
+"""GroundingDINO: phrases in, boxes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+
+from ..core.errors import RealignError
+from ..core.words import content_words
+from .images import to_pil
+from .loading import from_folder
+
+SAME_BOX_IOU = 0.6
+"""Boxes that overlap more are one thing found twice."""
+
+
+class Candidates(NamedTuple):
+    """What the detector sees in one image: N boxes, each with a score for each of P phrases."""
+
+    boxes: Tensor
+    """[N, 4]: x0, y0, x1, y1 as fractions of width and height."""
+    scores: Tensor
+    """[N, P] in [0, 1]: the mean over the phrase's tokens; a box that is half of the phrase scores about half."""
+
+
+class Detector:
+    """A `GroundingDinoForObjectDetection` with its tokenizer and image processor."""
+
+    def __init__(self, model: GroundingDinoForObjectDetection, tokenizer, processor) -> None:
+        self.model, self.tokenizer, self.processor = model.eval(), tokenizer, processor
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Detector:
+        """Read a Hugging Face folder of GroundingDINO, e.g. `grounding-dino-tiny`."""
+        model = from_folder(GroundingDinoForObjectDetection, folder, dtype=dtype).to(device)
+        return cls(model, from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder))
+
+    @torch.inference_mode()
+    def detect(self, images: Tensor, phrases: Sequence[Sequence[str]]) -> list[Candidates]:
+        """images [B, H, W, 3] in [0, 1] and each image's own phrases → each image's candidates, best first."""
+        asked = [i for i, own in enumerate(phrases) if own]
+        found = [Candidates(torch.zeros(0, 4), torch.zeros(0, len(own))) for own in phrases]
+        if not asked:
+            return found
+        ids, mask, spans = self._encode([phrases[i] for i in asked])
+        pictures = to_pil(images)
+        pixels = self.processor(images=[pictures[i] for i in asked], return_tensors="pt").to(self.model.device)
+        out = self.model(
+            pixel_values=pixels.pixel_values.to(self.model.dtype),
+            pixel_mask=pixels.get("pixel_mask"),
+            input_ids=ids,
+            attention_mask=mask,
+            token_type_ids=torch.zeros_like(ids),
+        )
+        probability = out.logits.float().sigmoid().cpu()  # [B, Q, L]
+        boxes = _corners(out.pred_boxes.float().cpu())
+        for row, i in enumerate(asked):
+            scores = torch.stack([probability[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)  # [Q, P]
+            found[i] = _merge(boxes[row], scores)
+        return found
+
+    def _encode(self, phrases: list[Sequence[str]]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+        """Texts `phrase . phrase .` as ids and mask [B, L], and where in them each phrase's tokens are.
+
+        The text is put together from the phrases' own tokens, so no span has to be searched for.
+        """
+        dot = self.tokenizer.convert_tokens_to_ids(".")
+        rows, spans = [], []
+        for own in phrases:
+            row, places = [self.tokenizer.cls_token_id], []
+            for phrase in own:
+                words = " ".join(content_words(phrase)) or phrase
+                tokens = self.tokenizer(words, add_special_tokens=False).input_ids
+                places.append((len(row), len(row) + len(tokens)))
+                row += [*tokens, dot]
+            rows.append([*row, self.tokenizer.sep_token_id])
+            spans.append(places)
+        length, limit = max(map(len, rows)), self.model.config.max_text_len
+        if length > limit:
+            raise RealignError(
+                f"The detector is asked for {max(map(len, phrases))} phrases at once, which is {length} tokens; it "
+                f"reads {limit}: ask for fewer things, e.g. by a higher tag threshold."
+            )
+        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        return ids.to(self.model.device), mask.to(self.model.device), spans
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """(cx, cy, w, h) → (x0, y0, x1, y1), inside the image. [..., 4]"""
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1).clamp(0, 1)
+
+
+def _merge(boxes: Tensor, scores: Tensor) -> Candidates:
+    """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
+    order = scores.amax(-1).argsort(descending=True)
+    boxes, scores = boxes[order], scores[order]
+    overlap = box_iou(boxes, boxes)
+    kept: list[int] = []
+    merged = scores.clone()
+    for i in range(len(boxes)):
+        twin = next((k for k in kept if overlap[k, i] > SAME_BOX_IOU), None)
+        if twin is None:
+            kept.append(i)
+        else:
+            merged[twin] = torch.maximum(merged[twin], scores[i])
+    return Candidates(boxes[kept], merged[kept])
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes [N, 4] and [M, 4] → [N, M]."""
+    low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
+    return both / (area_a[:, None] + area_b - both).clamp(min=1e-9)

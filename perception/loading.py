@@ -1,0 +1,60 @@
+"""Reading models from local folders, with one sentence when something is wrong. Never touches the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+
+from ..core.errors import RealignError
+
+T = TypeVar("T")
+
+
+def existing_folder(folder: str | Path) -> Path:
+    """The folder as a path.
+
+    Raises:
+        RealignError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RealignError(f"There is no model folder '{folder}': check the path, or put the model's files there.")
+    return folder
+
+
+def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None = None) -> T:
+    """`kind.from_pretrained(folder)` for a tokenizer, processor, scheduler or model of transformers or diffusers.
+
+    dtype: for models: what the weights become.
+
+    Raises:
+        RealignError: the folder or a file is missing, a weight file is cut off, or weights are not of this model.
+    """
+    folder = existing_folder(folder)
+    name = kind.__name__
+    options: dict[str, Any] = {} if dtype is None else {"output_loading_info": True}
+    try:
+        loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
+    except SafetensorError as error:
+        raise RealignError(
+            f"A weight file in '{folder}' is damaged or cut off ({error}): copy or download it again."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RealignError(
+            f"The folder '{folder}' could not be read as {name} ({reason[0][:200]}): check that all of the model's "
+            "files are there."
+        ) from error
+    if dtype is None:
+        return loaded
+    model, info = loaded
+    wrong = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
+    if wrong:
+        raise RealignError(
+            f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
+            f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
+        )
+    return model.to(dtype)

@@ -1,0 +1,36 @@
+"""f_enc of eq. 4: the text tower of BLIP-2's Q-Former."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, Blip2TextModelWithProjection
+
+from .loading import from_folder
+
+
+class TextEncoder:
+    """A `Blip2TextModelWithProjection` with its tokenizer: the text half of, e.g., `blip2-itm-vit-g`."""
+
+    def __init__(self, model: Blip2TextModelWithProjection, tokenizer) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TextEncoder:
+        """Read a Hugging Face folder of a BLIP-2 retrieval model; its image half stays on the disk."""
+        model = from_folder(Blip2TextModelWithProjection, folder, dtype=dtype).to(device)
+        return cls(model, from_folder(AutoTokenizer, folder))
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """N texts → unit vectors [N, D], float32: the projected [CLS] position."""
+        limit = self.model.config.qformer_config.max_position_embeddings
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        tokens = tokens.to(self.model.device)
+        out = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return torch.nn.functional.normalize(out.text_embeds[:, 0].float(), dim=-1)

@@ -1,0 +1,90 @@
+"""What an LLM answered, made safe: keys are tags that were asked for, phrases are words of the prompt, scores are 2,
+0.5 or 0. Everything that was repaired or dropped is told in a note; nothing that a model wrote raises an error."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.regions import LIKELIHOODS, UNLIKELY
+from ..core.words import names, nearest_span
+
+
+def valid_bindings(answer: Any, prompt: str, tags: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Answer (a), `{"book": "a red book"}` or lists of such words → phrases of the prompt for each tag, and notes.
+
+    A value that is not in the prompt is replaced by the nearest words that are, else by the tag's own word in the
+    prompt, else dropped.
+    """
+    if not isinstance(answer, Mapping):
+        return {}, ["The answer that should bind tags to words was no JSON object and was ignored."]
+    out: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
+    for key, value in answer.items():
+        tag = _asked_for(key, tags)
+        if tag is None:
+            notes.append(f"'{_short(key)}' was answered but not asked for, and dropped.")
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        phrases = [phrase for v in values if (phrase := _of_the_prompt(v, tag, prompt, notes))]
+        out[tag] = tuple(dict.fromkeys((*out.get(tag, ()), *phrases)))
+    return {tag: phrases for tag, phrases in out.items() if phrases}, notes
+
+
+def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Answer (b), `{"book": 2}` → a likelihood for every tag, and notes; a tag without a usable score gets 0."""
+    notes: list[str] = []
+    if not isinstance(answer, Mapping):
+        answer, notes = {}, ["The answer that should score tags was no JSON object and was ignored."]
+    scores = dict.fromkeys(tags, UNLIKELY)
+    answered = set()
+    for key, value in answer.items():
+        tag, number = _asked_for(key, tags), _number(value)
+        if tag is None or number is None:
+            notes.append(f"The score '{_short(value)}' of '{_short(key)}' was dropped.")
+            continue
+        scores[tag] = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
+        answered.add(tag)
+        if scores[tag] != number:
+            notes.append(f"The score {number:g} of '{tag}' was taken as {scores[tag]:g}.")
+    notes += [f"'{tag}' got no score and is taken as unlikely." for tag in tags if tag not in answered]
+    return scores, notes
+
+
+def _of_the_prompt(value: Any, tag: str, prompt: str, notes: list[str]) -> str | None:
+    """The prompt's own words for an answered phrase, or None."""
+    if isinstance(value, str) and value.strip() and re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", prompt):
+        return value.strip()
+    span = nearest_span(value, prompt) if isinstance(value, str) else None
+    if span is None and names(prompt, tag):
+        span = nearest_span(tag, prompt)
+    if span is None:
+        notes.append(f"'{_short(value)}' for '{tag}' is not in the prompt and was dropped.")
+    else:
+        notes.append(f"'{_short(value)}' for '{tag}' is not in the prompt; '{span}' is, and was taken.")
+    return span
+
+
+def _asked_for(key: Any, tags: Sequence[str]) -> str | None:
+    """The tag that a key means: equal but for case and outer spaces."""
+    wanted = str(key).strip().lower()
+    return next((tag for tag in tags if tag.lower() == wanted), None)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also one written as a string; True and False are none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _short(value: Any) -> str:
+    """A value for a note: one line of at most 60 characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"

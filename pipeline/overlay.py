@@ -1,0 +1,74 @@
+"""Regions drawn over their image: who is where, in which words, how likely."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..core.regions import Region, RegionSet
+from ..perception.images import to_pil
+
+PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#e000a0")
+"""One colour a region, in order; told apart also on paper and by most colour-blind eyes."""
+
+
+def font(size: int) -> ImageFont.ImageFont:
+    """Pillow's own font: no file of the system is needed."""
+    return ImageFont.load_default(size=size)
+
+
+def overlay(image: Tensor, regions: RegionSet, side: int = 384) -> Image.Image:
+    """Draw the masks and boxes of `regions` over image [H, W, 3], its longer side scaled to `side` pixels."""
+    picture = to_pil(image[None])[0]
+    scale = side / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    canvas = picture.resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS)
+    drawn = [(i, region) for i, region in enumerate(regions) if region.mask is not None]
+    for i, region in drawn:
+        canvas = _tinted(canvas, region, _color(i))
+    draw = ImageDraw.Draw(canvas)
+    taken: list[tuple[float, float, float, float]] = []
+    for i, region in drawn:
+        _label(draw, canvas.size, region, _color(i), taken)
+    return canvas
+
+
+def label_of(region: Region) -> str:
+    """`a red circle · 2`, or the tag in brackets where no words of the prompt are meant."""
+    return f"{region.phrase or f'({region.tag})'} · {region.likelihood:g}"
+
+
+def _color(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _tinted(canvas: Image.Image, region: Region, color: str) -> Image.Image:
+    """The canvas with the region's mask laid over it, half transparent, striped so that its own colour shows."""
+    mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.NEAREST)
+    rows, columns = np.indices((canvas.height, canvas.width))
+    stripes = ((rows + columns) // 4 % 2 == 0) * 0.75
+    alpha = Image.fromarray((np.asarray(mask) * stripes).astype(np.uint8))
+    return Image.composite(Image.new("RGB", canvas.size, color), canvas, alpha)
+
+
+def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: list) -> None:
+    """The region's box and, above or below it, its words; labels do not cover each other."""
+    text_font = font(15)
+    if region.box is not None:
+        x0, y0, x1, y1 = (v * s for v, s in zip(region.box, (*size, *size), strict=True))
+        draw.rectangle([x0, y0, x1, y1], outline="white", width=4)
+        draw.rectangle([x0, y0, x1, y1], outline=color, width=2)
+    else:
+        x0, y0, x1, y1 = 4, 4, size[0], 4
+    text = label_of(region)
+    width, height = text_font.getbbox(text)[2] + 8, 21
+    x = min(max(0, x0), size[0] - width)
+    for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):
+        spot = (x, y, x + width, y + height)
+        free = all(spot[2] <= t[0] or t[2] <= spot[0] or spot[3] <= t[1] or t[3] <= spot[1] for t in taken)
+        if 0 <= y <= size[1] - height and free:
+            break
+    taken.append(spot)
+    draw.rectangle(spot, fill=color)
+    draw.text((x + 4, y + 2), text, fill="white", font=text_font)

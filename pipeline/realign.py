@@ -1,0 +1,183 @@
+"""The whole method, from prompt to re-aligned image.
+
+coarse image → caption reward → (good enough: stop) → tags → likelihoods and phrases → boxes and masks
+→ the same noise again, attention re-weighted inside the masks → refined image → caption reward
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.settings import ModulationSettings
+from ..core.errors import RealignError
+from ..core.regions import RegionSet
+from ..perception.grounded_sam import BOX_THRESHOLD, GroundedSam
+from ..perception.likelihood import LanguageModel, likelihoods
+from ..perception.tagger import Tagger
+from ..rewards.caption import CaptionReward
+from .sampler import DiffusersSampler, SamplingSettings
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, step, steps); raise in it to interrupt."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything the loop draws, looks, reads and judges with."""
+
+    sampler: DiffusersSampler
+    reward: CaptionReward
+    tagger: Tagger
+    language_model: LanguageModel
+    grounded_sam: GroundedSam
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealignSettings:
+    """The settings of the loop; the paper's values where it has them."""
+
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    modulation: ModulationSettings = field(default_factory=ModulationSettings)
+    gate: float | None = None
+    """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
+    tag_threshold: float | None = None
+    """Confidence from which a tag counts, in [0, 1]; None: each tag's own threshold."""
+    box_threshold: float = BOX_THRESHOLD
+    """Grounding score from which a box counts, in [0, 1]."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Look:
+    """An image and what the captioner makes of it."""
+
+    image: Tensor
+    """[H, W, 3] in [0, 1]."""
+    caption: str
+    reward: float
+    """R_cap of eq. 4, in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class RealignResult:
+    """What became of one prompt and seed."""
+
+    prompt: str
+    seed: int
+    before: Look
+    after: Look
+    """Equal to `before` when the image was left alone."""
+    regions: RegionSet
+    verdict: str
+    """What was done and why, in one sentence."""
+
+    @property
+    def changed(self) -> bool:
+        return self.after is not self.before
+
+
+def realign(
+    models: Models,
+    prompt: str,
+    seed: int,
+    settings: RealignSettings | None = None,
+    on_progress: Progress | None = None,
+) -> RealignResult:
+    """Draw `prompt` from `seed`'s noise and mend what the image mixes up.
+
+    Raises:
+        RealignError: the prompt is empty.
+    """
+    return realign_batch(models, [prompt], [seed], settings, on_progress)[0]
+
+
+def realign_batch(
+    models: Models,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: RealignSettings | None = None,
+    on_progress: Progress | None = None,
+) -> list[RealignResult]:
+    """`realign` for several prompts at once, one seed each; order and number are kept."""
+    settings = settings or RealignSettings()
+    for i, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise RealignError(f"Prompt {i + 1} of {len(prompts)} is empty: write what the image should show.")
+    tell = on_progress or (lambda *_: None)
+    noise = models.sampler.noise(seeds)
+    images = models.sampler.sample(prompts, noise, settings.sampling, on_step=lambda i, n: tell("coarse image", i, n))
+    before = look(models, images, prompts)
+    tell("looking", 0, 1)
+    wrong = [i for i, seen in enumerate(before) if settings.gate is None or seen.reward < settings.gate]
+    found = dict(zip(wrong, find_regions(models, images[wrong], [prompts[i] for i in wrong], settings), strict=True))
+    tell("looking", 1, 1)
+    mend = [i for i in wrong if found[i].active]
+    after = dict(zip(mend, resample(models, prompts, noise, found, mend, settings, tell), strict=True))
+    return [
+        RealignResult(
+            prompt=prompts[i],
+            seed=seeds[i],
+            before=before[i],
+            after=after.get(i, before[i]),
+            regions=found.get(i, RegionSet(prompts[i])),
+            verdict=_verdict(i in found, i in after, before[i], settings),
+        )
+        for i in range(len(prompts))
+    ]
+
+
+def look(models: Models, images: Tensor, prompts: Sequence[str]) -> list[Look]:
+    """Caption images [B, H, W, 3] and reward them for saying their prompt."""
+    scores, captions = models.reward(images, prompts)
+    return [Look(*parts) for parts in zip(images, captions, scores.tolist(), strict=True)]
+
+
+def find_regions(models: Models, images: Tensor, prompts: Sequence[str], settings: RealignSettings) -> list[RegionSet]:
+    """Tags → phrases and likelihoods (eq. 6) → boxes and masks, for each image [B, H, W, 3]."""
+    if not len(images):
+        return []
+    tags = models.tagger.tag(images, threshold=settings.tag_threshold)
+    bound = [
+        likelihoods(prompt, [tag.name for tag in own], models.language_model)
+        for prompt, own in zip(prompts, tags, strict=True)
+    ]
+    return models.grounded_sam.ground(images, bound, box_threshold=settings.box_threshold)
+
+
+def resample(
+    models: Models,
+    prompts: Sequence[str],
+    noise: Tensor,
+    found: dict[int, RegionSet],
+    mend: Sequence[int],
+    settings: RealignSettings,
+    tell: Progress,
+) -> list[Look]:
+    """Sample the images `mend` again from their own noise, with re-weighted attention (eq. 7-9)."""
+    if not mend:
+        return []
+    words = [prompts[i] for i in mend]
+    images = models.sampler.sample(
+        words,
+        noise[torch.tensor(mend)],
+        settings.sampling,
+        region_sets=[found[i] for i in mend],
+        modulation=settings.modulation,
+        on_step=lambda i, n: tell("re-aligned image", i, n),
+    )
+    return look(models, images, words)
+
+
+def _verdict(looked: bool, mended: bool, before: Look, settings: RealignSettings) -> str:
+    if mended:
+        return "The image was sampled again with attention re-weighted inside its regions."
+    if looked:
+        return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."
+    return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."

@@ -1,0 +1,235 @@
+"""Modulated attention computes eq. 8-9: the written-out version equals a loop, and the lean one equals that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from realigndiff.attention import modulated
+from realigndiff.attention.layout import Layout, cross_layout, self_layout
+from realigndiff.attention.modulated import modulated_attention
+from realigndiff.attention.reference import reference_attention
+from realigndiff.attention.settings import ModulationSettings
+from realigndiff.core.errors import RealignError
+from realigndiff.core.regions import LIKELIHOODS, Region, RegionSet
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def random_layout(rows, n_queries, n_keys, regions, *, one_gain=False, limit=math.inf, seed=0) -> Layout:
+    """Regions that overlap, are empty or full as chance has it; with one key gain, queries are the keys."""
+    g = torch.Generator().manual_seed(seed)
+    density = torch.rand(rows, 1, regions, generator=g) * 1.6 - 0.3
+    queries = torch.rand(rows, n_queries, regions, generator=g) < density
+    keys = queries if one_gain else torch.rand(rows, n_keys, regions, generator=g) < density
+    key_gain = (
+        torch.ones(rows, 1)
+        if one_gain
+        else torch.tensor([0.0, 0.5, 1.0, 2.0])[torch.randint(4, (rows, n_keys), generator=g)]
+    )
+    return Layout(queries, keys, torch.rand(rows, n_queries, generator=g), key_gain, limit)
+
+
+def random_qkv(layout: Layout, heads=2, d=8, dv=8, seed=0, size=1.0):
+    g = torch.Generator().manual_seed(seed)
+    rows, n_queries, n_keys = layout.shape
+    shapes = ((rows, heads, n_queries, d), (rows, heads, n_keys, d), (rows, heads, n_keys, dv))
+    q, k, v = (torch.randn(shape, generator=g) for shape in shapes)
+    return q * size, k * size, v
+
+
+def attention_in_a_loop(q, k, v, layout, lam):
+    """z' = z + a·((R ? max z : min z) − z), one number at a time, in Python floats."""
+    out = torch.zeros(*q.shape[:3], v.shape[-1])
+    rows, n_queries, n_keys = layout.shape
+    for b, h, i in ((b, h, i) for b in range(rows) for h in range(q.shape[1]) for i in range(n_queries)):
+        z = [
+            sum(x * y for x, y in zip(q[b, h, i].tolist(), k[b, h, j].tolist(), strict=True)) / math.sqrt(q.shape[-1])
+            for j in range(n_keys)
+        ]
+        moved = []
+        for j in range(n_keys):
+            shared = [
+                r
+                for r in range(layout.key_regions.shape[-1])
+                if layout.query_regions[b, i, r] and layout.key_regions[b, j, r]
+            ]
+            s = float(layout.key_gain[b, j if layout.key_gain.shape[1] > 1 else 0])
+            a = min(lam * float(layout.query_gain[b, i]) * s, layout.gain_limit)
+            moved.append(z[j] + a * ((max(z) if shared else min(z)) - z[j]))
+        weights = [math.exp(x - max(moved)) for x in moved]
+        out[b, h, i] = sum(w * v[b, h, j] for j, w in enumerate(weights)) / sum(weights)
+    return out
+
+
+@pytest.mark.parametrize("one_gain", [False, True])
+@pytest.mark.parametrize("limit", [math.inf, 0.4])
+def test_the_reference_is_the_equation_one_number_at_a_time(one_gain, limit):
+    layout = random_layout(2, 5, 5 if one_gain else 4, 3, one_gain=one_gain, limit=limit)
+    q, k, v = random_qkv(layout)
+    slow = attention_in_a_loop(q, k, v, layout, 0.9)
+    assert torch.allclose(reference_attention(q, k, v, layout, 0.9), slow, atol=1e-5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    n_queries=st.integers(1, 40),
+    n_keys=st.integers(1, 90),
+    regions=st.integers(1, 4),
+    d=st.sampled_from([4, 8, 40]),
+    dv=st.sampled_from([4, 8, 72]),
+    one_gain=st.booleans(),
+    limit=st.sampled_from([math.inf, 1.0, 0.3]),
+    lam=st.floats(0, 1.2),
+    tile=st.sampled_from([1, 64, 2**20]),
+    seed=st.integers(0, 10**6),
+)
+def test_lean_attention_equals_the_reference(
+    rows, heads, n_queries, n_keys, regions, d, dv, one_gain, limit, lam, tile, seed
+):
+    layout = random_layout(
+        rows, n_queries, n_queries if one_gain else n_keys, regions, one_gain=one_gain, limit=limit, seed=seed
+    )
+    layout.query_gain[seed % rows] *= seed % 2  # sometimes a row is left alone
+    q, k, v = random_qkv(layout, heads, d, dv, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(modulated.TILE, "cpu", tile)
+        lean = modulated_attention(q, k, v, layout, lam)
+    worst = (lean - reference_attention(q, k, v, layout, lam)).abs().max().item()
+    assert worst < 1e-5, f"largest difference {worst:.2e}"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    n_tokens=st.sampled_from([5, 77, 154]),
+    seed=st.integers(0, 10**6),
+)
+def test_lean_attention_equals_the_reference_on_layouts_of_real_regions(size, counts, n_tokens, seed):
+    g = torch.Generator().manual_seed(seed)
+    mask = lambda: (torch.rand(1, 1, 3, 3, generator=g) > 0.5).float()  # noqa: E731
+    sets = [
+        RegionSet(
+            "x",
+            tuple(
+                Region(tag="x", phrase="x", likelihood=LIKELIHOODS[i % 2], mask=F.interpolate(mask(), (24, 16))[0, 0])
+                for i in range(n)
+            ),
+        )
+        for n in counts
+    ]
+    positions = [[[1 + i, 2 + i] for i, _ in enumerate(one.active)] for one in sets]
+    options = ModulationSettings(outside=(seed % 3) / 2)
+    for layout in (cross_layout(sets, positions, size, n_tokens, options), self_layout(sets, size, options)):
+        q, k, v = random_qkv(layout, seed=seed)
+        worst = (
+            (modulated_attention(q, k, v, layout, 0.8) - reference_attention(q, k, v, layout, 0.8)).abs().max().item()
+        )
+        assert worst < 1e-5, f"largest difference {worst:.2e}"
+
+
+def test_with_very_many_combinations_of_regions_the_result_is_the_same():
+    pixels = torch.rand(1, 300, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    layout = replace(random_layout(1, 300, 300, 9, one_gain=True), query_regions=pixels, key_regions=pixels)
+    assert layout.groups[0].shape[-1] > modulated.MAX_GROUPS
+    q, k, v = random_qkv(layout)
+    assert torch.allclose(
+        modulated_attention(q, k, v, layout, 0.9), reference_attention(q, k, v, layout, 0.9), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("one_gain", [False, True])
+def test_without_strength_or_gain_attention_is_plain_to_the_last_bit(one_gain):
+    layout = random_layout(3, 20, 20, 2, one_gain=one_gain)
+    q, k, v = random_qkv(layout)
+    plain = F.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(modulated_attention(q, k, v, layout, 0.0), plain)
+    off = replace(layout, query_gain=torch.zeros_like(layout.query_gain))
+    assert torch.equal(modulated_attention(q, k, v, off, 1.0), plain)
+    half = replace(layout, query_gain=layout.query_gain * torch.tensor([[0.0], [1.0], [0.0]]))
+    mixed = modulated_attention(q, k, v, half, 1.0)
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]])
+    assert not torch.allclose(mixed[1], plain[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("one_gain", [False, True])
+@pytest.mark.parametrize("mask", ["empty", "full", "one pixel", "overlapping"])
+def test_half_precision_stays_finite_and_close(dtype, one_gain, mask):
+    layout = random_layout(2, 24, 24, 2, one_gain=one_gain)
+    if mask != "overlapping":
+        queries = torch.full_like(layout.query_regions, mask == "full")
+        queries[:, 7, 0] |= mask == "one pixel"
+        layout = replace(layout, query_regions=queries, key_regions=queries if one_gain else layout.key_regions)
+    for size in (1.0, 18.0):  # the scores of the second reach ±1000
+        q, k, v = (x.to(dtype) for x in random_qkv(layout, size=size))
+        lean = modulated_attention(q, k, v, layout, 1.0)
+        assert lean.dtype == dtype
+        assert lean.isfinite().all()
+        if size == 1:
+            worst = (lean.float() - reference_attention(q, k, v, layout, 1.0).float()).abs().max().item()
+            plain = (
+                (
+                    F.scaled_dot_product_attention(q, k, v).float()
+                    - F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+                )
+                .abs()
+                .max()
+                .item()
+            )
+            assert worst < 4 * plain + 4 * torch.finfo(dtype).eps, f"{worst:.2e} off, plain attention {plain:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_a_small_region_loses_no_more_than_rounding_its_result_does(dtype):
+    n, small = 1024, slice(0, 8)  # here the lift a·(M − m) of 8 keys weighs up against 1016 others: its rounding shows
+    pixels = torch.zeros(1, n, 1, dtype=torch.bool)
+    pixels[:, small] = True
+    layout = Layout(pixels, pixels, torch.full((1, n), 0.8), torch.ones(1, 1))
+    q, k, v = (x.to(dtype) for x in random_qkv(layout, d=40))
+    v[:, :, small] += 2
+    exact = reference_attention(q.float(), k.float(), v.float(), layout, 1.0)[:, :, small]
+    lean = modulated_attention(q, k, v, layout, 1.0)[:, :, small].float()
+    lost, rounding = ((x - exact).square().mean().sqrt().item() for x in (lean, exact.to(dtype).float()))
+    assert lost < 1.3 * rounding, f"{lost:.2e} lost, {rounding:.2e} by rounding the result"
+
+
+def test_extreme_scores_do_not_overflow_half_precision():
+    layout = replace(random_layout(1, 16, 16, 2, one_gain=True), query_gain=torch.full((1, 16), 2.0))
+    q, k, v = (
+        x.half() for x in random_qkv(layout, d=64, size=100.0)
+    )  # scores up to ±30000, beyond float16 when doubled
+    assert modulated_attention(q, k, v, layout, 1.0).isfinite().all()
+
+
+def test_no_tensor_of_queries_by_keys_is_ever_made():
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(x, torch.Tensor):
+                    self.elements = max(self.elements, x.untyped_storage().nbytes() // x.element_size())
+            return out
+
+    n = 2048
+    layout = random_layout(1, n, n, 3, one_gain=True)
+    q, k, v = random_qkv(layout, heads=1)
+    with Largest() as largest:
+        modulated_attention(q, k, v, layout, 0.3)
+    assert largest.elements < n * n / 2
+
+
+def test_a_layout_for_another_layer_is_refused():
+    layout = random_layout(1, 4, 4, 1)
+    q, k, v = random_qkv(random_layout(1, 5, 4, 1))
+    with pytest.raises(RealignError, match="5 queries"):
+        modulated_attention(q, k, v, layout, 1.0)
