@@ -7,6 +7,7 @@ is the template with the largest overlap over its bounding box. Half a shape in 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -82,3 +83,9 @@ def judge(image: np.ndarray, pairs: list[tuple[str, str]]) -> Verdict:
     wanted = Counter(pairs)
     hits = sum((found & wanted).values())
     return Verdict(hits / max(1, len(pairs)), float(hits == len(pairs)), float(found == wanted))
+
+
+def judge_all(images: Iterable[np.ndarray], wanted: Iterable[list[tuple[str, str]]]) -> dict[str, np.ndarray]:
+    """`judge` for many images: each field of `Verdict` as an array [N]."""
+    rows = np.array([judge(image, pairs) for image, pairs in zip(images, wanted, strict=True)])
+    return dict(zip(Verdict._fields, rows.T, strict=True))

@@ -144,10 +144,10 @@ def random_things(rng: random.Random, count: int) -> tuple[Thing, ...]:
 def random_scene(rng: random.Random, count: int | None = None, *, held_out: bool | None = False) -> Scene:
     """A scene of `count` things (by default one, two or three: 30, 60 and 10 %).
 
-    `held_out` False: never a held-out pair; True: always one; None: either.
+    `held_out` False: never a held-out pair; True: always one, so never a single thing; None: either.
     """
     if count is None:
-        count = rng.choices((1, 2, 3), (30, 60, 10))[0]
+        count = rng.choices((1, 2, 3), (0 if held_out else 30, 60, 10))[0]  # one thing is no held-out pair
     while True:
         things = random_things(rng, count)
         if held_out is None or is_held_out([t.pair for t in things]) == held_out:

@@ -1,0 +1,182 @@
+"""How good are the demo models? Every number of demo/README.md, on data that none of them was trained on.
+
+    make demo-metrics
+    python demo/metrics.py --only eyes --only text_to_image
+
+The eyes look at fresh scenes of held-out pairs; the text-to-image model draws one-object prompts and held-out
+two-object prompts, which the judge checks.
+"""
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.regions import Region, RegionSet
+from ..perception.detector import box_iou
+from ..perception.images import to_uint8
+from ..pipeline.realign import Models
+from .judge import judge_all
+from .models import FOLDER, SETTINGS, load_models
+from .prompts import Pair, one_object_prompts, two_object_prompts
+from .train.data import Scenes, draw_scenes
+from .train.text_tower import wrong_pairs
+from .world import SIZE, TAGS, caption, parse, phrase
+
+SCENES, SEED, BATCH = 1000, 9, 50
+TARGETS = {
+    "one-object bind": (0.90, 1.0),
+    "two-object both right": (0.35, 0.60),
+    "captioner pair F1": (0.95, 1.0),
+    "f_enc right caption": (0.95, 1.0),
+    "tagger macro F1": (0.95, 1.0),
+    "detector accuracy @ IoU 0.5": (0.85, 1.0),
+    "mask mIoU": (0.75, 1.0),
+}
+"""What each should reach, and where mix-ups should remain."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=FOLDER)
+    parser.add_argument("--only", choices=("eyes", "text_to_image"), action="append")
+    parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"))
+    options = parser.parse_args()
+    models = load_models(options.models)
+    numbers: dict[str, float] = {}
+    if not options.only or "eyes" in options.only:
+        numbers |= eyes(models, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
+    if not options.only or "text_to_image" in options.only:
+        numbers |= text_to_image(models)
+    numbers = {name: float(value) for name, value in numbers.items()}
+    for name, value in numbers.items():
+        low, high = TARGETS.get(name, (None, None))
+        wish = "" if low is None else f"   wished {low:.2f} to {high:.2f}{'' if low <= value <= high else '   MISSED'}"
+        print(f"{name:<36}{value:.3f}{wish}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def eyes(models: Models, scenes: Scenes) -> dict[str, float]:
+    """What the models that look and read get right on clean scenes of two things."""
+    images = scenes.images.permute(0, 2, 3, 1).float() / 255
+    truths = [[thing.pair for thing in things] for things in scenes.things]
+    captions, tags, regions = [], [], []
+    for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="eyes"):
+        captions += models.reward.captioner.caption(images[rows])
+        tags += models.tagger.tag(images[rows])
+        regions += models.grounded_sam.ground(images[rows], [_asked(truths[i]) for i in rows.tolist()])
+    return {
+        "judge exact": judge_all(to_uint8(images), truths)["exact"].mean(),
+        "VAE reconstruction, judge exact": _reconstruction(models, images, truths),
+        "captioner pair F1": _pair_f1([parse(c) for c in captions], truths),
+        "f_enc right caption": _right_caption(models, truths),
+        "tagger macro F1": _tag_f1([{t.name for t in own} for own in tags], truths),
+        **_grounding(regions, scenes),
+    }
+
+
+def text_to_image(models: Models, seeds: int = 5) -> dict[str, float]:
+    """What the text-to-image model draws: one-object prompts with several seeds, all held-out two-object prompts."""
+    one, two = one_object_prompts() * seeds, two_object_prompts(held_out=True)
+    images = draw(models, two, "two objects")
+    single = judge_all(draw(models, one, "one object"), [pairs for _, pairs in one])
+    double = judge_all(images, [pairs for _, pairs in two])
+    kept = np.array(_rewards(models, images, [prompt for prompt, _ in two])) >= SETTINGS.gate
+    right = double["both_right"] == 1
+    return {
+        "one-object bind": single["bind"].mean(),
+        "two-object bind": double["bind"].mean(),
+        "two-object both right": right.mean(),
+        "two-object exact": double["exact"].mean(),
+        "right images the gate keeps": kept[right].mean(),
+        "wrong images the gate keeps": kept[~right].mean(),
+    }
+
+
+def draw(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) -> np.ndarray:
+    """Plain images [N, H, W, 3] uint8 of the prompts, seeded by their places."""
+    out = []
+    for rows in tqdm(torch.arange(len(prompts)).split(BATCH), desc=label):
+        texts = [prompts[i][0] for i in rows.tolist()]
+        out.append(to_uint8(models.sampler.sample(texts, models.sampler.noise(rows.tolist()), SETTINGS.sampling)))
+    return np.concatenate(out)
+
+
+def _rewards(models: Models, images: np.ndarray, prompts: list[str]) -> list[float]:
+    pixels = torch.from_numpy(images).float() / 255
+    return [
+        score
+        for rows in torch.arange(len(images)).split(BATCH)
+        for score in models.reward(pixels[rows], [prompts[i] for i in rows.tolist()]).scores.tolist()
+    ]
+
+
+def _asked(pairs: list[Pair]) -> RegionSet:
+    """Regions with words but no places."""
+    return RegionSet(caption(pairs), tuple(Region(tag=pair[1], phrase=phrase(pair)) for pair in pairs))
+
+
+@torch.inference_mode()
+def _reconstruction(models: Models, images: Tensor, truths: list[list[Pair]], count: int = 200) -> float:
+    """The fraction of scenes of which the judge still sees everything after encoding and decoding."""
+    vae = models.sampler.vae
+    x = images[:count].permute(0, 3, 1, 2) * 2 - 1
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(BATCH)])
+    pixels = to_uint8(((decoded + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1))
+    return float(judge_all(pixels, truths[:count])["exact"].mean())
+
+
+def _pair_f1(said: list[list[Pair]], truths: list[list[Pair]]) -> float:
+    """F1 of the (color, shape) pairs, over all images together."""
+    hits = sum(sum((Counter(a) & Counter(b)).values()) for a, b in zip(said, truths, strict=True))
+    return 2 * hits / max(1, sum(map(len, said)) + sum(map(len, truths)))
+
+
+def _right_caption(models: Models, truths: list[list[Pair]]) -> float:
+    """How often f_enc finds a caption nearer to itself in another order than to one with something changed."""
+    rng = random.Random(SEED)
+    right = [caption(pairs) for pairs in truths]
+    reordered = [caption(pairs[::-1]) for pairs in truths]
+    wrong = [caption(wrong_pairs(pairs, rng)) for pairs in truths]
+    own, other = (models.reward.similarity(right, texts) for texts in (reordered, wrong))
+    return float((own > other).float().mean())
+
+
+def _tag_f1(found: list[set[str]], truths: list[list[Pair]]) -> float:
+    """Mean over the tags of each tag's F1."""
+    wanted = [{word for pair in pairs for word in pair} for pairs in truths]
+    scores = []
+    for tag in TAGS:
+        hits = sum(tag in a and tag in b for a, b in zip(found, wanted, strict=True))
+        total = sum((tag in a) + (tag in b) for a, b in zip(found, wanted, strict=True))
+        scores.append(2 * hits / max(1, total))
+    return float(np.mean(scores))
+
+
+def _grounding(regions: list[RegionSet], scenes: Scenes) -> dict[str, float]:
+    """Boxes that lie right, and how well masks from detected boxes fit; what was not found counts 0."""
+    boxes, masks = [], []
+    for found, things, truth in zip(regions, scenes.things, scenes.masks, strict=True):
+        for region, thing, mask in zip(found, things, truth, strict=True):
+            box = torch.tensor([region.box or (0.0, 0.0, 0.0, 0.0)])
+            boxes.append(float(box_iou(box, torch.tensor([thing.box]))) >= 0.5)
+            seen = np.zeros((SIZE, SIZE), bool) if region.mask is None else region.mask.numpy() > 0.5
+            masks.append((seen & (mask > 0.5)).sum() / max(1, (seen | (mask > 0.5)).sum()))
+    return {"detector accuracy @ IoU 0.5": float(np.mean(boxes)), "mask mIoU": float(np.mean(masks))}
+
+
+if __name__ == "__main__":
+    main()

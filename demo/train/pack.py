@@ -1,0 +1,67 @@
+"""Pack trained models into the shipped folders: fp16 safetensors, and the small files that stand beside them.
+
+python demo/train/pack.py --models out/demo-models                  # → demo/weights
+python demo/train/pack.py --models out/demo-models --only ram       # one of them
+"""
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..models import FOLDER
+
+FOLDERS = (
+    *(f"stable_diffusion/{part}" for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")),
+    *("blip2_captioner", "blip2_itm", "ram", "grounding_dino", "sam"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, help="what demo/train/all.py wrote")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--only", choices=FOLDERS, action="append", help="pack this folder only (may be repeated)")
+    options = parser.parse_args()
+    for name in options.only or FOLDERS:
+        pack(options.models / name, options.out / name)
+    size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
+    print(f"{options.out}: {size / 1e6:.1f} MB")
+
+
+def pack(source: Path, target: Path) -> None:
+    """Replace the folder `target` by `source`, its floating-point weights halved."""
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.suffix == ".safetensors":
+            tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
+            if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors.values()):
+                raise SystemExit(f"{file}: a weight does not fit into half precision.")
+            save_file(tensors, target / file.name, metadata={"format": "pt"})
+        elif file.name == "tokenizer_config.json":
+            (target / file.name).write_text(_readable_by_all(file.read_text(encoding="utf-8")), encoding="utf-8")
+        else:
+            shutil.copyfile(file, target / file.name)
+
+
+def _readable_by_all(config: str) -> str:
+    """transformers 5 names a tokenizer class that transformers 4 does not have; both know its old name."""
+    loaded = json.loads(config)
+    if loaded.get("tokenizer_class") == "TokenizersBackend":
+        loaded["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return json.dumps(loaded, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    main()

