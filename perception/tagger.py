@@ -51,6 +51,11 @@ class Tagger:
             raise RealignError(
                 f"The files in '{folder}' are damaged or not a RAM ({reason}): copy or download them again."
             ) from error
+        if not len(tags) == len(thresholds) == model.config.num_tags:
+            raise RealignError(
+                f"The tagger in '{folder}' knows {model.config.num_tags} tags, but its files list {len(tags)} tags and "
+                f"{len(thresholds)} thresholds: copy the list and the thresholds that belong to the weights."
+            )
         return cls(model.to(device, dtype), tags, torch.tensor(thresholds))
 
     @torch.inference_mode()

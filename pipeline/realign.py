@@ -107,6 +107,10 @@ def realign_batch(
 ) -> list[RealignResult]:
     """`realign` for several prompts at once, one seed each; order and number are kept."""
     settings = settings or RealignSettings()
+    if len(prompts) != len(seeds):
+        raise RealignError(f"There are {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt.")
+    if not prompts:
+        return []
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise RealignError(f"Prompt {i + 1} of {len(prompts)} is empty: write what the image should show.")

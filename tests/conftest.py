@@ -3,4 +3,14 @@
 import pathlib
 import runpy
 
+import pytest
+
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["load_pack"]()
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The shipped demo models."""
+    from realigndiff.demo.models import load_models
+
+    return load_models()

@@ -1,0 +1,157 @@
+"""The eyes on clean scenes, and on what is no scene."""
+
+import itertools
+
+import pytest
+import torch
+from realigndiff.core.errors import RealignError
+from realigndiff.core.regions import Region, RegionSet
+from realigndiff.demo import world
+from realigndiff.demo.train.data import draw_scenes
+from realigndiff.perception.detector import box_iou
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return draw_scenes(COUNT, seed=77, objects=2, held_out=True, masks=True)
+
+
+@pytest.fixture(scope="module")
+def images(scenes):
+    return scenes.images.permute(0, 2, 3, 1).float() / 255
+
+
+@pytest.fixture(scope="module")
+def grounded(models, scenes, images):
+    asked = [
+        RegionSet("", tuple(Region(tag=t.shape, phrase=world.phrase(t.pair)) for t in things))
+        for things in scenes.things
+    ]
+    return models.grounded_sam.ground(images, asked)
+
+
+def eyes(models):
+    return {
+        "captioner": models.reward.captioner.caption,
+        "tagger": models.tagger.tag,
+        "detector": lambda images: models.grounded_sam.detector.detect(images, [["a red circle"]] * len(images)),
+        "segmenter": lambda images: models.grounded_sam.segmenter.masks(
+            images, [torch.tensor([[0.2, 0.2, 0.8, 0.8]])] * len(images)
+        ),
+    }
+
+
+def test_captions_name_what_is_there(models, scenes, images):
+    captions = models.reward.captioner.caption(images)
+    pairs = zip(captions, scenes.things, strict=True)
+    right = [set(world.parse(c)) == {t.pair for t in things} for c, things in pairs]
+    assert sum(right) >= 0.9 * COUNT
+
+
+def test_tags_name_what_is_there(models, scenes, images):
+    tags = models.tagger.tag(images)
+    wrong = sum(
+        len({tag.name for tag in own} ^ {word for t in things for word in t.pair})
+        for own, things in zip(tags, scenes.things, strict=True)
+    )
+    assert wrong <= 0.1 * COUNT * len(world.TAGS)
+    assert all(a.confidence >= b.confidence for own in tags for a, b in itertools.pairwise(own))
+
+
+def test_boxes_and_masks_lie_on_their_things(grounded, scenes):
+    boxes, masks = [], []
+    for found, things, truth in zip(grounded, scenes.things, scenes.masks, strict=True):
+        for region, thing, mask in zip(found, things, torch.from_numpy(truth) > 0.5, strict=True):
+            box = torch.tensor([region.box or (0, 0, 0, 0)], dtype=torch.float32)
+            boxes.append(float(box_iou(box, torch.tensor([thing.box]))) >= 0.5)
+            seen = torch.zeros(64, 64, dtype=torch.bool) if region.mask is None else region.mask > 0.5
+            masks.append(float((seen & mask).sum() / (seen | mask).sum()))
+    assert sum(boxes) >= 0.8 * len(boxes)
+    assert sum(masks) >= 0.7 * len(masks)
+
+
+def test_two_phrases_of_one_image_never_share_a_box(grounded):
+    for found in grounded:
+        boxes = [region.box for region in found if region.box is not None]
+        assert len(set(boxes)) == len(boxes)
+
+
+def test_the_text_encoder_tells_a_swap_from_another_order(models):
+    said = ["a red circle and a blue square", "a blue square and a red circle", "a blue circle and a red square"]
+    embedded = models.reward.text_encoder.embed(said)
+    assert embedded.norm(dim=-1) == pytest.approx(torch.ones(3), abs=1e-5)
+    assert embedded[0] @ embedded[1] > embedded[0] @ embedded[2] + 0.1
+
+
+def test_the_caption_reward_is_high_for_the_right_prompt_only(models, scenes, images):
+    right = [world.caption([t.pair for t in things]) for things in scenes.things]
+    own = models.reward(images, right).scores
+    other = models.reward(images, right[1:] + right[:1]).scores
+    assert own.mean() > 0.9 > 0.6 > other.mean()
+    assert own.abs().max() <= 1 + 1e-5
+
+
+def test_a_batch_sees_what_each_image_alone_shows(models, images):
+    for look in eyes(models).values():
+        together, alone = look(images[:3]), [look(images[i : i + 1])[0] for i in range(3)]
+        for a, b in zip(together, alone, strict=True):
+            _assert_same(a, b)
+
+
+def _assert_same(a, b):
+    if isinstance(a, str):
+        assert a == b
+    elif isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, abs=1e-4)
+    else:
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            _assert_same(x, y)
+
+
+def test_an_image_of_another_size_and_shape_is_seen_too(models, images):
+    wide = torch.nn.functional.interpolate(images[:1].permute(0, 3, 1, 2), (96, 160)).permute(0, 2, 3, 1)
+    for look in eyes(models).values():
+        assert len(look(wide)) == 1
+    assert eyes(models)["segmenter"](wide)[0].shape == (1, 96, 160)
+
+
+def test_a_plain_image_has_no_tags_and_no_boxes(models):
+    grey = torch.full((1, 64, 64, 3), 0.9)
+    assert models.tagger.tag(grey) == [[]]
+    found = models.grounded_sam.ground(grey, [RegionSet("", (Region(tag="circle", phrase="a red circle"),))])[0]
+    assert found.missing == ("a red circle",)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(1, 1, 1, 3), "1 x 1 pixels"),
+        (torch.full((1, 64, 64, 3), float("nan")), "not numbers"),
+        (torch.zeros(64, 64, 3), r"\[B, H, W, 3\]"),
+        (torch.zeros(1, 3, 64, 64), r"\[B, H, W, 3\]"),
+    ],
+    ids=["one pixel", "NaN", "no batch", "channels first"],
+)
+@pytest.mark.parametrize("eye", ["captioner", "tagger", "detector", "segmenter"])
+def test_a_bad_image_is_refused_in_one_sentence(models, eye, bad, message):
+    with pytest.raises(RealignError, match=message):
+        eyes(models)[eye](bad)
+
+
+def test_more_prompts_than_images_are_refused(models, images):
+    with pytest.raises(RealignError, match="2 images and 1 prompts"):
+        models.reward(images[:2], ["a red circle"])
+
+
+def test_too_many_phrases_are_refused_with_a_mend(models, images):
+    with pytest.raises(RealignError, match="higher tag threshold"):
+        models.grounded_sam.detector.detect(images[:1], [["a red circle"] * 40])
+
+
+def test_no_phrases_give_no_candidates(models, images):
+    assert models.grounded_sam.detector.detect(images[:1], [[]])[0].boxes.shape == (0, 4)

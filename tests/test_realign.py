@@ -1,0 +1,122 @@
+"""The whole loop on the demo models."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from realigndiff.core.errors import RealignError
+from realigndiff.demo.models import SETTINGS
+from realigndiff.demo.report import report
+from realigndiff.pipeline.panel import panel
+from realigndiff.pipeline.realign import realign, realign_batch
+from realigndiff.pipeline.sampler import SamplingSettings
+
+PROMPT = "a red circle and a blue square"
+FAST = dataclasses.replace(SETTINGS, sampling=SamplingSettings(steps=6, cfg=3.0), gate=None, box_threshold=0.1)
+
+
+@pytest.fixture(scope="module")
+def result(models):
+    return realign(models, PROMPT, 3, FAST)
+
+
+def test_the_same_seed_gives_the_same_images_bit_for_bit(models, result):
+    again = realign(models, PROMPT, 3, FAST)
+    assert torch.equal(again.before.image, result.before.image)
+    assert torch.equal(again.after.image, result.after.image)
+
+
+def test_another_seed_gives_another_image(models, result):
+    assert not torch.equal(realign(models, PROMPT, 4, FAST).before.image, result.before.image)
+
+
+def test_an_image_in_a_batch_is_what_it_is_alone(models, result):
+    both = realign_batch(models, ["a green ring and a pink cross", PROMPT], [8, 3], FAST)
+    torch.testing.assert_close(both[1].before.image, result.before.image, atol=1e-3, rtol=0)
+    torch.testing.assert_close(both[1].after.image, result.after.image, atol=2e-3, rtol=0)
+    assert both[1].prompt == PROMPT
+
+
+def test_a_wrong_image_is_sampled_again_inside_its_regions(result):
+    assert result.changed
+    assert result.regions.active
+    assert not torch.equal(result.before.image, result.after.image)
+    assert "sampled again" in result.verdict
+
+
+def test_an_image_that_reaches_the_gate_is_left_alone(models):
+    result = realign(models, PROMPT, 3, dataclasses.replace(FAST, gate=-1.0))
+    assert result.after is result.before
+    assert not result.changed
+    assert "reaches the gate" in result.verdict
+
+
+def test_an_image_without_a_box_is_returned_unchanged_and_says_so(models):
+    result = realign(models, PROMPT, 3, dataclasses.replace(FAST, box_threshold=1.0))
+    assert result.after is result.before
+    assert result.regions.missing == ("a red circle", "a blue square")
+    assert "no region" in result.verdict
+
+
+def test_without_any_tag_the_prompts_own_phrases_are_looked_for(models, result):
+    untagged = realign(models, PROMPT, 3, dataclasses.replace(FAST, tag_threshold=1.0))
+    assert [region.phrase for region in untagged.regions] == ["a red circle", "a blue square"]
+
+
+@pytest.mark.parametrize("prompt", ["a hexagonal elephant", "ein rotes Haus", "!!!", "x" * 400])
+def test_a_prompt_without_a_known_word_is_drawn_and_survives(models, prompt):
+    result = realign(models, prompt, 0, FAST)
+    assert torch.isfinite(result.after.image).all()
+    assert result.verdict
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_refused(models, prompt):
+    with pytest.raises(RealignError, match="Prompt 1 of 1 is empty"):
+        realign(models, prompt, 0, FAST)
+
+
+def test_no_prompts_give_no_results(models):
+    assert realign_batch(models, [], [], FAST) == []
+
+
+def test_prompts_and_seeds_must_match(models):
+    with pytest.raises(RealignError, match="2 prompts and 1 seeds"):
+        realign_batch(models, [PROMPT, PROMPT], [1], FAST)
+
+
+def test_progress_is_told_and_can_interrupt(models):
+    seen = []
+    realign(models, PROMPT, 3, FAST, lambda *what: seen.append(what))
+    assert ("coarse image", 6, 6) in seen
+    assert ("re-aligned image", 6, 6) in seen
+
+    def stop(doing, step, steps):
+        if doing == "re-aligned image":
+            raise KeyboardInterrupt
+
+    before = dict(models.sampler.unet.attn_processors)
+    with pytest.raises(KeyboardInterrupt):
+        realign(models, PROMPT, 3, FAST, stop)
+    assert models.sampler.unet.attn_processors == before
+
+
+def test_guidance_off_realigns_too(models):
+    off = dataclasses.replace(FAST, sampling=SamplingSettings(steps=4, cfg=1.0))
+    assert torch.isfinite(realign(models, PROMPT, 3, off).after.image).all()
+
+
+def test_the_report_holds_everything_and_is_json(result):
+    told = json.loads(json.dumps(report(result, FAST)))
+    assert {"prompt", "seed", "verdict", "before", "after", "regions", "missing", "notes", "settings"} <= set(told)
+    assert {"caption", "caption_reward", "judge", "judge_sees"} == set(told["before"])
+    for region in told["regions"]:
+        assert {"tag", "phrase", "likelihood", "box", "mask_area", "detection"} <= set(region)
+
+
+@pytest.mark.parametrize("settings", [FAST, dataclasses.replace(FAST, gate=-1.0)], ids=["mended", "left alone"])
+def test_the_panel_is_a_picture_of_three(models, settings):
+    picture = panel(realign(models, PROMPT, 3, settings))
+    assert picture.width > 3 * 384
+    assert len(set(picture.resize((64, 32)).getdata())) > 50
