@@ -108,10 +108,13 @@ class Ram(nn.Module):
         encoded = self.visual_encoder(pixel_values=pixel_values)
         return self.image_proj(torch.cat([encoded.pooler_output[:, None], encoded.last_hidden_state], dim=1))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised → logits [B, K]."""
-        tokens = self.image_tokens(pixel_values)
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, T, image_width] → logits [B, K]."""
         queries = F.relu(self.wordvec_proj(self.label_embed)).expand(len(tokens), -1, -1)  # [B, K, D]
         for layer in self.tagging_head:
             queries = layer(queries, tokens)
         return self.fc(queries).squeeze(-1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised → logits [B, K]."""
+        return self.classify(self.image_tokens(pixel_values))

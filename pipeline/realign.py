@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..attention.settings import ModulationSettings
@@ -24,6 +24,10 @@ from .sampler import DiffusersSampler, SamplingSettings
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, step, steps); raise in it to interrupt."""
+
+
+def _silent(doing: str, step: int, steps: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def realign(
     prompt: str,
     seed: int,
     settings: RealignSettings | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = _silent,
 ) -> RealignResult:
     """Draw `prompt` from `seed`'s noise and mend what the image mixes up.
 
@@ -103,7 +107,7 @@ def realign_batch(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: RealignSettings | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = _silent,
 ) -> list[RealignResult]:
     """`realign` for several prompts at once, one seed each; order and number are kept."""
     settings = settings or RealignSettings()
@@ -114,16 +118,16 @@ def realign_batch(
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise RealignError(f"Prompt {i + 1} of {len(prompts)} is empty: write what the image should show.")
-    tell = on_progress or (lambda *_: None)
     noise = models.sampler.noise(seeds)
-    images = models.sampler.sample(prompts, noise, settings.sampling, on_step=lambda i, n: tell("coarse image", i, n))
+    images = models.sampler.sample(prompts, noise, settings.sampling, on_step=partial(on_progress, "coarse image"))
     before = look(models, images, prompts)
-    tell("looking", 0, 1)
+    on_progress("looking", 0, 1)
     wrong = [i for i, seen in enumerate(before) if settings.gate is None or seen.reward < settings.gate]
     found = dict(zip(wrong, find_regions(models, images[wrong], [prompts[i] for i in wrong], settings), strict=True))
-    tell("looking", 1, 1)
+    on_progress("looking", 1, 1)
     mend = [i for i in wrong if found[i].active]
-    after = dict(zip(mend, resample(models, prompts, noise, found, mend, settings, tell), strict=True))
+    mended = resample(models, [prompts[i] for i in mend], noise[mend], [found[i] for i in mend], settings, on_progress)
+    after = dict(zip(mend, mended, strict=True))
     return [
         RealignResult(
             prompt=prompts[i],
@@ -159,24 +163,22 @@ def resample(
     models: Models,
     prompts: Sequence[str],
     noise: Tensor,
-    found: dict[int, RegionSet],
-    mend: Sequence[int],
+    region_sets: Sequence[RegionSet],
     settings: RealignSettings,
-    tell: Progress,
+    on_progress: Progress = _silent,
 ) -> list[Look]:
-    """Sample the images `mend` again from their own noise, with re-weighted attention (eq. 7-9)."""
-    if not mend:
+    """Sample images again from their own noise [B, C, h, w], with attention re-weighted by regions (eq. 7-9)."""
+    if not prompts:
         return []
-    words = [prompts[i] for i in mend]
     images = models.sampler.sample(
-        words,
-        noise[torch.tensor(mend)],
+        prompts,
+        noise,
         settings.sampling,
-        region_sets=[found[i] for i in mend],
+        region_sets=region_sets,
         modulation=settings.modulation,
-        on_step=lambda i, n: tell("re-aligned image", i, n),
+        on_step=partial(on_progress, "re-aligned image"),
     )
-    return look(models, images, words)
+    return look(models, images, prompts)
 
 
 def _verdict(looked: bool, mended: bool, before: Look, settings: RealignSettings) -> str:

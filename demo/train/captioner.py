@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -25,9 +24,10 @@ from transformers import (
 from .. import world
 from .data import Scenes, roughen
 from .fit import Recipe, fit
+from .patches import PATCH, PatchLabels
 
 RECIPE = Recipe(steps=4000, batch=64, lr=1e-3)
-WIDTH, QUERIES, PATCH = 64, 8, 8
+WIDTH, QUERIES = 64, 8
 VISION = Blip2VisionConfig(
     hidden_size=96,
     intermediate_size=192,
@@ -81,7 +81,7 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
     """Caption loss plus a shape label for each patch. Saves model, tokenizer and image processor to `folder`."""
     torch.manual_seed(recipe.seed)
     model = build(tokenizer).to(device).train()
-    patches = PatchLabels(scenes, device)
+    patches = PatchLabels(scenes, device, VISION.hidden_size)
     ids, targets = _caption_ids(scenes, tokenizer, model.config.image_token_index)
     ids, targets = ids.to(device), targets.to(device)
 
@@ -105,27 +105,6 @@ def image_processor() -> BlipImageProcessor:
     """64 x 64, [-1, 1]."""
     half = [0.5, 0.5, 0.5]
     return BlipImageProcessor(size={"height": world.SIZE, "width": world.SIZE}, image_mean=half, image_std=half)
-
-
-class PatchLabels:
-    """A dense auxiliary task: which shape (or none) does each ViT patch belong to?"""
-
-    def __init__(self, scenes: Scenes, device: str) -> None:
-        grid = world.SIZE // PATCH
-        centre = (np.arange(grid) + 0.5) * PATCH
-        labels = np.zeros((len(scenes), grid, grid), np.int64)
-        for i, things in enumerate(scenes.things):
-            for t in things:
-                rows, columns = (np.abs(centre - v) <= t.r + PATCH / 4 for v in (t.y, t.x))
-                labels[i][np.ix_(rows, columns)] = 1 + world.SHAPES.index(t.shape)
-        self.labels = torch.from_numpy(labels).flatten(1).to(device)  # [N, patches]
-        self.head = nn.Linear(VISION.hidden_size, 1 + len(world.SHAPES)).to(device)
-        self.weight = torch.tensor([0.2] + [1.0] * len(world.SHAPES), device=device)
-
-    def loss(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """tokens [B, 1 + patches, D] from the ViT → weighted cross-entropy."""
-        logits = self.head(tokens[:, 1:]).float().flatten(0, 1)
-        return F.cross_entropy(logits, self.labels[index.to(self.labels.device)].flatten(), weight=self.weight)
 
 
 def _caption_ids(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, image_token: int) -> tuple[Tensor, Tensor]:

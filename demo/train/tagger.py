@@ -14,6 +14,7 @@ from ...perception.ram import Ram, RamConfig
 from ..world import SIZE, TAGS
 from .data import Scenes, imagenet, roughen
 from .fit import Recipe, fit
+from .patches import PatchLabels
 
 RECIPE = Recipe(steps=2000, batch=64, lr=1e-3)
 THRESHOLD = 0.5
@@ -31,9 +32,10 @@ CONFIG = RamConfig(
 
 
 def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> Ram:
-    """Multi-label cross-entropy. Saves weights, config, tag list and thresholds to `folder`."""
+    """Multi-label cross-entropy and a shape label for each patch. Saves weights, config and text files to `folder`."""
     torch.manual_seed(recipe.seed)
     model = Ram(CONFIG).to(device).train()
+    patches = PatchLabels(scenes, device, CONFIG.image_width)
     targets = torch.tensor(
         [[float(tag in {w for t in things for w in t.pair}) for tag in TAGS] for things in scenes.things],
         device=device,
@@ -41,10 +43,11 @@ def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) ->
 
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))
-        logits = model(roughen(imagenet(scenes.pixels(index, device))))
-        return F.binary_cross_entropy_with_logits(logits.float(), targets[index.to(device)])
+        tokens = model.image_tokens(roughen(imagenet(scenes.pixels(index, device))))
+        tagged = F.binary_cross_entropy_with_logits(model.classify(tokens).float(), targets[index.to(device)])
+        return tagged + patches.loss(tokens, index)
 
-    fit(recipe, [model], loss_of, "tagger")
+    fit(recipe, [model, patches.head], loss_of, "tagger")
     save(model.eval(), folder)
     return model
 

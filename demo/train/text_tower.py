@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, PreTrainedTokenizerBase
 
 from ..world import COLORS, SHAPES, Thing, caption
-from .captioner import QUERIES, VISION, PatchLabels, image_processor
+from .captioner import QUERIES, VISION, image_processor
 from .data import Scenes, roughen
 from .fit import Recipe, fit
+from .patches import PatchLabels
 
 RECIPE = Recipe(steps=3500, batch=64, lr=1e-3)
 WIDTH, EMBEDDING = 96, 64
@@ -77,7 +78,7 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build(tokenizer).to(device).train()
-    patches = PatchLabels(scenes, device)
+    patches = PatchLabels(scenes, device, VISION.hidden_size)
 
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))

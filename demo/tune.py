@@ -1,0 +1,130 @@
+"""Which settings of the modulation serve the demo world best? Asked on prompts that are never reported on.
+
+    python demo/tune.py --count 192                     # every line of `VARIANTS` → out/tune.json and a table
+    python demo/tune.py --set power=1 end=0.6           # the default with these changed
+
+Coarse images and regions are made once; each variant then samples all of them again from their own noise, also those
+that were right, so that one run tells what a gate costs and saves.
+"""
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..attention.settings import ModulationSettings
+from ..core.regions import RegionSet
+from ..evaluation.table import Scores, score
+from ..pipeline.realign import Look, Models, find_regions, look, resample
+from .models import FOLDER, SETTINGS, load_models
+from .prompts import Pair, two_object_prompts
+
+BATCH = 48
+GATES = (0.8, 0.9, 0.95, 0.98)
+PAPER = ModulationSettings()
+OURS = SETTINGS.modulation
+VARIANTS = {"paper": PAPER, "ours": OURS}
+
+
+class Coarse(NamedTuple):
+    """The coarse images of all prompts and what was seen in them."""
+
+    prompts: list[tuple[str, list[Pair]]]
+    noise: Tensor
+    looks: list[Look]
+    regions: list[RegionSet]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=FOLDER)
+    parser.add_argument("--count", type=int, default=192, help="prompts")
+    parser.add_argument("--seed", type=int, default=1000, help="prompt i is drawn from the noise of seed + i")
+    parser.add_argument("--set", nargs="+", action="append", metavar="NAME=VALUE", help="one variant (may be repeated)")
+    parser.add_argument("--out", type=Path, default=Path("out/tune.json"))
+    options = parser.parse_args()
+    models = load_models(options.models)
+    coarse = draw(models, options.count, options.seed)
+    variants = {" ".join(c): replace(OURS, **_values(c)) for c in options.set} if options.set else VARIANTS
+    before = score(coarse.looks, coarse.prompts)
+    print(_header(), _line("base", before, before, None), sep="\n")
+    told = []
+    for name, settings in variants.items():
+        after = score(again(models, coarse, settings), coarse.prompts)
+        for gate in (None, *GATES):
+            print(_line(name, before, after, gate), flush=True)
+            told.append({"name": name, "gate": gate, **numbers(before, after, gate)})
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def _values(changes: list[str]) -> dict[str, float | None]:
+    pairs = (change.split("=", 1) for change in changes)
+    return {name: None if value == "none" else float(value) for name, value in pairs}
+
+
+def draw(models: Models, count: int, seed: int) -> Coarse:
+    """Coarse images of `count` prompts that are no report prompts, with their regions."""
+    prompts = two_object_prompts(held_out=False, count=count, seed=1)
+    noise = models.sampler.noise(range(seed, seed + count))
+    looks, regions = [], []
+    for rows in tqdm(torch.arange(count).split(BATCH), desc="coarse images"):
+        texts = [prompts[i][0] for i in rows.tolist()]
+        images = models.sampler.sample(texts, noise[rows], SETTINGS.sampling)
+        looks += look(models, images, texts)
+        regions += find_regions(models, images, texts, SETTINGS)
+    return Coarse(prompts, noise, looks, regions)
+
+
+def again(models: Models, coarse: Coarse, modulation: ModulationSettings) -> list[Look]:
+    """All images with an active region once more, with re-weighted attention."""
+    settings = replace(SETTINGS, modulation=modulation)
+    out = list(coarse.looks)
+    mend = [i for i, regions in enumerate(coarse.regions) if regions.active]
+    for start in range(0, len(mend), BATCH):
+        part = mend[start : start + BATCH]
+        texts, regions = [coarse.prompts[i][0] for i in part], [coarse.regions[i] for i in part]
+        for i, seen in zip(part, resample(models, texts, coarse.noise[part], regions, settings), strict=True):
+            out[i] = seen
+    return out
+
+
+def numbers(before: Scores, after: Scores, gate: float | None) -> dict[str, float]:
+    """Means over the prompts when images at or above the gate are left alone."""
+    left = before["caption_reward"] >= (np.inf if gate is None else gate)
+    mixed = {name: np.where(left, before[name], after[name]) for name in before}
+    right = before["both_right"] == 1
+    return {
+        **{name: float(values.mean()) for name, values in mixed.items()},
+        "stayed_right": float(mixed["both_right"][right].mean()),
+        "mended": float(mixed["both_right"][~right].mean()),
+        "sampled_again": float(1 - left.mean()),
+    }
+
+
+COLUMNS = ("bind", "both_right", "exact", "caption_reward", "stayed_right", "mended", "sampled_again")
+
+
+def _header() -> str:
+    return f"{'':<44}{'gate':>6}" + "".join(f"{name:>15}" for name in COLUMNS)
+
+
+def _line(name: str, before: Scores, after: Scores, gate: float | None) -> str:
+    told: dict[str, Any] = numbers(before, after, gate)
+    return f"{name:<44}{gate or '-':>6}" + "".join(f"{told[column]:>15.3f}" for column in COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
