@@ -27,7 +27,7 @@ from ..world import COLORS, SHAPES, SIZE, Thing
 from .data import Scenes, imagenet, roughen
 from .fit import Recipe, fit
 
-RECIPE = Recipe(steps=4000, batch=32, lr=1e-3, weight_decay=1e-4, clip=0.5, bf16=False)
+RECIPE = Recipe(steps=2400, batch=32, lr=1e-3, weight_decay=1e-4, clip=0.5, bf16=False)
 MAX_THINGS, PHRASES = 3, 4
 FOCAL_GAMMA, BOX_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0
 

@@ -26,7 +26,7 @@ from ..world import SIZE
 from .data import Scenes, imagenet, roughen
 from .fit import Recipe, fit
 
-RECIPE = Recipe(steps=3000, batch=32, lr=1.5e-3, weight_decay=1e-4, bf16=False)
+RECIPE = Recipe(steps=1500, batch=32, lr=1.5e-3, weight_decay=1e-4, bf16=False)
 WIDTH, PATCH, JITTER = 32, 4, 2.5
 
 

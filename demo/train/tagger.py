@@ -16,7 +16,7 @@ from .data import Scenes, imagenet, roughen
 from .fit import Recipe, fit
 from .patches import PatchLabels
 
-RECIPE = Recipe(steps=2000, batch=64, lr=1e-3)
+RECIPE = Recipe(steps=1800, batch=64, lr=1e-3)
 THRESHOLD = 0.5
 CONFIG = RamConfig(
     image_size=SIZE,
