@@ -17,7 +17,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,10 +32,19 @@ from .models import FOLDER, SETTINGS, load_models
 from .prompts import Pair, two_object_prompts
 
 BATCH = 48
-GATES = (0.8, 0.9, 0.95, 0.98)
 PAPER = ModulationSettings()
 OURS = SETTINGS.modulation
 VARIANTS = {"paper": PAPER, "ours": OURS}
+
+
+class Rule(NamedTuple):
+    """Which images are left alone: see `RealignSettings`."""
+
+    gate: float | None
+    keep_better: bool
+
+
+RULES = [Rule(None, False), Rule(None, True), Rule(0.9, False), *(Rule(g, True) for g in (0.8, 0.9, 0.95, 0.98))]
 
 
 class Coarse(NamedTuple):
@@ -59,13 +68,13 @@ def main() -> None:
     coarse = draw(models, options.count, options.seed)
     variants = {" ".join(c): replace(OURS, **_values(c)) for c in options.set} if options.set else VARIANTS
     before = score(coarse.looks, coarse.prompts)
-    print(_header(), _line("base", before, before, None), sep="\n")
+    print(_header(), _line("base", before, before, RULES[0]), sep="\n")
     told = []
     for name, settings in variants.items():
         after = score(again(models, coarse, settings), coarse.prompts)
-        for gate in (None, *GATES):
-            print(_line(name, before, after, gate), flush=True)
-            told.append({"name": name, "gate": gate, **numbers(before, after, gate)})
+        for rule in RULES:
+            print(_line(name, before, after, rule), flush=True)
+            told.append({"name": name, **rule._asdict(), **numbers(before, after, rule)})
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
@@ -101,16 +110,17 @@ def again(models: Models, coarse: Coarse, modulation: ModulationSettings) -> lis
     return out
 
 
-def numbers(before: Scores, after: Scores, gate: float | None) -> dict[str, float]:
-    """Means over the prompts when images at or above the gate are left alone."""
-    left = before["caption_reward"] >= (np.inf if gate is None else gate)
+def numbers(before: Scores, after: Scores, rule: Rule) -> dict[str, float]:
+    """Means over the prompts when the images that the rule protects are left alone."""
+    gated = before["caption_reward"] >= (np.inf if rule.gate is None else rule.gate)
+    left = gated | (rule.keep_better & (after["caption_reward"] <= before["caption_reward"]))
     mixed = {name: np.where(left, before[name], after[name]) for name in before}
     right = before["both_right"] == 1
     return {
         **{name: float(values.mean()) for name, values in mixed.items()},
         "stayed_right": float(mixed["both_right"][right].mean()),
         "mended": float(mixed["both_right"][~right].mean()),
-        "sampled_again": float(1 - left.mean()),
+        "sampled_again": float(1 - gated.mean()),
     }
 
 
@@ -118,12 +128,13 @@ COLUMNS = ("bind", "both_right", "exact", "caption_reward", "stayed_right", "men
 
 
 def _header() -> str:
-    return f"{'':<44}{'gate':>6}" + "".join(f"{name:>15}" for name in COLUMNS)
+    return f"{'':<40}{'gate':>6}{'better':>8}" + "".join(f"{name:>15}" for name in COLUMNS)
 
 
-def _line(name: str, before: Scores, after: Scores, gate: float | None) -> str:
-    told: dict[str, Any] = numbers(before, after, gate)
-    return f"{name:<44}{gate or '-':>6}" + "".join(f"{told[column]:>15.3f}" for column in COLUMNS)
+def _line(name: str, before: Scores, after: Scores, rule: Rule) -> str:
+    told = numbers(before, after, rule)
+    cells = "".join(f"{told[column]:>15.3f}" for column in COLUMNS)
+    return f"{name:<40}{rule.gate or '-':>6}{'yes' if rule.keep_better else '-':>8}{cells}"
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class RealignSettings:
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
     gate: float | None = None
     """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
+    keep_better: bool = False
+    """Whether an image that the re-aligned one does not surpass in caption reward is kept; the paper keeps none."""
     tag_threshold: float | None = None
     """Confidence from which a tag counts, in [0, 1]; None: each tag's own threshold."""
     box_threshold: float = BOX_THRESHOLD
@@ -127,7 +129,8 @@ def realign_batch(
     on_progress("looking", 1, 1)
     mend = [i for i in wrong if found[i].active]
     mended = resample(models, [prompts[i] for i in mend], noise[mend], [found[i] for i in mend], settings, on_progress)
-    after = dict(zip(mend, mended, strict=True))
+    tried = dict(zip(mend, mended, strict=True))
+    after = {i: seen for i, seen in tried.items() if not settings.keep_better or seen.reward > before[i].reward}
     return [
         RealignResult(
             prompt=prompts[i],
@@ -135,7 +138,7 @@ def realign_batch(
             before=before[i],
             after=after.get(i, before[i]),
             regions=found.get(i, RegionSet(prompts[i])),
-            verdict=_verdict(i in found, i in after, before[i], settings),
+            verdict=_verdict(before[i], i in found, tried.get(i), i in after, settings),
         )
         for i in range(len(prompts))
     ]
@@ -181,9 +184,14 @@ def resample(
     return look(models, images, prompts)
 
 
-def _verdict(looked: bool, mended: bool, before: Look, settings: RealignSettings) -> str:
-    if mended:
+def _verdict(before: Look, looked: bool, tried: Look | None, taken: bool, settings: RealignSettings) -> str:
+    if taken:
         return "The image was sampled again with attention re-weighted inside its regions."
+    if tried is not None:
+        return (
+            f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
+            f"which is no better than {before.reward:.3f}."
+        )
     if looked:
         return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."
     return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."

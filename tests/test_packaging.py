@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SKIPPED = (".git", ".venv", "out", "weights", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
-SCRIPTS = ("demo/run.py", "demo/metrics.py", "demo/train/all.py", "demo/train/pack.py", "evaluation/table.py")
+SCRIPTS = [
+    file.relative_to(ROOT)
+    for file in sorted(ROOT.rglob("*.py"))
+    if file.relative_to(ROOT).parts[0] not in (*SKIPPED, "tests") and "ArgumentParser" in file.read_text("utf-8")
+]
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -26,11 +30,20 @@ def clone(request, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["demo/run.py", "evaluation/table.py"])
 def test_a_script_runs_from_a_folder_of_any_name(clone, script, tmp_path):
     done = python(str(clone / script), "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_every_script_names_its_package_first(script):
+    text = (ROOT / script).read_text(encoding="utf-8")
+    depth = len(script.parts) - 1
+    wanted = f'(pathlib.Path(__file__).parents[{depth}] / "standalone.py"))["package_of"](__file__)'
+    assert wanted in text
+    assert text.index(wanted) < text.index("import argparse")
 
 
 def test_the_root_imports_neither_torch_nor_the_host(clone):

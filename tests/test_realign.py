@@ -52,6 +52,14 @@ def test_an_image_that_reaches_the_gate_is_left_alone(models):
     assert "reaches the gate" in result.verdict
 
 
+def test_a_re_aligned_image_that_is_no_better_can_be_refused(models, monkeypatch, result):
+    monkeypatch.setattr("realigndiff.pipeline.realign.resample", lambda *_, **__: [result.before])
+    kept = realign(models, PROMPT, 3, dataclasses.replace(FAST, keep_better=True))
+    assert not kept.changed
+    assert kept.regions.active
+    assert "no better" in kept.verdict
+
+
 def test_an_image_without_a_box_is_returned_unchanged_and_says_so(models):
     result = realign(models, PROMPT, 3, dataclasses.replace(FAST, box_threshold=1.0))
     assert result.after is result.before
