@@ -38,11 +38,11 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     options: dict[str, Any] = {} if dtype is None else {"output_loading_info": True}
     try:
         loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
-    except SafetensorError as error:
-        raise RealignError(
-            f"A weight file in '{folder}' is damaged or cut off ({error}): copy or download it again."
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if broken := _damage(error):
+            raise RealignError(
+                f"A weight file in '{folder}' is damaged or cut off ({broken}): copy or download it again."
+            ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RealignError(
             f"The folder '{folder}' could not be read as {name} ({reason[0][:200]}): check that all of the model's "
@@ -58,3 +58,10 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
             f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
         )
     return model.to(dtype)
+
+
+def _damage(error: BaseException | None) -> SafetensorError | None:
+    """What safetensors found wrong; diffusers wraps it into an error of its own."""
+    while error is not None and not isinstance(error, SafetensorError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -20,7 +20,7 @@ from .data import Scenes, roughen
 from .fit import Recipe, fit
 from .patches import PatchLabels
 
-RECIPE = Recipe(steps=3500, batch=64, lr=1e-3)
+RECIPE = Recipe(steps=1600, batch=64, lr=1e-3)
 WIDTH, EMBEDDING = 96, 64
 TEMPERATURE = 0.07
 HARD_NEGATIVES = 3
@@ -78,20 +78,20 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build(tokenizer).to(device).train()
-    patches = PatchLabels(scenes, device, VISION.hidden_size)
+    patches, words = PatchLabels(scenes, device, VISION.hidden_size), WordLabels(tokenizer, device)
 
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))
         right, reordered, wrong = _texts([scenes.things[i] for i in index.tolist()], rng)
         vision = model.vision_model(roughen(scenes.pixels(index, device))).last_hidden_state
         tokens = tokenizer(right + reordered + wrong, padding=True, return_tensors="pt").to(device)
-        image, text = embed_images(model, vision), embed_texts(model, tokens)
+        image, (text, hidden) = embed_images(model, vision), read_texts(model, tokens)
         ones, others = text[:batch], text[batch:]
         contrast = _contrast(image, ones, others[batch:]) + _text_contrast(ones, others[:batch], others[batch:])
         matching = _matching(model, vision, tokens, batch)
-        return contrast + 0.5 * matching + patches.loss(vision, index)
+        return contrast + 0.5 * matching + patches.loss(vision, index) + words.loss(hidden, tokens.input_ids)
 
-    fit(recipe, [model, patches.head], loss_of, "text tower")
+    fit(recipe, [model, patches.head, words.head], loss_of, "text tower")
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)
@@ -118,11 +118,33 @@ def embed_images(model: Blip2ForImageTextRetrieval, vision: Tensor) -> Tensor:
     return F.normalize(model.vision_projection(seen).float(), dim=-1)
 
 
-def embed_texts(model: Blip2ForImageTextRetrieval, tokens) -> Tensor:
-    """Token ids [B, L] → unit vectors [B, E]: the [CLS] position, projected."""
+def read_texts(model: Blip2ForImageTextRetrieval, tokens) -> tuple[Tensor, Tensor]:
+    """Token ids [B, L] → unit vectors [B, E] (the [CLS] position, projected) and the last layer's input [B, L, D]."""
     words = model.embeddings(input_ids=tokens.input_ids)
-    read = model.qformer(query_embeds=words, query_length=0, attention_mask=tokens.attention_mask).last_hidden_state
-    return F.normalize(model.text_projection(read[:, 0]).float(), dim=-1)
+    read = model.qformer(
+        query_embeds=words, query_length=0, attention_mask=tokens.attention_mask, output_hidden_states=True
+    )
+    text = F.normalize(model.text_projection(read.last_hidden_state[:, 0]).float(), dim=-1)
+    return text, read.hidden_states[-2]
+
+
+class WordLabels:
+    """A dense auxiliary task: which color stands before each shape's word?
+
+    With the contrasts alone a swap of two colors is never told from another order: 3500 steps left it at 9 %.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: str) -> None:
+        colors, shapes = (torch.tensor(tokenizer.convert_tokens_to_ids(list(words))) for words in (COLORS, SHAPES))
+        self.shapes = shapes.to(device)
+        self.color_of = torch.full((len(tokenizer),), -100, device=device)
+        self.color_of[colors] = torch.arange(len(COLORS), device=device)
+        self.head = nn.Linear(WIDTH, len(COLORS)).to(device)
+
+    def loss(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """hidden [B, L, D] of the texts with token ids [B, L] → cross-entropy."""
+        at = torch.isin(ids, self.shapes)
+        return F.cross_entropy(self.head(hidden[at]).float(), self.color_of[ids.roll(1, dims=1)[at]])
 
 
 def _similarity(image: Tensor, text: Tensor) -> Tensor:
