@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from ..core.errors import RealignError
 
@@ -37,7 +41,8 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     name = kind.__name__
     options: dict[str, Any] = {} if dtype is None else {"output_loading_info": True}
     try:
-        loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
+        with _quiet():
+            loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         if broken := _damage(error):
             raise RealignError(
@@ -57,7 +62,25 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
             f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
         )
-    return model.to(dtype)
+    with _quiet():
+        return model.to(dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no reports of unused weights: what matters is checked, and told, by `from_folder`."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.disable_progress_bar()
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _damage(error: BaseException | None) -> SafetensorError | None:

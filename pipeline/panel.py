@@ -10,7 +10,7 @@ from ..perception.images import to_pil
 from .overlay import font, overlay
 from .realign import Look, RealignResult
 
-SIDE, GAP, HEAD, FOOT = 384, 24, 92, 96
+SIDE, GAP, HEAD, FOOT = 384, 24, 112, 96
 INK, GREY, GREEN, AMBER = "#1f2328", "#636c76", "#1a7f37", "#9a6700"
 
 
