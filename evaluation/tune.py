@@ -1,7 +1,7 @@
 """Which settings of the modulation serve the demo world best? Asked on prompts that are never reported on.
 
-    python demo/tune.py --count 192                     # every line of `VARIANTS` → out/tune.json and a table
-    python demo/tune.py --set power=1 end=0.6           # the default with these changed
+    python evaluation/tune.py --count 192                     # every line of `VARIANTS` → out/tune.json and a table
+    python evaluation/tune.py --set power=1 end=0.6           # the default with these changed
 
 Coarse images and regions are made once; each variant then samples all of them again from their own noise, also those
 that were right, so that one run tells what a gate costs and saves.
@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from ..attention.settings import ModulationSettings
 from ..core.regions import RegionSet
-from ..evaluation.table import Scores, score
+from ..demo.models import FOLDER, SETTINGS, load_models
+from ..demo.prompts import Pair, two_object_prompts
 from ..pipeline.realign import Look, Models, find_regions, look, resample
-from .models import FOLDER, SETTINGS, load_models
-from .prompts import Pair, two_object_prompts
+from .table import Scores, score
 
 BATCH = 48
 PAPER = ModulationSettings()
