@@ -62,6 +62,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=192, help="prompts")
     parser.add_argument("--seed", type=int, default=1000, help="prompt i is drawn from the noise of seed + i")
     parser.add_argument("--set", nargs="+", action="append", metavar="NAME=VALUE", help="one variant (may be repeated)")
+    parser.add_argument(
+        "--below", type=float, default=np.inf, help="sample only images with a lower caption reward again: faster"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/tune.json"))
     options = parser.parse_args()
     models = load_models(options.models)
@@ -71,7 +74,7 @@ def main() -> None:
     print(_header(), _line("base", before, before, RULES[0]), sep="\n")
     told = []
     for name, settings in variants.items():
-        after = score(again(models, coarse, settings), coarse.prompts)
+        after = score(again(models, coarse, settings, options.below), coarse.prompts)
         for rule in RULES:
             print(_line(name, before, after, rule), flush=True)
             told.append({"name": name, **rule._asdict(), **numbers(before, after, rule)})
@@ -97,11 +100,11 @@ def draw(models: Models, count: int, seed: int) -> Coarse:
     return Coarse(prompts, noise, looks, regions)
 
 
-def again(models: Models, coarse: Coarse, modulation: ModulationSettings) -> list[Look]:
-    """All images with an active region once more, with re-weighted attention."""
+def again(models: Models, coarse: Coarse, modulation: ModulationSettings, below: float) -> list[Look]:
+    """The images with an active region and a caption reward under `below` once more, with re-weighted attention."""
     settings = replace(SETTINGS, modulation=modulation)
     out = list(coarse.looks)
-    mend = [i for i, regions in enumerate(coarse.regions) if regions.active]
+    mend = [i for i, seen in enumerate(out) if seen.reward < below and coarse.regions[i].active]
     for start in range(0, len(mend), BATCH):
         part = mend[start : start + BATCH]
         texts, regions = [coarse.prompts[i][0] for i in part], [coarse.regions[i] for i in part]
