@@ -20,8 +20,9 @@ FOLDER = Path(__file__).parent / "weights"
 
 SETTINGS = RealignSettings(
     sampling=SamplingSettings(steps=20, cfg=3.0),
-    modulation=ModulationSettings(),
+    modulation=ModulationSettings(end=0.5),
     gate=0.9,
+    keep_better=True,
 )
 
 

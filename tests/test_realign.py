@@ -13,7 +13,9 @@ from realigndiff.pipeline.realign import realign, realign_batch
 from realigndiff.pipeline.sampler import SamplingSettings
 
 PROMPT = "a red circle and a blue square"
-FAST = dataclasses.replace(SETTINGS, sampling=SamplingSettings(steps=6, cfg=3.0), gate=None, box_threshold=0.1)
+FAST = dataclasses.replace(
+    SETTINGS, sampling=SamplingSettings(steps=6, cfg=3.0), gate=None, keep_better=False, box_threshold=0.1
+)
 
 
 @pytest.fixture(scope="module")
