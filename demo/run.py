@@ -1,6 +1,6 @@
 """See the method work: one prompt, its coarse image, what is seen in it, the re-aligned image.
 
-    make demo PROMPT="a red circle and a blue square" SEED=7
+    make demo PROMPT="a red circle and a blue square" SEED=22
     python demo/run.py --prompt "a red circle and a blue square" --seed 7 --out out/demo
 
 Writes `panel.png` and `report.json` to the folder `--out`. The same prompt and seed give the same image, bit for bit.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-PROMPT, SEED = "a red circle and a blue square", 0
+PROMPT, SEED = "a red circle and a blue square", 22
 
 
 def main() -> None:
