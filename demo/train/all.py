@@ -45,7 +45,9 @@ def train_one(name: str, out: Path, device: str, steps: int | None, count: int) 
         return
     codec = vae.AutoencoderKL.from_pretrained(diffusion / "vae").to(device).eval()
     if name == "text_to_image":
-        text_to_image.train(scenes, codec, clip_tokenizer(diffusion / "tokenizer"), diffusion, device, recipe)
+        tokenizer = clip_tokenizer(diffusion / "tokenizer")
+        confusion = replace(module.CONFUSION, steps=steps) if steps else module.CONFUSION
+        text_to_image.train(scenes, codec, tokenizer, diffusion, device, recipe, confusion)
         return
     scenes = vae.with_reconstructions(codec, scenes, min(count, RECONSTRUCTIONS), device)
     if name == "captioner":
