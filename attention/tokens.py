@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import RealignError
@@ -21,7 +22,25 @@ def token_positions(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurren
     Raises:
         RealignError: the prompt has no word of the phrase, too few occurrences, or has it beyond the encoding's end.
     """
-    ids = _ids(prompt, tokenizer)
+    found = find_tokens(phrase, prompt, _ids(prompt, tokenizer), tokenizer, occurrence)
+    end = tokenizer.model_max_length - 1  # where the end token is when the prompt is too long
+    positions = [index + 1 for index in found if index + 1 < end]  # after the start token
+    if not positions:
+        raise RealignError(
+            f"'{phrase}' comes after the {end - 1} tokens of the prompt that the text encoder reads; "
+            "move it forward or shorten the prompt."
+        )
+    return positions
+
+
+def find_tokens(
+    phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer, occurrence: int = 0
+) -> Sequence[int]:
+    """Where among `ids`, the prompt's tokens without start, end and padding, the tokens of the phrase stand.
+
+    Raises:
+        RealignError: the prompt has no word of the phrase, or too few occurrences.
+    """
     starts, length = _find(phrase, ids, tokenizer)
     if not starts:
         nearest = nearest_span(phrase, prompt)
@@ -33,21 +52,15 @@ def token_positions(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurren
             f"'{phrase}' is {len(starts)} times in the prompt '{prompt}', so occurrence {occurrence} (counted from 0) "
             "does not exist; choose a smaller one."
         )
-    first = starts[occurrence] + 1  # after the start token
-    end = tokenizer.model_max_length - 1  # where the end token is when the prompt is too long
-    if first >= end:
-        raise RealignError(
-            f"'{phrase}' comes after the {end - 1} tokens of the prompt that the text encoder reads; "
-            "move it forward or shorten the prompt."
-        )
-    return list(range(first, min(first + length, end)))
+    return range(starts[occurrence], starts[occurrence] + length)
 
 
-def _find(phrase: str, ids: list[int], tokenizer: CLIPTokenizer) -> tuple[list[int], int]:
+def _find(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> tuple[list[int], int]:
     """Where the phrase's ids start among the prompt's, at the beginning of a word; and how many they are."""
     wanted = _ids(phrase, tokenizer)
     if not wanted:
         return [], 0
+    ids = list(ids)
     word_ends = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)]
     starts = [
         i
