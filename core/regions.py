@@ -33,7 +33,9 @@ class Region:
     likelihood: float = CERTAIN
     """s_i of eq. 6, one of `LIKELIHOODS`: how strongly the region's attention is re-weighted; 0 leaves it alone."""
     occurrence: int = 0
-    """Which appearance of `phrase` in the prompt is meant, counted from 0."""
+    """Which of the `core.words.occurrences` of `phrase` in the prompt is meant, from 0: how many matches of its whole
+    words, in any case, begin before it. A match inside a longer phrase counts too: in `a red circle and circle` the
+    region `circle` has occurrence 1."""
     mask: Tensor | None = None
     """m_i: [H, W] in [0, 1]; None when nothing was found in the image for this phrase."""
     box: Box | None = None

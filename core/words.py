@@ -53,6 +53,16 @@ def noun_phrases(prompt: str) -> list[str]:
     The prompt is cut at punctuation and at words such as `and`, `with` and `next to`; a piece of articles alone is
     dropped.
     """
+    return [prompt[start:stop] for start, stop in noun_phrase_spans(prompt)]
+
+
+def noun_phrase_spans(prompt: str) -> list[tuple[int, int]]:
+    """Where in the prompt each of its `noun_phrases` stands: (start, stop) in characters."""
+    return [(piece[0].start(), piece[-1].end()) for piece in _pieces(prompt)]
+
+
+def _pieces(prompt: str) -> list[list[re.Match[str]]]:
+    """The words of each noun phrase."""
     pieces: list[list[re.Match[str]]] = [[]]
     end = 0
     for match in _WORD.finditer(prompt):
@@ -63,28 +73,37 @@ def noun_phrases(prompt: str) -> list[str]:
             pieces.append([])
         else:
             pieces[-1].append(match)
-    spans = [prompt[piece[0].start() : piece[-1].end()] for piece in pieces if piece]
-    return [span for span in spans if content_words(span)]
+    return [piece for piece in pieces if any(match.group().lower() not in ARTICLES for match in piece)]
+
+
+def occurrences(phrase: str, prompt: str) -> list[tuple[int, int]]:
+    """Where a prompt has a phrase as whole words: (start, stop) in characters of each match, also overlapping ones.
+
+    Case and the spaces between words do not matter.
+    """
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    if not words:
+        return []
+    whole = re.compile(rf"(?<![^\W_])(?=({words})(?![^\W_]))", re.IGNORECASE)
+    return [match.span(1) for match in whole.finditer(prompt)]
 
 
 def nearest_span(phrase: str, prompt: str) -> str | None:
     """The prompt's own words that say `phrase` best: the shortest span with most of its content words, or None.
 
-    Case, articles, plural endings and word order may differ; the first of equals wins.
+    Case, articles, plural endings and word order may differ. The span lies within one noun phrase, so it never joins
+    two things. Of spans that share equally many words, one with the phrase's last word, which names the thing, wins;
+    then the shortest, then the first.
     """
-    found = list(_WORD.finditer(prompt))
     wanted = content_words(phrase)
-    hits = [next((w for w in wanted if same_word(w, m.group())), None) for m in found]
-    best: tuple[int, int, int] | None = None  # (-words shared, length, start)
-    for start in range(len(found)):
-        if hits[start] is None:
-            continue
-        for stop in range(start + 1, min(len(found), start + 2 * len(wanted)) + 1):
-            key = (-len({h for h in hits[start:stop] if h is not None}), stop - start, start)
-            best = key if best is None or key < best else best
-    if best is None:
-        return None
-    _, length, start = best
-    if start and found[start - 1].group().lower() in ARTICLES:
-        start, length = start - 1, length + 1
-    return prompt[found[start].start() : found[start + length - 1].end()]
+    best: tuple[tuple[int, bool, int], list[re.Match[str]]] | None = None
+    for piece in _pieces(prompt):
+        hits = [next((w for w in wanted if same_word(w, match.group())), None) for match in piece]
+        for start in (i for i, hit in enumerate(hits) if hit is not None):
+            for stop in range(start + 1, min(len(piece), start + 2 * len(wanted)) + 1):
+                shared = set(hits[start:stop]) - {None}
+                key = -len(shared), wanted[-1] not in shared, stop - start
+                if best is None or key < best[0]:
+                    article = start > 0 and piece[start - 1].group().lower() in ARTICLES
+                    best = key, piece[start - article : stop]
+    return None if best is None else prompt[best[1][0].start() : best[1][-1].end()]

@@ -1,7 +1,7 @@
 """Finding a prompt's things and words."""
 
 import pytest
-from realigndiff.core.words import content_words, names, nearest_span, noun_phrases, same_word, words_of
+from realigndiff.core.words import content_words, names, nearest_span, noun_phrases, occurrences, same_word, words_of
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,25 @@ def test_a_phrase_names_a_tag_when_it_holds_all_its_words():
         ("red circles", "a red circle"),
         ("blue square", "a Blue square"),
         ("circle red", "a red circle"),
-        ("a blue circle", "a red circle"),  # shortest among those that share one word, first of equals
+        ("a blue circle", "circle"),  # one word is shared with either thing; the last one names it
+        ("a circle and a square", "square"),
         ("green hexagon", None),
     ],
 )
 def test_the_nearest_span_forgives_case_plural_and_order(phrase, span):
-    found = nearest_span(phrase, "a red circle and a Blue square")
-    assert found == span or (phrase == "a blue circle" and found is not None)
+    assert nearest_span(phrase, "a red circle and a Blue square") == span
+
+
+@pytest.mark.parametrize(
+    ("phrase", "prompt", "places"),
+    [
+        ("a red circle", "A red circle and a Red  circle", [(0, 12), (17, 30)]),
+        ("circle", "a red circle and circle", [(6, 12), (17, 23)]),
+        ("square", "'square', squares_square", [(1, 7), (18, 24)]),
+        ("red red", "red red red", [(0, 7), (4, 11)]),
+        ("(", "a (red) circle", []),
+        ("", "a red circle", []),
+    ],
+)
+def test_a_phrase_occurs_wherever_its_whole_words_stand(phrase, prompt, places):
+    assert occurrences(phrase, prompt) == places
