@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
-from ..core.words import content_words, names, noun_phrases, same_word
+from ..core.words import content_words, names, noun_phrase_spans, noun_phrases, occurrences, same_word
 from .text_encoder import TextEncoder
 from .validator import valid_bindings, valid_scores
 
@@ -57,31 +57,22 @@ class OfflineScorer:
 def likelihoods(prompt: str, tags: Sequence[str], model: LanguageModel) -> RegionSet:
     """Bind and score the tags: regions with tag, phrase and likelihood, no masks yet.
 
-    Every phrase of the prompt becomes one region: tagged with the last of its words that the tagger saw, or with its
-    own last word when the tagger saw none of them (the thing may be there and mixed up). Tags that the prompt does
-    not name follow, without a phrase.
+    Every noun phrase of the prompt becomes one region: tagged with the last of the tags that are bound to words in it,
+    or with its own last word when none is (the thing may be there and mixed up). Bindings add no regions: words that
+    are only a part of a noun phrase stand for all of it. Tags that are bound to nothing follow, without a phrase.
     """
     tags = list(dict.fromkeys(tags))
     bindings, binding_notes = valid_bindings(model.bind(prompt, tags), prompt, tags)
-    scores, score_notes = valid_scores(model.score(prompt, tags), tags)
-    phrases: dict[tuple[str, int], list[str]] = {}
-    for phrase in _with_occurrences(noun_phrases(prompt)):
-        phrases[phrase] = []
-    for tag, own in bindings.items():
-        for phrase in own:
-            for key in [key for key in phrases if key[0] == phrase] or [(phrase, 0)]:
-                phrases.setdefault(key, []).append(tag)
-    regions = [
-        Region(tag=_head(phrase, own), phrase=phrase, occurrence=n, likelihood=max((scores[t] for t in own), default=2))
-        for (phrase, n), own in phrases.items()
-    ]
+    scores, score_notes = valid_scores(model.score(prompt, tags), tags, bindings)
+    regions = []
+    for start, stop in noun_phrase_spans(prompt):
+        phrase = prompt[start:stop]
+        own = [tag for tag, values in bindings.items() if any(names(phrase, value) for value in values)]
+        likelihood = max((scores[tag] for tag in own), default=CERTAIN)
+        occurrence = sum(at < start for at, _ in occurrences(phrase, prompt))
+        regions.append(Region(tag=_head(phrase, own), phrase=phrase, likelihood=likelihood, occurrence=occurrence))
     regions += [Region(tag=tag, likelihood=scores[tag]) for tag in tags if tag not in bindings]
     return RegionSet(prompt, tuple(regions), (*binding_notes, *score_notes))
-
-
-def _with_occurrences(phrases: list[str]) -> list[tuple[str, int]]:
-    """Each phrase with the count of equal phrases before it."""
-    return [(phrase, phrases[:i].count(phrase)) for i, phrase in enumerate(phrases)]
 
 
 def _head(phrase: str, tags: list[str]) -> str:

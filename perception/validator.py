@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..core.regions import LIKELIHOODS, UNLIKELY
-from ..core.words import names, nearest_span
+from ..core.regions import CERTAIN, LIKELIHOODS, UNLIKELY
+from ..core.words import names, nearest_span, noun_phrases
 
 
 def valid_bindings(answer: Any, prompt: str, tags: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Answer (a), `{"book": "a red book"}` or lists of such words → phrases of the prompt for each tag, and notes.
 
-    A value that is not in the prompt is replaced by the nearest words that are, else by the tag's own word in the
-    prompt, else dropped.
+    A phrase lies within one noun phrase of the prompt. A value that is not in the prompt is replaced by the nearest
+    words that are, else by the tag's own word in the prompt, else dropped; so is one that spans several noun phrases,
+    as when all of the prompt is answered for each tag.
     """
     if not isinstance(answer, Mapping):
         return {}, ["The answer that should bind tags to words was no JSON object and was ignored."]
@@ -33,37 +34,40 @@ def valid_bindings(answer: Any, prompt: str, tags: Sequence[str]) -> tuple[dict[
     return {tag: phrases for tag, phrases in out.items() if phrases}, notes
 
 
-def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """Answer (b), `{"book": 2}` → a likelihood for every tag, and notes; a tag without a usable score gets 0."""
+def valid_scores(answer: Any, tags: Sequence[str], bound: Collection[str] = ()) -> tuple[dict[str, float], list[str]]:
+    """Answer (b), `{"book": 2}` → a likelihood for every tag, and notes.
+
+    A tag without a usable score gets 2 when it is `bound` to words of the prompt, which asks for it; any other gets 0.
+    """
     notes: list[str] = []
     if not isinstance(answer, Mapping):
         answer, notes = {}, ["The answer that should score tags was no JSON object and was ignored."]
-    scores = dict.fromkeys(tags, UNLIKELY)
-    answered = set()
+    scores: dict[str, float] = {}
     for key, value in answer.items():
         tag, number = _asked_for(key, tags), _number(value)
         if tag is None or number is None:
             notes.append(f"The score '{_short(value)}' of '{_short(key)}' was dropped.")
             continue
         scores[tag] = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
-        answered.add(tag)
         if scores[tag] != number:
             notes.append(f"The score {number:g} of '{tag}' was taken as {scores[tag]:g}.")
-    notes += [f"'{tag}' got no score and is taken as unlikely." for tag in tags if tag not in answered]
+    for tag in (tag for tag in tags if tag not in scores):
+        scores[tag] = CERTAIN if tag in bound else UNLIKELY
+        taken = "certain, as the prompt names it" if tag in bound else "unlikely"
+        notes.append(f"'{tag}' got no score and is taken as {taken}.")
     return scores, notes
 
 
 def _of_the_prompt(value: Any, tag: str, prompt: str, notes: list[str]) -> str | None:
     """The prompt's own words for an answered phrase, or None."""
-    if isinstance(value, str) and value.strip() and re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", prompt):
-        return value.strip()
-    span = nearest_span(value, prompt) if isinstance(value, str) else None
+    things = noun_phrases(value) if isinstance(value, str) else []
+    if things == [str(value).strip()] and re.search(rf"(?<!\w){re.escape(things[0])}(?!\w)", prompt):
+        return things[0]
+    span = nearest_span(things[0], prompt) if len(things) == 1 else None
     if span is None and names(prompt, tag):
         span = nearest_span(tag, prompt)
-    if span is None:
-        notes.append(f"'{_short(value)}' for '{tag}' is not in the prompt and was dropped.")
-    else:
-        notes.append(f"'{_short(value)}' for '{tag}' is not in the prompt; '{span}' is, and was taken.")
+    outcome = "was dropped" if span is None else f"gave way to '{span}'"
+    notes.append(f"'{_short(value)}' for '{tag}' is not one thing that the prompt names, and {outcome}.")
     return span
 
 

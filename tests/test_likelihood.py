@@ -1,6 +1,7 @@
 """The LLM step without an LLM, and what becomes of anyone's answers."""
 
-from realigndiff.core.regions import CERTAIN, UNLIKELY
+import pytest
+from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY
 from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 
 OFFLINE = OfflineScorer()
@@ -54,3 +55,64 @@ def test_an_answer_that_is_nonsense_leaves_the_prompts_own_phrases_and_says_so()
     regions = likelihoods("a red circle", ["circle"], Nonsense())
     assert [(r.phrase, r.likelihood) for r in regions] == [("a red circle", 2), ("", 0)]
     assert len(regions.notes) == 3
+
+
+class Answers:
+    """A language model with these two answers."""
+
+    def __init__(self, bound, scored):
+        self.bound, self.scored = bound, scored
+
+    def bind(self, prompt, tags):
+        return self.bound
+
+    def score(self, prompt, tags):
+        return self.scored
+
+
+TWO = "a red circle and a blue square"
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"circle": "red circle", "square": "blue square"},
+        {"circle": "Red Circle", "square": ["the blue square", "square"]},
+        {"circle": TWO, "square": TWO},
+        {"circle": "circle and", "square": "and"},
+        {"circle": "a blue circle and a red square", "square": "a blue circle and a red square"},
+    ],
+)
+def test_words_that_are_part_of_a_noun_phrase_join_its_region(bound):
+    model = Answers(bound, {"circle": 2, "square": 0.5})
+    assert told(TWO, ["circle", "square"], model) == [
+        ("circle", "a red circle", 0, CERTAIN),
+        ("square", "a blue square", 0, MAYBE),
+    ]
+
+
+def test_a_tag_that_is_bound_to_all_of_the_prompt_without_being_in_it_is_bound_to_nothing():
+    regions = likelihoods(TWO, ["dog"], Answers({"dog": TWO}, {"dog": 0}))
+    assert [(r.tag, r.phrase) for r in regions] == [
+        ("circle", "a red circle"),
+        ("square", "a blue square"),
+        ("dog", ""),
+    ]
+    assert regions.notes == (f"'{TWO}' for 'dog' is not one thing that the prompt names, and was dropped.",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("A red circle and a red circle", [("A red circle", 0), ("a red circle", 1)]),
+        ("a red circle and circle", [("a red circle", 0), ("circle", 1)]),
+    ],
+)
+def test_an_occurrence_counts_every_earlier_match_of_the_words(prompt, expected):
+    assert [r[1:3] for r in told(prompt, [])] == expected
+
+
+def test_a_tag_of_the_prompt_that_got_no_score_is_certain_and_says_so():
+    regions = likelihoods(TWO, ["circle", "dog"], Answers({"circle": "a red circle"}, "sorry"))
+    assert [(r.tag, r.likelihood) for r in regions] == [("circle", CERTAIN), ("square", CERTAIN), ("dog", UNLIKELY)]
+    assert any("'circle' got no score and is taken as certain" in note for note in regions.notes)
