@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import RealignError
-from ..core.words import nearest_span
+from ..core.words import nearest_span, occurrences
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -39,35 +39,66 @@ def find_tokens(
     """Where among `ids`, the prompt's tokens without start, end and padding, the tokens of the phrase stand.
 
     Raises:
-        RealignError: the prompt has no word of the phrase, or too few occurrences.
+        RealignError: the prompt has no word of the phrase, or too few occurrences, or the tokenizer has joined the
+            phrase with its neighbours.
     """
-    starts, length = _find(phrase, ids, tokenizer)
-    if not starts:
+    found = _find(phrase, prompt, ids, tokenizer)
+    if not found:
         nearest = nearest_span(phrase, prompt)
         if nearest is None:
             raise RealignError(f"No word of '{phrase}' is in the prompt '{prompt}'; use words of the prompt.")
-        starts, length = _find(nearest, ids, tokenizer)
-    if not 0 <= occurrence < len(starts):
+        found = _find(nearest, prompt, ids, tokenizer)
+        if not found:
+            raise RealignError(
+                f"The tokenizer joins '{nearest}' with the signs around it in the prompt '{prompt}'; put spaces there."
+            )
+    if not 0 <= occurrence < len(found):
         raise RealignError(
-            f"'{phrase}' is {len(starts)} times in the prompt '{prompt}', so occurrence {occurrence} (counted from 0) "
+            f"'{phrase}' is {len(found)} times in the prompt '{prompt}', so occurrence {occurrence} (counted from 0) "
             "does not exist; choose a smaller one."
         )
-    return range(starts[occurrence], starts[occurrence] + length)
+    return found[occurrence]
 
 
-def _find(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> tuple[list[int], int]:
-    """Where the phrase's ids start among the prompt's, at the beginning of a word; and how many they are."""
-    wanted = _ids(phrase, tokenizer)
+def _find(phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[Sequence[int]]:
+    """The tokens of each occurrence of the phrase.
+
+    Letters are asked only where ids find another number of occurrences: a host may give a prompt whose letters are not
+    quite those that its ids were made of.
+    """
+    by_ids = _by_ids(phrase, ids, tokenizer)
+    places = occurrences(phrase, prompt)
+    return by_ids if len(by_ids) == len(places) else _by_letters(places, prompt, ids, tokenizer) or by_ids
+
+
+def _by_ids(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[Sequence[int]]:
+    """Wherever the phrase's own ids stand among the prompt's, at the beginning of a word."""
+    wanted, ids = _ids(phrase, tokenizer), list(ids)
     if not wanted:
-        return [], 0
-    ids = list(ids)
+        return []
     word_ends = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)]
-    starts = [
-        i
+    return [
+        range(i, i + len(wanted))
         for i in range(len(ids) - len(wanted) + 1)
         if ids[i : i + len(wanted)] == wanted and (i == 0 or word_ends[i - 1])
     ]
-    return starts, len(wanted)
+
+
+def _by_letters(
+    places: Sequence[tuple[int, int]], prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer
+) -> list[Sequence[int]]:
+    """The tokens with any letter of each place in the prompt, also where they are not the phrase's own.
+
+    CLIP reads `'square'` as `'s` and `quare`. Empty when the tokenizer does not tell where its tokens stand, or makes
+    other tokens of the prompt than `ids`.
+    """
+    if not tokenizer.is_fast:
+        return []
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    if encoded.input_ids != list(ids):
+        return []
+    tokens = list(enumerate(encoded.offset_mapping))
+    return [[i for i, (begin, end) in tokens if begin < stop and end > start] for start, stop in places]
 
 
 def _ids(text: str, tokenizer: CLIPTokenizer) -> list[int]:

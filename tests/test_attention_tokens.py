@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import pytest
 from realigndiff.attention.tokens import token_positions
 from realigndiff.core.errors import RealignError
+from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 from transformers import CLIPTokenizer
 
 WORDS = "a an the red blue circle square circles and next to with tie bow".split()  # noqa: SIM905
@@ -79,6 +81,46 @@ def test_equal_phrases_are_told_apart_by_their_occurrence(tokenizer):
     assert (first, second) == ([2, 3], [7, 8])
     with pytest.raises(RealignError, match="2 times"):
         token_positions("red circle", prompt, tokenizer, occurrence=2)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "occurrence", "words"),
+    [
+        ("square", 0, "s quare"),
+        ("red circle", 0, "re d circle"),
+        ("red circle", 1, "red circle"),
+        ("Red  circle", 0, "re d circle"),
+    ],
+)
+def test_a_phrase_that_clip_cuts_otherwise_in_quotes_is_found_by_its_letters(phrase, occurrence, words, tokenizer):
+    prompt = "a 'square', a 'red circle' and a red circle"
+    found = token_positions(phrase, prompt, tokenizer, occurrence)
+    assert text_at(found, prompt, tokenizer).split() == words.split()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "occurrence", "positions"),
+    [
+        ("A red circle and a red circle", 0, [1, 2, 3]),
+        ("A red circle and a red circle", 1, [5, 6, 7]),
+    ],
+)
+def test_occurrences_are_counted_in_any_case(prompt, occurrence, positions, tokenizer):
+    assert token_positions("a red circle", prompt, tokenizer, occurrence) == positions
+
+
+@pytest.mark.parametrize("prompt", ["A red circle and a red circle", "a red circle and circle", "red red, red red red"])
+def test_the_regions_of_a_prompt_stand_for_different_tokens(prompt, tokenizer):
+    found = [
+        token_positions(r.phrase, prompt, tokenizer, r.occurrence) for r in likelihoods(prompt, [], OfflineScorer())
+    ]
+    assert all(not set(a) & set(b) for a, b in combinations(found, 2))
+
+
+def test_without_the_tokens_letters_a_joined_phrase_is_refused_with_a_mend(tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(RealignError, match=r"joins 'square' with the signs around it.*put spaces"):
+        token_positions("square", "a 'square'", tokenizer)
 
 
 @pytest.mark.parametrize("phrase", ["a zebra", "", "the"])
