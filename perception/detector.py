@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
 
-from ..core.errors import RealignError
 from ..core.words import content_words
 from .images import to_pil
 from .loading import from_folder
@@ -44,14 +45,29 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, images: Tensor, phrases: Sequence[Sequence[str]]) -> list[Candidates]:
-        """images [B, H, W, 3] in [0, 1] and each image's own phrases → each image's candidates, best first."""
-        asked = [i for i, own in enumerate(phrases) if own]
-        found = [Candidates(torch.zeros(0, 4), torch.zeros(0, len(own))) for own in phrases]
-        if not asked:
-            return found
-        ids, mask, spans = self._encode([phrases[i] for i in asked])
+        """images [B, H, W, 3] in [0, 1] and each image's own phrases → each image's candidates, best first.
+
+        An image with more phrases than the model reads at once is shown to it several times.
+        """
         pictures = to_pil(images)
-        pixels = self.processor(images=[pictures[i] for i in asked], return_tensors="pt").to(self.model.device)
+        tokens = [[self._tokens(phrase) for phrase in own] for own in phrases]
+        asked = [(i, some) for i, own in enumerate(tokens) for some in _passes(own, self._room)]
+        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in phrases]
+        if asked:
+            boxes, read, spans = self._ask([pictures[i] for i, _ in asked], [tokens[i][some] for i, some in asked])
+            for row, (i, some) in enumerate(asked):
+                scores = torch.zeros(boxes.shape[1], len(phrases[i]))  # [Q, P]: 0 for the phrases of other passes
+                scores[:, some] = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
+                found[i].append((boxes[row], scores))
+        nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
+        return [_merge(*map(torch.cat, zip(*own, strict=True))) if own else nothing for own in found]
+
+    def _ask(
+        self, pictures: list[Image.Image], tokens: list[list[list[int]]]
+    ) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+        """Boxes [B, Q, 4] as corners, the probability of each token [B, Q, L], and where each phrase's tokens are."""
+        ids, mask, spans = self._encode(tokens)
+        pixels = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
         out = self.model(
             pixel_values=pixels.pixel_values.to(self.model.dtype),
             pixel_mask=pixels.get("pixel_mask"),
@@ -59,38 +75,47 @@ class Detector:
             attention_mask=mask,
             token_type_ids=torch.zeros_like(ids),
         )
-        probability = out.logits.float().sigmoid().cpu()  # [B, Q, L]
-        boxes = _corners(out.pred_boxes.float().cpu())
-        for row, i in enumerate(asked):
-            scores = torch.stack([probability[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)  # [Q, P]
-            found[i] = _merge(boxes[row], scores)
-        return found
+        return _corners(out.pred_boxes.float().cpu()), out.logits.float().sigmoid().cpu(), spans
 
-    def _encode(self, phrases: list[Sequence[str]]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+    @property
+    def _room(self) -> int:
+        """How many tokens of phrases, each with its dot, the model reads between its start and its end token."""
+        return self.model.config.max_text_len - 2
+
+    def _tokens(self, phrase: str) -> list[int]:
+        """The phrase's own tokens, without articles; of an overlong phrase those that the model can read."""
+        words = " ".join(content_words(phrase)) or phrase
+        return self.tokenizer(words, add_special_tokens=False, verbose=False).input_ids[: self._room - 1]
+
+    def _encode(self, tokens: list[list[list[int]]]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
         """Texts `phrase . phrase .` as ids and mask [B, L], and where in them each phrase's tokens are.
 
         The text is put together from the phrases' own tokens, so no span has to be searched for.
         """
         dot = self.tokenizer.convert_tokens_to_ids(".")
         rows, spans = [], []
-        for own in phrases:
+        for own in tokens:
             row, places = [self.tokenizer.cls_token_id], []
             for phrase in own:
-                words = " ".join(content_words(phrase)) or phrase
-                tokens = self.tokenizer(words, add_special_tokens=False).input_ids
-                places.append((len(row), len(row) + len(tokens)))
-                row += [*tokens, dot]
+                places.append((len(row), len(row) + len(phrase)))
+                row += [*phrase, dot]
             rows.append([*row, self.tokenizer.sep_token_id])
             spans.append(places)
-        length, limit = max(map(len, rows)), self.model.config.max_text_len
-        if length > limit:
-            raise RealignError(
-                f"The detector is asked for {max(map(len, phrases))} phrases at once, which is {length} tokens; it "
-                f"reads {limit}: ask for fewer things, e.g. by a higher tag threshold."
-            )
+        length = max(map(len, rows))
         ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
         return ids.to(self.model.device), mask.to(self.model.device), spans
+
+
+def _passes(tokens: list[list[int]], room: int) -> list[slice]:
+    """The phrases cut into runs, each as long as its tokens, with a dot each, have room."""
+    starts, used = [], room
+    for i, phrase in enumerate(tokens):
+        used += len(phrase) + 1
+        if used > room:
+            starts.append(i)
+            used = len(phrase) + 1
+    return [slice(start, stop) for start, stop in pairwise([*starts, len(tokens)])]
 
 
 def _corners(boxes: Tensor) -> Tensor:
@@ -103,11 +128,11 @@ def _merge(boxes: Tensor, scores: Tensor) -> Candidates:
     """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
-    overlap = box_iou(boxes, boxes)
+    same = (box_iou(boxes, boxes) > SAME_BOX_IOU).tolist()
     kept: list[int] = []
     merged = scores.clone()
     for i in range(len(boxes)):
-        twin = next((k for k in kept if overlap[k, i] > SAME_BOX_IOU), None)
+        twin = next((k for k in kept if same[k][i]), None)
         if twin is None:
             kept.append(i)
         else:

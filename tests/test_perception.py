@@ -148,9 +148,31 @@ def test_more_prompts_than_images_are_refused(models, images):
         models.reward(images[:2], ["a red circle"])
 
 
-def test_too_many_phrases_are_refused_with_a_mend(models, images):
-    with pytest.raises(RealignError, match="higher tag threshold"):
-        models.grounded_sam.detector.detect(images[:1], [["a red circle"] * 40])
+def test_more_phrases_than_the_detector_reads_at_once_are_asked_for_in_several_passes(models, scenes, images):
+    detector = models.grounded_sam.detector
+    own = [world.phrase(thing.pair) for thing in scenes.things[0]]
+    others = ["a grey whale"] * 30
+    alone, among = (detector.detect(images[:1], [asked])[0] for asked in (own, [own[0], *others, own[1]]))
+    assert among.scores.shape == (len(among.boxes), 32)
+    for column, place in ((0, 0), (1, -1)):  # each phrase's best box is the one it has alone
+        boxes = [found.boxes[found.scores[:, p].argmax()][None] for found, p in ((alone, column), (among, place))]
+        assert box_iou(*boxes) > 0.8
+
+
+def test_phrases_of_several_passes_share_no_box(models, scenes, images):
+    own = [Region(tag=thing.shape, phrase=world.phrase(thing.pair)) for thing in scenes.things[0]]
+    whales = [Region(tag="whale", phrase="a grey whale")] * 30
+    found = models.grounded_sam.ground(images[:1], [RegionSet("", (*own[:1], *whales, *own[1:]))])[0]
+    boxes = [region.box for region in found if region.box is not None]
+    assert found.regions[0].box is not None
+    assert found.regions[-1].box is not None
+    assert len(set(boxes)) == len(boxes)
+
+
+def test_a_phrase_that_is_longer_than_the_detector_reads_is_cut(models, images):
+    found = models.grounded_sam.detector.detect(images[:1], [["red circle " * 40, "a blue square"]])[0]
+    assert found.scores.shape[1] == 2
+    assert found.scores.isfinite().all()
 
 
 def test_no_phrases_give_no_candidates(models, images):
