@@ -135,10 +135,15 @@ def mask_to_map(mask: Tensor, size: tuple[int, int], coverage: float = 0.5) -> T
 
     A mask with any pixel keeps at least the cell it covers most, so that no small thing is lost on a coarse map.
     """
-    rows, columns = (_overlap(n, m).to(mask.device) for n, m in zip(size, mask.shape, strict=True))
-    covered = rows @ mask.float() @ columns.T
+    covered = cover(mask, size)
     enough = covered.max().clamp(max=coverage)
     return (covered >= enough * (1 - 1e-4)) & (covered > 0)  # 1e-4: for rounding, so that equal cells fare equally
+
+
+def cover(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask [H, W] in [0, 1] → the share of each cell that it covers, [h, w] in [0, 1]."""
+    rows, columns = (_overlap(n, m).to(mask.device) for n, m in zip(size, mask.shape, strict=True))
+    return rows @ mask.float() @ columns.T
 
 
 def _overlap(cells: int, pixels: int) -> Tensor:

@@ -1,8 +1,40 @@
-"""The ComfyUI face of the pack. Imported by the host only: see `comfy_entrypoint` in the root."""
+"""The ComfyUI face of the pack. Imported by the host only: see `comfy_entrypoint` in the root.
+
+Nodes are thin: each turns its inputs into a call of the packages beside this one. Whatever is slow to import is
+imported when a node runs, so that the pack loads at once, and also where a library is missing.
+"""
 
 from comfy_api.latest import ComfyExtension, io
 
-NODES: list[type[io.ComfyNode]] = []
+from . import model_folders
+from .caption import Caption, CaptionReward
+from .demo_models import LoadDemoModels
+from .likelihoods import Likelihoods
+from .loaders import LoadBlip2, LoadGroundedSam, LoadLlm, LoadRam
+from .masks import GroundedSamMasks
+from .realign import ApplyRegions, RealignKSampler, RealignModel
+from .regions import EditRegions, PreviewRegions, RegionFromMask
+from .tags import RamTags
+
+NODES: list[type[io.ComfyNode]] = [
+    RealignKSampler,
+    RealignModel,
+    ApplyRegions,
+    RegionFromMask,
+    EditRegions,
+    PreviewRegions,
+    Caption,
+    CaptionReward,
+    RamTags,
+    Likelihoods,
+    GroundedSamMasks,
+    LoadBlip2,
+    LoadRam,
+    LoadGroundedSam,
+    LoadLlm,
+    LoadDemoModels,
+]
+model_folders.register()
 
 
 class RealignExtension(ComfyExtension):

@@ -1,0 +1,161 @@
+"""Regions that travel inside a ComfyUI CONDITIONING: ComfyUI itself then says which rows of a batch they belong to.
+
+Neither `cond_or_uncond` nor `uuids` tells that (DualCFG and area conditionings reorder and copy them); what stands in a
+conditioning's `model_conds` is cut to its area, batched in its order and handed to the model with its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import comfy.conds
+from torch import Tensor
+
+from ..core.errors import RealignError
+from ..core.regions import RegionSet
+from .layout import cover
+from .tokens import find_tokens
+
+KEY = "realign"
+Area = tuple[int, int, int, int]
+"""(height, width, y, x) in latent cells."""
+
+
+class BoundRegions(NamedTuple):
+    """The active regions of one image and, for each, the positions of its phrase's tokens in the conditioning."""
+
+    regions: RegionSet
+    positions: tuple[tuple[int, ...], ...]
+
+    def within(self, area: Area, latent_size: tuple[int, int]) -> BoundRegions:
+        """What of the regions lies in an area of a latent (H, W)."""
+        height, width, y, x = area
+        kept = []
+        for region, positions in zip(self.regions.active, self.positions, strict=True):
+            mask = cover(region.mask, latent_size)[y : y + height, x : x + width]
+            if mask.any():
+                kept.append((replace(region, mask=mask), positions))
+        return BoundRegions(self.regions.with_regions([r for r, _ in kept]), tuple(p for _, p in kept))
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What one conditioning tells the attention layers; equal payloads have equal layouts."""
+
+    images: tuple[BoundRegions, ...] = ()
+    """One an image of the batch, or one for all; empty: nothing is modulated."""
+    tokens: int = 0
+    """How many tokens the conditioning has."""
+    rows: int = 1
+    area: Area | None = None
+
+    __hash__ = object.__hash__
+
+    @property
+    def active(self) -> bool:
+        return any(bound.positions for bound in self.images)
+
+    def of_rows(self, latent_size: tuple[int, int]) -> list[BoundRegions | None]:
+        """The regions of each of the `rows` images, None for an image without."""
+        if not self.images:
+            return [None] * self.rows
+        own = self.images if self.area is None else tuple(b.within(self.area, latent_size) for b in self.images)
+        return [own[row % len(own)] for row in range(self.rows)]
+
+
+class Chunks(tuple):
+    """The payloads of the conditionings that share a call of the model, in their order."""
+
+
+class CONDRegions(comfy.conds.CONDRegular):
+    """A `Payload` as an entry of `model_conds`."""
+
+    cond: Payload
+
+    def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> CONDRegions:
+        """Called for each step: `area` is (h, w, y, x) of the latent, None for all of it."""
+        return self._copy_with(replace(self.cond, rows=batch_size, area=None if area is None else tuple(area)))
+
+    def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
+        return True
+
+    def concat(self, others: Sequence[CONDRegions]) -> Chunks:
+        return Chunks([self.cond, *(other.cond for other in others)])
+
+    def size(self) -> list[int]:
+        return [1]
+
+
+def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text: str | None = None) -> list:
+    """The CONDITIONING with regions in each of its entries; the input is left as it is.
+
+    region_sets: one an image of the batch, or one for all. text: what `clip` encoded; None: the regions' own prompt.
+
+    Raises:
+        RealignError: a phrase is not in the text, or the text is not the one that the conditioning was made from.
+    """
+    bound = tuple(_bind(regions, clip, text or regions.prompt) for regions in region_sets)
+    last = max((max(p) for b in bound for p in b.positions), default=-1)
+    out = []
+    for encoding, options in conditioning:
+        tokens = encoding.shape[1] if isinstance(encoding, Tensor) else 0
+        if last >= tokens:
+            raise RealignError(
+                f"The regions' words reach to token {last + 1}, but the conditioning has {tokens}: connect the "
+                "conditioning that was encoded from the regions' prompt, or give its text."
+            )
+        conds = {**options.get("model_conds", {}), KEY: CONDRegions(Payload(bound))}
+        out.append([encoding, {**options, "model_conds": conds}])
+    return out
+
+
+def with_payload(cond: dict) -> dict:
+    """A sampler's conditioning with a payload, an empty one if it has none, that knows its number of tokens."""
+    conds = cond.get("model_conds", {})
+    context = getattr(conds.get("c_crossattn"), "cond", None)
+    tokens = context.shape[1] if isinstance(context, Tensor) else 0
+    payload = conds[KEY].cond if KEY in conds else Payload()
+    return {**cond, "model_conds": {**conds, KEY: CONDRegions(replace(payload, tokens=tokens))}}
+
+
+def _bind(regions: RegionSet, clip: Any, text: str) -> BoundRegions:
+    """Find each active region's phrase among the tokens that ComfyUI's CLIP makes of `text`."""
+    if not regions.active:
+        return BoundRegions(regions, ())
+    tokenizer, placed = prompt_tokens(clip, text)
+    ids = [token for _, token in placed]
+    written = tokenizer.decode(ids)  # the text without weights, brackets and embeddings
+    positions = []
+    for region in regions.active:
+        found = find_tokens(region.phrase, written, ids, tokenizer, region.occurrence)
+        positions.append(tuple(placed[i][0] for i in found))
+    return BoundRegions(regions, tuple(positions))
+
+
+def prompt_tokens(clip: Any, text: str) -> tuple[Any, list[tuple[int, int]]]:
+    """The CLIP tokenizer and (position in the conditioning, id) of each token that stands for a word of `text`.
+
+    Start, end and padding tokens and textual-inversion vectors are left out. SDXL's two encoders have their tokens at
+    the same positions; the first is asked.
+
+    Raises:
+        RealignError: the text encoder is not a CLIP of Stable Diffusion 1, 2 or SDXL.
+    """
+    windows = clip.tokenize(text)
+    name = next((n for n in ("l", "h", "g") if n in windows), None)
+    holder = getattr(clip.tokenizer, f"clip_{name}", None)
+    if holder is None:
+        raise RealignError(
+            f"This text encoder ({', '.join(windows) or 'none'}) has no CLIP tokenizer; regions work with the text "
+            "encoders of Stable Diffusion 1, 2 and SDXL."
+        )
+    special = {holder.start_token, holder.end_token, holder.pad_token}
+    placed, position = [], 0
+    for window in windows[name]:
+        for token, *_ in window:
+            if isinstance(token, int) and token not in special:
+                placed.append((position, token))
+            position += 1
+    return holder.tokenizer, placed

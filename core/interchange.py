@@ -1,0 +1,263 @@
+"""Regions to and from what other node packs speak: MASK batches, BOUNDING_BOX dictionaries, JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import RealignError
+from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet
+from .words import content_words, nearest_span, noun_phrases
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+def region_sets(value: Any, *, text: str = "", size: Size | None = None) -> tuple[RegionSet, ...]:
+    """Whatever came through a REGIONS socket, as one set an image.
+
+    value: our own sets; masks [N, H, W] (mask i belongs to the text's i-th thing); bounding boxes `{x, y, width,
+    height}` in pixels, one, a list, or a list for each image (a `label` is taken as the phrase); or JSON text as
+    `to_json` writes it, boxes as fractions or, above 1, in pixels.
+    text: the prompt, needed for what does not bring its own. size: (H, W) of the image, needed for boxes in pixels.
+
+    Raises:
+        RealignError: none of these, a missing text or size, or more masks than the text has things.
+    """
+    if isinstance(value, RegionSet):
+        return (value,)
+    if isinstance(value, Tensor):
+        return (_from_masks(value, _needed(text, "masks")),)
+    if isinstance(value, str):
+        value = _parsed(value)
+        sets = value if isinstance(value, list) and value and _is_set(value[0]) else [value]
+        return tuple(_from_json(one, text, size) for one in sets)
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, Sequence) and value and all(isinstance(one, RegionSet) for one in value):
+        return tuple(value)
+    if isinstance(value, Sequence) and all(isinstance(one, (Mapping, Sequence)) for one in value):
+        images = value if value and not isinstance(value[0], Mapping) else [value]
+        return tuple(_from_boxes(boxes, _needed(text, "bounding boxes"), size) for boxes in images)
+    raise RealignError(
+        f"Regions cannot be made of a {type(value).__name__}: connect regions, masks, bounding boxes or JSON text."
+    )
+
+
+def for_images(sets: Sequence[RegionSet], count: int) -> tuple[RegionSet, ...]:
+    """One set an image: a single set serves all of them.
+
+    Raises:
+        RealignError: another number of sets.
+    """
+    if len(sets) not in (1, count):
+        raise RealignError(f"There are regions for {len(sets)} images but {count} images: connect those of this batch.")
+    return tuple(sets) * (count if len(sets) == 1 else 1)
+
+
+def mask_batch(sets: Sequence[RegionSet], size: Size | None = None) -> Tensor:
+    """The masks of all regions in order, an empty one where nothing was found: [N, H, W]; one empty mask if N is 0."""
+    found = [region.mask for one in sets for region in one if region.mask is not None]
+    height, width = size or (found[0].shape if found else (64, 64))
+    masks = [
+        torch.zeros(height, width) if region.mask is None else _resized(region.mask, (height, width))
+        for one in sets
+        for region in one
+    ]
+    return torch.stack(masks) if masks else torch.zeros(1, height, width)
+
+
+def bounding_boxes(sets: Sequence[RegionSet], size: Size) -> list[list[dict[str, Any]]]:
+    """For each image the boxes `{x, y, width, height, label, score}` in pixels of its regions that have one."""
+    height, width = size
+    out = []
+    for one in sets:
+        boxes = []
+        for region in one:
+            if region.box is None:
+                continue
+            x0, y0, x1, y1 = region.box
+            left, top = round(x0 * width), round(y0 * height)
+            box = {"x": left, "y": top, "width": round(x1 * width) - left, "height": round(y1 * height) - top}
+            boxes.append({**box, "label": region.phrase or region.tag, "score": region.detection or 1.0})
+        out.append(boxes)
+    return out
+
+
+def to_json(sets: Sequence[RegionSet]) -> str:
+    """All sets as JSON text: a list with one object an image; masks are told by their box and area."""
+    return json.dumps([one.to_dict() for one in sets], indent=2, ensure_ascii=False)
+
+
+def box_mask(box: Box, size: Size) -> Tensor:
+    """A box (fractions) as a mask [H, W]; at least one pixel."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    mask = torch.zeros(height, width)
+    left, top = min(math.floor(x0 * width + 0.5), width - 1), min(math.floor(y0 * height + 0.5), height - 1)
+    right, bottom = max(math.floor(x1 * width + 0.5), left + 1), max(math.floor(y1 * height + 0.5), top + 1)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def mask_box(mask: Tensor) -> Box | None:
+    """The box (fractions) around a mask [H, W]; None around an empty one."""
+    rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
+    if not len(rows):
+        return None
+    height, width = mask.shape
+    return (
+        columns[0].item() / width,
+        rows[0].item() / height,
+        (columns[-1].item() + 1) / width,
+        (rows[-1].item() + 1) / height,
+    )
+
+
+def as_masks(value: Tensor) -> Tensor:
+    """A MASK of any of the shapes in use, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1]."""
+    masks = value[None] if value.ndim == 2 else value
+    masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+    if masks.ndim != 3 or not len(masks):
+        raise RealignError(f"A mask has shape {tuple(value.shape)}: give [H, W] or a batch [N, H, W].")
+    return masks.detach().float().cpu().nan_to_num().clamp(0, 1)
+
+
+def _from_masks(value: Tensor, text: str) -> RegionSet:
+    masks, things = as_masks(value), noun_phrases(text)
+    if len(masks) > len(things):
+        raise RealignError(
+            f"There are {len(masks)} masks but the text '{text}' names {len(things)} things: give one mask a thing, "
+            "in the order of the text, or use Region from Mask to say which is which."
+        )
+    found = [_region(thing, text, mask=mask, box=mask_box(mask)) for thing, mask in zip(things, masks, strict=False)]
+    rest = [_region(thing, text) for thing in things[len(masks) :]]
+    return RegionSet(text, _counted([*found, *rest]))
+
+
+def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
+    things = noun_phrases(text)
+    labels = [box.get("label") for box in boxes]
+    if not any(labels) and len(boxes) > len(things):
+        raise RealignError(
+            f"There are {len(boxes)} bounding boxes but the text '{text}' names {len(things)} things: give one a thing."
+        )
+    regions = []
+    for i, box in enumerate(boxes):
+        try:
+            x, y, width, height = (float(box[key]) for key in ("x", "y", "width", "height"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RealignError(f"A bounding box needs numbers x, y, width and height, but is {box}.") from error
+        corners = _fractions((x, y, x + width, y + height), size)
+        phrase = labels[i] or (things[i] if i < len(things) else "")
+        score = box.get("score")
+        regions.append(
+            _region(phrase, text, box=corners, mask=box_mask(corners, size), detection=None if score is None else score)
+        )
+    return RegionSet(text, _counted(regions))
+
+
+def _from_json(value: Any, text: str, size: Size | None) -> RegionSet:
+    """One image's regions: an object with `regions`, or a list of regions or boxes."""
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) and "width" in one for one in value):
+        return _from_boxes(value, _needed(text, "bounding boxes"), size)
+    listed = value.get("regions") if isinstance(value, Mapping) else value
+    prompt = text or (str(value.get("prompt", "")) if isinstance(value, Mapping) else "")
+    if not isinstance(listed, list) or not all(isinstance(one, Mapping) for one in listed):
+        raise RealignError(
+            'The JSON text lists no regions: write {"regions": [{"phrase": "a red circle", "box": [0, 0, 0.5, 1]}]}.'
+        )
+    _needed(prompt, "JSON text without a prompt")
+    regions = []
+    for one in listed:
+        box = one.get("box", one.get("bbox"))
+        corners = None if box is None else _corners(box, size)
+        mask = None if corners is None else box_mask(corners, size or (512, 512))
+        region = _region(str(one.get("phrase", one.get("label", ""))), prompt, mask=mask, box=corners)
+        tag = str(one.get("tag") or region.tag)
+        regions.append(replace(region, tag=tag, likelihood=_likelihood(one.get("likelihood", CERTAIN))))
+    return RegionSet(prompt, _counted(regions))
+
+
+def _region(phrase: str, text: str, **found: Any) -> Region:
+    """A region for words of the text; words that are not in it are a thing that the prompt does not name."""
+    span = nearest_span(phrase, text) if phrase else None
+    words = content_words(span or phrase)
+    return Region(tag=words[-1] if words else "thing", phrase=span or "", **found)
+
+
+def _counted(regions: list[Region]) -> tuple[Region, ...]:
+    """Equal phrases get their occurrences in order."""
+    seen: dict[str, int] = {}
+    out = []
+    for region in regions:
+        key = region.phrase.lower()
+        out.append(replace(region, occurrence=seen.get(key, 0)))
+        seen[key] = seen.get(key, 0) + 1
+    return tuple(out)
+
+
+def _likelihood(value: Any) -> float:
+    try:
+        return min(LIKELIHOODS, key=lambda allowed: abs(allowed - float(value)))
+    except (TypeError, ValueError):
+        return CERTAIN
+
+
+def _corners(box: Any, size: Size | None) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(value) for value in box)
+    except (TypeError, ValueError) as error:
+        raise RealignError(f"A region's box must be four numbers [x0, y0, x1, y1], but is {box}.") from error
+    return _fractions((x0, y0, x1, y1), size) if max(x0, y0, x1, y1) > 1 else _ordered((x0, y0, x1, y1))
+
+
+def _fractions(corners: Box, size: Size | None) -> Box:
+    if size is None:
+        raise RealignError("Bounding boxes in pixels need the size of the image: connect the image they were drawn on.")
+    height, width = size
+    x0, y0, x1, y1 = corners
+    return _ordered((x0 / width, y0 / height, x1 / width, y1 / height))
+
+
+def _ordered(corners: Box) -> Box:
+    x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in corners)
+    if not (x1 > x0 and y1 > y0):
+        raise RealignError(
+            f"The box {tuple(round(v, 3) for v in corners)} has no area inside the image; draw it again."
+        )
+    return x0, y0, x1, y1
+
+
+def _resized(mask: Tensor, size: Size) -> Tensor:
+    if tuple(mask.shape) == tuple(size):
+        return mask
+    return torch.nn.functional.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]
+
+
+def _parsed(text: str) -> Any:
+    """JSON, also when a language model wrapped it into a fence or into prose."""
+    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
+    try:
+        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else json.loads(text)
+    except ValueError as error:
+        short = " ".join(text.split())[:60]
+        raise RealignError(
+            f"This text is no JSON: '{short}'; connect regions, or JSON text that lists them."
+        ) from error
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, Mapping) and "regions" in value
+
+
+def _needed(text: str, what: str) -> str:
+    if not text.strip():
+        raise RealignError(f"Regions from {what} need the prompt: fill in the text that the image is made from.")
+    return text

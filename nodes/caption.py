@@ -1,0 +1,85 @@
+"""What an image shows, in words, and whether these are the prompt's (eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..core.errors import RealignError
+from .hosting import each
+from .sockets import Blip2
+
+CATEGORY = "RealignDiff/look"
+
+
+class Caption(io.ComfyNode):
+    """t_g of eq. 4."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignCaption",
+            display_name="BLIP-2 Caption",
+            category=CATEGORY,
+            description="Says in words what each image of a batch shows.",
+            inputs=[
+                Blip2.Input("blip2", tooltip="From Load BLIP-2 or Load Demo Models."),
+                io.Image.Input("image", tooltip="One image or a batch."),
+                io.Int.Input("max_tokens", default=32, min=1, max=256, tooltip="Where a caption ends at the latest."),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="captions", is_output_list=True, tooltip="One caption an image, in order."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, blip2, image: torch.Tensor, max_tokens: int) -> io.NodeOutput:
+        with blip2.at_work() as models:
+            captions = each(len(image), lambda i: models.captioner.caption(image[i : i + 1], max_tokens=max_tokens)[0])
+        return io.NodeOutput(captions, ui={"text": captions})
+
+
+class CaptionReward(io.ComfyNode):
+    """R_cap of eq. 4."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignCaptionReward",
+            display_name="Caption Reward",
+            category=CATEGORY,
+            description="Scores each image of a batch for how well its caption says what the prompt says (-1 to 1) "
+            "and sorts the batch, best first: best-of-N in one node.",
+            inputs=[
+                Blip2.Input("blip2", tooltip="From Load BLIP-2 (with a text encoder) or Load Demo Models."),
+                io.Image.Input("image", tooltip="The images to compare."),
+                io.String.Input("prompt", multiline=True, default="", tooltip="What the images should show."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="sorted", tooltip="The batch, best first."),
+                io.Image.Output(display_name="best", tooltip="The best image alone."),
+                io.Float.Output(display_name="scores", is_output_list=True, tooltip="-1 to 1, in the batch's order."),
+                io.String.Output(display_name="captions", is_output_list=True, tooltip="In the batch's order."),
+                io.Int.Output(display_name="best_index", tooltip="Of the best image in the batch, from 0."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, blip2, image: torch.Tensor, prompt: str) -> io.NodeOutput:
+        from ..rewards.caption import CaptionReward as Reward
+
+        if not prompt.strip():
+            raise RealignError("The prompt is empty: write what the images should show.")
+        with blip2.at_work() as models:
+            if models.text_encoder is None:
+                raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
+            reward = Reward(models.captioner, models.text_encoder)
+            told = each(len(image), lambda i: reward(image[i : i + 1], [prompt]))
+        scores, captions = [float(one.scores[0]) for one in told], [one.captions[0] for one in told]
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the first
+        lines = [f"{scores[i]:.3f}  image {i + 1}: {captions[i]}" for i in order]
+        return io.NodeOutput(image[order], image[order[:1]], scores, captions, order[0], ui={"text": lines})

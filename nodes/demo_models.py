@@ -1,0 +1,50 @@
+"""The embedded demo world, so that every example runs on a machine without weights."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import loaders
+from .model_folders import DEMO_FOLDER
+from .sockets import Blip2, GroundedSam, Llm, Tagger
+
+
+class LoadDemoModels(io.ComfyNode):
+    """All models of the demo world."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignLoadDemoModels",
+            display_name="Load Demo Models",
+            category=loaders.CATEGORY,
+            description="Small models that draw and recognise colored shapes (circle, square, triangle, cross, ring, "
+            "diamond in red, green, blue, yellow, purple, orange, pink). They come with the pack: nothing is fetched. "
+            "Their images are 4 times as large as the latent, so an empty latent of 128 x 128 gives 64 x 64 pixels.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.Vae.Output(display_name="vae"),
+                Blip2.Output(display_name="blip2"),
+                Tagger.Output(display_name="tagger"),
+                GroundedSam.Output(display_name="grounded_sam"),
+                Llm.Output(display_name="llm"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from .demo_host import load_clip, load_model, load_vae
+
+        diffusion = DEMO_FOLDER / "stable_diffusion"
+        blip2 = loaders.blip2(DEMO_FOLDER / "blip2_captioner", DEMO_FOLDER / "blip2_itm", "fp32")
+        return io.NodeOutput(
+            load_model(diffusion / "unet"),
+            load_clip(diffusion / "text_encoder", diffusion / "tokenizer"),
+            load_vae(diffusion / "vae"),
+            blip2,
+            loaders.tagger(DEMO_FOLDER / "ram", "fp32"),
+            loaders.grounded_sam(DEMO_FOLDER / "grounding_dino", DEMO_FOLDER / "sam", "fp32"),
+            loaders.HostedScorer(blip2),
+        )

@@ -1,0 +1,241 @@
+"""Loaders: a folder under ComfyUI's models, or the embedded demo models, to a model socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from . import model_folders
+from .hosting import PRECISIONS, Hosted, dtype_of
+from .sockets import Blip2, GroundedSam, Llm, Tagger
+
+CATEGORY = "RealignDiff/loaders"
+
+
+def _folder_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
+    where = f"Lists the folders with a config.json under models/{key}."
+    return io.Combo.Input(
+        id,
+        options=model_folders.choices(key, none=none),
+        default=model_folders.DEMO,
+        tooltip=f"{tooltip} {where}",
+    )
+
+
+def _precision_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "precision",
+        options=list(PRECISIONS),
+        default="auto",
+        tooltip="The weights' number format; auto takes half precision where the device is faster with it.",
+    )
+
+
+def _download_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "download",
+        default=False,
+        tooltip="Fetch a chosen Hugging Face repository that is not on this machine yet; otherwise nothing is fetched.",
+    )
+
+
+class LoadBlip2(io.ComfyNode):
+    """A captioner and f_enc."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignLoadBlip2",
+            display_name="Load BLIP-2",
+            category=CATEGORY,
+            description="Loads BLIP-2: the captioner that says what an image shows, and the text encoder that compares "
+            "captions with prompts.",
+            inputs=[
+                _folder_input("captioner", "blip", "A captioning BLIP-2, e.g. blip2-opt-2.7b."),
+                _folder_input(
+                    "text_encoder",
+                    "blip",
+                    "A retrieval BLIP-2, e.g. blip2-itm-vit-g; only its text half is loaded. 'none' saves memory when "
+                    "captions are all you need.",
+                    none=True,
+                ),
+                _precision_input(),
+                _download_input(),
+            ],
+            outputs=[Blip2.Output(display_name="blip2")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, captioner: str, text_encoder: str, precision: str, download: bool) -> str:
+        return model_folders.stamp("blip", captioner) + model_folders.stamp("blip", text_encoder)
+
+    @classmethod
+    def execute(cls, captioner: str, text_encoder: str, precision: str, download: bool) -> io.NodeOutput:
+        encoder = None
+        if text_encoder != model_folders.NONE:
+            encoder = model_folders.locate("blip", text_encoder, "blip2_itm", download=download)
+        folder = model_folders.locate("blip", captioner, "blip2_captioner", download=download)
+        return io.NodeOutput(blip2(folder, encoder, precision))
+
+
+class LoadRam(io.ComfyNode):
+    """A tagger."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignLoadRam",
+            display_name="Load RAM",
+            category=CATEGORY,
+            description="Loads a RAM tagger: it names the things that it sees in an image.",
+            inputs=[_folder_input("model", "rams", "A RAM tagger."), _precision_input(), _download_input()],
+            outputs=[Tagger.Output(display_name="tagger")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, precision: str, download: bool) -> str:
+        return model_folders.stamp("rams", model)
+
+    @classmethod
+    def execute(cls, model: str, precision: str, download: bool) -> io.NodeOutput:
+        return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram", download=download), precision))
+
+
+class LoadGroundedSam(io.ComfyNode):
+    """A detector and a segmenter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignLoadGroundedSam",
+            display_name="Load Grounded-SAM",
+            category=CATEGORY,
+            description="Loads GroundingDINO, which finds the box of a phrase, and SAM, which cuts out what is in it.",
+            inputs=[
+                _folder_input("detector", "grounding-dino", "A GroundingDINO, e.g. grounding-dino-tiny."),
+                _folder_input("segmenter", "sams", "A SAM, e.g. sam-vit-base."),
+                _precision_input(),
+                _download_input(),
+            ],
+            outputs=[GroundedSam.Output(display_name="grounded_sam")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, detector: str, segmenter: str, precision: str, download: bool) -> str:
+        return model_folders.stamp("grounding-dino", detector) + model_folders.stamp("sams", segmenter)
+
+    @classmethod
+    def execute(cls, detector: str, segmenter: str, precision: str, download: bool) -> io.NodeOutput:
+        boxes = model_folders.locate("grounding-dino", detector, "grounding_dino", download=download)
+        masks = model_folders.locate("sams", segmenter, "sam", download=download)
+        return io.NodeOutput(grounded_sam(boxes, masks, precision))
+
+
+OFFLINE, SERVER = "offline scorer", "OpenAI-compatible server"
+
+
+class LoadLlm(io.ComfyNode):
+    """Who answers the LLM step."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealignLLM",
+            display_name="LLM",
+            category=CATEGORY,
+            description="Who binds the words of the prompt to what was seen: the offline scorer, which needs nothing, "
+            "or any OpenAI-compatible server. A key comes from the environment or ComfyUI's settings, never from here.",
+            inputs=[
+                io.Combo.Input(
+                    "provider",
+                    options=[OFFLINE, SERVER],
+                    default=OFFLINE,
+                    tooltip="The offline scorer reads the prompt's own words; a server knows synonyms too.",
+                ),
+                io.String.Input(
+                    "base_url",
+                    default="http://127.0.0.1:11434/v1",
+                    tooltip="The server's address; this one is Ollama's. Only for a server.",
+                ),
+                io.String.Input("model", default="", tooltip="The model's name on the server. Only for a server."),
+                io.Int.Input(
+                    "timeout",
+                    default=60,
+                    min=1,
+                    max=3600,
+                    tooltip="Seconds to wait for an answer. Only for a server.",
+                ),
+                Blip2.Input(
+                    "blip2",
+                    optional=True,
+                    tooltip="Lets the offline scorer judge tags that the prompt does not name.",
+                ),
+            ],
+            outputs=[Llm.Output(display_name="llm")],
+        )
+
+    @classmethod
+    def execute(cls, provider: str, base_url: str, model: str, timeout: int, blip2=None) -> io.NodeOutput:
+        if provider == SERVER:
+            from ..perception.openai_client import OpenAiLanguageModel
+            from .secrets import api_key_for
+
+            return io.NodeOutput(OpenAiLanguageModel(base_url, model, lambda: api_key_for(base_url), timeout))
+        return io.NodeOutput(HostedScorer(blip2))
+
+
+class HostedScorer:
+    """The offline scorer, whose text encoder is on the device only while it answers."""
+
+    def __init__(self, blip2: Hosted | None) -> None:
+        self.blip2 = blip2
+
+    def bind(self, prompt: str, tags: list[str]):
+        from ..perception.likelihood import OfflineScorer
+
+        return OfflineScorer().bind(prompt, tags)
+
+    def score(self, prompt: str, tags: list[str]):
+        from ..perception.likelihood import OfflineScorer
+
+        if self.blip2 is None:
+            return OfflineScorer().score(prompt, tags)
+        with self.blip2.at_work() as models:
+            return OfflineScorer(models.text_encoder).score(prompt, tags)
+
+
+class Blip2Models:
+    """What travels through a BLIP2 socket."""
+
+    def __init__(self, captioner, text_encoder=None) -> None:
+        self.captioner, self.text_encoder = captioner, text_encoder
+
+
+def blip2(captioner: Path, text_encoder: Path | None, precision: str = "auto") -> Hosted[Blip2Models]:
+    """Read BLIP-2's folders; without the second, captions can be made but not compared."""
+    from ..perception.captioner import Captioner
+    from ..perception.text_encoder import TextEncoder
+
+    dtype = dtype_of(precision, halves=True)
+    speaks = Captioner.load(captioner, dtype=dtype)
+    if text_encoder is None:
+        return Hosted(Blip2Models(speaks), speaks.model)
+    reads = TextEncoder.load(text_encoder, dtype=dtype)
+    return Hosted(Blip2Models(speaks, reads), speaks.model, reads.model)
+
+
+def tagger(folder: Path, precision: str = "auto") -> Hosted:
+    """Read a RAM's folder."""
+    from ..perception.tagger import Tagger as RamTagger
+
+    eyes = RamTagger.load(folder, dtype=dtype_of(precision, halves=False))
+    return Hosted(eyes, eyes.model)
+
+
+def grounded_sam(detector: Path, segmenter: Path, precision: str = "auto") -> Hosted:
+    """Read the folders of a GroundingDINO and of a SAM."""
+    from ..perception.grounded_sam import GroundedSam as Eyes
+
+    eyes = Eyes.load(detector, segmenter, dtype=dtype_of(precision, halves=False))
+    return Hosted(eyes, eyes.detector.model, eyes.segmenter.model)
