@@ -54,6 +54,11 @@ class Region:
         """The fraction of the image that the mask covers, in [0, 1]; 0 without a mask."""
         return 0.0 if self.mask is None else float(self.mask.float().mean())
 
+    @property
+    def active(self) -> bool:
+        """Whether it re-weights attention: it has words, a likelihood above 0 and a mask with any pixel."""
+        return bool(self.phrase) and self.likelihood > 0 and self.area > 0
+
     def to_dict(self) -> dict[str, Any]:
         """The region as JSON-ready values, its mask as the area it covers."""
         return {
@@ -84,8 +89,8 @@ class RegionSet:
 
     @property
     def active(self) -> tuple[Region, ...]:
-        """The regions that re-weight attention: those with words, a mask with any pixel, and a likelihood above 0."""
-        return tuple(r for r in self.regions if r.phrase and r.likelihood > 0 and r.area > 0)
+        """The regions that re-weight attention."""
+        return tuple(region for region in self.regions if region.active)
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from ..perception.likelihood import OfflineScorer
 from ..perception.tagger import Tagger
 from ..perception.text_encoder import TextEncoder
 from ..pipeline.realign import Models, RealignSettings
-from ..pipeline.sampler import DiffusersSampler, SamplingSettings
+from ..pipeline.sampler import DiffusersSampler
+from ..pipeline.settings import SamplingSettings
 from ..rewards.caption import CaptionReward
 
 FOLDER = Path(__file__).parent / "weights"

@@ -7,20 +7,26 @@ coarse image → caption reward → (good enough: stop) → tags → likelihoods
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..attention.settings import ModulationSettings
+from ..attention.tokens import token_positions
 from ..core.errors import RealignError
-from ..core.regions import RegionSet
+from ..core.regions import UNLIKELY, Region, RegionSet
 from ..perception.grounded_sam import BOX_THRESHOLD, GroundedSam
 from ..perception.likelihood import LanguageModel, likelihoods
 from ..perception.tagger import Tagger
 from ..rewards.caption import CaptionReward
-from .sampler import DiffusersSampler, SamplingSettings
+from .settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+    from .sampler import DiffusersSampler
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, step, steps); raise in it to interrupt."""
@@ -99,7 +105,7 @@ def realign(
     """Draw `prompt` from `seed`'s noise and mend what the image mixes up.
 
     Raises:
-        RealignError: the prompt is empty.
+        RealignError: the prompt is empty, or the seed is not one of a generator's.
     """
     return realign_batch(models, [prompt], [seed], settings, on_progress)[0]
 
@@ -125,7 +131,8 @@ def realign_batch(
     before = look(models, images, prompts)
     on_progress("looking", 0, 1)
     wrong = [i for i, seen in enumerate(before) if settings.gate is None or seen.reward < settings.gate]
-    found = dict(zip(wrong, find_regions(models, images[wrong], [prompts[i] for i in wrong], settings), strict=True))
+    sets = find_regions(models, images[wrong], [prompts[i] for i in wrong], settings)
+    found = {i: readable(regions, models.sampler.tokenizer) for i, regions in zip(wrong, sets, strict=True)}
     on_progress("looking", 1, 1)
     mend = [i for i in wrong if found[i].active]
     mended = resample(models, [prompts[i] for i in mend], noise[mend], [found[i] for i in mend], settings, on_progress)
@@ -138,7 +145,7 @@ def realign_batch(
             before=before[i],
             after=after.get(i, before[i]),
             regions=found.get(i, RegionSet(prompts[i])),
-            verdict=_verdict(before[i], i in found, tried.get(i), i in after, settings),
+            verdict=_verdict(before[i], found.get(i), tried.get(i), i in after, settings),
         )
         for i in range(len(prompts))
     ]
@@ -160,6 +167,24 @@ def find_regions(models: Models, images: Tensor, prompts: Sequence[str], setting
         for prompt, own in zip(prompts, tags, strict=True)
     ]
     return models.grounded_sam.ground(images, bound, box_threshold=settings.box_threshold)
+
+
+def readable(regions: RegionSet, tokenizer: CLIPTokenizer) -> RegionSet:
+    """The same regions; one whose words the text encoder does not read gets likelihood 0, and a note says why.
+
+    A prompt may be longer than what the encoder reads of it, and still be drawn.
+    """
+    out: list[Region] = []
+    notes: list[str] = []
+    for region in regions:
+        try:
+            if region.active:
+                token_positions(region.phrase, regions.prompt, tokenizer, region.occurrence)
+        except RealignError as error:
+            region = replace(region, likelihood=UNLIKELY)
+            notes.append(str(error))
+        out.append(region)
+    return regions.with_regions(out, *notes)
 
 
 def resample(
@@ -184,7 +209,10 @@ def resample(
     return look(models, images, prompts)
 
 
-def _verdict(before: Look, looked: bool, tried: Look | None, taken: bool, settings: RealignSettings) -> str:
+def _verdict(
+    before: Look, regions: RegionSet | None, tried: Look | None, taken: bool, settings: RealignSettings
+) -> str:
+    """regions: None when the gate kept the image; tried: the image sampled again, if it was."""
     if taken:
         return "The image was sampled again with attention re-weighted inside its regions."
     if tried is not None:
@@ -192,6 +220,11 @@ def _verdict(before: Look, looked: bool, tried: Look | None, taken: bool, settin
             f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
             f"which is no better than {before.reward:.3f}."
         )
-    if looked:
-        return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."
-    return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."
+    if regions is None:
+        return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."
+    if any(region.phrase and region.area for region in regions):
+        return (
+            "Unchanged: what was found of the prompt has likelihood 0 (scored unlikely, or not read by the text "
+            "encoder: see the notes), so there is nothing to re-weight."
+        )
+    return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,20 +16,7 @@ from ..attention.settings import ModulationSettings
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from ..perception.loading import from_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How an image is sampled."""
-
-    steps: int = 20
-    """DDIM steps."""
-    cfg: float = 3.0
-    """Classifier-free guidance scale; 1 turns guidance off."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise RealignError(f"steps is {self.steps}; sampling needs at least 1.")
+from .settings import SamplingSettings
 
 
 class DiffusersSampler:
@@ -67,7 +53,14 @@ class DiffusersSampler:
         return self.unet.config.in_channels, size, size
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """One latent of N(0, 1) noise a seed, drawn on the CPU: the same on every device and in every batch."""
+        """One latent of N(0, 1) noise a seed, drawn on the CPU: the same on every device and in every batch.
+
+        Raises:
+            RealignError: a seed is below 0 or needs more than 64 bits.
+        """
+        for seed in seeds:
+            if not isinstance(seed, int) or not 0 <= seed < 2**64:
+                raise RealignError(f"The seed is {seed}; give a whole number from 0 to {2**64 - 1}.")
         return torch.stack([torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
     @torch.inference_mode()
@@ -84,6 +77,7 @@ class DiffusersSampler:
         """Sample one image a prompt, from noise [B, C, h, w], to images [B, H, W, 3] in [0, 1].
 
         region_sets: for each prompt the regions that its attention is re-weighted by; None leaves that image alone.
+        modulation: how strongly; the paper's settings by default.
         on_step: called with (step, steps) after each step; raise in it to interrupt.
         """
         words = self._encode(["", *prompts])
@@ -107,10 +101,10 @@ class DiffusersSampler:
 
     def _modulated(self, prompts, region_sets, modulation, x: Tensor, guided: bool):
         """The adapter's context for this batch, the unconditional half untouched; or nothing to do."""
-        if region_sets is None or modulation is None or not any(s is not None and s.active for s in region_sets):
+        if region_sets is None or not any(s is not None and s.active for s in region_sets):
             return nullcontext()
         rows = [*([None] * len(prompts) if guided else []), *region_sets]
-        return modulate(self.unet, rows, self.tokenizer, x.shape[-2:], modulation)
+        return modulate(self.unet, rows, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → images [B, H, W, 3] in [0, 1], float32."""

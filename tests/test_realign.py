@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
+from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
+from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.report import report
+from realigndiff.demo.world import COLORS, SHAPES
 from realigndiff.pipeline.panel import panel
-from realigndiff.pipeline.realign import realign, realign_batch
-from realigndiff.pipeline.sampler import SamplingSettings
+from realigndiff.pipeline.realign import readable, realign, realign_batch
+from realigndiff.pipeline.settings import SamplingSettings
 
 PROMPT = "a red circle and a blue square"
 FAST = dataclasses.replace(
@@ -85,6 +88,59 @@ def test_a_prompt_without_a_known_word_is_drawn_and_survives(models, prompt):
 def test_an_empty_prompt_is_refused(models, prompt):
     with pytest.raises(RealignError, match="Prompt 1 of 1 is empty"):
         realign(models, prompt, 0, FAST)
+
+
+def test_a_prompt_longer_than_anyone_reads_is_drawn_and_says_what_is_not_re_weighted(models):
+    prompt = ", ".join(f"a {color} {shape}" for color in COLORS for shape in SHAPES[:4])
+    result = realign(models, prompt, 3, dataclasses.replace(FAST, box_threshold=0.0))
+    assert len(result.regions) == 28
+    assert torch.isfinite(result.after.image).all()
+    late = [region for region in result.regions if region.mask is not None and region.likelihood == 0]
+    assert late
+    assert len(late) == sum("text encoder reads" in note for note in result.regions.notes)
+
+
+def test_a_region_whose_words_are_not_read_is_inactive_and_says_so(models):
+    mask = torch.ones(8, 8)
+    far = RegionSet(
+        "a red circle, " + "very " * 80 + "a blue square",
+        (
+            Region(tag="circle", phrase="a red circle", mask=mask),
+            Region(tag="square", phrase="a blue square", mask=mask),
+        ),
+    )
+    read = readable(far, models.sampler.tokenizer)
+    assert [region.likelihood for region in read] == [CERTAIN, UNLIKELY]
+    assert "'a blue square' comes after the 75 tokens" in read.notes[0]
+
+
+def test_an_image_whose_regions_are_all_unlikely_is_left_alone_and_says_why(models, monkeypatch):
+    mask = torch.ones(8, 8)
+    found = RegionSet(PROMPT, (Region(tag="circle", phrase="a red circle", mask=mask, likelihood=UNLIKELY),))
+    monkeypatch.setattr("realigndiff.pipeline.realign.find_regions", lambda *_: [found])
+    result = realign(models, PROMPT, 3, FAST)
+    assert not result.changed
+    assert "scored unlikely" in result.verdict
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5])
+def test_a_seed_that_is_none_is_refused(models, seed):
+    with pytest.raises(RealignError, match="whole number from 0 to 18446744073709551615"):
+        realign(models, PROMPT, seed, FAST)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1001}, {"steps": 2.5}, {"cfg": float("nan")}, {"cfg": -1}])
+def test_settings_that_cannot_be_sampled_with_are_refused(wrong):
+    with pytest.raises(RealignError, match=f"{next(iter(wrong))} is .*give a"):
+        SamplingSettings(**wrong)
+
+
+def test_regions_without_settings_are_re_weighted_with_the_papers(models, result):
+    sampler, few = models.sampler, SamplingSettings(steps=4, cfg=3.0)
+    draw = lambda **options: sampler.sample([PROMPT], sampler.noise([3]), few, **options)  # noqa: E731
+    regions = [result.regions]
+    assert torch.equal(draw(region_sets=regions), draw(region_sets=regions, modulation=ModulationSettings()))
+    assert not torch.equal(draw(region_sets=regions), draw())
 
 
 def test_no_prompts_give_no_results(models):
