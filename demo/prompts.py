@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import combinations, product
 
+from ..core.errors import RealignError
 from .world import COLORS, SHAPES, caption, is_held_out
 
 Pair = tuple[str, str]
@@ -25,9 +26,14 @@ def two_object_prompts(held_out: bool, count: int | None = None, seed: int = 0) 
     """Distinct two-object prompts (both orders of each pair) with their pairs, shuffled by `seed`.
 
     held_out: True for the report set (no training scene holds these pairs), False for the set that settings are
-        chosen on.
+        chosen on. count: how many of them; all by default.
+
+    Raises:
+        RealignError: there are not so many.
     """
     chosen = [list(two) for two in _two_object_pairs() if is_held_out(list(two)) == held_out]
     orders = [order for a, b in chosen for order in ([a, b], [b, a])]
+    if count is not None and not 1 <= count <= len(orders):
+        raise RealignError(f"count is {count}; give a whole number from 1 to {len(orders)}, as many prompts there are.")
     random.Random(seed).shuffle(orders)
     return [(caption(pairs), pairs) for pairs in orders[:count]]

@@ -17,7 +17,10 @@ class Difference(NamedTuple):
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """Paired percentile bootstrap over prompts: before and after [N], the same prompt at the same place.
+    """Paired percentile bootstrap over prompts: before and after [N] in [0, 1], the same prompt at the same place.
+
+    Where no prompt differs, resampling knows no width; the interval is then the rule of three: of n that were seen
+    alike, up to 3/n may still differ.
 
     Raises:
         ValueError: the arrays differ in length or hold fewer than two values.
@@ -25,6 +28,8 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, resamples: int =
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
         raise ValueError(f"Paired values must be two arrays [N], N >= 2, not {before.shape} and {after.shape}.")
     difference = np.asarray(after, float) - np.asarray(before, float)
+    if not difference.any():
+        return Difference(0.0, -3 / len(difference), 3 / len(difference))
     interval = stats.bootstrap(
         (difference,), np.mean, n_resamples=resamples, method="percentile", batch=1000, random_state=seed
     ).confidence_interval

@@ -4,7 +4,14 @@
     python evaluation/table.py --count 448 --out out/table
 
 Prints the table and writes it to `table.json`; every number comes from the judge, which has no trained parts, but for
-the caption reward. Differences are to `base`, with 95 % confidence intervals (paired bootstrap over the prompts).
+the caption reward. Differences come with 95 % confidence intervals (paired bootstrap over the prompts). The rows:
+
+    base                       the coarse images
+    + fine                     re-aligned, with the demo's gate; the better of the two by caption reward (keep_better)
+    + fine, every image kept   re-aligned, with the same gate; no choice by reward
+    + redraw                   drawn again from other noise instead of re-aligned; the same gate and choice
+
+The last two are controls: they tell what the choice does without the method, and the method without the choice.
 """
 
 if not __package__:
@@ -15,7 +22,9 @@ if not __package__:
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +32,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..core.errors import RealignError
 from ..demo.judge import judge_all
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import Pair, two_object_prompts
 from ..perception.images import to_uint8
-from ..pipeline.realign import Look, Models, RealignResult, RealignSettings, realign_batch
+from ..pipeline.realign import Look, Models, RealignResult, RealignSettings, look, realign_batch
 from .bootstrap import paired_difference
 
 COLUMNS = ("bind", "both_right", "exact", "caption_reward", "stayed_right")
+BASE, FINE, EVERY, REDRAW = "base", "+ fine", "+ fine, every image kept", "+ redraw"
+COMPARED = ((FINE, BASE), (EVERY, BASE), (REDRAW, BASE), (FINE, REDRAW))
+"""Which row's differences to which other are told."""
+OTHER_NOISE = 10_000
+"""Added to a prompt's seed for its redraw: no other prompt's noise."""
 BATCH = 32
+Prompts = Sequence[tuple[str, list[Pair]]]
 Scores = dict[str, np.ndarray]
 """Each column but the last as an array [N], one value a prompt."""
 
@@ -42,22 +58,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="prompt i is drawn from the noise of seed + i")
     parser.add_argument("--out", type=Path, default=Path("out/table"), help="folder for table.json")
     options = parser.parse_args()
-    prompts = two_object_prompts(held_out=True, count=options.count)
-    results = run(load_models(), prompts, SETTINGS, options.seed)
-    told = table(
-        {
-            "base": score([r.before for r in results], prompts),
-            "+ fine": score([r.after for r in results], prompts),
-        }
-    )
+    try:
+        prompts = two_object_prompts(held_out=True, count=options.count)
+        told = table(rows(load_models(), prompts, SETTINGS, options.seed))
+    except RealignError as error:
+        sys.exit(f"table: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     print(as_text(told))
 
 
-def run(
-    models: Models, prompts: Sequence[tuple[str, list[Pair]]], settings: RealignSettings, seed: int = 0
-) -> list[RealignResult]:
+def rows(models: Models, prompts: Prompts, settings: RealignSettings, seed: int = 0) -> dict[str, Scores]:
+    """The scores of all rows; `settings.keep_better` is each row's own."""
+    results = run(models, prompts, replace(settings, keep_better=False), seed)
+    before, after = [result.before for result in results], [result.after for result in results]
+    again = redraw(models, prompts, before, settings, seed)
+    looks = {BASE: before, FINE: better(before, after), EVERY: after, REDRAW: better(before, again)}
+    return {name: score(own, prompts) for name, own in looks.items()}
+
+
+def run(models: Models, prompts: Prompts, settings: RealignSettings, seed: int = 0) -> list[RealignResult]:
     """Realign all prompts, each from the noise of its own seed."""
     out = []
     for rows in tqdm(torch.arange(len(prompts)).split(BATCH), desc="prompts", unit=f"{BATCH} prompts"):
@@ -66,7 +86,28 @@ def run(
     return out
 
 
-def score(looks: Sequence[Look], prompts: Sequence[tuple[str, list[Pair]]]) -> Scores:
+def redraw(
+    models: Models, prompts: Prompts, looks: Sequence[Look], settings: RealignSettings, seed: int = 0
+) -> list[Look]:
+    """The images that the gate does not protect drawn once more, plainly, each from other noise."""
+    out = list(looks)
+    wrong = [i for i, seen in enumerate(looks) if settings.gate is None or seen.reward < settings.gate]
+    for start in tqdm(range(0, len(wrong), BATCH), desc="redrawn", unit=f"{BATCH} prompts"):
+        part = wrong[start : start + BATCH]
+        texts = [prompts[i][0] for i in part]
+        noise = models.sampler.noise([seed + OTHER_NOISE + i for i in part])
+        images = models.sampler.sample(texts, noise, settings.sampling)
+        for i, seen in zip(part, look(models, images, texts), strict=True):
+            out[i] = seen
+    return out
+
+
+def better(before: Sequence[Look], after: Sequence[Look]) -> list[Look]:
+    """Of each two images the one with the higher caption reward; of equals the first, as `keep_better` has it."""
+    return [b if b.reward > a.reward else a for a, b in zip(before, after, strict=True)]
+
+
+def score(looks: Sequence[Look], prompts: Prompts) -> Scores:
     """Hold each image against its prompt."""
     images = to_uint8(torch.stack([look.image for look in looks]))
     judged = judge_all(images, [pairs for _, pairs in prompts])
@@ -74,19 +115,22 @@ def score(looks: Sequence[Look], prompts: Sequence[tuple[str, list[Pair]]]) -> S
 
 
 def table(rows: dict[str, Scores]) -> dict[str, Any]:
-    """The rows' means and their differences to the first row, as JSON-ready values."""
-    base = next(iter(rows.values()))
-    right = base["both_right"] == 1
-    means, differences = [], []
-    for name, scores in rows.items():
-        pairs = {column: (base[column], scores[column]) for column in COLUMNS[:-1]}
-        pairs["stayed_right"] = (base["both_right"][right], scores["both_right"][right])
-        means.append({"name": name, **{column: _mean(after) for column, (_, after) in pairs.items()}})
-        for column, (before, after) in pairs.items() if scores is not base else ():
-            if len(before) > 1:
-                delta, low, high = paired_difference(before, after)
-                differences.append({"row": name, "column": column, "delta": delta, "ci": [low, high]})
-    return {"n": len(base["bind"]), "rows": means, "differences": differences}
+    """The rows' means and their differences (`COMPARED`, where both rows are there), as JSON-ready values.
+
+    stayed_right is the share of the base row's right images that are right in this row.
+    """
+    right = rows[BASE]["both_right"] == 1
+    values = {name: {**scores, "stayed_right": scores["both_right"][right]} for name, scores in rows.items()}
+    means = [{"name": name, **{column: _mean(own[column]) for column in COLUMNS}} for name, own in values.items()]
+    differences = [
+        {"row": row, "to": to, "column": column, "delta": delta, "ci": [low, high]}
+        for row, to in COMPARED
+        if row in values and to in values
+        for column in COLUMNS
+        if len(values[to][column]) > 1
+        for delta, low, high in [paired_difference(values[to][column], values[row][column])]
+    ]
+    return {"n": len(right), "right": int(right.sum()), "rows": means, "differences": differences}
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -96,13 +140,30 @@ def _mean(values: np.ndarray) -> float | None:
 def as_text(told: dict[str, Any]) -> str:
     """The table for reading."""
     lines = [f"{told['n']} held-out prompts, the same noise for every row", ""]
-    lines.append(f"{'':<10}" + "".join(f"{column:>16}" for column in COLUMNS))
+    lines.append(f"{'':<26}" + "".join(f"{column:>16}" for column in COLUMNS))
     for row in told["rows"]:
         cells = ("-" if row[column] is None else f"{row[column]:.3f}" for column in COLUMNS)
-        lines.append(f"{row['name']:<10}" + "".join(f"{cell:>16}" for cell in cells))
-    lines += ["", "differences to base, with 95 % confidence intervals"]
+        lines.append(f"{row['name']:<26}" + "".join(f"{cell:>16}" for cell in cells))
+    to = None
     for d in told["differences"]:
-        lines.append(f"{d['row']:<10}{d['column']:<16}{d['delta']:+.3f}  [{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]")
+        if d["to"] != to:
+            to = d["to"]
+            lines += ["", f"differences to {to}, with 95 % confidence intervals"]
+        interval = f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"
+        lines.append(f"{d['row']:<26}{d['column']:<16}{d['delta']:+.3f}  {interval}")
+    return "\n".join([*lines, "", _losses(told)])
+
+
+def _losses(told: dict[str, Any]) -> str:
+    """How many right images each row lost; where none, how many it may lose: 3/n, the rule of three."""
+    n = told["right"]
+    if not n:
+        return "no image of the base row is right, so none could be lost"
+    lines = [f"right images lost, of {n} (with none lost, the share that may be lost is below 3/n at 95 %)"]
+    for row in told["rows"][1:]:
+        lost = round(n * (1 - row["stayed_right"]))
+        bound = "" if lost else f"   below {3 / n:.3f}"
+        lines.append(f"{row['name']:<26}{lost:>16}{bound}")
     return "\n".join(lines)
 
 

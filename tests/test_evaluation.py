@@ -1,9 +1,27 @@
 """The table and its confidence intervals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from realigndiff.core.errors import RealignError
+from realigndiff.demo.models import SETTINGS
+from realigndiff.demo.prompts import two_object_prompts
 from realigndiff.evaluation.bootstrap import paired_difference
-from realigndiff.evaluation.table import COLUMNS, as_text, table
+from realigndiff.evaluation.table import (
+    BASE,
+    COLUMNS,
+    EVERY,
+    FINE,
+    REDRAW,
+    as_text,
+    better,
+    rows,
+    run,
+    table,
+)
+from realigndiff.pipeline.realign import Look
+from realigndiff.pipeline.settings import SamplingSettings
 
 
 def test_the_interval_is_that_of_the_paired_differences():
@@ -16,9 +34,9 @@ def test_the_interval_is_that_of_the_paired_differences():
     assert (delta - low, high - delta) == pytest.approx((half, half), rel=0.1)
 
 
-def test_no_difference_is_no_difference():
-    same = np.ones(10)
-    assert paired_difference(same, same) == (0, 0, 0)
+def test_where_nothing_differs_a_share_of_3_in_n_still_may():
+    same = np.ones(300)
+    assert paired_difference(same, same) == (0, -0.01, 0.01)
 
 
 def test_equal_data_gives_equal_intervals():
@@ -43,9 +61,43 @@ def test_stayed_right_counts_only_what_was_right():
     assert told["n"] == 6
     assert (base["stayed_right"], fine["stayed_right"]) == (1.0, 0.75)
     assert fine["both_right"] == base["both_right"] == pytest.approx(4 / 6)
-    assert {d["column"] for d in told["differences"]} == set(COLUMNS)
+    assert [d["column"] for d in told["differences"]] == list(COLUMNS)
     assert all(d["row"] == "+ fine" and d["ci"][0] <= d["delta"] <= d["ci"][1] for d in told["differences"])
     assert "95 %" in as_text(told)
+    assert "right images lost, of 4" in as_text(told)
+    assert as_text(told).endswith("1")
+
+
+def test_where_no_right_image_is_lost_the_text_says_how_many_may_be():
+    told = table({BASE: scores([1] * 30 + [0]), FINE: scores([1] * 31)})
+    assert as_text(told).endswith("0   below 0.100")
+
+
+def test_all_rows_come_from_the_same_noise_and_the_controls_differ_in_one_thing_each(models):
+    prompts = two_object_prompts(held_out=True, count=4)
+    settings = replace(SETTINGS, sampling=SamplingSettings(steps=6, cfg=3.0), gate=0.95, box_threshold=0.1)
+    told = rows(models, prompts, settings)
+    kept = run(models, prompts, settings)
+    assert told[FINE]["caption_reward"] == pytest.approx([result.after.reward for result in kept])
+    assert told[BASE]["caption_reward"] == pytest.approx([result.before.reward for result in kept])
+    every = [result.after.reward for result in run(models, prompts, replace(settings, keep_better=False))]
+    assert told[EVERY]["caption_reward"] == pytest.approx(every)
+    assert (told[REDRAW]["caption_reward"] >= told[BASE]["caption_reward"]).all()
+    protected = told[BASE]["caption_reward"] >= settings.gate
+    assert (told[REDRAW]["caption_reward"] == told[BASE]["caption_reward"])[protected].all()
+
+
+def test_the_better_of_two_is_the_first_of_equals():
+    first, same, worse, best = (
+        Look(None, name, reward) for name, reward in (("a", 0.5), ("b", 0.5), ("c", 0.4), ("d", 0.6))
+    )
+    assert better([first, first, first], [same, worse, best]) == [first, first, best]
+
+
+@pytest.mark.parametrize("count", [0, 449])
+def test_more_prompts_than_there_are_are_refused(count):
+    with pytest.raises(RealignError, match="from 1 to 448"):
+        two_object_prompts(held_out=True, count=count)
 
 
 def test_with_no_right_image_there_is_nothing_that_could_stay_right():
