@@ -1,7 +1,7 @@
 """Which settings of the modulation serve the demo world best? Asked on prompts that are never reported on.
 
     python evaluation/tune.py --count 192                     # every line of `VARIANTS` → out/tune.json and a table
-    python evaluation/tune.py --set power=1 end=0.6           # the default with these changed
+    python evaluation/tune.py --set power=1 end=0.6           # the paper's settings with these changed
 
 Coarse images and regions are made once; each variant then samples all of them again from their own noise, also those
 that were right, so that one run tells what a gate costs and saves.
@@ -15,9 +15,11 @@ if not __package__:
 
 import argparse
 import json
-from dataclasses import replace
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attention.settings import ModulationSettings
+from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from ..demo.models import FOLDER, SETTINGS, load_models
-from ..demo.prompts import Pair, two_object_prompts
+from ..demo.prompts import two_object_prompts
 from ..pipeline.realign import Look, Models, find_regions, look, resample
-from .table import Scores, score
+from .table import Prompts, Scores, score
 
 BATCH = 48
 PAPER = ModulationSettings()
@@ -50,7 +53,7 @@ RULES = [Rule(None, False), Rule(None, True), Rule(0.9, False), *(Rule(g, True) 
 class Coarse(NamedTuple):
     """The coarse images of all prompts and what was seen in them."""
 
-    prompts: list[tuple[str, list[Pair]]]
+    prompts: Prompts
     noise: Tensor
     looks: list[Look]
     regions: list[RegionSet]
@@ -63,36 +66,67 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000, help="prompt i is drawn from the noise of seed + i")
     parser.add_argument("--set", nargs="+", action="append", metavar="NAME=VALUE", help="one variant (may be repeated)")
     parser.add_argument(
-        "--below", type=float, default=np.inf, help="sample only images with a lower caption reward again: faster"
+        "--below",
+        type=float,
+        default=np.inf,
+        help="sample only images with a lower caption reward again: faster, but tells nothing of higher gates",
     )
     parser.add_argument("--out", type=Path, default=Path("out/tune.json"))
     options = parser.parse_args()
+    try:
+        told = tune(options)
+    except RealignError as error:
+        sys.exit(f"tune: {error}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the table line by line and return it as JSON-ready values."""
+    variants = {" ".join(c): variant(c) for c in options.set} if options.set else VARIANTS
+    prompts = two_object_prompts(held_out=False, count=options.count, seed=1)
     models = load_models(options.models)
-    coarse = draw(models, options.count, options.seed)
-    variants = {" ".join(c): replace(OURS, **_values(c)) for c in options.set} if options.set else VARIANTS
+    coarse = draw(models, prompts, options.seed)
     before = score(coarse.looks, coarse.prompts)
     print(_header(), _line("base", before, before, RULES[0]), sep="\n")
     told = []
     for name, settings in variants.items():
         after = score(again(models, coarse, settings, options.below), coarse.prompts)
-        for rule in RULES:
+        for rule in rules(options.below):
             print(_line(name, before, after, rule), flush=True)
             told.append({"name": name, **rule._asdict(), **numbers(before, after, rule)})
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return told
 
 
-def _values(changes: list[str]) -> dict[str, float | None]:
-    pairs = (change.split("=", 1) for change in changes)
-    return {name: None if value == "none" else float(value) for name, value in pairs}
+def variant(changes: Sequence[str]) -> ModulationSettings:
+    """The paper's settings with changes such as `end=0.5` or `gain_limit=none`.
+
+    Raises:
+        RealignError: a change is not of that form, or its value is out of range.
+    """
+    allowed = [field.name for field in fields(ModulationSettings)]
+    values: dict[str, float | None] = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            values[name] = None if value == "none" and name == "gain_limit" else float(value)
+        except ValueError:
+            raise RealignError(f"'{change}' sets no number; write e.g. end=0.5, or gain_limit=none.") from None
+        if name not in allowed:
+            raise RealignError(f"'{name}' is no setting of the modulation; choose from {', '.join(allowed)}.")
+    return replace(PAPER, **values)
 
 
-def draw(models: Models, count: int, seed: int) -> Coarse:
-    """Coarse images of `count` prompts that are no report prompts, with their regions."""
-    prompts = two_object_prompts(held_out=False, count=count, seed=1)
-    noise = models.sampler.noise(range(seed, seed + count))
+def rules(below: float) -> list[Rule]:
+    """Those of `RULES` that are told by sampling the images under a caption reward again: no gate is higher."""
+    return [rule for rule in RULES if (np.inf if rule.gate is None else rule.gate) <= below]
+
+
+def draw(models: Models, prompts: Prompts, seed: int) -> Coarse:
+    """Coarse images of the prompts, which are no report prompts, with their regions."""
+    noise = models.sampler.noise(range(seed, seed + len(prompts)))
     looks, regions = [], []
-    for rows in tqdm(torch.arange(count).split(BATCH), desc="coarse images"):
+    for rows in tqdm(torch.arange(len(prompts)).split(BATCH), desc="coarse images"):
         texts = [prompts[i][0] for i in rows.tolist()]
         images = models.sampler.sample(texts, noise[rows], SETTINGS.sampling)
         looks += look(models, images, texts)

@@ -1,9 +1,11 @@
 """The table and its confidence intervals."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.prompts import two_object_prompts
@@ -20,6 +22,7 @@ from realigndiff.evaluation.table import (
     run,
     table,
 )
+from realigndiff.evaluation.tune import rules, variant
 from realigndiff.pipeline.realign import Look
 from realigndiff.pipeline.settings import SamplingSettings
 
@@ -92,6 +95,33 @@ def test_the_better_of_two_is_the_first_of_equals():
         Look(None, name, reward) for name, reward in (("a", 0.5), ("b", 0.5), ("c", 0.4), ("d", 0.6))
     )
     assert better([first, first, first], [same, worse, best]) == [first, first, best]
+
+
+def test_a_variant_is_the_papers_settings_with_its_changes():
+    assert variant(["end=0.5", "gain_limit=none"]) == ModulationSettings(end=0.5)
+    assert variant(["power=2"]) == ModulationSettings(power=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("nope=1", "'nope' is no setting.*choose from cross_strength"), ("end", "sets no number"), ("end=2", "end is 2")],
+)
+def test_a_variant_that_is_none_is_refused(change, message):
+    with pytest.raises(RealignError, match=message):
+        variant([change])
+
+
+def test_only_gates_under_which_all_was_sampled_again_are_told():
+    assert {rule.gate for rule in rules(0.9)} == {0.8, 0.9}
+    assert None in {rule.gate for rule in rules(np.inf)}
+
+
+@pytest.mark.parametrize("script", ["table", "tune"])
+def test_a_script_tells_what_is_wrong_in_one_sentence(script, monkeypatch):
+    module = importlib.import_module(f"realigndiff.evaluation.{script}")
+    monkeypatch.setattr("sys.argv", [script, "--count", "2000"])
+    with pytest.raises(SystemExit, match=f"{script}: count is 2000; give"):
+        module.main()
 
 
 @pytest.mark.parametrize("count", [0, 449])
