@@ -11,7 +11,10 @@ from .world import parse
 
 
 def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
-    """Prompt, seed, captions, rewards, regions, settings and the judge's verdict before and after."""
+    """Prompt, seed, captions, rewards, regions, settings and the judge's verdict before and after.
+
+    `judge` is None for a prompt that names no coloured shape: there is nothing to hold the image against.
+    """
     pairs = parse(result.prompt)
     return {
         "prompt": result.prompt,
@@ -29,6 +32,6 @@ def _told(look: Look, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     return {
         "caption": look.caption,
         "caption_reward": round(look.reward, 4),
-        "judge": judge(pixels, pairs)._asdict(),
+        "judge": judge(pixels, pairs)._asdict() if pairs else None,
         "judge_sees": [" ".join(pair) for pair in detect(pixels)],
     }

@@ -14,6 +14,8 @@ from itertools import combinations, pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..core.words import words_of
+
 SIZE = 64
 COLORS = {
     "red": (225, 40, 40),
@@ -74,8 +76,8 @@ def caption(pairs: list[tuple[str, str]]) -> str:
 
 
 def parse(text: str) -> list[tuple[str, str]]:
-    """The (color, shape) pairs that a caption names, in order."""
-    words = text.lower().split()
+    """The (color, shape) pairs that a caption names, in order, whatever its case and punctuation."""
+    words = words_of(text)
     return [(a, b) for a, b in pairwise(words) if a in COLORS and b in SHAPES]
 
 

@@ -57,6 +57,13 @@ def test_captions_are_read_back():
     assert world.parse(world.caption(pairs)) == pairs
 
 
+@pytest.mark.parametrize(
+    "text", ["a red circle, a blue square.", "A Red circle & a BLUE square!", "red circle blue square"]
+)
+def test_a_prompt_is_read_whatever_its_case_and_punctuation(text):
+    assert world.parse(text) == [("red", "circle"), ("blue", "square")]
+
+
 def test_held_out_prompts_and_training_scenes_do_not_meet():
     held, seen = two_object_prompts(held_out=True), two_object_prompts(held_out=False)
     assert len(held) == 448

@@ -181,6 +181,13 @@ def test_the_report_holds_everything_and_is_json(result):
         assert {"tag", "phrase", "likelihood", "box", "mask_area", "detection"} <= set(region)
 
 
+def test_a_prompt_without_a_coloured_shape_is_not_judged(result):
+    told = report(dataclasses.replace(result, prompt="a hexagonal elephant"), FAST)
+    assert told["before"]["judge"] is None
+    assert told["after"]["judge"] is None
+    assert told["before"]["judge_sees"]
+
+
 @pytest.mark.parametrize("settings", [FAST, dataclasses.replace(FAST, gate=-1.0)], ids=["mended", "left alone"])
 def test_the_panel_is_a_picture_of_three(models, settings):
     picture = panel(realign(models, PROMPT, 3, settings))
