@@ -65,6 +65,10 @@ def test_requirements_have_lower_bounds_only():
     wanted = [line for line in lines if line and not line.startswith("#")]
     assert wanted
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*(>=[\d.]+)?", line) for line in wanted), wanted
+    # load_default(size=…) of pillow and scaled_dot_product_attention(scale=…) of torch are not in older ones.
+    assert {"pillow>=10.1", "torch>=2.1"} <= set(wanted)
+    listed = re.search(r"^dependencies = \[(.*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    assert re.findall(r'"([^"]+)"', listed.group(1)) == wanted
 
 
 def test_only_nodes_and_the_adapter_import_the_host_and_only_their_places_import_diffusers():
