@@ -1,0 +1,230 @@
+"""A ComfyUI to test the nodes in: as a server over HTTP (`server`, `client`), or imported here (`comfy`).
+
+COMFYUI_PATH names a checkout; a pack that stands in a checkout's custom_nodes/ needs no name. The server runs on
+COMFYUI_PYTHON, by default on the Python that runs the tests. Nothing is written into the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from realigndiff.tests.comfy.client import Client, FakeLlm
+
+PACK = Path(__file__).absolute().parents[2]
+FOLDER = "ComfyUI-RealignDiff"
+"""The pack's folder in the server's custom_nodes, and so a part of its web addresses."""
+ABSENT = "needs ComfyUI: set COMFYUI_PATH to a checkout of it"
+OPENAI_KEY, OWN_KEY = "sk-planted-openai-4f1d09", "sk-planted-own-77ab3e"
+"""In the server's environment; nothing that it writes or tells may hold them."""
+START_SECONDS = 120
+
+
+def _checkout() -> Path | None:
+    if path := os.environ.get("COMFYUI_PATH"):
+        return Path(path).expanduser().resolve()
+    return PACK.parents[1] if PACK.parent.name == "custom_nodes" and (PACK.parents[1] / "main.py").is_file() else None
+
+
+COMFYUI = _checkout()
+_ELSEWHERE = tempfile.TemporaryDirectory(prefix="comfyui", ignore_cleanup_errors=True)
+
+
+class _Skipped(pytest.Module):
+    """A test module that is not even imported."""
+
+    def collect(self):
+        pytest.skip(ABSENT, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent) -> pytest.Module | None:
+    return _Skipped.from_parent(parent, path=module_path) if COMFYUI is None else None
+
+
+def _enter(checkout: Path) -> None:
+    """Make `comfy` and the host's other modules importable, on the CPU and away from the checkout's own folders.
+
+    The checkout goes first: the host's `nodes` must win over the pack's folder of that name, should the tests have been
+    started from there.
+    """
+    sys.path.insert(0, str(checkout))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    arguments, sys.argv = sys.argv, ["comfy", "--cpu", "--base-directory", _ELSEWHERE.name]
+    try:
+        import comfy.cli_args  # it reads them once
+    finally:
+        sys.argv = arguments
+
+
+if COMFYUI is not None:
+    _enter(COMFYUI)
+
+
+@pytest.fixture(scope="session")
+def comfy() -> ModuleType:
+    """ComfyUI's own package, imported into the tests; `import nodes` is then the host's, `realigndiff.nodes` ours."""
+    pytest.importorskip("comfy.samplers", reason="needs the Python that ComfyUI runs on", exc_type=ImportError)
+    import comfy
+
+    return comfy
+
+
+class Server:
+    """A running ComfyUI with the pack, in a base directory of its own."""
+
+    def __init__(self, base: Path, environment: Mapping[str, str] | None = None, packs: Mapping[str, str] = {}) -> None:
+        """environment: added to this process's. packs: further custom nodes, as {name: source of its __init__}."""
+        self.base = base
+        for folder in ("custom_nodes", "user", "input", "models"):
+            (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes" / FOLDER).symlink_to(PACK, target_is_directory=True)
+        for name, source in packs.items():
+            (base / "custom_nodes" / name).mkdir()
+            (base / "custom_nodes" / name / "__init__.py").write_text(source, encoding="utf-8")
+        self._log = base / "server.log"
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            os.environ.get("COMFYUI_PYTHON", sys.executable),
+            *("main.py", "--cpu", "--port", str(port), "--base-directory", str(base)),
+            *("--user-directory", str(base / "user"), "--database-url", f"sqlite:///{base / 'user' / 'db.sqlite'}"),
+        ]
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "REALIGN_"))}
+        quiet = {"HF_HUB_OFFLINE": "1", "NO_PROXY": "*", "no_proxy": "*", "PYTHONUNBUFFERED": "1"}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=COMFYUI, stdout=log, stderr=log, env={**own, **quiet, **(environment or {})}
+            )
+        self._wait()
+
+    def log(self) -> str:
+        """Everything that the server has printed."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _wait(self) -> None:
+        """Until it answers."""
+        ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                ask(f"{self.url}/system_stats", timeout=5).close()
+                return
+            except (urllib.error.URLError, OSError):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.close()
+                    raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-4000:]}") from None
+                time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+OTHER_PACK = '''
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+BOX = {"x": 8, "y": 8, "width": 24, "height": 24}
+OTHER = {"x": 36, "y": 30, "width": 20, "height": 26}
+FORMS = {
+    "one": BOX,
+    "list": [BOX, OTHER],
+    "a list for each image": [[BOX, OTHER], [OTHER]],
+    "labelled": [{**BOX, "label": "a blue square"}, {**OTHER, "label": "the red circle"}],
+    "outside": [{"x": 900, "y": 900, "width": 9, "height": 9}],
+    "without sizes": [{"x": 1, "y": 2}],
+}
+
+
+class OtherBoxes:
+    """Bounding boxes as another pack would give them out."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("BOUNDING_BOX",), "run", "other"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"form": (list(FORMS),)}}
+
+    def run(self, form):
+        return (FORMS[form],)
+
+
+class OtherImages:
+    """Images that no picture file can hold."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "other"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("FLOAT", {"default": 0.5}), "nan": ("BOOLEAN", {"default": False})}}
+
+    def run(self, value, nan):
+        return (torch.full((1, 64, 64, 3), float("nan") if nan else value),)
+
+
+class OtherAttention:
+    """Cross-attention replaced in every block, as by IPAdapter: half of it."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "other"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "strength": ("FLOAT", {"default": 1.0})}}
+
+    def run(self, model, strength):
+        def halved(q, k, v, options):
+            return strength * optimized_attention(q, k, v, options["n_heads"])
+
+        model = model.clone()
+        for name, numbers in (("input", range(12)), ("middle", range(1)), ("output", range(12))):
+            for number in numbers:
+                model.set_model_attn2_replace(halved, name, number)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (OtherBoxes, OtherImages, OtherAttention)}
+'''
+"""Another author's pack, with which ours must get along."""
+
+
+@pytest.fixture(scope="session")
+def llm() -> Iterator[FakeLlm]:
+    """The LLM server that OWN_KEY is for."""
+    fake = FakeLlm()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, llm: FakeLlm) -> Iterator[Server]:
+    """A ComfyUI with the pack and another one, and with keys planted in its environment."""
+    keys = {"OPENAI_API_KEY": OPENAI_KEY, "REALIGN_LLM_API_KEY": OWN_KEY, "REALIGN_LLM_HOST": llm.host}
+    running = Server(tmp_path_factory.mktemp("comfyui"), keys, {"other": OTHER_PACK})
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client of `server`."""
+    connected = Client(server.url)
+    yield connected
+    connected.close()
