@@ -1,0 +1,336 @@
+"""Modulated attention inside ComfyUI: the same method as the headless loop's, and at peace with everything else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+
+@pytest.fixture(scope="module")
+def tiny(comfy):
+    from .tiny import Tiny
+
+    return Tiny()
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_node():
+    with torch.inference_mode():
+        yield
+
+
+ONE_STEP = {"cfg": 1.0, "steps": 1, "scheduler": "normal"}
+"""From pure noise to the predicted image, without guidance: predictions add up."""
+
+
+def ours(tiny, model, settings=None):
+    from realigndiff.attention.comfy_adapter import realign_model
+
+    from .tiny import SETTINGS
+
+    return realign_model(model, settings or SETTINGS)
+
+
+def with_regions(tiny, conditioning=None, sets=None, text=None):
+    from realigndiff.attention.comfy_conditioning import attach
+
+    from .tiny import REGIONS
+
+    return attach(conditioning or tiny.positive, tiny.clip, sets or [REGIONS], text)
+
+
+def close(a, b, tolerance=1e-4):
+    worst = float((a - b).abs().max())
+    assert worst <= tolerance * max(1.0, float(b.abs().max())), worst
+    return True
+
+
+def test_it_is_the_written_out_equation(tiny):
+    from .tiny import REGIONS, written_out
+
+    mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny))
+    close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive))
+    assert (mended - tiny.sample(tiny.model, tiny.positive)).abs().max() > 1
+
+
+@pytest.mark.parametrize("scheduler", ["ddim_uniform", "karras"])
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m"])
+def test_it_is_the_equation_under_every_sampler(tiny, sampler, scheduler):
+    from .tiny import REGIONS, written_out
+
+    options = {"sampler_name": sampler, "scheduler": scheduler}
+    mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny), **options)
+    close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive, **options))
+
+
+def test_without_regions_or_strength_it_is_the_core_ksampler_bit_for_bit(tiny):
+    from realigndiff.attention.settings import ModulationSettings
+
+    from .tiny import PROMPT, REGIONS, SETTINGS, RegionSet
+
+    plain = tiny.sample(tiny.model, tiny.positive)
+    assert torch.equal(tiny.sample(ours(tiny, tiny.model), tiny.positive), plain)
+    assert torch.equal(tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[RegionSet(PROMPT)])), plain)
+    unlikely = REGIONS.with_regions([replace(region, likelihood=0.0) for region in REGIONS])
+    assert torch.equal(tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[unlikely])), plain)
+    for off in (ModulationSettings(cross_strength=0, self_strength=0), replace(SETTINGS, end=0.0)):
+        assert torch.equal(tiny.sample(ours(tiny, tiny.model, off), with_regions(tiny)), plain)
+
+
+def test_both_hosts_give_the_same_latents(tiny):
+    diffusers = pytest.importorskip("diffusers")
+    from realigndiff.pipeline.sampler import DiffusersSampler
+    from realigndiff.pipeline.settings import SamplingSettings
+
+    from .tiny import PROMPT, REGIONS, SETTINGS, WEIGHTS
+
+    headless = DiffusersSampler.load(WEIGHTS)
+    # ComfyUI ends at the clean image and starts from noise as large as the first step's; diffusers can be told both.
+    headless.scheduler = diffusers.DDIMScheduler.from_config(headless.scheduler.config, set_alpha_to_one=True)
+    sampling = SamplingSettings(steps=20, cfg=3.0)
+    headless.scheduler.set_timesteps(sampling.steps)
+    start = (1 - headless.scheduler.alphas_cumprod[headless.scheduler.timesteps[0]]) ** 0.5
+    headless.decode = lambda latents: latents / headless.vae.config.scaling_factor
+    for regions in (None, REGIONS):
+        sets = None if regions is None else [regions]
+        there = headless.sample(
+            [PROMPT], tiny.noise() * start, sampling, region_sets=sets, modulation=None if sets is None else SETTINGS
+        )
+        here = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets) if sets else tiny.positive, steps=20)
+        close(here, there)
+
+
+class TestBesideAnotherPack:
+    """An attn2 replacement as IP-Adapter makes it: attention to the words plus attention to something else."""
+
+    @staticmethod
+    def extra(q, k, v, heads):
+        from comfy.ldm.modules.attention import optimized_attention
+
+        return 0.3 * optimized_attention(q, k.flip(1)[:, :8], v[:, :8], heads)
+
+    def foreign(self, model, keys=3):
+        from comfy.ldm.modules.attention import optimized_attention
+
+        from .tiny import sites
+
+        def attention(q, k, v, options):
+            heads = options["n_heads"]
+            return optimized_attention(q, k, v, heads) + self.extra(q, k, v, heads)
+
+        patched = model.clone()
+        for site in sites(model.get_model_object("diffusion_model")):
+            patched.set_model_attn2_replace(attention, *site[:keys])
+        return patched
+
+    @pytest.mark.parametrize("keys", [2, 3], ids=["by block", "by transformer"])
+    def test_before_or_after_is_the_same_and_right(self, tiny, keys):
+        from .tiny import REGIONS, written_out
+
+        right = tiny.sample(written_out(tiny, tiny.model, REGIONS, extra=self.extra), tiny.positive)
+        close(tiny.sample(ours(tiny, self.foreign(tiny.model, keys)), with_regions(tiny)), right)
+        close(tiny.sample(self.foreign(ours(tiny, tiny.model), keys), with_regions(tiny)), right)
+
+    def test_without_regions_the_other_pack_alone_is_heard(self, tiny):
+        alone = tiny.sample(self.foreign(tiny.model), tiny.positive)
+        assert torch.equal(tiny.sample(ours(tiny, self.foreign(tiny.model)), tiny.positive), alone)
+
+
+def test_a_lora_counts_before_and_after(tiny):
+    from .tiny import REGIONS, written_out
+
+    def with_lora(model):
+        torch.manual_seed(0)
+        unet = model.get_model_object("diffusion_model")
+        names = [n for n, _ in unet.named_parameters() if n.endswith(("to_q.weight", "to_k.weight"))]
+        shapes = {name: unet.get_parameter(name).shape for name in names}
+        patches = {f"diffusion_model.{n}": ("diff", (0.05 * torch.randn(shape),)) for n, shape in shapes.items()}
+        patched = model.clone()
+        assert len(patched.add_patches(patches, 1.0)) == len(names)
+        return patched
+
+    right = tiny.sample(written_out(tiny, with_lora(tiny.model), REGIONS), tiny.positive)
+    assert (right - tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive)).abs().max() > 0.1
+    close(tiny.sample(ours(tiny, with_lora(tiny.model)), with_regions(tiny)), right)
+    close(tiny.sample(with_lora(ours(tiny, tiny.model)), with_regions(tiny)), right)
+
+
+def test_a_controlnet_counts(tiny):
+    from .tiny import REGIONS, controlled, written_out
+
+    right = tiny.sample(written_out(tiny, tiny.model, REGIONS), *controlled(tiny, tiny.positive))
+    close(tiny.sample(ours(tiny, tiny.model), *controlled(tiny, with_regions(tiny))), right)
+    assert (right - tiny.sample(ours(tiny, tiny.model), with_regions(tiny))).abs().max() > 0.1
+
+
+def changed(conditioning, **options):
+    return [[encoding, {**old, **options}] for encoding, old in conditioning]
+
+
+def test_an_area_of_everything_a_mask_of_ones_and_a_whole_range_change_nothing(tiny):
+    mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny))
+    for options in (
+        {"area": (16, 16, 0, 0)},
+        {"mask": torch.ones(1, 64, 64), "set_area_to_bounds": False},
+        {"start_percent": 0.0, "end_percent": 1.0},
+    ):
+        close(tiny.sample(ours(tiny, tiny.model), changed(with_regions(tiny), **options)), mended, 1e-3)
+
+
+def test_an_area_sees_its_part_of_the_masks(tiny):
+    """The lower right quarter alone, once as an area of a large latent, once as a latent of its own."""
+    from .tiny import REGIONS
+
+    part = REGIONS.with_regions([replace(r, mask=r.mask[32:, 32:]) for r in REGIONS])
+    noise = tiny.noise()
+    area = changed(with_regions(tiny), area=(8, 8, 8, 8), strength=1.0)
+    everywhere = changed(tiny.encode("a green ring"), strength=1e-8)  # so that the other cells have some prediction
+    options = ONE_STEP
+    whole = tiny.sample(ours(tiny, tiny.model), [*area, *everywhere], noise=noise, **options)
+    alone = tiny.sample(
+        ours(tiny, tiny.model), with_regions(tiny, sets=[part]), noise=noise[:, :, 8:, 8:].contiguous(), **options
+    )
+    close(whole[:, :, 8:, 8:][..., 1:, 1:], alone[..., 1:, 1:], 1e-3)
+
+
+def test_each_of_several_conditionings_keeps_its_own_regions(tiny):
+    from .tiny import REGIONS
+
+    one, two = (REGIONS.with_regions([region]) for region in REGIONS)
+    options = ONE_STEP
+    model = ours(tiny, tiny.model)
+    apart = [tiny.sample(model, with_regions(tiny, sets=[s]), **options) for s in (one, two)]
+    together = tiny.sample(model, [*with_regions(tiny, sets=[one]), *with_regions(tiny, sets=[two])], **options)
+    close(together, (apart[0] + apart[1]) / 2)
+    assert (apart[0] - apart[1]).abs().max() > 0.1
+
+
+def test_each_image_of_a_batch_has_its_own_regions(tiny):
+    from .tiny import REGIONS
+
+    sets = [REGIONS, REGIONS.with_regions([]), REGIONS.with_regions([REGIONS.regions[1]])]
+    noise = tiny.noise(3)
+    batch = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets), noise=noise)
+    for i, own in enumerate(sets):
+        close(
+            batch[i : i + 1],
+            tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[own]), noise=noise[i : i + 1]),
+        )
+
+
+def test_guidance_of_one_samples_the_positive_alone(tiny):
+    from .tiny import REGIONS, written_out
+
+    mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny), cfg=1.0)
+    close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive, cfg=1.0))
+
+
+@pytest.mark.parametrize("long", ["positive", "negative"])
+def test_a_prompt_of_two_windows_beside_one_of_one_is_the_same_as_apart(tiny, long, monkeypatch):
+    """ComfyUI repeats the shorter encoding to share a batch; apart, nothing is repeated."""
+    from comfy.conds import CONDCrossAttn
+
+    from .tiny import PROMPT, REGIONS
+
+    filler = " and ".join(["a green ring"] * 22)
+    text = f"{filler} and {PROMPT}" if long == "positive" else PROMPT
+    regions = replace(REGIONS, prompt=text)
+    positive = with_regions(tiny, tiny.encode(text), [regions])
+    negative = tiny.encode(filler) if long == "negative" else tiny.negative
+    assert {positive[0][0].shape[1], negative[0][0].shape[1]} == {77, 154}
+    together = tiny.sample(ours(tiny, tiny.model), positive, negative)
+    monkeypatch.setattr(CONDCrossAttn, "can_concat", lambda self, other: False)
+    close(together, tiny.sample(ours(tiny, tiny.model), positive, negative))
+    assert (together - tiny.sample(tiny.model, tiny.encode(text), negative)).abs().max() > 0.1
+
+
+def test_a_second_pass_at_another_size_and_ratio_remembers_nothing(tiny):
+    model, positive = ours(tiny, tiny.model), with_regions(tiny)
+    first = tiny.sample(model, positive)
+    larger = {
+        "noise": tiny.noise(1, 24, 40),
+        "latent": torch.nn.functional.interpolate(first, (24, 40)),
+        "denoise": 0.6,
+    }
+    second = tiny.sample(model, positive, **larger)
+    fresh = tiny.sample(ours(tiny, tiny.model), with_regions(tiny), **larger)
+    assert torch.equal(second, fresh)
+    assert torch.equal(tiny.sample(model, positive), first)
+
+
+def test_dual_guidance_knows_whose_rows_are_whose(tiny):
+    """It predicts for three conditionings at once; in one step its result is a sum of theirs."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    model, ring, noise = ours(tiny, tiny.model), tiny.encode("a green ring"), tiny.noise()
+    guider = Guider_DualCFG(model)
+    guider.set_conds(with_regions(tiny), ring, tiny.negative)
+    guider.set_cfg(1.5, 2.0)
+    sigmas = comfy.samplers.calculate_sigmas(tiny.model.get_model_object("model_sampling"), "normal", 1)
+    sampler = comfy.samplers.sampler_object("ddim")
+    dual = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=22)
+    positive, middle, negative = (
+        tiny.sample(model, conditioning, **ONE_STEP) for conditioning in (with_regions(tiny), ring, tiny.negative)
+    )
+    close(dual, negative + 2.0 * (middle - negative) + 1.5 * (positive - middle))
+
+
+def test_of_two_realign_nodes_in_a_row_the_last_counts(tiny):
+    from realigndiff.attention.settings import ModulationSettings
+
+    twice = ours(tiny, ours(tiny, tiny.model, ModulationSettings(cross_strength=3.0)))
+    assert torch.equal(tiny.sample(twice, with_regions(tiny)), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)))
+
+
+def test_two_realign_nodes_side_by_side_and_the_input_model_stay_apart(tiny):
+    from realigndiff.attention.settings import ModulationSettings
+
+    plain = tiny.sample(tiny.model, tiny.positive)
+    weak, strong = ours(tiny, tiny.model), ours(tiny, tiny.model, ModulationSettings(cross_strength=2.0))
+    first = tiny.sample(weak, with_regions(tiny))
+    assert not torch.equal(tiny.sample(strong, with_regions(tiny)), first)
+    assert torch.equal(tiny.sample(weak, with_regions(tiny)), first)
+    assert torch.equal(tiny.sample(tiny.model, tiny.positive), plain)
+    assert not any(tiny.model.wrappers.values())
+    assert "patches_replace" not in tiny.model.model_options["transformer_options"]
+
+
+def test_the_conditioning_it_is_given_is_left_as_it_was(tiny):
+    before = tiny.encode("a red circle and a blue square")
+    keys = set(before[0][1])
+    with_regions(tiny, before)
+    assert set(before[0][1]) == keys
+
+
+def test_perturbed_attention_guidance_and_ours_run_together(tiny):
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    guided = PerturbedAttentionGuidance.execute(ours(tiny, tiny.model), 2.0).result[0]
+    bare = PerturbedAttentionGuidance.execute(tiny.model, 2.0).result[0]
+    mended = tiny.sample(guided, with_regions(tiny))
+    assert mended.isfinite().all()
+    assert (mended - tiny.sample(bare, tiny.positive)).abs().max() > 0.1
+    assert torch.equal(tiny.sample(guided, tiny.positive), tiny.sample(bare, tiny.positive))
+
+
+def test_a_model_without_realign_ignores_regions(tiny):
+    close(tiny.sample(tiny.model, with_regions(tiny)), tiny.sample(tiny.model, tiny.positive))
+
+
+def test_a_tiled_call_is_left_alone_with_one_warning(tiny, caplog):
+    """As tiled-diffusion packs do: the model is called with parts of the latent that no conditioning tells of."""
+    model = ours(tiny, tiny.model)
+
+    def by_halves(apply_model, call):
+        parts = [apply_model(part, call["timestep"], **call["c"]) for part in call["input"].chunk(2, dim=-1)]
+        return torch.cat(parts, dim=-1)
+
+    tiled = model.clone()
+    tiled.set_model_unet_function_wrapper(by_halves)
+    bare = tiny.model.clone()
+    bare.set_model_unet_function_wrapper(by_halves)
+    close(tiny.sample(tiled, with_regions(tiny)), tiny.sample(bare, tiny.positive))
+    assert sum("tile" in record.message for record in caplog.records) == 1
