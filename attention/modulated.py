@@ -88,7 +88,10 @@ def _by_tiles(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) 
         a = tile.gain(strength)[:, None]
         z = q[:, :, part].float() @ k
         m, M = z.amin(-1, keepdim=True), z.amax(-1, keepdim=True)
-        z.mul_(1 - a).addcmul_(a, m).addcmul_(a * tile.related()[:, None], M - m)  # z'
+        into = None if z.requires_grad else z  # in place where no gradient needs z as it was
+        z = torch.mul(z, 1 - a, out=into)
+        z = torch.addcmul(z, a, m, out=into)
+        z = torch.addcmul(z, a * tile.related()[:, None], M - m, out=into)  # z'
         out[:, :, part] = z.softmax(-1).to(v.dtype) @ v
     return out
 
@@ -98,7 +101,7 @@ def _extrema(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     (B, H, n, _), n_keys = q.shape, k.shape[2]
     height = max(1, _tile(q) // n_keys)
     heads = max(1, height // n)  # of short sequences, several at once
-    low, high = torch.empty(2, B * H, n, device=q.device)
+    low, high = (torch.empty(B * H, n, device=q.device) for _ in range(2))
     queries, keys = q.flatten(0, 1), k.flatten(0, 1)
     for head in range(0, B * H, heads):
         some = keys[head : head + heads].float().mT

@@ -209,6 +209,23 @@ def test_extreme_scores_do_not_overflow_half_precision():
     assert modulated_attention(q, k, v, layout, 1.0).isfinite().all()
 
 
+@pytest.mark.parametrize("one_gain", [False, True])
+@pytest.mark.parametrize("groups", [modulated.MAX_GROUPS, 0], ids=["longer vectors", "tiles"])
+def test_gradients_are_those_of_the_reference(one_gain, groups, monkeypatch):
+    monkeypatch.setitem(modulated.TILE, "cpu", 64)
+    monkeypatch.setattr(modulated, "MAX_GROUPS", groups)
+    layout = random_layout(2, 12, 12 if one_gain else 9, 3, one_gain=one_gain)
+    layout.query_gain[1] = 0  # a row that is left alone
+    weights = torch.randn(2, 2, 12, 8, generator=torch.Generator().manual_seed(1))
+
+    def gradients(attention):
+        qkv = [x.requires_grad_() for x in random_qkv(layout)]
+        return torch.autograd.grad((attention(*qkv, layout, 0.9) * weights).sum(), qkv)
+
+    for lean, slow in zip(gradients(modulated_attention), gradients(reference_attention), strict=True):
+        torch.testing.assert_close(lean, slow, atol=1e-5, rtol=1e-4)
+
+
 def test_no_tensor_of_queries_by_keys_is_ever_made():
     class Largest(TorchDispatchMode):
         elements = 0
