@@ -102,6 +102,27 @@ def test_both_hosts_give_the_same_latents(tiny):
         close(here, there)
 
 
+def test_the_block_layout_of_sdxl_is_known(tiny):
+    from .tiny import REGIONS, tiny_sdxl, written_out
+
+    model, pooled = tiny_sdxl(), {"pooled_output": torch.zeros(1, 1280)}
+    positive, negative = (changed(conditioning, **pooled) for conditioning in (tiny.positive, tiny.negative))
+    mended = tiny.sample(ours(tiny, model), with_regions(tiny, positive), negative)
+    close(mended, tiny.sample(written_out(tiny, model, REGIONS), positive, negative))
+    assert (mended - tiny.sample(model, positive, negative)).abs().max() > 1e-3
+
+
+def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(tiny):
+    from realigndiff.core.errors import RealignError
+
+    other = tiny.model.clone()
+    other.add_object_patch("diffusion_model", torch.nn.Linear(1, 1))
+    with pytest.raises(
+        RealignError, match="does not know the architecture Linear; use a model of the Stable Diffusion"
+    ):
+        ours(tiny, other)
+
+
 class TestBesideAnotherPack:
     """An attn2 replacement as IP-Adapter makes it: attention to the words plus attention to something else."""
 

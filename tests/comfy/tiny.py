@@ -158,3 +158,37 @@ def controlled(tiny: Tiny, positive: list) -> tuple[list, list]:
     control = control.copy().set_cond_hint(torch.rand(1, 3, 128, 128), 1.0, (0.0, 1.0))
     options = {"control": control, "control_apply_to_uncond": False}
     return tuple([[e, {**old, **options}] for e, old in conditioning] for conditioning in (positive, tiny.negative))
+
+
+def tiny_sdxl():
+    """A UNet with SDXL's block layout (no attention in the first level, two transformers in the second), random."""
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    torch.manual_seed(3)
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 64,
+        "channel_mult": [1, 2],
+        "num_res_blocks": [2, 2],
+        "transformer_depth": [0, 0, 2, 2],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2],
+        "transformer_depth_middle": 2,
+        "context_dim": 64,
+        "num_head_channels": 32,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": True,
+        "adm_in_channels": 2816,
+        "num_classes": "sequential",
+        "use_temporal_attention": False,
+        "legacy": False,
+    }
+    known = comfy.supported_models.SDXL(config)
+    known.set_inference_dtype(torch.float32, None)
+    model = known.get_model({}, "")
+    for parameter in model.diffusion_model.parameters():
+        parameter.data = 0.05 * torch.randn_like(parameter)
+    device = comfy.model_management.get_torch_device()
+    return ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
