@@ -139,7 +139,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 def as_text(told: dict[str, Any]) -> str:
     """The table for reading."""
-    lines = [f"{told['n']} held-out prompts, the same noise for every row", ""]
+    lines = [f"{told['n']} held-out prompts, the same noise for every row but {REDRAW}", ""]
     lines.append(f"{'':<26}" + "".join(f"{column:>16}" for column in COLUMNS))
     for row in told["rows"]:
         cells = ("-" if row[column] is None else f"{row[column]:.3f}" for column in COLUMNS)
