@@ -1,0 +1,187 @@
+"""Regions to and from masks, bounding boxes and JSON text."""
+
+import json
+
+import pytest
+import torch
+from realigndiff.core.editing import added, edited
+from realigndiff.core.errors import RealignError
+from realigndiff.core.interchange import (
+    bounding_boxes,
+    box_mask,
+    for_images,
+    mask_batch,
+    mask_box,
+    region_sets,
+    to_json,
+)
+from realigndiff.core.regions import Region, RegionSet
+
+PROMPT = "a red circle and a blue square"
+LEFT, RIGHT = {"x": 0, "y": 8, "width": 16, "height": 16}, {"x": 16, "y": 8, "width": 16, "height": 16}
+
+
+def phrases(sets):
+    return [[region.phrase for region in one] for one in sets]
+
+
+def square(x0, y0, x1, y1, size=32):
+    mask = torch.zeros(size, size)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+class TestMasks:
+    def test_mask_i_is_the_texts_ith_thing(self):
+        masks = torch.stack([square(0, 8, 16, 24), square(16, 8, 32, 24)])
+        (one,) = region_sets(masks, text=PROMPT)
+        assert phrases([one]) == [["a red circle", "a blue square"]]
+        assert torch.equal(mask_batch([one]), masks)
+        assert one.regions[0].box == (0, 0.25, 0.5, 0.75)
+
+    def test_a_thing_without_a_mask_stays_a_region_without(self):
+        (one,) = region_sets(square(0, 0, 8, 8), text=PROMPT)
+        assert one.missing == ("a blue square",)
+
+    def test_more_masks_than_things_is_told(self):
+        with pytest.raises(RealignError, match=r"3 masks but the text .* names 2 things"):
+            region_sets(torch.zeros(3, 8, 8), text=PROMPT)
+
+    def test_masks_without_a_text_are_told(self):
+        with pytest.raises(RealignError, match="need the prompt"):
+            region_sets(torch.zeros(1, 8, 8))
+
+    @pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (1, 1, 8, 8)])
+    def test_every_shape_of_mask_in_use_is_one(self, shape):
+        assert region_sets(torch.ones(shape), text="a ring")[0].regions[0].mask.shape == (8, 8)
+
+    def test_an_empty_mask_has_no_box(self):
+        assert mask_box(torch.zeros(8, 8)) is None
+
+    def test_a_region_without_a_mask_gives_an_empty_one_and_no_region_one_empty_mask(self):
+        found = RegionSet(PROMPT, (Region(tag="circle"), Region(tag="square", mask=torch.ones(4, 4))))
+        assert mask_batch([found]).mean((1, 2)).tolist() == [0, 1]
+        assert mask_batch([RegionSet(PROMPT)], (4, 6)).shape == (1, 4, 6)
+
+
+class TestBoxes:
+    @pytest.mark.parametrize("value", [[LEFT, RIGHT], [[LEFT, RIGHT]]], ids=["list", "list for each image"])
+    def test_box_i_is_the_texts_ith_thing(self, value):
+        sets = region_sets(value, text=PROMPT, size=(32, 32))
+        assert phrases(sets) == [["a red circle", "a blue square"]]
+        assert torch.equal(sets[0].regions[1].mask, square(16, 8, 32, 24))
+
+    def test_one_box_alone_is_a_region(self):
+        assert phrases(region_sets(LEFT, text=PROMPT, size=(32, 32))) == [["a red circle"]]
+
+    def test_a_label_says_which_thing_is_meant(self):
+        boxes = [{**LEFT, "label": "square", "score": 0.5}, {**RIGHT, "label": "the red circle"}]
+        (one,) = region_sets(boxes, text=PROMPT, size=(32, 32))
+        assert [region.tag for region in one] == ["square", "circle"]
+        assert one.regions[0].detection == 0.5
+
+    def test_they_come_back_as_they_went_in(self):
+        sets = region_sets([[LEFT], [RIGHT]], text=PROMPT, size=(32, 32))
+        back = bounding_boxes(sets, (32, 32))
+        assert [{k: box[k] for k in LEFT} for own in back for box in own] == [LEFT, RIGHT]
+        assert back[0][0]["label"] == "a red circle"
+
+    def test_pixels_without_an_image_are_told(self):
+        with pytest.raises(RealignError, match="connect the image they were drawn on"):
+            region_sets([LEFT], text=PROMPT)
+
+    @pytest.mark.parametrize("box", [{"x": 1, "y": 1}, {"x": "a", "y": 0, "width": 1, "height": 1}])
+    def test_a_box_that_is_none_is_told(self, box):
+        with pytest.raises(RealignError, match="needs numbers x, y, width and height"):
+            region_sets([box], text=PROMPT, size=(32, 32))
+
+    def test_a_box_outside_the_image_is_told(self):
+        with pytest.raises(RealignError, match="no area inside the image"):
+            region_sets([{"x": 99, "y": 0, "width": 5, "height": 5}], text=PROMPT, size=(32, 32))
+
+    @pytest.mark.parametrize("box", [(0, 0, 1e-6, 1e-6), (1 - 1e-6, 1 - 1e-6, 1, 1), (0, 0, 1, 1), (0.25, 0.5, 0.5, 1)])
+    def test_a_box_covers_at_least_a_pixel_and_never_more_than_the_image(self, box):
+        mask = box_mask(box, (8, 8))
+        assert mask.sum() == max(1, round((box[2] - box[0]) * 8) * round((box[3] - box[1]) * 8))
+
+
+class TestJson:
+    def test_it_comes_back_as_it_went_out(self):
+        sets = region_sets([[LEFT, RIGHT]], text=PROMPT, size=(32, 32))
+        again = region_sets(to_json(sets), size=(32, 32))
+        assert again[0].prompt == PROMPT
+        assert phrases(again) == phrases(sets)
+        assert torch.equal(mask_batch(again), mask_batch(sets))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"regions": [{"phrase": "a red circle", "box": [0, 0.25, 0.5, 0.75]}]}',
+            '[{"phrase": "a red circle", "bbox": [0, 8, 16, 24]}]',
+            'Sure! Here you are:\n```json\n[{"label": "a red circle", "box": [0, 8, 16, 24], "likelihood": "2"}]\n```',
+            '[{"x": 0, "y": 8, "width": 16, "height": 16}]',
+        ],
+        ids=["ours", "a list with pixels", "fenced in prose", "bounding boxes"],
+    )
+    def test_what_a_language_model_writes_is_read(self, text):
+        (one,) = region_sets(text, text=PROMPT, size=(32, 32))
+        assert (one.regions[0].phrase, one.regions[0].likelihood) == ("a red circle", 2)
+        assert torch.equal(one.regions[0].mask, square(0, 8, 16, 24))
+
+    @pytest.mark.parametrize("text", ["", "I am sorry", '{"regions": 3}', '{"a": ', "null", "[1, 2]"])
+    def test_other_text_is_told(self, text):
+        with pytest.raises(RealignError):
+            region_sets(text, text=PROMPT)
+
+    def test_words_that_are_not_in_the_prompt_bind_nothing(self):
+        (one,) = region_sets('[{"phrase": "elephant", "box": [0, 0, 1, 1]}]', text=PROMPT)
+        assert one.active == ()
+        assert one.regions[0].tag == "elephant"
+
+    def test_to_json_is_json(self):
+        assert json.loads(to_json([RegionSet(PROMPT)]))[0]["prompt"] == PROMPT
+
+
+def test_one_set_serves_all_images_and_another_number_is_told():
+    one = RegionSet(PROMPT)
+    assert for_images([one], 3) == (one,) * 3
+    with pytest.raises(RealignError, match="regions for 2 images but 3 images"):
+        for_images([one, one], 3)
+
+
+@pytest.mark.parametrize("value", [None, 3, object(), [1, 2]])
+def test_what_is_no_region_is_told(value):
+    with pytest.raises(RealignError, match="connect regions, masks, bounding boxes or JSON text"):
+        region_sets(value, text=PROMPT)
+
+
+class TestEditing:
+    regions = RegionSet(PROMPT, (Region(tag="circle", phrase="a red circle", mask=torch.ones(4, 4)),))
+
+    def test_a_region_is_added_with_the_prompts_own_words(self):
+        more = added(self.regions, "SQUARE blue", torch.ones(4, 4), 0.5)
+        assert [(r.phrase, r.likelihood) for r in more] == [("a red circle", 2), ("a blue square", 0.5)]
+
+    def test_equal_words_are_the_next_appearance_of_them(self):
+        twice = RegionSet("a ring and a ring")
+        for _ in range(2):
+            twice = added(twice, "a ring", torch.ones(4, 4))
+        assert [region.occurrence for region in twice] == [0, 1]
+
+    def test_what_is_not_named_is_kept(self):
+        changed = edited(self.regions, 0, likelihood=0.5)
+        assert (changed.regions[0].phrase, changed.regions[0].likelihood) == ("a red circle", 0.5)
+        assert changed.regions[0].mask is self.regions.regions[0].mask
+
+    def test_another_mask_takes_its_own_box(self):
+        assert edited(self.regions, 0, mask=square(0, 8, 16, 24)).regions[0].box == (0, 0.25, 0.5, 0.75)
+
+    def test_a_region_can_be_dropped_and_the_old_set_stays(self):
+        assert len(edited(self.regions, 0, drop=True)) == 0
+        assert len(self.regions) == 1
+
+    def test_a_region_that_is_not_there_and_words_that_are_not_are_told(self):
+        with pytest.raises(RealignError, match="no region 1: the image has 1"):
+            edited(self.regions, 1)
+        with pytest.raises(RealignError, match="No word of 'elephant' is in the prompt"):
+            edited(self.regions, 0, phrase="elephant")
