@@ -14,6 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from .sockets import chosen
+
 T = TypeVar("T")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -21,7 +23,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def dtype_of(precision: str, *, halves: bool) -> torch.dtype:
     """The dtype a PRECISIONS value means here. `auto`: half where the device is faster so and the model bears it."""
-    if precision in _DTYPES:
+    if chosen("precision", precision, PRECISIONS) != "auto":
         return _DTYPES[precision]
     half = halves and comfy.model_management.should_use_fp16(comfy.model_management.get_torch_device())
     return torch.float16 if half else torch.float32

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from . import model_folders
 from .hosting import PRECISIONS, Hosted, dtype_of
-from .sockets import Blip2, GroundedSam, Llm, Tagger
+from .sockets import Blip2, GroundedSam, Llm, Tagger, chosen
 
 CATEGORY = "RealignDiff/loaders"
 
@@ -177,7 +177,7 @@ class LoadLlm(io.ComfyNode):
 
     @classmethod
     def execute(cls, provider: str, base_url: str, model: str, timeout: int, blip2=None) -> io.NodeOutput:
-        if provider == SERVER:
+        if chosen("provider", provider, (OFFLINE, SERVER)) == SERVER:
             from ..perception.openai_client import OpenAiLanguageModel
             from .secrets import api_key_for
 

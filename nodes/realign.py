@@ -12,7 +12,7 @@ import nodes as comfy_nodes
 
 from ..attention.settings import ModulationSettings
 from ..core.interchange import region_sets
-from .sockets import regions_input, text_input
+from .sockets import chosen, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
@@ -172,6 +172,8 @@ class RealignKSampler(io.ComfyNode):
         regions=None,
         text: str = "",
     ) -> io.NodeOutput:
+        chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         if regions is not None:
             from ..attention.comfy_adapter import realign_model
             from ..attention.comfy_conditioning import attach

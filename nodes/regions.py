@@ -10,7 +10,7 @@ from ..core.errors import RealignError
 from ..core.interchange import as_masks, for_images, mask_batch, region_sets
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
 from .pictures import region_outputs, told
-from .sockets import BoundingBox, Regions, regions_input, text_input
+from .sockets import BoundingBox, Regions, chosen, regions_input, text_input
 
 CATEGORY = "RealignDiff/regions"
 SCORES = {"certain (2)": CERTAIN, "may appear (0.5)": MAYBE, "unlikely (0)": UNLIKELY}
@@ -58,7 +58,7 @@ class RegionFromMask(io.ComfyNode):
         before = for_images(regions or (RegionSet(prompt),), max(len(masks), len(regions or ())))
         if len(masks) not in (1, len(before)):
             raise RealignError(f"There are {len(masks)} masks for {len(before)} images: give one, or one an image.")
-        score = _score(likelihood)
+        score = SCORES[chosen("likelihood", likelihood, SCORES)]
         return io.NodeOutput(tuple(added(one, phrase, masks[i % len(masks)], score) for i, one in enumerate(before)))
 
 
@@ -105,7 +105,7 @@ class EditRegions(io.ComfyNode):
         sets = list(region_sets(regions, text=text))
         if image_index >= len(sets):
             raise RealignError(f"There is no image {image_index}: the regions are of {len(sets)}, counted from 0.")
-        score = None if likelihood == KEEP else _score(likelihood)
+        score = SCORES.get(chosen("likelihood", likelihood, (KEEP, *SCORES)))
         for i in range(len(sets)) if image_index < 0 else (image_index,):
             sets[i] = edited(sets[i], region, phrase=phrase, likelihood=score, drop=drop, mask=mask)
         return io.NodeOutput(tuple(sets))
@@ -134,12 +134,6 @@ class PreviewRegions(io.ComfyNode):
     def execute(cls, image: torch.Tensor, regions, text: str = "") -> io.NodeOutput:
         sets = region_sets(regions, text=text, size=tuple(image.shape[1:3]))
         return told(for_images(sets, len(image)), image, cls)
-
-
-def _score(likelihood: str) -> float:
-    if likelihood not in SCORES:
-        raise RealignError(f"'{likelihood}' is no likelihood: choose one of {', '.join(SCORES)}.")
-    return SCORES[likelihood]
 
 
 def _drawn(boxes, text: str, image: torch.Tensor | None) -> torch.Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from comfy_api.latest import io
+
+from ..core.errors import RealignError
 
 Blip2 = io.Custom("REALIGN_BLIP2")
 """`Hosted[Blip2Models]`: a captioner and, if loaded, f_enc."""
@@ -27,6 +30,17 @@ def regions_input(id: str = "regions", *, optional: bool = False, tooltip: str) 
     kinds = [Regions, io.Mask, BoundingBox, io.String]
     also = "Also takes a MASK batch (one mask a thing of the text, in order), BOUNDING_BOX or JSON text."
     return io.MultiType.Input(id, kinds, optional=optional, tooltip=f"{tooltip} {also}")
+
+
+def chosen(what: str, value: str, options: Collection[str]) -> str:
+    """The value of a Combo, which older ComfyUI does not check when it comes from an API prompt.
+
+    Raises:
+        RealignError: it is none of the options.
+    """
+    if value not in options:
+        raise RealignError(f"'{value}' is no {what}: choose one of {', '.join(options)}.")
+    return value
 
 
 def text_input(tooltip: str, id: str = "text") -> Any:
