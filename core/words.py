@@ -50,8 +50,8 @@ def names(phrase: str, tag: str) -> bool:
 def noun_phrases(prompt: str) -> list[str]:
     """The things a prompt names, each as a span of its own letters: `["a red circle", "a blue square"]`.
 
-    The prompt is cut at punctuation and at words such as `and`, `with` and `next to`; a piece of articles alone is
-    dropped.
+    The prompt is cut at punctuation, at words such as `and`, `with` and `next to`, and before each article, so that
+    `a dog chasing a cat` is two things; a piece of articles alone is dropped.
     """
     return [prompt[start:stop] for start, stop in noun_phrase_spans(prompt)]
 
@@ -69,9 +69,10 @@ def _pieces(prompt: str) -> list[list[re.Match[str]]]:
         if prompt[end : match.start()].strip():  # punctuation
             pieces.append([])
         end = match.end()
-        if match.group().lower() in _BREAKS:
+        word = match.group().lower()
+        if word in _BREAKS or word in ARTICLES:
             pieces.append([])
-        else:
+        if word not in _BREAKS:
             pieces[-1].append(match)
     return [piece for piece in pieces if any(match.group().lower() not in ARTICLES for match in piece)]
 

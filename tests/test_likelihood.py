@@ -91,6 +91,12 @@ def test_words_that_are_part_of_a_noun_phrase_join_its_region(bound):
     ]
 
 
+def test_things_that_only_a_verb_joins_are_two_regions():
+    model = Answers({"dog": "a dog", "cat": "a cat"}, {"dog": 2, "cat": 2})
+    regions = told("a dog chasing a cat", ["dog", "cat"], model)
+    assert [r[:2] for r in regions] == [("dog", "a dog chasing"), ("cat", "a cat")]
+
+
 def test_a_tag_that_is_bound_to_all_of_the_prompt_without_being_in_it_is_bound_to_nothing():
     regions = likelihoods(TWO, ["dog"], Answers({"dog": TWO}, {"dog": 0}))
     assert [(r.tag, r.phrase) for r in regions] == [

@@ -12,6 +12,7 @@ from realigndiff.core.words import content_words, names, nearest_span, noun_phra
         ("a cat on the mat next to a Yorkshire terrier", ["a cat", "the mat", "a Yorkshire terrier"]),
         ("a red circle and a red circle", ["a red circle", "a red circle"]),
         ("red circle", ["red circle"]),
+        ("a dog chasing a cat", ["a dog chasing", "a cat"]),
         ("the, and, a", []),
         ("", []),
         ("!!! ???", []),
