@@ -7,9 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from .errors import RealignError
-from .interchange import as_masks, mask_box
-from .regions import CERTAIN, Region, RegionSet
-from .words import content_words, nearest_span
+from .interchange import as_masks, empty_masks, mask_box
+from .regions import CERTAIN, Region, RegionSet, free_occurrence
+from .words import content_words, nearest_span, unweighted
 
 
 def edited(
@@ -35,14 +35,15 @@ def edited(
     changes = {}
     if phrase.strip():
         changes["phrase"] = _of_prompt(phrase, regions.prompt)
-        changes["occurrence"] = _free_occurrence(changes["phrase"], [r for i, r in enumerate(listed) if i != index])
+        others = listed[:index] + listed[index + 1 :]
+        changes["occurrence"] = free_occurrence(changes["phrase"], regions.prompt, others)
     if likelihood is not None:
         changes["likelihood"] = likelihood
     if mask is not None:
         drawn = as_masks(mask)[0]
         changes |= {"mask": drawn, "box": mask_box(drawn), "detection": None}
     listed[index] = replace(listed[index], **changes)
-    return regions.with_regions(listed)
+    return regions.with_regions(listed, *([] if mask is None else empty_masks([listed[index]])))
 
 
 def added(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CERTAIN) -> RegionSet:
@@ -57,22 +58,17 @@ def added(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CER
         tag=tag,
         phrase=words,
         likelihood=likelihood,
-        occurrence=_free_occurrence(words, list(regions)),
+        occurrence=free_occurrence(words, regions.prompt, regions),
         mask=mask,
         box=mask_box(mask),
     )
-    return regions.with_regions([*regions, region])
+    return regions.with_regions([*regions, region], *empty_masks([region]))
 
 
 def _of_prompt(phrase: str, prompt: str) -> str:
     """The prompt's own words for what was typed."""
-    span = phrase.strip() if phrase.strip().lower() in prompt.lower() else nearest_span(phrase, prompt)
+    plain = unweighted(prompt)
+    span = phrase.strip() if phrase.strip().lower() in plain.lower() else nearest_span(phrase, plain)
     if not span:
         raise RealignError(f"No word of '{phrase.strip()}' is in the prompt '{prompt}'; use words of the prompt.")
     return span
-
-
-def _free_occurrence(phrase: str, others: list[Region]) -> int:
-    """The first appearance of the phrase that no other region stands for."""
-    taken = {r.occurrence for r in others if r.phrase.lower() == phrase.lower()}
-    return next(i for i in range(len(taken) + 1) if i not in taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .errors import RealignError
-from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet
-from .words import content_words, nearest_span, noun_phrases
+from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet, free_occurrence
+from .words import content_words, nearest_span, noun_phrases, unweighted
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -130,7 +131,7 @@ def as_masks(value: Tensor) -> Tensor:
 
 
 def _from_masks(value: Tensor, text: str) -> RegionSet:
-    masks, things = as_masks(value), noun_phrases(text)
+    masks, things = as_masks(value), noun_phrases(unweighted(text))
     if len(masks) > len(things):
         raise RealignError(
             f"There are {len(masks)} masks but the text '{text}' names {len(things)} things: give one mask a thing, "
@@ -138,11 +139,11 @@ def _from_masks(value: Tensor, text: str) -> RegionSet:
         )
     found = [_region(thing, text, mask=mask, box=mask_box(mask)) for thing, mask in zip(things, masks, strict=False)]
     rest = [_region(thing, text) for thing in things[len(masks) :]]
-    return RegionSet(text, _counted([*found, *rest]))
+    return _counted(text, [*found, *rest])
 
 
 def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
-    things = noun_phrases(text)
+    things = noun_phrases(unweighted(text))
     labels = [box.get("label") for box in boxes]
     if not any(labels) and len(boxes) > len(things):
         raise RealignError(
@@ -160,7 +161,7 @@ def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
         regions.append(
             _region(phrase, text, box=corners, mask=box_mask(corners, size), detection=None if score is None else score)
         )
-    return RegionSet(text, _counted(regions))
+    return _counted(text, regions)
 
 
 def _from_json(value: Any, text: str, size: Size | None) -> RegionSet:
@@ -182,25 +183,34 @@ def _from_json(value: Any, text: str, size: Size | None) -> RegionSet:
         region = _region(str(one.get("phrase", one.get("label", ""))), prompt, mask=mask, box=corners)
         tag = str(one.get("tag") or region.tag)
         regions.append(replace(region, tag=tag, likelihood=_likelihood(one.get("likelihood", CERTAIN))))
-    return RegionSet(prompt, _counted(regions))
+    return _counted(prompt, regions)
 
 
 def _region(phrase: str, text: str, **found: Any) -> Region:
     """A region for words of the text; words that are not in it are a thing that the prompt does not name."""
-    span = nearest_span(phrase, text) if phrase else None
+    span = nearest_span(phrase, unweighted(text)) if phrase else None
     words = content_words(span or phrase)
     return Region(tag=words[-1] if words else "thing", phrase=span or "", **found)
 
 
-def _counted(regions: list[Region]) -> tuple[Region, ...]:
-    """Equal phrases get their occurrences in order."""
-    seen: dict[str, int] = {}
-    out = []
+def _noted(prompt: str, regions: list[Region]) -> RegionSet:
+    """The set; equal phrases get their occurrences in order, and what re-weights nothing is told."""
+    seen: Counter[str] = Counter()
+    counted = []
     for region in regions:
-        key = region.phrase.lower()
-        out.append(replace(region, occurrence=seen.get(key, 0)))
-        seen[key] = seen.get(key, 0) + 1
-    return tuple(out)
+        counted.append(replace(region, occurrence=seen[region.phrase.lower()]))
+        seen[region.phrase.lower()] += 1
+    foreign = [f"'{r.tag}' is not in the prompt, so it re-weights nothing." for r in regions if not r.phrase]
+    return RegionSet(prompt, tuple(counted), tuple(foreign + empty_masks(regions)))
+
+
+def empty_masks(regions: Sequence[Region]) -> list[str]:
+    """A sentence for each region whose mask has no pixel."""
+    return [
+        f"The mask of '{r.phrase or r.tag}' is empty, so it re-weights nothing."
+        for r in regions
+        if r.mask is not None and r.area == 0
+    ]
 
 
 def _likelihood(value: Any) -> float:

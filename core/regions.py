@@ -6,11 +6,13 @@ method returns a new set, so a cached one can never change under a later step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from .errors import RealignError
+from .words import noun_phrase_spans, occurrences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,3 +111,16 @@ class RegionSet:
             "missing": list(self.missing),
             "notes": list(self.notes),
         }
+
+
+def free_occurrence(phrase: str, prompt: str, others: Iterable[Region]) -> int:
+    """The `Region.occurrence` for one more region of these words: the first that no other region stands for.
+
+    Where the words stand alone they are meant before where they are part of a longer phrase: in `a red circle and
+    circle` a region `circle` is the second.
+    """
+    alone = noun_phrase_spans(prompt)
+    places = occurrences(phrase, prompt)
+    wished = sorted(range(len(places)), key=lambda n: places[n] not in alone)
+    taken = {region.occurrence for region in others if region.phrase.lower() == phrase.lower()}
+    return next(n for n in chain(wished, count(len(places))) if n not in taken)

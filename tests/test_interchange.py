@@ -32,6 +32,10 @@ def square(x0, y0, x1, y1, size=32):
 
 
 class TestMasks:
+    def test_a_thing_whose_words_are_part_of_another_is_the_one_that_stands_alone(self):
+        (one,) = region_sets(torch.ones(2, 8, 8), text="a red circle and circle")
+        assert [(region.phrase, region.occurrence) for region in one] == [("a red circle", 0), ("circle", 1)]
+
     def test_mask_i_is_the_texts_ith_thing(self):
         masks = torch.stack([square(0, 8, 16, 24), square(16, 8, 32, 24)])
         (one,) = region_sets(masks, text=PROMPT)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.core.regions import Region, RegionSet
+from realigndiff.core.regions import Region, RegionSet, free_occurrence
 
 
 def square(side: int = 4) -> torch.Tensor:
@@ -46,3 +46,18 @@ def test_with_regions_keeps_the_prompt_and_adds_notes():
 def test_a_batch_of_masks_is_refused():
     with pytest.raises(RealignError, match="give one mask"):
         Region(tag="circle", mask=torch.zeros(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("phrase", "prompt", "wished"),
+    [
+        ("a ring", "a ring and A Ring", [0, 1, 2]),
+        ("circle", "a red circle and circle", [1, 0, 2]),
+        ("circle", "a red circle", [0, 1]),
+    ],
+)
+def test_the_next_region_of_the_same_words_takes_the_next_place_where_they_stand_alone(phrase, prompt, wished):
+    others: list[Region] = []
+    for _ in wished:
+        others.append(Region(tag="x", phrase=phrase, occurrence=free_occurrence(phrase, prompt, others)))
+    assert [region.occurrence for region in others] == wished
