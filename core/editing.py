@@ -36,7 +36,7 @@ def edited(
     if phrase.strip():
         changes["phrase"] = _of_prompt(phrase, regions.prompt)
         others = listed[:index] + listed[index + 1 :]
-        changes["occurrence"] = free_occurrence(changes["phrase"], regions.prompt, others)
+        changes["occurrence"] = free_occurrence(changes["phrase"], unweighted(regions.prompt), others)
     if likelihood is not None:
         changes["likelihood"] = likelihood
     if mask is not None:
@@ -58,7 +58,7 @@ def added(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CER
         tag=tag,
         phrase=words,
         likelihood=likelihood,
-        occurrence=free_occurrence(words, regions.prompt, regions),
+        occurrence=free_occurrence(words, unweighted(regions.prompt), regions),
         mask=mask,
         box=mask_box(mask),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -139,7 +138,7 @@ def _from_masks(value: Tensor, text: str) -> RegionSet:
         )
     found = [_region(thing, text, mask=mask, box=mask_box(mask)) for thing, mask in zip(things, masks, strict=False)]
     rest = [_region(thing, text) for thing in things[len(masks) :]]
-    return _counted(text, [*found, *rest])
+    return _noted(text, [*found, *rest])
 
 
 def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
@@ -161,7 +160,7 @@ def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
         regions.append(
             _region(phrase, text, box=corners, mask=box_mask(corners, size), detection=None if score is None else score)
         )
-    return _counted(text, regions)
+    return _noted(text, regions)
 
 
 def _from_json(value: Any, text: str, size: Size | None) -> RegionSet:
@@ -183,7 +182,7 @@ def _from_json(value: Any, text: str, size: Size | None) -> RegionSet:
         region = _region(str(one.get("phrase", one.get("label", ""))), prompt, mask=mask, box=corners)
         tag = str(one.get("tag") or region.tag)
         regions.append(replace(region, tag=tag, likelihood=_likelihood(one.get("likelihood", CERTAIN))))
-    return _counted(prompt, regions)
+    return _noted(prompt, regions)
 
 
 def _region(phrase: str, text: str, **found: Any) -> Region:
@@ -194,14 +193,12 @@ def _region(phrase: str, text: str, **found: Any) -> Region:
 
 
 def _noted(prompt: str, regions: list[Region]) -> RegionSet:
-    """The set; equal phrases get their occurrences in order, and what re-weights nothing is told."""
-    seen: Counter[str] = Counter()
-    counted = []
+    """The set: equal phrases get their occurrences in order, and what re-weights nothing is told."""
+    placed: list[Region] = []
     for region in regions:
-        counted.append(replace(region, occurrence=seen[region.phrase.lower()]))
-        seen[region.phrase.lower()] += 1
+        placed.append(replace(region, occurrence=free_occurrence(region.phrase, unweighted(prompt), placed)))
     foreign = [f"'{r.tag}' is not in the prompt, so it re-weights nothing." for r in regions if not r.phrase]
-    return RegionSet(prompt, tuple(counted), tuple(foreign + empty_masks(regions)))
+    return RegionSet(prompt, tuple(placed), tuple(foreign + empty_masks(regions)))
 
 
 def empty_masks(regions: Sequence[Region]) -> list[str]:

@@ -13,6 +13,14 @@ _BREAKS = frozenset(
 """Words that end one thing and begin another in a prompt."""
 
 
+def unweighted(prompt: str) -> str:
+    """A prompt without ComfyUI's marks: `a (red:1.2) circle \\(photo\\)` → `a red circle (photo)`; no embeddings."""
+    text = re.sub(r"embedding:\S+", "", prompt)
+    text = re.sub(r":\s*[-+]?[\d.]+\s*(?=\))", "", text)
+    text = re.sub(r"(?<!\\)[()]", "", text)
+    return re.sub(r"\\([()])", r"\1", text)
+
+
 def words_of(text: str) -> list[str]:
     """`A red circle, and…` → `["a", "red", "circle", "and"]`."""
     return [match.group().lower() for match in _WORD.finditer(text)]

@@ -67,6 +67,16 @@ class TestMasks:
         assert mask_batch([found]).mean((1, 2)).tolist() == [0, 1]
         assert mask_batch([RegionSet(PROMPT)], (4, 6)).shape == (1, 4, 6)
 
+    def test_a_prompt_with_weights_names_its_things(self):
+        weighted = r"a (red:1.2) circle, ((a blue square)) \(photo\) embedding:nice"
+        (one,) = region_sets(torch.ones(2, 8, 8), text=weighted)
+        assert phrases([one]) == [["a red circle", "a blue square", "photo"]]
+        assert one.prompt == weighted
+
+    def test_an_empty_mask_is_told(self):
+        (one,) = region_sets(torch.zeros(1, 8, 8), text="a ring")
+        assert one.notes == ("The mask of 'a ring' is empty, so it re-weights nothing.",)
+
 
 class TestBoxes:
     @pytest.mark.parametrize("value", [[LEFT, RIGHT], [[LEFT, RIGHT]]], ids=["list", "list for each image"])
@@ -141,6 +151,7 @@ class TestJson:
         (one,) = region_sets('[{"phrase": "elephant", "box": [0, 0, 1, 1]}]', text=PROMPT)
         assert one.active == ()
         assert one.regions[0].tag == "elephant"
+        assert one.notes == ("'elephant' is not in the prompt, so it re-weights nothing.",)
 
     def test_to_json_is_json(self):
         assert json.loads(to_json([RegionSet(PROMPT)]))[0]["prompt"] == PROMPT
