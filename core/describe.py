@@ -8,10 +8,13 @@ from .regions import RegionSet
 
 
 def table(sets: Sequence[RegionSet]) -> str:
-    """A line a region (words, tag, likelihood, how sure the detector is, how much of the image), an image a block."""
+    """A line a region (words, tag, likelihood, how sure the detector is, how much of the image), an image a block.
+
+    Images and regions are counted from 0, as the nodes' inputs do.
+    """
     blocks = []
     for number, regions in enumerate(sets):
-        lines = [f"image {number + 1}"] if len(sets) > 1 else []
+        lines = [f"image {number}"] if len(sets) > 1 else []
         for index, region in enumerate(regions):
             found = "no mask" if region.mask is None else f"{region.area:.1%} of the image"
             sure = "" if region.detection is None else f", score {region.detection:.2f}"

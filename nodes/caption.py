@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.errors import RealignError
+from ..core.words import unweighted
 from .hosting import each
 from .sockets import Blip2
 
@@ -78,8 +79,8 @@ class CaptionReward(io.ComfyNode):
             if models.text_encoder is None:
                 raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
             reward = Reward(models.captioner, models.text_encoder)
-            told = each(len(image), lambda i: reward(image[i : i + 1], [prompt]))
+            told = each(len(image), lambda i: reward(image[i : i + 1], [unweighted(prompt)]))
         scores, captions = [float(one.scores[0]) for one in told], [one.captions[0] for one in told]
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the first
-        lines = [f"{scores[i]:.3f}  image {i + 1}: {captions[i]}" for i in order]
+        lines = [f"{scores[i]:.3f}  image {i}: {captions[i]}" for i in order]
         return io.NodeOutput(image[order], image[order[:1]], scores, captions, order[0], ui={"text": lines})

@@ -18,7 +18,7 @@ class LoadDemoModels(io.ComfyNode):
             node_id="RealignLoadDemoModels",
             display_name="Load Demo Models",
             category=loaders.CATEGORY,
-            description="Small models that draw and recognise colored shapes (circle, square, triangle, cross, ring, "
+            description="Small models that draw and recognize colored shapes (circle, square, triangle, cross, ring, "
             "diamond in red, green, blue, yellow, purple, orange, pink). They come with the pack: nothing is fetched. "
             "Their images are 4 times as large as the latent, so an empty latent of 128 x 128 gives 64 x 64 pixels.",
             inputs=[],

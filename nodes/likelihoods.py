@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..core.describe import table
 from ..core.errors import RealignError
+from ..core.words import unweighted
 from .caption import CATEGORY
 from .hosting import each, waiting
 from .sockets import Llm, Regions, Tags
@@ -34,8 +35,8 @@ class Likelihoods(io.ComfyNode):
                     "llm",
                     [Llm, io.String],
                     optional=True,
-                    tooltip='From LLM, or JSON that any text node wrote: {"bind": {"circle": "a red circle"}, "score": '
-                    '{"circle": 2}}; without, the offline scorer.',
+                    tooltip="From LLM, or JSON text that any other node wrote (the help page has an example); without, "
+                    "the offline scorer.",
                 ),
             ],
             outputs=[
@@ -54,8 +55,8 @@ class Likelihoods(io.ComfyNode):
         if not prompt.strip():
             raise RealignError("The prompt is empty: write what the image should show.")
         answerer = GivenAnswers(llm) if isinstance(llm, str) else llm or HostedScorer(None)
-        seen = _names(tags)
-        found = tuple(each(len(seen), lambda i: waiting(lambda: likelihoods(prompt, seen[i], answerer))))
+        seen, plain = _names(tags), unweighted(prompt)
+        found = tuple(each(len(seen), lambda i: waiting(lambda: likelihoods(plain, seen[i], answerer))))
         told = table(found)
         return io.NodeOutput(found, told, ui={"text": [told]})
 

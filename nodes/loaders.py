@@ -13,11 +13,11 @@ from .sockets import Blip2, GroundedSam, Llm, Tagger, chosen
 CATEGORY = "RealignDiff/loaders"
 
 
-def _folder_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
+def _folder_input(id: str, key: str, tooltip: str, *, kind: str | None = None, none: bool = False) -> io.Combo.Input:
     where = f"Lists the folders with a config.json under models/{key}."
     return io.Combo.Input(
         id,
-        options=model_folders.choices(key, none=none),
+        options=model_folders.choices(key, kind or id, none=none),
         default=model_folders.DEMO,
         tooltip=f"{tooltip} {where}",
     )
@@ -89,17 +89,17 @@ class LoadRam(io.ComfyNode):
             display_name="Load RAM",
             category=CATEGORY,
             description="Loads a RAM tagger: it names the things that it sees in an image.",
-            inputs=[_folder_input("model", "rams", "A RAM tagger."), _precision_input(), _download_input()],
+            inputs=[_folder_input("model", "rams", "A RAM tagger."), _precision_input()],
             outputs=[Tagger.Output(display_name="tagger")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, precision: str, download: bool) -> str:
+    def fingerprint_inputs(cls, model: str, precision: str) -> str:
         return model_folders.stamp("rams", model)
 
     @classmethod
-    def execute(cls, model: str, precision: str, download: bool) -> io.NodeOutput:
-        return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram", download=download), precision))
+    def execute(cls, model: str, precision: str) -> io.NodeOutput:
+        return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram"), precision))
 
 
 class LoadGroundedSam(io.ComfyNode):

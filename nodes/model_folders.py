@@ -12,30 +12,36 @@ from ..core.errors import RealignError
 DEMO = "demo (embedded)"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
 NONE = "none"
+KEYS = ("blip", "rams", "grounding-dino", "sams")
+"""Folders under ComfyUI's `models`."""
 KNOWN = {
-    "blip": ("Salesforce/blip2-opt-2.7b", "Salesforce/blip2-flan-t5-xl", "Salesforce/blip2-itm-vit-g"),
-    "rams": (),
-    "grounding-dino": ("IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base"),
-    "sams": ("facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge"),
+    "captioner": ("Salesforce/blip2-opt-2.7b", "Salesforce/blip2-flan-t5-xl"),
+    "text_encoder": ("Salesforce/blip2-itm-vit-g",),
+    "detector": ("IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base"),
+    "segmenter": ("facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge"),
 }
-"""Folders under ComfyUI's `models`, and the Hugging Face repositories that are offered for each."""
+"""Hugging Face repositories that a loader's input offers to download."""
 _DEPTH = 2
 
 
 def register() -> None:
     """Make the folders known to ComfyUI; those that a user's extra_model_paths.yaml names are kept."""
-    for key in KNOWN:
+    for key in KEYS:
         folder_paths.add_model_folder_path(key, os.path.join(folder_paths.models_dir, key))
 
 
-def choices(key: str, *, none: bool = False) -> list[str]:
-    """What a loader offers: the demo model, the folders found, then what could be downloaded."""
+def choices(key: str, kind: str, *, none: bool = False) -> list[str]:
+    """What a loader's input `kind` offers: the demo model, the folders found, then what could be downloaded."""
     found = sorted(_found(key))
-    absent = [repository for repository in KNOWN[key] if repository.split("/")[1] not in {Path(f).name for f in found}]
+    absent = [
+        repository
+        for repository in KNOWN.get(kind, ())
+        if repository.split("/")[1] not in {Path(f).name for f in found}
+    ]
     return [DEMO, *([NONE] if none else []), *found, *absent]
 
 
-def locate(key: str, name: str, demo: str, *, download: bool) -> Path:
+def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
     """The folder that a choice means, downloaded first where that is wanted.
 
     Raises:
@@ -45,7 +51,7 @@ def locate(key: str, name: str, demo: str, *, download: bool) -> Path:
         return DEMO_FOLDER / demo
     if (folder := _found(key).get(name)) is not None:
         return folder
-    if name not in KNOWN[key]:
+    if not any(name in repositories for repositories in KNOWN.values()):
         raise RealignError(f"There is no folder '{name}' with a config.json under models/{key}: put the model there.")
     target = Path(folder_paths.get_folder_paths(key)[0]) / name.split("/")[1]
     if (target / "config.json").is_file():

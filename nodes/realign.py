@@ -12,7 +12,7 @@ import nodes as comfy_nodes
 
 from ..attention.settings import ModulationSettings
 from ..core.interchange import region_sets
-from .sockets import chosen, regions_input, text_input
+from .sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
@@ -37,7 +37,13 @@ def modulation_inputs() -> list[Any]:
             10.0,
             "λ between pixels: how strongly each thing is kept apart from the others. 0 switches this off.",
         ),
-        _setting("power", PAPER.power, 20.0, "p in λ·(t/T)^p: how fast it fades as the image emerges; 0: not at all."),
+        _setting(
+            "power",
+            PAPER.power,
+            20.0,
+            "p in λ·(t/T)^p: how fast it fades as the image emerges; 0: not at all. "
+            "Lower it where denoise is below 1, or little is left.",
+        ),
         _setting("start", PAPER.start, 1.0, "The fraction of this run's steps at which it sets in."),
         _setting("end", PAPER.end, 1.0, "The fraction of this run's steps at which it ends."),
     ]
@@ -67,7 +73,7 @@ class ApplyRegions(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that encoded it: it knows where each word is."),
                 regions_input(tooltip="Which words belong where; of a batch, set i is for image i."),
                 text_input("The encoded text, if it is not the regions' own prompt."),
-                io.Image.Input("image", optional=True, tooltip="The image that bounding boxes were drawn on."),
+                image_input(),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
         )
@@ -76,8 +82,8 @@ class ApplyRegions(io.ComfyNode):
     def execute(cls, conditioning, clip, regions, text: str = "", image: torch.Tensor | None = None) -> io.NodeOutput:
         from ..attention.comfy_conditioning import attach
 
-        size = None if image is None else tuple(image.shape[1:3])
-        return io.NodeOutput(attach(conditioning, clip, region_sets(regions, text=text, size=size), text))
+        sets = region_sets(regions, text=text, size=image_size(image))
+        return io.NodeOutput(attach(conditioning, clip, sets, text))
 
 
 class RealignModel(io.ComfyNode):
@@ -146,6 +152,7 @@ class RealignKSampler(io.ComfyNode):
                 ),
                 *modulation_inputs(),
                 text_input("The encoded text, if it is not the regions' own prompt."),
+                image_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -171,6 +178,7 @@ class RealignKSampler(io.ComfyNode):
         end: float,
         regions=None,
         text: str = "",
+        image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
@@ -179,8 +187,7 @@ class RealignKSampler(io.ComfyNode):
             from ..attention.comfy_conditioning import attach
 
             model = realign_model(model, _settings(cross_strength, self_strength, power, start, end))
-            height, width = (8 * side for side in latent_image["samples"].shape[-2:])
-            positive = attach(positive, clip, region_sets(regions, text=text, size=(height, width)), text)
+            positive = attach(positive, clip, region_sets(regions, text=text, size=image_size(image)), text)
         return io.NodeOutput(
             comfy_nodes.common_ksampler(
                 model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise

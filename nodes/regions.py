@@ -10,7 +10,7 @@ from ..core.errors import RealignError
 from ..core.interchange import as_masks, for_images, mask_batch, region_sets
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
 from .pictures import region_outputs, told
-from .sockets import BoundingBox, Regions, chosen, regions_input, text_input
+from .sockets import BoundingBox, Regions, chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff/regions"
 SCORES = {"certain (2)": CERTAIN, "may appear (0.5)": MAYBE, "unlikely (0)": UNLIKELY}
@@ -43,7 +43,7 @@ class RegionFromMask(io.ComfyNode):
                     tooltip="How strongly attention is re-weighted for it.",
                 ),
                 Regions.Input("regions", optional=True, tooltip="Regions to add this one to; their prompt counts."),
-                io.Image.Input("image", optional=True, tooltip="The image that a BOUNDING_BOX was drawn on."),
+                image_input(),
             ],
             outputs=[Regions.Output(display_name="regions")],
         )
@@ -86,6 +86,7 @@ class EditRegions(io.ComfyNode):
                 io.Boolean.Input("drop", default=False, tooltip="Take the region away."),
                 io.Mask.Input("mask", optional=True, tooltip="Another mask for it."),
                 text_input("The prompt, where the regions do not bring one."),
+                image_input(),
             ],
             outputs=[Regions.Output(display_name="regions")],
         )
@@ -101,8 +102,9 @@ class EditRegions(io.ComfyNode):
         drop: bool,
         mask: torch.Tensor | None = None,
         text: str = "",
+        image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        sets = list(region_sets(regions, text=text))
+        sets = list(region_sets(regions, text=text, size=image_size(image)))
         if image_index >= len(sets):
             raise RealignError(f"There is no image {image_index}: the regions are of {len(sets)}, counted from 0.")
         score = SCORES.get(chosen("likelihood", likelihood, (KEEP, *SCORES)))

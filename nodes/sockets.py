@@ -46,3 +46,13 @@ def chosen(what: str, value: str, options: Collection[str]) -> str:
 def text_input(tooltip: str, id: str = "text") -> Any:
     """The prompt, from a text node; needed only where the regions do not bring it."""
     return io.String.Input(id, optional=True, force_input=True, tooltip=tooltip)
+
+
+def image_input() -> Any:
+    """The image whose pixels a BOUNDING_BOX counts; other regions need none."""
+    return io.Image.Input("image", optional=True, tooltip="The image that a BOUNDING_BOX was drawn on.")
+
+
+def image_size(image: Any) -> tuple[int, int] | None:
+    """(H, W) of an optional IMAGE [B, H, W, 3]."""
+    return None if image is None else tuple(image.shape[1:3])
