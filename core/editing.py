@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .errors import RealignError
-from .interchange import as_masks, empty_masks, mask_box
+from .masks import as_masks, empty_masks, mask_box
 from .regions import CERTAIN, Region, RegionSet, free_occurrence
 from .words import content_words, nearest_span, unweighted
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .errors import RealignError
+from .masks import Size, as_masks, box_mask, empty_masks, mask_box
 from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet, free_occurrence
 from .words import content_words, nearest_span, noun_phrases, unweighted
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 
 def region_sets(value: Any, *, text: str = "", size: Size | None = None) -> tuple[RegionSet, ...]:
@@ -61,18 +57,6 @@ def for_images(sets: Sequence[RegionSet], count: int) -> tuple[RegionSet, ...]:
     return tuple(sets) * (count if len(sets) == 1 else 1)
 
 
-def mask_batch(sets: Sequence[RegionSet], size: Size | None = None) -> Tensor:
-    """The masks of all regions in order, an empty one where nothing was found: [N, H, W]; one empty mask if N is 0."""
-    found = [region.mask for one in sets for region in one if region.mask is not None]
-    height, width = size or (found[0].shape if found else (64, 64))
-    masks = [
-        torch.zeros(height, width) if region.mask is None else _resized(region.mask, (height, width))
-        for one in sets
-        for region in one
-    ]
-    return torch.stack(masks) if masks else torch.zeros(1, height, width)
-
-
 def bounding_boxes(sets: Sequence[RegionSet], size: Size) -> list[list[dict[str, Any]]]:
     """For each image the boxes `{x, y, width, height, label, score}` in pixels of its regions that have one."""
     height, width = size
@@ -93,40 +77,6 @@ def bounding_boxes(sets: Sequence[RegionSet], size: Size) -> list[list[dict[str,
 def to_json(sets: Sequence[RegionSet]) -> str:
     """All sets as JSON text: a list with one object an image; masks are told by their box and area."""
     return json.dumps([one.to_dict() for one in sets], indent=2, ensure_ascii=False)
-
-
-def box_mask(box: Box, size: Size) -> Tensor:
-    """A box (fractions) as a mask [H, W]; at least one pixel."""
-    height, width = size
-    x0, y0, x1, y1 = box
-    mask = torch.zeros(height, width)
-    left, top = min(math.floor(x0 * width + 0.5), width - 1), min(math.floor(y0 * height + 0.5), height - 1)
-    right, bottom = max(math.floor(x1 * width + 0.5), left + 1), max(math.floor(y1 * height + 0.5), top + 1)
-    mask[top:bottom, left:right] = 1
-    return mask
-
-
-def mask_box(mask: Tensor) -> Box | None:
-    """The box (fractions) around a mask [H, W]; None around an empty one."""
-    rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
-    if not len(rows):
-        return None
-    height, width = mask.shape
-    return (
-        columns[0].item() / width,
-        rows[0].item() / height,
-        (columns[-1].item() + 1) / width,
-        (rows[-1].item() + 1) / height,
-    )
-
-
-def as_masks(value: Tensor) -> Tensor:
-    """A MASK of any of the shapes in use, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1]."""
-    masks = value[None] if value.ndim == 2 else value
-    masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
-    if masks.ndim != 3 or not len(masks):
-        raise RealignError(f"A mask has shape {tuple(value.shape)}: give [H, W] or a batch [N, H, W].")
-    return masks.detach().float().cpu().nan_to_num().clamp(0, 1)
 
 
 def _from_masks(value: Tensor, text: str) -> RegionSet:
@@ -201,15 +151,6 @@ def _noted(prompt: str, regions: list[Region]) -> RegionSet:
     return RegionSet(prompt, tuple(placed), tuple(foreign + empty_masks(regions)))
 
 
-def empty_masks(regions: Sequence[Region]) -> list[str]:
-    """A sentence for each region whose mask has no pixel."""
-    return [
-        f"The mask of '{r.phrase or r.tag}' is empty, so it re-weights nothing."
-        for r in regions
-        if r.mask is not None and r.area == 0
-    ]
-
-
 def _likelihood(value: Any) -> float:
     try:
         return min(LIKELIHOODS, key=lambda allowed: abs(allowed - float(value)))
@@ -240,12 +181,6 @@ def _ordered(corners: Box) -> Box:
             f"The box {tuple(round(v, 3) for v in corners)} has no area inside the image; draw it again."
         )
     return x0, y0, x1, y1
-
-
-def _resized(mask: Tensor, size: Size) -> Tensor:
-    if tuple(mask.shape) == tuple(size):
-        return mask
-    return torch.nn.functional.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]
 
 
 def _parsed(text: str) -> Any:

@@ -10,7 +10,8 @@ from . import model_folders
 from .caption import Caption, CaptionReward
 from .demo_models import LoadDemoModels
 from .likelihoods import Likelihoods
-from .loaders import LoadBlip2, LoadGroundedSam, LoadLlm, LoadRam
+from .llm import LoadLlm
+from .loaders import LoadBlip2, LoadGroundedSam, LoadRam
 from .masks import GroundedSamMasks
 from .realign import ApplyRegions, RealignKSampler, RealignModel
 from .regions import EditRegions, PreviewRegions, RegionFromMask

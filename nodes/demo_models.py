@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import loaders
+from .llm import HostedScorer
 from .model_folders import DEMO_FOLDER
 from .sockets import Blip2, GroundedSam, Llm, Tagger
 
@@ -46,5 +47,5 @@ class LoadDemoModels(io.ComfyNode):
             blip2,
             loaders.tagger(DEMO_FOLDER / "ram", "fp32"),
             loaders.grounded_sam(DEMO_FOLDER / "grounding_dino", DEMO_FOLDER / "sam", "fp32"),
-            loaders.HostedScorer(blip2),
+            HostedScorer(blip2),
         )

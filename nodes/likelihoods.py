@@ -9,6 +9,7 @@ from ..core.errors import RealignError
 from ..core.words import unweighted
 from .caption import CATEGORY
 from .hosting import each, waiting
+from .llm import HostedScorer
 from .sockets import Llm, Regions, Tags
 
 
@@ -50,7 +51,6 @@ class Likelihoods(io.ComfyNode):
     def execute(cls, prompt: str, tags=None, llm=None) -> io.NodeOutput:
         from ..perception.answers import GivenAnswers
         from ..perception.likelihood import likelihoods
-        from .loaders import HostedScorer
 
         if not prompt.strip():
             raise RealignError("The prompt is empty: write what the image should show.")

@@ -10,7 +10,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..core.describe import table
-from ..core.interchange import bounding_boxes, mask_batch, to_json
+from ..core.interchange import bounding_boxes, to_json
+from ..core.masks import mask_batch
 from ..core.regions import RegionSet
 from .sockets import BoundingBox, Regions
 

@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..core.editing import added, edited
 from ..core.errors import RealignError
-from ..core.interchange import as_masks, for_images, mask_batch, region_sets
+from ..core.interchange import for_images, region_sets
+from ..core.masks import as_masks, mask_batch
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
 from .pictures import region_outputs, told
 from .sockets import BoundingBox, Regions, chosen, image_input, image_size, regions_input, text_input

@@ -6,15 +6,8 @@ import pytest
 import torch
 from realigndiff.core.editing import added, edited
 from realigndiff.core.errors import RealignError
-from realigndiff.core.interchange import (
-    bounding_boxes,
-    box_mask,
-    for_images,
-    mask_batch,
-    mask_box,
-    region_sets,
-    to_json,
-)
+from realigndiff.core.interchange import bounding_boxes, for_images, region_sets, to_json
+from realigndiff.core.masks import box_mask, mask_batch, mask_box
 from realigndiff.core.regions import Region, RegionSet
 
 PROMPT = "a red circle and a blue square"
