@@ -80,10 +80,11 @@ def _around_model(
     chunks = kwargs.pop(KEY, None)
     options = transformer_options or {}
     run = options.get(KEY)
-    if run is not None and chunks is not None and any(payload.active for payload in chunks):
+    network = executor.class_obj.diffusion_model
+    if run is not None and chunks and any(payload.active for payload in chunks) and isinstance(network, UNetModel):
         strengths = run.strengths(executor.class_obj.model_sampling, t, options)
         if any(strengths) and run.knows_size(x, chunks):
-            options = run.patched(executor.class_obj.diffusion_model, options, Call(run, chunks, strengths))
+            options = run.patched(network, options, Call(run, chunks, strengths))
     return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 
 

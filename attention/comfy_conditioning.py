@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
+from ..core.words import unweighted
 from .layout import cover
 from .tokens import find_tokens
 
@@ -96,7 +97,7 @@ def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text
     Raises:
         RealignError: a phrase is not in the text, or the text is not the one that the conditioning was made from.
     """
-    bound = tuple(_bind(regions, clip, text or regions.prompt) for regions in region_sets)
+    bound = tuple(bind(regions, clip, text or regions.prompt) for regions in region_sets)
     last = max((max(p) for b in bound for p in b.positions), default=-1)
     out = []
     for encoding, options in conditioning:
@@ -120,13 +121,15 @@ def with_payload(cond: dict) -> dict:
     return {**cond, "model_conds": {**conds, KEY: CONDRegions(replace(payload, tokens=tokens))}}
 
 
-def _bind(regions: RegionSet, clip: Any, text: str) -> BoundRegions:
+def bind(regions: RegionSet, clip: Any, text: str) -> BoundRegions:
     """Find each active region's phrase among the tokens that ComfyUI's CLIP makes of `text`."""
     if not regions.active:
         return BoundRegions(regions, ())
     tokenizer, placed = prompt_tokens(clip, text)
     ids = [token for _, token in placed]
-    written = tokenizer.decode(ids)  # the text without weights, brackets and embeddings
+    written = unweighted(text)
+    if tokenizer(written, add_special_tokens=False, verbose=False).input_ids != ids:
+        written = tokenizer.decode(ids)
     positions = []
     for region in regions.active:
         found = find_tokens(region.phrase, written, ids, tokenizer, region.occurrence)

@@ -96,7 +96,10 @@ def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
         def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
             super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Tokenizer)
 
-    clip = comfy.sd.CLIP(ClipTarget(Tokenizers, Encoder), model_options={"dtype": torch.float32})
+    clip = comfy.sd.CLIP(
+        ClipTarget(Tokenizers, Encoder),
+        model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")},
+    )
     transformer = clip.cond_stage_model.clip_l.transformer
     weights = {
         f"text_model.{name.removeprefix('text_model.')}": tensor  # transformers 5 leaves the prefix out

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -27,13 +28,12 @@ def clip(tokenizer):
 
 
 def positions(host, text, phrase, occurrence=0):
-    from realigndiff.attention.comfy_conditioning import prompt_tokens
-    from realigndiff.attention.tokens import find_tokens
+    from realigndiff.attention.comfy_conditioning import bind
+    from realigndiff.core.regions import Region, RegionSet
 
-    tokenizer, placed = prompt_tokens(host, text)
-    ids = [token for _, token in placed]
-    found = find_tokens(phrase, tokenizer.decode(ids), ids, tokenizer, occurrence)
-    return [placed[i][0] for i in found]
+    region = Region(tag=phrase, phrase=phrase, occurrence=occurrence, mask=torch.ones(8, 8))
+    (found,) = bind(RegionSet(text, (region,)), host, text).positions
+    return list(found)
 
 
 def words_at(host, text, where):
@@ -53,6 +53,7 @@ def words_at(host, text, where):
         ("a red circle\nand a Blue SQUARE", "a blue square", "a blue square"),
         (r"a red circle \(photo\) and a blue square", "a blue square", "a blue square"),
         ("a photo of 'square' and a red circle", "a red circle", "a red circle"),
+        ("a photo of 'dog' and a red circle", "dog", "'d og"),
         (", ".join(["a very long prompt about nothing"] * 14) + ", a red circle", "a red circle", "a red circle"),
     ],
 )
