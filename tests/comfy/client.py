@@ -181,16 +181,15 @@ class FakeLlm:
     """A server that speaks OpenAI's chat API on 127.0.0.1 and answers as it was told to."""
 
     def __init__(self) -> None:
-        self.reply: Callable[[str], tuple[int, str]] = lambda _: (200, chat("{}"))
-        """From the Authorization header to a status and a body; assign another."""
+        self.reply: Callable[[dict[str, Any]], Answer] = lambda _: Answer(chat("{}"))
+        """What to answer to a request's body; assign another."""
         self.asked: list[dict[str, Any]] = []
         """The bodies of all requests."""
         self.headers: list[dict[str, str]] = []
-        """The headers of all requests."""
+        """The headers of all requests, their names in small letters."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        self.host = f"127.0.0.1:{self.port}"
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -198,26 +197,28 @@ class FakeLlm:
         self._server.server_close()
 
     def forget(self) -> None:
-        """As if nobody had asked anything."""
+        """As if nobody had asked anything yet."""
         self.asked.clear()
         self.headers.clear()
 
     @property
-    def keys(self) -> list[str | None]:
-        """The Authorization header of each request."""
-        return [headers.get("Authorization") for headers in self.headers]
+    def keys(self) -> set[str | None]:
+        """The Authorization headers that came."""
+        return {headers.get("authorization") for headers in self.headers}
 
     def _handler(fake) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                fake.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                fake.headers.append(dict(self.headers))
-                status, body = fake.reply(self.headers.get("Authorization", ""))
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                fake.asked.append(asked)
+                fake.headers.append({name.lower(): value for name, value in self.headers.items()})
+                answer = fake.reply(asked)
                 try:
-                    self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
+                    self.send_response(answer.status)
+                    for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+                        self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(body.encode())
+                    self.wfile.write(answer.body.encode())
                 except OSError:  # whoever asked did not wait
                     self.close_connection = True
 
@@ -225,6 +226,15 @@ class FakeLlm:
                 pass
 
         return Handler
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a FakeLlm sends back."""
+
+    body: str
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def chat(content: str) -> str:

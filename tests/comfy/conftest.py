@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -23,10 +23,15 @@ from realigndiff.tests.comfy.client import Client, FakeLlm
 
 PACK = Path(__file__).absolute().parents[2]
 FOLDER = "ComfyUI-RealignDiff"
-"""The pack's folder in the server's custom_nodes, and so a part of its web addresses."""
 ABSENT = "needs ComfyUI: set COMFYUI_PATH to a checkout of it"
-OPENAI_KEY, OWN_KEY = "sk-planted-openai-4f1d09", "sk-planted-own-77ab3e"
-"""In the server's environment; nothing that it writes or tells may hold them."""
+PLANTED = {
+    "OPENAI_API_KEY": "sk-planted-openai-4f1d09",
+    "OPENAI_ADMIN_KEY": "sk-planted-admin-90c1e2",
+    "OPENAI_ORG_ID": "org-planted-51bc",
+    "OPENAI_PROJECT_ID": "proj-planted-3d08",
+    "REALIGN_LLM_API_KEY": "sk-planted-own-77ab3e",
+}
+"""Secrets in the server's environment; nothing that it writes or tells may hold one of them."""
 START_SECONDS = 120
 
 
@@ -84,8 +89,10 @@ def comfy() -> ModuleType:
 class Server:
     """A running ComfyUI with the pack, in a base directory of its own."""
 
-    def __init__(self, base: Path, environment: Mapping[str, str] | None = None, packs: Mapping[str, str] = {}) -> None:
-        """environment: added to this process's. packs: further custom nodes, as {name: source of its __init__}."""
+    folder = FOLDER
+    """The pack's folder in custom_nodes, and so a part of its web addresses."""
+
+    def __init__(self, base: Path, environment: Mapping[str, str], packs: Mapping[str, str]) -> None:
         self.base = base
         for folder in ("custom_nodes", "user", "input", "models"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -102,10 +109,16 @@ class Server:
             *("--user-directory", str(base / "user"), "--database-url", f"sqlite:///{base / 'user' / 'db.sqlite'}"),
         ]
         own = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "REALIGN_"))}
-        quiet = {"HF_HUB_OFFLINE": "1", "NO_PROXY": "*", "no_proxy": "*", "PYTHONUNBUFFERED": "1"}
+        quiet = {
+            "HF_HUB_OFFLINE": "1",
+            "NO_PROXY": "*",
+            "no_proxy": "*",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=COMFYUI, stdout=log, stderr=log, env={**own, **quiet, **(environment or {})}
+                command, cwd=COMFYUI, stdout=log, stderr=log, env={**own, **quiet, **environment}
             )
         self._wait()
 
@@ -207,19 +220,37 @@ NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (OtherBoxes, OtherImages,
 
 @pytest.fixture(scope="session")
 def llm() -> Iterator[FakeLlm]:
-    """The LLM server that OWN_KEY is for."""
+    """The LLM server that REALIGN_LLM_API_KEY is for."""
     fake = FakeLlm()
     yield fake
     fake.close()
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, llm: FakeLlm) -> Iterator[Server]:
-    """A ComfyUI with the pack and another one, and with keys planted in its environment."""
-    keys = {"OPENAI_API_KEY": OPENAI_KEY, "REALIGN_LLM_API_KEY": OWN_KEY, "REALIGN_LLM_HOST": llm.host}
-    running = Server(tmp_path_factory.mktemp("comfyui"), keys, {"other": OTHER_PACK})
-    yield running
-    running.close()
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts servers that end with the tests."""
+    running = []
+
+    def start(environment: Mapping[str, str] | None = None, packs: Mapping[str, str] | None = None) -> Server:
+        """environment: added to this process's. packs: further custom nodes, as {name: source of its __init__}."""
+        running.append(Server(tmp_path_factory.mktemp("server"), environment or {}, packs or {}))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., Server], llm: FakeLlm) -> Server:
+    """A ComfyUI with the pack and another author's, and with secrets planted in its environment."""
+    return serve({**PLANTED, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK})
+
+
+@pytest.fixture(scope="session")
+def planted() -> Mapping[str, str]:
+    """The secrets in `server`'s environment."""
+    return PLANTED
 
 
 @pytest.fixture
