@@ -18,13 +18,13 @@ KEY_SETTING, HOST_SETTING = "RealignDiff.LLM.ApiKey", "RealignDiff.LLM.Host"
 
 def api_key_for(base_url: str) -> str | None:
     """The key for a server, or None: `REALIGN_LLM_API_KEY` or the user setting for the host that `REALIGN_LLM_HOST` or
-    its setting names, `OPENAI_API_KEY` for api.openai.com."""
-    host = urlsplit(base_url).netloc.lower()
-    settings = _user_settings()
+    its setting names, `OPENAI_API_KEY` for api.openai.com, encrypted."""
+    address = urlsplit(base_url)
+    host, settings = address.netloc.lower(), _user_settings()
     owned = (
         (os.environ.get("REALIGN_LLM_HOST"), os.environ.get("REALIGN_LLM_API_KEY")),
         (settings.get(HOST_SETTING), settings.get(KEY_SETTING)),
-        ("api.openai.com", os.environ.get("OPENAI_API_KEY")),
+        ("api.openai.com" if address.scheme == "https" else None, os.environ.get("OPENAI_API_KEY")),
     )
     return next((key for owner, key in owned if owner and key and owner.strip().lower() == host), None)
 
