@@ -1,0 +1,212 @@
+"""The example workflows: what each one says, how it is laid out, and what it shows after a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SEED, NOTE = "seed", "note"
+"""Nodes that only the page has, in the place of a prompt's node id: one seed for two samplers, and the explanation."""
+
+DEMO = """\
+**It runs as it is.** *Load Demo Models* holds small models that come with the pack: nothing is downloaded. They draw \
+colored shapes, 64 × 64 pixels from a latent of 128 × 128.
+"""
+REAL = """\
+## With real models
+Replace *Load Demo Models* by
+
+{loaders}
+
+and set *Empty Latent Image* to 512 × 512 (SDXL: 1024 × 1024) and both samplers to what your checkpoint likes, e.g. \
+euler, normal, cfg 7. Both must stay the same.
+"""
+LOADERS = {
+    "checkpoint": "- **Load Checkpoint**: a Stable Diffusion 1.5 or SDXL checkpoint",
+    "blip2": "- **Load BLIP-2**: *blip2-opt-2.7b* as captioner, *blip2-itm-vit-g* as text encoder",
+    "ram": "- **Load RAM**: a RAM tagger's folder in `models/rams`",
+    "grounded_sam": "- **Load Grounded-SAM**: *grounding-dino-tiny* and *sam-vit-base*",
+    "llm": "- **LLM**: the offline scorer, or an OpenAI-compatible server",
+}
+
+
+def real(*loaders: str) -> str:
+    return REAL.format(loaders="\n".join(LOADERS[loader] for loader in loaders))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A titled frame; its columns stand side by side, their nodes one below the other."""
+
+    title: str
+    color: str
+    columns: tuple[tuple[str, ...], ...]
+    width: int = 300
+
+
+@dataclass(frozen=True)
+class Example:
+    """One workflow, from left to right in columns of groups."""
+
+    prompt: str
+    """The prompt in tests/workflows, without .json."""
+    file: str
+    """In example_workflows, without .json; what the template browser calls it."""
+    note: str
+    columns: tuple[tuple[Group, ...], ...]
+    heights: dict[str, int] = field(default_factory=dict)
+    """Of nodes that need more than their least height, e.g. for a picture."""
+    panels: tuple[tuple[str, str, int], ...] = ()
+    """The thumbnail: words under a picture, the title of the node that shows it, and which of its pictures."""
+    shows: dict[str, str] = field(default_factory=dict)
+    """Title of a node → what its text begins with after a run."""
+    panels_a_row: int = 3
+
+
+MODELS, WORDS, BEFORE, SEEN, AFTER, RESULT = "#88A", "#8A8", "#A88", "#b58b2a", "#3f789e", "#a1309b"
+PROMPT = Group("Prompt", WORDS, (("2", "3", "4", "5"),))
+FRONT = (Group("", "", ((NOTE,),), 420), Group("Models", MODELS, (("1",),), 420))
+WIDE = 340
+PICTURE = 300
+
+EXAMPLES = (
+    Example(
+        "two_stage",
+        "1 Two-stage re-alignment",
+        f"""\
+# Two-stage re-alignment
+A sampler mixes things up: it was asked for *a red circle and a blue square* and drew a blue circle and a red square. \
+This workflow looks at that image, finds where each thing is, and draws it again **from the same noise**, with \
+attention re-weighted so that each thing gets its own words.
+
+**Look at** *Coarse image* and *Re-aligned image*: same places, the right colors. *Grounded-SAM Masks* shows what was \
+found; *Keep the better* compares both images with the prompt and saves the one that fits it better.
+
+**Try** another prompt or seed. *Seed* feeds both samplers: they must start from the same noise.
+
+{DEMO}
+{real("checkpoint", "blip2", "ram", "grounded_sam", "llm")}""",
+        (
+            FRONT,
+            (PROMPT,),
+            (Group("Coarse image", BEFORE, ((SEED, "6", "7", "15"),)),),
+            (Group("What was seen", SEEN, (("8", "9", "10"),), WIDE),),
+            (Group("Re-aligned image", AFTER, (("11", "12", "16"),)),),
+            (Group("The better one", RESULT, (("13", "14", "17"),), WIDE),),
+        ),
+        heights={"2": 110, "10": 560, "15": PICTURE, "16": PICTURE, "17": PICTURE, "14": 190},
+        panels=(
+            ("coarse image", "Coarse image", 0),
+            ("what was seen", "Grounded-SAM Masks", 0),
+            ("re-aligned", "Re-aligned image", 0),
+        ),
+        shows={
+            "RAM Tags": "square",
+            "Likelihoods": "0  “a red circle”",
+            "Grounded-SAM Masks": "0  “a red circle”",
+            "Keep the better": "0.999  image 1: a blue square and a red circle",
+        },
+    ),
+    Example(
+        "best_of_n",
+        "2 Best of N by caption reward",
+        f"""\
+# Best of N by caption reward
+Draws eight images of one prompt, has BLIP-2 say in words what each one shows, and sorts them by how well these words \
+match the prompt: the caption reward, from -1 to 1. The best one is saved.
+
+**Look at** *Best first*: a score and a caption for each image. The pictures below stand in the same order.
+
+**Try** a batch of 16, or a prompt of your own.
+
+{DEMO}
+## With real models
+Replace *Load Demo Models* by
+
+{LOADERS["checkpoint"]}
+{LOADERS["blip2"]}
+
+and set *Eight latents* to 512 × 512 (SDXL: 1024 × 1024) and the sampler to what your checkpoint likes, e.g. euler, \
+normal, cfg 7.
+""",
+        (
+            FRONT,
+            (PROMPT,),
+            (Group("Eight images", BEFORE, (("6", "7"),)),),
+            (Group("Best first", SEEN, (("8", "9"),), 460),),
+            (Group("The best one", RESULT, (("10",),)),),
+        ),
+        heights={"2": 110, "8": 330, "9": 400, "10": PICTURE},
+        panels=tuple(("best" if i == 0 else "last" if i == 7 else "", "All, best first", i) for i in range(8)),
+        shows={"Best first": "0.99"},
+        panels_a_row=4,
+    ),
+    Example(
+        "drawn_regions",
+        "3 Regions drawn by hand",
+        f"""\
+# Regions drawn by hand
+You say which words belong where, and no model has to look at anything: *Region from Mask* takes a mask and the words \
+of the prompt that belong into it. Chain one for each thing.
+
+**Look at** *Coarse image* and *Re-aligned image*: same noise, but now the circle above is the red one and the square \
+below the blue one.
+
+**Paint your own masks.** Here they are boxes, so that the workflow needs no file. You will rather want to paint: \
+open an image in a *Load Image* node, right-click it, choose *Open in MaskEditor*, and connect its MASK to *Region \
+from Mask*. A mask may have any size.
+
+*Seed* feeds both samplers: they must start from the same noise.
+
+{DEMO}
+{real("checkpoint")}""",
+        (
+            FRONT,
+            (PROMPT,),
+            (
+                Group("Above: a red circle", SEEN, (("6", "7"), ("8", "12")), 240),
+                Group("Below: a blue square", SEEN, (("9", "10"), ("11", "13")), 240),
+            ),
+            (Group("Coarse image", BEFORE, ((SEED, "18", "19", "16"),), WIDE),),
+            (Group("Re-aligned image", AFTER, (("14", "15", "17"),), WIDE),),
+        ),
+        heights={"2": 110, "16": 560, "17": PICTURE + 30},
+        panels=(
+            ("drawn regions", "Preview Regions", 0),
+            ("re-aligned", "Save Image", 0),
+        ),
+        shows={"Preview Regions": "0  “a red circle”"},
+        panels_a_row=2,
+    ),
+    Example(
+        "before_after",
+        "4 Before and after, same seed",
+        f"""\
+# Before and after, same seed
+What re-alignment does, and nothing else: two ordinary *KSampler*s with one seed. The second one's model went through \
+*Realign Model* and its prompt through *Apply Regions*. This pair goes with any sampler node, and with LoRA, \
+ControlNet and the rest.
+
+**Look at** *Before, after*: the two images side by side, and *What they show*: BLIP-2's words for each.
+
+**Try** strengths on *Realign Model*. With both at 0 the two images are the same, bit for bit.
+
+{DEMO}
+{real("checkpoint", "blip2", "grounded_sam", "llm")}""",
+        (
+            FRONT,
+            (PROMPT,),
+            (Group("Before", BEFORE, ((SEED, "6", "7"),)),),
+            (Group("What was seen", SEEN, (("8", "9"),), WIDE),),
+            (Group("After", AFTER, (("11", "10", "12", "13"),)),),
+            (Group("Compare", RESULT, (("14", "15", "16"),), WIDE),),
+        ),
+        heights={"2": 110, "9": 500, "16": 400},
+        panels=(("before", "Before, after", 0), ("after", "Before, after", 1)),
+        shows={
+            "Likelihoods": "0  “a red circle”",
+            "Grounded-SAM Masks": "0  “a red circle”",
+            "What they show": "a blue circle and a red square\na blue square and a red circle",
+        },
+        panels_a_row=2,
+    ),
+)

@@ -1,0 +1,78 @@
+// Nodes that tell something in words (a caption, a score, a table of regions) show it in a read-only text field.
+
+import { app } from "../../scripts/app.js"
+
+const FIELD = "told"
+const MIN_HEIGHT = 48
+const MAX_HEIGHT = 160
+const LINE_HEIGHT = 16
+
+// These have the field from the start, so that they do not grow on their first run; any other node of ours gets it then.
+const TELLING = new Set([
+  "RealignCaption",
+  "RealignCaptionReward",
+  "RealignRamTags",
+  "RealignLikelihoods",
+  "RealignGroundedSamMasks",
+  "RealignPreviewRegions",
+])
+
+const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Realign"))
+
+/** The node's text field; made on the first call, the same one ever after. */
+function textField(node) {
+  const present = node.widgets?.find((widget) => widget.name === FIELD)
+  if (present) return present
+
+  const { widget } = app.widgets.STRING(node, FIELD, ["STRING", { multiline: true, default: "" }], app)
+  widget.label = "shows"
+  widget.serialize = false // not in the saved workflow
+  widget.options.serialize = false // not in the prompt
+  widget.options.read_only = true
+  widget.options.getMinHeight = () => heightFor(widget.value)
+  const element = widget.inputEl ?? widget.element
+  if (element) {
+    element.readOnly = true
+    element.placeholder = "Run to see"
+  }
+  return widget
+}
+
+function heightFor(text) {
+  const lines = String(text ?? "").split("\n").length
+  return Math.min(MAX_HEIGHT, Math.max(MIN_HEIGHT, (lines + 1) * LINE_HEIGHT))
+}
+
+/** Show what an execution said; the node becomes taller where it must, never smaller. */
+function show(node, output) {
+  if (!isOurs(node) || output?.text == null) return
+  const field = textField(node)
+  field.value = [output.text].flat().join("\n")
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
+  node.setDirtyCanvas?.(true, true)
+}
+
+app.registerExtension({
+  name: "RealignDiff.ShowText",
+
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!nodeData.name.startsWith("Realign")) return
+    const onExecuted = nodeType.prototype.onExecuted
+    nodeType.prototype.onExecuted = function (output) {
+      onExecuted?.call(this, output)
+      show(this, output)
+    }
+  },
+
+  nodeCreated(node) {
+    if (!TELLING.has(node.comfyClass)) return
+    textField(node)
+    node.setSize(node.computeSize())
+  },
+
+  // Results that are shown again without a run, e.g. when another workflow's tab was open meanwhile.
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs ?? {})) show(app.graph.getNodeById(id), output)
+  },
+})
