@@ -27,11 +27,11 @@ ABSENT = "needs ComfyUI: set COMFYUI_PATH to a checkout of it"
 PLANTED = {
     "OPENAI_API_KEY": "sk-planted-openai-4f1d09",
     "OPENAI_ADMIN_KEY": "sk-planted-admin-90c1e2",
-    "OPENAI_ORG_ID": "org-planted-51bc",
-    "OPENAI_PROJECT_ID": "proj-planted-3d08",
     "REALIGN_LLM_API_KEY": "sk-planted-own-77ab3e",
 }
-"""Secrets in the server's environment; nothing that it writes or tells may hold one of them."""
+"""Keys in the server's environment; nothing that it writes or tells may hold one of them."""
+PAYERS = {"OPENAI_ORG_ID": "org-planted-51bc", "OPENAI_PROJECT_ID": "proj-planted-3d08"}
+"""Also there, and no secret, but nobody's business."""
 START_SECONDS = 120
 
 
@@ -243,14 +243,20 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 @pytest.fixture(scope="session")
 def server(serve: Callable[..., Server], llm: FakeLlm) -> Server:
-    """A ComfyUI with the pack and another author's, and with secrets planted in its environment."""
-    return serve({**PLANTED, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK})
+    """A ComfyUI with the pack and another author's, and with keys planted in its environment."""
+    return serve({**PLANTED, **PAYERS, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK})
 
 
 @pytest.fixture(scope="session")
 def planted() -> Mapping[str, str]:
-    """The secrets in `server`'s environment."""
+    """The keys in `server`'s environment."""
     return PLANTED
+
+
+@pytest.fixture(scope="session")
+def payers() -> Mapping[str, str]:
+    """Who pays at OpenAI, in `server`'s environment."""
+    return PAYERS
 
 
 @pytest.fixture
