@@ -16,6 +16,7 @@ import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_sampling import ModelSamplingDiscrete, ModelSamplingDiscreteEDM
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any
     Raises:
         RealignError: the model is not a UNet of the Stable Diffusion 1, 2 or SDXL family.
     """
-    network = model.get_model_object("diffusion_model")
+    network = _uncompiled(model.get_model_object("diffusion_model"))
     if not isinstance(network, UNetModel):
         raise RealignError(
             f"Re-aligning does not know the architecture {type(network).__name__}; use a model of the Stable "
@@ -55,6 +56,11 @@ def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any
     return patched
 
 
+def _uncompiled(network: Any) -> Any:
+    """The network itself where torch.compile has wrapped it."""
+    return getattr(network, "_orig_mod", network)
+
+
 class _BeginRun:
     """Around a sampler's whole run."""
 
@@ -64,12 +70,21 @@ class _BeginRun:
     def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         guider.conds = {name: [with_payload(cond) for cond in conds] for name, conds in guider.conds.items()}
         payloads = [cond["model_conds"][KEY].cond for conds in guider.conds.values() for cond in conds]
+        for payload in payloads:
+            _check_images(len(payload.images), len(noise))
         if not any(payload.active for payload in payloads):
             logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
         options = extra_args["model_options"]
         run = Run(self.settings, tuple(noise.shape[-2:]))
         options = {**options, "transformer_options": {**options.get("transformer_options", {}), KEY: run}}
         return executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
+
+
+def _check_images(sets: int, images: int) -> None:
+    if sets not in (0, 1, images):
+        raise RealignError(
+            f"There are regions for {sets} images but {images} images: connect those of this batch, or one set for all."
+        )
 
 
 def _around_model(
@@ -80,7 +95,7 @@ def _around_model(
     chunks = kwargs.pop(KEY, None)
     options = transformer_options or {}
     run = options.get(KEY)
-    network = executor.class_obj.diffusion_model
+    network = _uncompiled(executor.class_obj.diffusion_model)
     if run is not None and chunks and any(payload.active for payload in chunks) and isinstance(network, UNetModel):
         strengths = run.strengths(executor.class_obj.model_sampling, t, options)
         if any(strengths) and run.knows_size(x, chunks):
@@ -96,25 +111,26 @@ class Run:
         self._layouts: dict[tuple, Layout] = {}
         self._patches: dict[tuple, ModulatedBlock] = {}
         self._sites: list[Site] | None = None
-        self._warned = False
+        self._warned: set[str] = set()
 
     def strengths(self, model_sampling: Any, sigma: Tensor, options: dict) -> tuple[float, float]:
         """λ_t for cross- and self-attention at the noise level sigma [B]."""
-        t = float(model_sampling.timestep(sigma[:1])) / getattr(model_sampling, "num_timesteps", 1000)
+        t = noise_time(model_sampling, sigma[:1])
         return strength(self.settings, t, progress(options.get("sample_sigmas"), float(sigma[0])))
 
     def knows_size(self, x: Tensor, chunks: Chunks) -> bool:
         """Whether x is the whole latent or its conditioning's area, and no tile of another pack."""
         size = tuple(x.shape[-2:])
         known = all(size == (self.latent_size if p.area is None else p.area[:2]) for p in chunks)
-        if not known and not self._warned:
-            self._warned = True
-            logger.warning(
-                "RealignDiff: the model is called with a tile of %s cells of a latent of %s, and nothing tells which; "
-                "attention is not re-weighted in such calls.",
-                *("x".join(map(str, s)) for s in (size, self.latent_size)),
-            )
+        if not known:
+            self.warn(f"the model is called with a tile of {size} cells of a latent of {self.latent_size}")
         return known
+
+    def warn(self, why: str) -> None:
+        """Say once a run why some calls are not modulated."""
+        if why not in self._warned:
+            self._warned.add(why)
+            logger.warning("RealignDiff: attention is not re-weighted where %s, as another node does.", why)
 
     def patched(self, unet: UNetModel, options: dict, call: Call) -> dict:
         """The transformer options with our patches over those that are there, for one call of the model."""
@@ -129,7 +145,7 @@ class Run:
 
     def _patch(self, kind: str, previous: Any) -> ModulatedBlock:
         """The same object at each step, so that a compiled model is not compiled again."""
-        return self._patches.setdefault((kind, previous), ModulatedBlock(kind == "attn2", previous))
+        return self._patches.setdefault((kind, id(previous)), ModulatedBlock(kind == "attn2", previous))
 
     def layout(self, cross: bool, size: tuple[int, int], n_keys: int, device: torch.device, chunks: Chunks) -> Layout:
         """The layout of all rows of a call for queries on a (h, w) map; made once a run."""
@@ -159,8 +175,10 @@ class Call:
         height, width = options["activations_shape"][-2:]
         pixels = height * width
         rows = sum(payload.rows for payload in self.chunks)
-        if q.shape[:2] != (rows, pixels) or (not cross and k.shape[1] != pixels):  # merged or tiled by another pack
-            return None
+        if len(q) != rows:
+            return self.run.warn("the model is called with a part of the batch")
+        if q.shape[1] != pixels or (not cross and k.shape[1] != pixels):
+            return self.run.warn("pixels are merged or tiled in attention")
         layout = self.run.layout(cross, (height, width), k.shape[1], q.device, self.chunks)
         return layout if layout.active else None
 
@@ -183,6 +201,20 @@ class ModulatedBlock:
             return out
         # Whatever else the other patch adds stays; only attention's own part is exchanged.
         return out + (_modulated(q, k, v, layout, now, options) - _plain(q, k, v, options))
+
+
+def noise_time(model_sampling: Any, sigma: Tensor) -> float:
+    """t/T of eq. 9 in [0, 1] at the noise level sigma [1].
+
+    Models of continuous noise (EDM) count no timesteps: there it is the t/T at which Stable Diffusion is as noisy.
+    """
+    counts = isinstance(model_sampling, ModelSamplingDiscrete) and not isinstance(
+        model_sampling, ModelSamplingDiscreteEDM
+    )
+    if not counts:
+        sigma = sigma / float(getattr(model_sampling, "sigma_data", 1.0))
+        model_sampling = ModelSamplingDiscrete()
+    return float(model_sampling.timestep(sigma.float().cpu())) / model_sampling.num_timesteps
 
 
 def progress(sample_sigmas: Tensor | None, sigma: float) -> float:

@@ -6,11 +6,13 @@ conditioning's `model_conds` is cut to its area, batched in its order and handed
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import comfy.conds
+import torch
 from torch import Tensor
 
 from ..core.errors import RealignError
@@ -19,7 +21,11 @@ from ..core.words import unweighted
 from .layout import cover
 from .tokens import find_tokens
 
+logger = logging.getLogger(__name__)
+
 KEY = "realign"
+WINDOW = 77
+"""Tokens that CLIP encodes at once."""
 Area = tuple[int, int, int, int]
 """(height, width, y, x) in latent cells."""
 
@@ -90,26 +96,53 @@ class CONDRegions(comfy.conds.CONDRegular):
 
 
 def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text: str | None = None) -> list:
-    """The CONDITIONING with regions in each of its entries; the input is left as it is.
+    """The CONDITIONING with regions in each entry that is the encoding of `text`; the input is left as it is.
 
     region_sets: one an image of the batch, or one for all. text: what `clip` encoded; None: the regions' own prompt.
+    Where no entry is that encoding, as after averaging or under another pack's weighting, all entries get the regions
+    that have none yet, and the log says so.
 
     Raises:
-        RealignError: a phrase is not in the text, or the text is not the one that the conditioning was made from.
+        RealignError: a phrase is not in the text, or the conditioning is too short for it.
     """
     bound = tuple(bind(regions, clip, text or regions.prompt) for regions in region_sets)
-    last = max((max(p) for b in bound for p in b.positions), default=-1)
+    payload = Payload(bound)
+    if not payload.active:
+        return conditioning
+    chosen = _encoded_from(text or region_sets[0].prompt, clip, conditioning)
+    last = max(max(positions) for one in bound for positions in one.positions)
     out = []
-    for encoding, options in conditioning:
-        tokens = encoding.shape[1] if isinstance(encoding, Tensor) else 0
-        if last >= tokens:
+    for (encoding, options), ours in zip(conditioning, chosen, strict=True):
+        tokens = encoding.shape[1]
+        if ours and last >= tokens:
             raise RealignError(
                 f"The regions' words reach to token {last + 1}, but the conditioning has {tokens}: connect the "
                 "conditioning that was encoded from the regions' prompt, or give its text."
             )
-        conds = {**options.get("model_conds", {}), KEY: CONDRegions(Payload(bound))}
+        conds = options.get("model_conds", {})
+        conds = {**conds, KEY: CONDRegions(payload)} if ours else conds
         out.append([encoding, {**options, "model_conds": conds}])
     return out
+
+
+def _encoded_from(text: str, clip: Any, conditioning: list) -> list[bool]:
+    """Which entries begin with the encoding of the text's first window."""
+    encoded = clip.encode_from_tokens(clip.tokenize(text))
+    window = encoded[:, :WINDOW].float().cpu()
+    same = [
+        entry.shape[1] >= window.shape[1]
+        and torch.allclose(entry[:, : window.shape[1]].float().cpu(), window, rtol=1e-3, atol=1e-3)
+        for entry, _ in conditioning
+    ]
+    if any(same):
+        return same
+    logger.warning(
+        "RealignDiff: no conditioning is the plain encoding of '%s'; its words are looked for where that encoding has "
+        "them. If it was made from another text, give that text.",
+        text,
+    )
+    without = [KEY not in options.get("model_conds", {}) for _, options in conditioning]
+    return without if any(without) else [True] * len(without)
 
 
 def with_payload(cond: dict) -> dict:
@@ -117,7 +150,8 @@ def with_payload(cond: dict) -> dict:
     conds = cond.get("model_conds", {})
     context = getattr(conds.get("c_crossattn"), "cond", None)
     tokens = context.shape[1] if isinstance(context, Tensor) else 0
-    payload = conds[KEY].cond if KEY in conds else Payload()
+    silent = isinstance(context, Tensor) and not context.any()  # zeroed out: no words are left to re-weight
+    payload = Payload() if silent or KEY not in conds else conds[KEY].cond
     return {**cond, "model_conds": {**conds, KEY: CONDRegions(replace(payload, tokens=tokens))}}
 
 

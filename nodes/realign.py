@@ -11,7 +11,7 @@ from comfy_api.latest import io
 import nodes as comfy_nodes
 
 from ..attention.settings import ModulationSettings
-from ..core.interchange import for_images, region_sets
+from ..core.interchange import region_sets
 from .sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
@@ -187,7 +187,7 @@ class RealignKSampler(io.ComfyNode):
             from ..attention.comfy_conditioning import attach
 
             model = realign_model(model, _settings(cross_strength, self_strength, power, start, end))
-            sets = for_images(region_sets(regions, text=text, size=image_size(image)), len(latent_image["samples"]))
+            sets = region_sets(regions, text=text, size=image_size(image))
             positive = attach(positive, clip, sets, text)
         return io.NodeOutput(
             comfy_nodes.common_ksampler(

@@ -102,6 +102,37 @@ def test_both_hosts_give_the_same_latents(tiny):
         close(here, there)
 
 
+@pytest.mark.parametrize(
+    "sampling", ["ModelSamplingContinuousEDM", "ModelSamplingContinuousV", "ModelSamplingDiscreteEDM"]
+)
+def test_t_is_known_where_a_model_counts_no_timesteps(tiny, sampling):
+    import comfy.model_sampling
+    from realigndiff.attention.comfy_adapter import noise_time
+
+    discrete = comfy.model_sampling.ModelSamplingDiscrete()
+    other = getattr(comfy.model_sampling, sampling)()
+    for t in (999, 700, 20):
+        assert noise_time(other, discrete.sigmas[t : t + 1]) == pytest.approx(t / 1000)
+
+
+@pytest.mark.parametrize("order", ["compiled before", "compiled after"])
+def test_a_compiled_model_is_modulated(tiny, order):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    def compiled(model):
+        model = model.clone()
+        set_torch_compile_wrapper(model, backend="eager")
+        return model
+
+    model = ours(tiny, compiled(tiny.model)) if order == "compiled before" else compiled(ours(tiny, tiny.model))
+    options = {"steps": 2, "scheduler": "normal"}
+    close(
+        tiny.sample(model, with_regions(tiny), **options),
+        tiny.sample(ours(tiny, tiny.model), with_regions(tiny), **options),
+        1e-3,
+    )
+
+
 def test_the_block_layout_of_sdxl_is_known(tiny):
     from .tiny import REGIONS, tiny_sdxl, written_out
 
@@ -121,6 +152,21 @@ def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(tiny):
         RealignError, match="does not know the architecture Linear; use a model of the Stable Diffusion"
     ):
         ours(tiny, other)
+
+
+def test_a_replacement_that_cannot_be_hashed_is_composed_with(tiny):
+    from dataclasses import dataclass
+
+    from comfy.ldm.modules.attention import optimized_attention
+
+    @dataclass
+    class Foreign:
+        def __call__(self, q, k, v, options):
+            return optimized_attention(q, k, v, options["n_heads"])
+
+    patched = tiny.model.clone()
+    patched.set_model_attn2_replace(Foreign(), "middle", 0)
+    close(tiny.sample(ours(tiny, patched), with_regions(tiny)), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)))
 
 
 class TestBesideAnotherPack:
@@ -200,6 +246,21 @@ def test_an_area_of_everything_a_mask_of_ones_and_a_whole_range_change_nothing(t
         close(tiny.sample(ours(tiny, tiny.model), changed(with_regions(tiny), **options)), mended, 1e-3)
 
 
+def test_a_range_of_time_split_in_two_is_the_whole(tiny):
+    parts = [*changed(with_regions(tiny), end_percent=0.4), *changed(with_regions(tiny), start_percent=0.4)]
+    close(tiny.sample(ours(tiny, tiny.model), parts), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)), 1e-3)
+
+
+def test_a_mask_weighs_a_modulated_conditioning_as_any_other(tiny):
+    """In one step the result is, in each pixel, that of the conditioning whose mask covers it."""
+    left = torch.zeros(1, 16, 16)
+    left[:, :, :8] = 1
+    model, ring = ours(tiny, tiny.model), tiny.encode("a green ring")
+    apart = [tiny.sample(model, conditioning, **ONE_STEP) for conditioning in (with_regions(tiny), ring)]
+    masked = [*changed(with_regions(tiny), mask=left), *changed(ring, mask=1 - left)]
+    close(tiny.sample(model, masked, **ONE_STEP), torch.where(left[:, None] > 0, *apart))
+
+
 def test_an_area_sees_its_part_of_the_masks(tiny):
     """The lower right quarter alone, once as an area of a large latent, once as a latent of its own."""
     from .tiny import REGIONS
@@ -226,6 +287,38 @@ def test_each_of_several_conditionings_keeps_its_own_regions(tiny):
     together = tiny.sample(model, [*with_regions(tiny, sets=[one]), *with_regions(tiny, sets=[two])], **options)
     close(together, (apart[0] + apart[1]) / 2)
     assert (apart[0] - apart[1]).abs().max() > 0.1
+
+
+def test_only_the_conditioning_that_says_the_text_gets_its_regions(tiny, caplog):
+    """A style that was combined with the prompt has other words at the same places."""
+    style = tiny.encode("a green ring")
+    together = with_regions(tiny, [*tiny.positive, *style])
+    apart = [*with_regions(tiny), *style]
+    assert torch.equal(tiny.sample(ours(tiny, tiny.model), together), tiny.sample(ours(tiny, tiny.model), apart))
+    assert not caplog.records
+    averaged = [[0.9 * tiny.positive[0][0] + 0.1 * style[0][0], tiny.positive[0][1]]]
+    assert "realign" in with_regions(tiny, averaged)[0][1]["model_conds"]
+    assert "no conditioning is the plain encoding" in caplog.text
+
+
+def test_a_conditioning_that_was_zeroed_out_is_not_modulated(tiny):
+    def zeroed(conditioning):
+        return [[torch.zeros_like(encoding), options] for encoding, options in conditioning]
+
+    model = ours(tiny, tiny.model)
+    close(
+        tiny.sample(model, with_regions(tiny), zeroed(with_regions(tiny))),
+        tiny.sample(model, with_regions(tiny), zeroed(tiny.positive)),
+    )
+
+
+def test_regions_for_another_number_of_images_are_told(tiny):
+    from realigndiff.core.errors import RealignError
+
+    from .tiny import REGIONS
+
+    with pytest.raises(RealignError, match="regions for 2 images but 3 images"):
+        tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[REGIONS] * 2), noise=tiny.noise(3))
 
 
 def test_each_image_of_a_batch_has_its_own_regions(tiny):
@@ -341,17 +434,22 @@ def test_a_model_without_realign_ignores_regions(tiny):
     close(tiny.sample(tiny.model, with_regions(tiny)), tiny.sample(tiny.model, tiny.positive))
 
 
-def test_a_tiled_call_is_left_alone_with_one_warning(tiny, caplog):
-    """As tiled-diffusion packs do: the model is called with parts of the latent that no conditioning tells of."""
+@pytest.mark.parametrize(("dim", "told"), [(-1, "a tile of"), (0, "a part of the batch")])
+def test_a_call_with_a_part_is_left_alone_with_one_warning(tiny, caplog, dim, told):
+    """As packs do that tile or save memory: the model is called with parts that no conditioning tells of."""
     model = ours(tiny, tiny.model)
 
     def by_halves(apply_model, call):
-        parts = [apply_model(part, call["timestep"], **call["c"]) for part in call["input"].chunk(2, dim=-1)]
-        return torch.cat(parts, dim=-1)
+        whole = call["timestep"], call["c"]["c_crossattn"]
+        parts = []
+        for i, part in enumerate(call["input"].chunk(2, dim=dim)):
+            t, context = whole if dim else (x.chunk(2)[i] for x in whole)
+            parts.append(apply_model(part, t, **{**call["c"], "c_crossattn": context}))
+        return torch.cat(parts, dim=dim)
 
     tiled = model.clone()
     tiled.set_model_unet_function_wrapper(by_halves)
     bare = tiny.model.clone()
     bare.set_model_unet_function_wrapper(by_halves)
     close(tiny.sample(tiled, with_regions(tiny)), tiny.sample(bare, tiny.positive))
-    assert sum("tile" in record.message for record in caplog.records) == 1
+    assert [told in record.message for record in caplog.records].count(True) == 1
