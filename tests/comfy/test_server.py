@@ -144,9 +144,11 @@ def ours(client):
 
 class TestExamples:
     @pytest.mark.parametrize("name", EXAMPLES)
-    def test_an_example_workflow_runs(self, client, name):
+    def test_an_example_workflow_runs_without_a_complaint(self, client, server, name):
+        before = len(server.log())
         run = client.run(workflow(name))
         assert run.status == "success"
+        assert not re.search("Traceback|Error|[Ww]arn", server.log()[before:])
         saved = [key for key, value in run.graph.items() if value["class_type"] == "SaveImage"]
         assert saved and all(run.images(key) for key in saved)
 
@@ -588,7 +590,6 @@ class TestKeys:
         yield
         told = [client.get("/history"), client.get("/object_info"), client.get("/queue")]
         files = [file for file in server.base.rglob("*") if file.is_file()]
-        assert any(file.suffix == ".png" for file in files)
         for secret in planted.values():
             assert not [file for file in files if secret.encode() in file.read_bytes()]
             assert not [answer for answer in told if secret.encode() in answer]
@@ -608,7 +609,7 @@ class TestKeys:
     def test_it_reaches_the_host_that_it_is_for(self, client, llm, planted):
         llm.reply = knowing
         llm.forget()
-        assert client.run(asking(llm.host)).status == "success"
+        assert client.run(asking(llm.host)).images("saved")
         assert llm.keys == {f"Bearer {planted['REALIGN_LLM_API_KEY']}"}
         assert not sent_to(llm, {name: key for name, key in planted.items() if name.startswith("OPENAI")})
 
