@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..core.json_text import json_values
 
 
 class GivenAnswers:
@@ -37,10 +37,8 @@ class GivenAnswers:
 
 def read_json(text: str) -> Any:
     """The first JSON object in a text, also inside a fence or prose; None where there is none."""
-    decoder = json.JSONDecoder()
-    for start in re.finditer(r"\{", text):
-        try:
-            return decoder.raw_decode(text[start.start() :])[0]
-        except ValueError:
-            continue
+    for value in json_values(text):
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict):
+                return one
     return None

@@ -97,10 +97,32 @@ class TestBoxes:
         with pytest.raises(RealignError, match="connect the image they were drawn on"):
             region_sets([LEFT], text=PROMPT)
 
-    @pytest.mark.parametrize("box", [{"x": 1, "y": 1}, {"x": "a", "y": 0, "width": 1, "height": 1}])
-    def test_a_box_that_is_none_is_told(self, box):
+    def test_a_label_may_be_the_number_of_a_class_and_a_score_text(self):
+        (one,) = region_sets([{**LEFT, "label": 3, "score": "0.9"}], text=PROMPT, size=(32, 32))
+        assert (one.regions[0].tag, one.regions[0].phrase, one.regions[0].detection) == ("3", "", 0.9)
+        json.dumps(one.to_dict())
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            [{"x": 1, "y": 1}],
+            [{**LEFT, "x": "a"}],
+            [{**LEFT, "x": 10**400}],
+            [{**LEFT, "score": "high"}],
+            [[0, 8, 16, 16]],
+            [[[0, 8, 16, 16]]],
+            ["a"],
+            [[LEFT], RIGHT],
+            [LEFT, [RIGHT]],
+        ],
+    )
+    def test_a_box_that_is_none_is_told(self, value):
         with pytest.raises(RealignError, match="needs numbers x, y, width and height"):
-            region_sets([box], text=PROMPT, size=(32, 32))
+            region_sets(value, text=PROMPT, size=(32, 32))
+
+    def test_a_text_that_a_linked_node_left_out_is_told(self):
+        with pytest.raises(RealignError, match="need the prompt"):
+            region_sets([LEFT], text=None, size=(32, 32))
 
     def test_a_box_outside_the_image_is_told(self):
         with pytest.raises(RealignError, match="no area inside the image"):
@@ -127,18 +149,79 @@ class TestJson:
             '[{"phrase": "a red circle", "bbox": [0, 8, 16, 24]}]',
             'Sure! Here you are:\n```json\n[{"label": "a red circle", "box": [0, 8, 16, 24], "likelihood": "2"}]\n```',
             '[{"x": 0, "y": 8, "width": 16, "height": 16}]',
+            '{"x": 0, "y": 8, "width": 16, "height": 16}',
+            '[[{"x": 0, "y": 8, "width": 16, "height": 16}]]',
+            '{"regions": [{"x": 0, "y": 8, "width": 16, "height": 16, "label": "red circle"}]}',
+            '{"phrase": "a red circle", "box": [0, 8, 16, 24]}',
+            'Here is the JSON [as asked, see {1} and [2]]: {"regions": [{"phrase": "a red circle", "box": '
+            "[0, 8, 16, 24]}]} [end]",
         ],
-        ids=["ours", "a list with pixels", "fenced in prose", "bounding boxes"],
+        ids=[
+            "ours",
+            "a list with pixels",
+            "fenced in prose",
+            "bounding boxes",
+            "one bounding box",
+            "boxes of each image",
+            "boxes called regions",
+            "one region",
+            "after brackets in prose",
+        ],
     )
     def test_what_a_language_model_writes_is_read(self, text):
         (one,) = region_sets(text, text=PROMPT, size=(32, 32))
         assert (one.regions[0].phrase, one.regions[0].likelihood) == ("a red circle", 2)
         assert torch.equal(one.regions[0].mask, square(0, 8, 16, 24))
 
-    @pytest.mark.parametrize("text", ["", "I am sorry", '{"regions": 3}', '{"a": ', "null", "[1, 2]"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "I am sorry",
+            '{"regions": 3}',
+            '{"a": ',
+            "null",
+            "[1, 2]",
+            "[" * 50000,
+            '{"a":' * 50000,
+            "[" + "9" * 5000 + "]",
+            '[{"phrase": "a red circle", "box": [1e999, 0, 1, 1]}]',
+            '[{"phrase": "a red circle", "box": [1' + "0" * 400 + ", 0, 1, 1]}]",
+        ],
+        ids=lambda text: text[:12],
+    )
     def test_other_text_is_told(self, text):
         with pytest.raises(RealignError):
-            region_sets(text, text=PROMPT)
+            region_sets(text, text=PROMPT, size=(32, 32))
+
+    def test_of_text_that_breaks_off_no_part_is_taken_for_the_whole(self):
+        with pytest.raises(RealignError, match="no JSON"):
+            region_sets('[{"x": 0, "y": 8, "width": 16, "height": 16}, {"x": 16', text=PROMPT, size=(32, 32))
+
+    def test_each_image_has_its_own(self):
+        sets = region_sets(json.dumps([[LEFT], [{**RIGHT, "label": "blue square"}]]), text=PROMPT, size=(32, 32))
+        assert phrases(sets) == [["a red circle"], ["a blue square"]]
+
+    def test_a_prompt_or_phrase_of_null_is_none(self):
+        with pytest.raises(RealignError, match="need the prompt"):
+            region_sets('{"prompt": null, "regions": [{"phrase": "None", "box": [0, 0, 1, 1]}]}')
+        (one,) = region_sets('[{"phrase": null, "label": "a red circle", "box": [0, 0, 1, 1]}]', text=PROMPT)
+        assert phrases([one]) == [["a red circle"]]
+
+    def test_which_of_equal_words_is_meant_comes_back(self):
+        prompt = "red circle, a red circle and circle"
+        regions = [
+            Region(tag="circle", phrase=phrase, occurrence=n, box=(0, 0, 0.5, 1), mask=torch.ones(4, 4))
+            for phrase, n in (("red circle", 1), ("circle", 1), ("red circle", 0))
+        ]
+        (again,) = region_sets(to_json([RegionSet(prompt, tuple(regions))]))
+        assert [(r.phrase, r.occurrence) for r in again] == [("red circle", 1), ("circle", 1), ("red circle", 0)]
+
+    @pytest.mark.parametrize("given", [None, "1", True, -1, 2, 0.5, [0]])
+    def test_an_occurrence_that_is_none_is_chosen_beside_those_given(self, given):
+        listed = [{"phrase": "a ring", "occurrence": given}, {"phrase": "a ring", "occurrence": 0}]
+        (one,) = region_sets(json.dumps(listed), text="a ring and a ring")
+        assert [region.occurrence for region in one] == [1, 0]
 
     def test_words_that_are_not_in_the_prompt_bind_nothing(self):
         (one,) = region_sets('[{"phrase": "elephant", "box": [0, 0, 1, 1]}]', text=PROMPT)

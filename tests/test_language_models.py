@@ -33,7 +33,19 @@ def test_a_text_answers_the_llm_step(text):
     assert found.regions[0].likelihood == 2
 
 
-@pytest.mark.parametrize("text", ["", "I cannot do that.", "[1, 2]", "{", '{"circle": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I cannot do that.",
+        "[1, 2]",
+        "{",
+        '{"circle": null}',
+        '{"circle":' * 50000,
+        '{"circle": ' + "9" * 5000 + "}",
+    ],
+    ids=lambda text: text[:12],
+)
 def test_a_text_without_an_answer_still_gives_the_prompts_own_things(text):
     found = likelihoods(PROMPT, TAGS, GivenAnswers(text))
     assert [region.phrase for region in found if region.phrase] == ["a red circle", "a blue square"]
@@ -41,6 +53,7 @@ def test_a_text_without_an_answer_still_gives_the_prompts_own_things(text):
 
 def test_the_first_object_of_a_text_is_read():
     assert read_json('use {braces} like {"a": 1} or {"b": 2}') == {"a": 1}
+    assert read_json('as asked [1]: [{"a": 1}]') == {"a": 1}
     assert read_json("none") is None
 
 
