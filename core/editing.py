@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from .errors import RealignError
+from .interchange import for_images
 from .masks import as_masks, empty_masks, mask_box
 from .regions import CERTAIN, Region, RegionSet, free_occurrence
-from .words import content_words, nearest_span, unweighted
+from .words import content_words, nearest_span, occurrences, unweighted
+
+
+def dealt(masks: Tensor, sets: Sequence[RegionSet]) -> list[tuple[RegionSet, Tensor]]:
+    """Each image's set with its mask [H, W], of a MASK in any shape: mask i for image i; a single one of either serves
+    all images.
+
+    Raises:
+        RealignError: another number of masks than of images.
+    """
+    masks = as_masks(masks)
+    images = for_images(sets, max(len(masks), len(sets)))
+    if len(masks) not in (1, len(images)):
+        raise RealignError(f"There are {len(masks)} masks for {len(images)} images: give one, or one an image.")
+    return [(one, masks[i % len(masks)]) for i, one in enumerate(images)]
 
 
 def edited(
@@ -21,7 +37,7 @@ def edited(
     drop: bool = False,
     mask: Tensor | None = None,
 ) -> RegionSet:
-    """The set with region `index` (from 0) changed or dropped; empty words, None: leave that as it is.
+    """The set with region `index` (from 0) changed or dropped; empty words, None: leave that as it is. mask: [H, W].
 
     Raises:
         RealignError: no such region, or the phrase has no word of the prompt.
@@ -40,8 +56,7 @@ def edited(
     if likelihood is not None:
         changes["likelihood"] = likelihood
     if mask is not None:
-        drawn = as_masks(mask)[0]
-        changes |= {"mask": drawn, "box": mask_box(drawn), "detection": None}
+        changes |= {"mask": mask, "box": mask_box(mask), "detection": None}
     listed[index] = replace(listed[index], **changes)
     return regions.with_regions(listed, *([] if mask is None else empty_masks([listed[index]])))
 
@@ -68,7 +83,9 @@ def added(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CER
 def _of_prompt(phrase: str, prompt: str) -> str:
     """The prompt's own words for what was typed."""
     plain = unweighted(prompt)
-    span = phrase.strip() if phrase.strip().lower() in plain.lower() else nearest_span(phrase, plain)
+    for start, stop in occurrences(phrase, plain):
+        return plain[start:stop]
+    span = nearest_span(phrase, plain)
     if not span:
         raise RealignError(f"No word of '{phrase.strip()}' is in the prompt '{prompt}'; use words of the prompt.")
     return span

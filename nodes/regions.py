@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..core.editing import added, edited
+from ..core.editing import added, dealt, edited
 from ..core.errors import RealignError
 from ..core.interchange import for_images, region_sets
-from ..core.masks import as_masks, mask_batch
+from ..core.masks import mask_batch
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
 from .pictures import region_outputs, told
 from .sockets import BoundingBox, Regions, chosen, image_input, image_size, regions_input, text_input
@@ -55,12 +55,10 @@ class RegionFromMask(io.ComfyNode):
             raise RealignError("The phrase is empty: write the words of the prompt that belong into the mask.")
         if regions is None and not prompt.strip():
             raise RealignError("The prompt is empty: write the whole text that is being drawn.")
-        masks = as_masks(mask if isinstance(mask, torch.Tensor) else _drawn(mask, prompt or phrase, image))
-        before = for_images(regions or (RegionSet(prompt),), max(len(masks), len(regions or ())))
-        if len(masks) not in (1, len(before)):
-            raise RealignError(f"There are {len(masks)} masks for {len(before)} images: give one, or one an image.")
+        masks = mask if isinstance(mask, torch.Tensor) else _drawn(mask, prompt or phrase, image)
         score = SCORES[chosen("likelihood", likelihood, SCORES)]
-        return io.NodeOutput(tuple(added(one, phrase, masks[i % len(masks)], score) for i, one in enumerate(before)))
+        before = dealt(masks, regions or (RegionSet(prompt),))
+        return io.NodeOutput(tuple(added(one, phrase, drawn, score) for one, drawn in before))
 
 
 class EditRegions(io.ComfyNode):
@@ -85,7 +83,7 @@ class EditRegions(io.ComfyNode):
                     "likelihood", options=[KEEP, *SCORES], default=KEEP, tooltip="Another likelihood for it, or keep."
                 ),
                 io.Boolean.Input("drop", default=False, tooltip="Take the region away."),
-                io.Mask.Input("mask", optional=True, tooltip="Another mask for it."),
+                io.Mask.Input("mask", optional=True, tooltip="Another mask for it; of a batch, mask i is for image i."),
                 text_input("The prompt, where the regions do not bring one."),
                 image_input(),
             ],
@@ -105,13 +103,19 @@ class EditRegions(io.ComfyNode):
         text: str = "",
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        sets = list(region_sets(regions, text=text, size=image_size(image)))
-        if image_index >= len(sets):
-            raise RealignError(f"There is no image {image_index}: the regions are of {len(sets)}, counted from 0.")
+        sets = region_sets(regions, text=text, size=image_size(image))
+        own = [(one, None) for one in sets] if mask is None or drop else dealt(mask, sets)
+        if image_index >= len(own):
+            raise RealignError(f"There is no image {image_index}: the regions are of {len(own)}, counted from 0.")
         score = SCORES.get(chosen("likelihood", likelihood, (KEEP, *SCORES)))
-        for i in range(len(sets)) if image_index < 0 else (image_index,):
-            sets[i] = edited(sets[i], region, phrase=phrase, likelihood=score, drop=drop, mask=mask)
-        return io.NodeOutput(tuple(sets))
+        return io.NodeOutput(
+            tuple(
+                edited(one, region, phrase=phrase, likelihood=score, drop=drop, mask=drawn)
+                if image_index < 0 or image_index == i
+                else one
+                for i, (one, drawn) in enumerate(own)
+            )
+        )
 
 
 class PreviewRegions(io.ComfyNode):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from realigndiff.core.editing import added, edited
+from realigndiff.core.editing import added, dealt, edited
 from realigndiff.core.errors import RealignError
 from realigndiff.core.interchange import bounding_boxes, for_images, region_sets, to_json
 from realigndiff.core.masks import box_mask, mask_batch, mask_box
@@ -276,3 +276,23 @@ class TestEditing:
             edited(self.regions, 1)
         with pytest.raises(RealignError, match="No word of 'elephant' is in the prompt"):
             edited(self.regions, 0, phrase="elephant")
+
+    def test_letters_inside_a_word_are_not_words_of_the_prompt(self):
+        scarf = RegionSet("a scarf and a (hat:1.2)", (Region(tag="hat"),))
+        with pytest.raises(RealignError, match="No word of 'car' is in the prompt"):
+            edited(scarf, 0, phrase="car")
+        with pytest.raises(RealignError, match="No word of 'car' is in the prompt"):
+            added(scarf, "car", torch.ones(4, 4))
+        assert edited(scarf, 0, phrase=" A  hat").regions[0].phrase == "a hat"
+
+    def test_mask_i_is_for_image_i(self):
+        masks = torch.stack([square(0, 8, 16, 24), square(16, 8, 32, 24)])
+        for sets in ([self.regions], [self.regions, self.regions]):
+            assert [mask.tolist() for _, mask in dealt(masks, sets)] == masks.tolist()
+        assert len(dealt(masks[0], [self.regions] * 3)) == 3
+
+    def test_another_number_of_masks_than_of_images_is_told(self):
+        with pytest.raises(RealignError, match="2 masks for 3 images: give one, or one an image"):
+            dealt(torch.ones(2, 4, 4), [self.regions] * 3)
+        with pytest.raises(RealignError, match="regions for 2 images but 3 images"):
+            dealt(torch.ones(3, 4, 4), [self.regions] * 2)
