@@ -34,3 +34,16 @@ class TextEncoder:
         tokens = tokens.to(self.model.device)
         out = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return torch.nn.functional.normalize(out.text_embeds[:, 0].float(), dim=-1)
+
+    def embed_vectors(self, words: Tensor, mask: Tensor) -> Tensor:
+        """The same of texts given as word embeddings [N, L, E] with mask [N, L]: [N, D], differentiable in them."""
+        model, tokenizer = self.model, self.tokenizer
+        table, places = model.embeddings.word_embeddings, model.embeddings.position_embeddings
+        first, last = (
+            table.weight[i].expand(len(words), 1, -1) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        )
+        words = torch.cat([first, words.to(first.dtype), last], dim=1)
+        ones = torch.ones_like(mask[:, :1])
+        words = words + places.weight[: words.shape[1]]
+        out = model.qformer(query_embeds=words, query_length=0, attention_mask=torch.cat([ones, mask, ones], dim=1))[0]
+        return torch.nn.functional.normalize(model.text_projection(out[:, 0]).float(), dim=-1)
