@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 import comfy.model_management
@@ -79,13 +79,25 @@ def each(count: int, work: Callable[[int], T]) -> list[T]:
 
 
 def waiting(work: Callable[[], T]) -> T:
-    """The result of `work`, which waits for something outside, such as a server; an interrupt does not wait for it."""
-    pool = ThreadPoolExecutor(1)
+    """The result of `work`, which waits for something outside, such as a server; an interrupt does not wait for it.
+
+    It runs in a thread of its own, so it must not touch ComfyUI's models. ComfyUI ends without waiting for it too.
+    """
+    done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    Thread(target=lambda: done.put(_outcome(work)), daemon=True).start()
+    while True:
+        _stop_if_asked()
+        try:
+            result, error = done.get(timeout=0.05)
+        except Empty:
+            continue
+        if error is not None:
+            raise error
+        return result
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
-        future = pool.submit(work)
-        while not future.done():
-            _stop_if_asked()
-            time.sleep(0.05)
-        return future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        return work(), None
+    except BaseException as error:
+        return None, error

@@ -8,7 +8,7 @@ from ..core.describe import table
 from ..core.errors import RealignError
 from ..core.words import unweighted
 from .caption import CATEGORY
-from .hosting import each, waiting
+from .hosting import each
 from .llm import HostedScorer
 from .sockets import Llm, Regions, Tags
 
@@ -56,7 +56,7 @@ class Likelihoods(io.ComfyNode):
             raise RealignError("The prompt is empty: write what the image should show.")
         answerer = GivenAnswers(llm) if isinstance(llm, str) else llm or HostedScorer(None)
         seen, plain = _names(tags), unweighted(prompt)
-        found = tuple(each(len(seen), lambda i: waiting(lambda: likelihoods(plain, seen[i], answerer))))
+        found = tuple(each(len(seen), lambda i: likelihoods(plain, seen[i], answerer)))
         told = table(found)
         return io.NodeOutput(found, told, ui={"text": [told]})
 

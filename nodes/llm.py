@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
-from .hosting import Hosted
+from .hosting import Hosted, waiting
 from .loaders import CATEGORY
 from .sockets import Blip2, Llm, chosen
+
+if TYPE_CHECKING:
+    from ..perception.likelihood import LanguageModel
 
 OFFLINE, SERVER = "offline scorer", "OpenAI-compatible server"
 
@@ -57,8 +62,22 @@ class LoadLlm(io.ComfyNode):
             from ..perception.openai_client import OpenAiLanguageModel
             from .secrets import api_key_for
 
-            return io.NodeOutput(OpenAiLanguageModel(base_url, model, lambda: api_key_for(base_url), timeout))
+            server = OpenAiLanguageModel(base_url, model, lambda: api_key_for(base_url), timeout)
+            return io.NodeOutput(AwaitedServer(server))
         return io.NodeOutput(HostedScorer(blip2))
+
+
+class AwaitedServer:
+    """A language model on a server, whose answers an interrupt does not wait for."""
+
+    def __init__(self, server: LanguageModel) -> None:
+        self.server = server
+
+    def bind(self, prompt: str, tags: list[str]):
+        return waiting(lambda: self.server.bind(prompt, tags))
+
+    def score(self, prompt: str, tags: list[str]):
+        return waiting(lambda: self.server.score(prompt, tags))
 
 
 class HostedScorer:

@@ -1,0 +1,127 @@
+"""Waiting for what is outside of ComfyUI, such as a language model on a server: interrupts and the end do not wait."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LEFT = f"""
+import runpy, sys, time
+
+checkout, base = sys.argv[1:]
+sys.path.insert(0, checkout)
+sys.argv = ["comfy", "--cpu", "--base-directory", base]
+import comfy.options
+
+comfy.options.enable_args_parsing()
+import comfy.model_management
+
+runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
+from realigndiff.nodes.hosting import waiting
+
+
+def work():
+    comfy.model_management.interrupt_current_processing()
+    time.sleep(600)
+
+
+try:
+    waiting(work)
+except comfy.model_management.InterruptProcessingException:
+    print("interrupted")
+"""
+"""Is interrupted while it waits for ten minutes, then ends."""
+
+
+@pytest.fixture
+def hosting(comfy):
+    from realigndiff.nodes import hosting
+
+    return hosting
+
+
+@pytest.fixture
+def interrupt(comfy):
+    """Presses the button."""
+    import comfy.model_management as management
+
+    yield management.interrupt_current_processing
+    management.interrupt_current_processing(False)
+
+
+def test_the_result_and_the_error_come_back(hosting):
+    assert hosting.waiting(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        hosting.waiting(lambda: 1 / 0)
+
+
+def test_an_interrupt_does_not_wait(hosting, interrupt):
+    from comfy.model_management import InterruptProcessingException
+
+    answered = threading.Event()
+    threading.Timer(0.2, interrupt).start()
+    began = time.monotonic()
+    with pytest.raises(InterruptProcessingException):
+        hosting.waiting(lambda: answered.wait(30))
+    assert time.monotonic() - began < 5
+    answered.set()
+
+
+def test_comfyui_ends_while_a_server_has_not_answered(comfy, tmp_path):
+    checkout = Path(comfy.__path__[0]).parent
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, checkout, tmp_path], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert "interrupted" in done.stdout, done.stderr
+
+
+class TestLikelihoods:
+    """Which thread asks: only a server may be asked in another, for ComfyUI's models are moved in its own."""
+
+    PROMPT = "a red circle"
+
+    class Asked:
+        """A language model that remembers its threads."""
+
+        def __init__(self):
+            self.threads = set()
+
+        def bind(self, prompt, tags):
+            self.threads.add(threading.current_thread())
+            return {}
+
+        score = bind
+
+    def test_the_offline_scorer_loads_its_models_in_comfyuis_own_thread(self, hosting, monkeypatch):
+        from realigndiff.nodes.demo_models import LoadDemoModels
+        from realigndiff.nodes.likelihoods import Likelihoods
+
+        loading = set()
+        load = hosting.comfy.model_management.load_models_gpu
+
+        def watched(*models, **options):
+            loading.add(threading.current_thread())
+            return load(*models, **options)
+
+        monkeypatch.setattr(hosting.comfy.model_management, "load_models_gpu", watched)
+        scorer = LoadDemoModels.execute().result[-1]
+        Likelihoods.execute(self.PROMPT, tags="whale", llm=scorer)
+        assert loading == {threading.current_thread()}
+
+    def test_a_server_is_asked_in_another(self, hosting):
+        from realigndiff.nodes.likelihoods import Likelihoods
+        from realigndiff.nodes.llm import AwaitedServer
+
+        asked = self.Asked()
+        Likelihoods.execute(self.PROMPT, tags="whale", llm=AwaitedServer(asked))
+        assert asked.threads and threading.current_thread() not in asked.threads
+
+    def test_the_llm_node_gives_out_one_that_is_awaited(self, hosting):
+        from realigndiff.nodes.llm import SERVER, AwaitedServer, LoadLlm
+
+        (llm,) = LoadLlm.execute(SERVER, "http://127.0.0.1:9/v1", "m", 1).result
+        assert isinstance(llm, AwaitedServer)
