@@ -80,7 +80,7 @@ class DiffusersSampler:
         modulation: how strongly; the paper's settings by default.
         on_step: called with (step, steps) after each step; raise in it to interrupt.
         """
-        words = self._encode(["", *prompts])
+        words = self.encode(["", *prompts])
         context = torch.cat([words[:1].expand(len(prompts), -1, -1), words[1:]])
         guided = settings.cfg != 1
         x = noise.to(self.unet.device, self.unet.dtype) * self.scheduler.init_noise_sigma
@@ -111,7 +111,8 @@ class DiffusersSampler:
         image = self.vae.decode(latents / self.vae.config.scaling_factor).sample.float()
         return ((image + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
-    def _encode(self, texts: list[str]) -> Tensor:
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
         """Texts → [B, 77, D]."""
-        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
