@@ -15,7 +15,7 @@ from ..pipeline.sampler import DiffusersSampler
 
 
 class Rollout:
-    """Rollouts of one model with a fixed number of steps and guidance scale; autoencoder and text encoder are frozen."""
+    """Rollouts of one model with fixed steps and guidance scale; autoencoder and text encoder are frozen."""
 
     def __init__(self, sampler: DiffusersSampler, steps: int, cfg: float) -> None:
         self.sampler, self.cfg = sampler, cfg
