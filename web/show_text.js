@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js"
 
 const FIELD = "told"
 const MIN_HEIGHT = 48
-const MAX_HEIGHT = 160
+const MAX_HEIGHT = 112
 const LINE_HEIGHT = 16
 
 // These have the field from the start, so that they do not grow on their first run; any other node of ours gets it then.
@@ -16,6 +16,8 @@ const TELLING = new Set([
   "RealignGroundedSamMasks",
   "RealignPreviewRegions",
 ])
+// In these the room that is left is the picture's.
+const PICTURING = new Set(["RealignGroundedSamMasks", "RealignPreviewRegions"])
 
 const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Realign"))
 
@@ -30,6 +32,7 @@ function textField(node) {
   widget.options.serialize = false // not in the prompt
   widget.options.read_only = true
   widget.options.getMinHeight = () => heightFor(widget.value)
+  if (PICTURING.has(node.comfyClass)) widget.options.getMaxHeight = () => MAX_HEIGHT
   const element = widget.inputEl ?? widget.element
   if (element) {
     element.readOnly = true

@@ -45,7 +45,8 @@ class Editor:
     """ComfyUI's page on a server."""
 
     def __init__(self, chrome: Any, url: str) -> None:
-        self.page = chrome.new_page(viewport=SIZE)
+        self.page = chrome.new_page()
+        self.page.set_viewport_size(SIZE)
         self.errors: list[str] = []
         """What the console and the page itself complained about."""
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -126,13 +127,18 @@ class Editor:
                 .filter(widget => widget.name === 'told').map(widget => [node.title, widget.value])))"""
         )
 
-    def images(self) -> dict[str, list[dict[str, str]]]:
-        """The images that nodes show (arguments of /view), by the title of their node."""
+    def pictures(self) -> dict[str, list[dict[str, str]]]:
+        """The images that nodes show (arguments of /view), by the node's id; empty where one could not be loaded."""
         return self.js(
-            """() => Object.fromEntries(app.graph.nodes
-                .filter(node => app.nodeOutputs[node.id]?.images && node.imgs?.every(image => image.naturalWidth))
-                .map(node => [node.title, app.nodeOutputs[node.id].images]))"""
+            """() => Object.fromEntries(app.graph.nodes.filter(node => app.nodeOutputs[node.id]?.images)
+                .map(node => [node.id, node.imgs?.every(image => image.naturalWidth) ?
+                    app.nodeOutputs[node.id].images : []]))"""
         )
+
+    def images(self) -> dict[str, list[dict[str, str]]]:
+        """`pictures` by the nodes' titles; of nodes with one title, the last."""
+        titles = self.js("() => Object.fromEntries(app.graph.nodes.map(node => [node.id, node.title]))")
+        return {titles[id]: shown for id, shown in self.pictures().items() if shown}
 
     def screenshot(self, file: str) -> None:
         self.page.screenshot(path=file)

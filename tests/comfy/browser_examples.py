@@ -58,7 +58,7 @@ class Example:
     panels: tuple[tuple[str, str, int], ...] = ()
     """The thumbnail: words under a picture, the title of the node that shows it, and which of its pictures."""
     shows: dict[str, str] = field(default_factory=dict)
-    """Title of a node → what its text begins with after a run."""
+    """Title of a node → how its text begins after a run, a regular expression."""
     panels_a_row: int = 3
 
 
@@ -103,7 +103,7 @@ found; *Keep the better* compares both images with the prompt and saves the one 
             "RAM Tags": "square",
             "Likelihoods": "0  “a red circle”",
             "Grounded-SAM Masks": "0  “a red circle”",
-            "Keep the better": "0.999  image 1: a blue square and a red circle",
+            "Keep the better": r"(0\.99\d|1\.000)  image 1: a blue square and a red circle",
         },
     ),
     Example(
@@ -137,7 +137,7 @@ normal, cfg 7.
         ),
         heights={"2": 110, "8": 330, "9": 400, "10": PICTURE},
         panels=tuple(("best" if i == 0 else "last" if i == 7 else "", "All, best first", i) for i in range(8)),
-        shows={"Best first": "0.99"},
+        shows={"Best first": r"(0\.99\d|1\.000)  image 0: a red circle and a blue square"},
         panels_a_row=4,
     ),
     Example(
@@ -169,7 +169,7 @@ from Mask*. A mask may have any size.
             (Group("Coarse image", BEFORE, ((SEED, "18", "19", "16"),), WIDE),),
             (Group("Re-aligned image", AFTER, (("14", "15", "17"),), WIDE),),
         ),
-        heights={"2": 110, "16": 560, "17": PICTURE + 30},
+        heights={"2": 110, "16": 560, "17": 280},
         panels=(
             ("drawn regions", "Preview Regions", 0),
             ("re-aligned", "Save Image", 0),
@@ -210,3 +210,25 @@ ControlNet and the rest.
         panels_a_row=2,
     ),
 )
+
+BLUEPRINT = Example(
+    "two_stage",
+    "Two-stage re-alignment",
+    "Draws the prompt, looks at the image with RAM and Grounded-SAM, and draws it again from the same noise with each "
+    "thing's own words in its place. Gives out both images, the better of them, and what was seen.",
+    (
+        (Group("Coarse image", BEFORE, (("6", "7"),)),),
+        (Group("What was seen", SEEN, (("8", "9", "10"),), WIDE),),
+        (Group("Re-aligned image", AFTER, (("11", "12"),)),),
+        (Group("The better one", RESULT, (("13", "14"),), WIDE),),
+    ),
+    heights={"10": 560, "14": 190},
+)
+"""The loop as one node; `note` is its description."""
+BLUEPRINT_ALIASES = ["realign", "attribute binding", "mixed-up colors"]
+BLUEPRINT_ORDER = ["11", "7", "9", "8", "12", "14", "13", "6", "10"]
+"""The frontend makes the new node's inputs and outputs in the order of the nodes that need them."""
+BLUEPRINT_INPUTS = {"latent_image": "latent"}
+BLUEPRINT_OUTPUTS = ["coarse image", "re-aligned image", "better image", "regions"]
+SHARED = ["seed", "steps", "cfg", "sampler_name", "scheduler"]
+"""Widgets that both samplers must agree on, and so become one on the new node."""

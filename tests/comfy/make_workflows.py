@@ -1,7 +1,7 @@
-"""Makes the example workflows and their pictures: the prompts in tests/workflows, opened in ComfyUI's own frontend,
-laid out, explained, run and saved by it.
+"""Makes the example workflows, their pictures and the subgraph blueprint: the prompts in tests/workflows, opened in
+ComfyUI's own frontend, laid out, explained, run and saved by it.
 
-python tests/comfy/make_workflows.py http://127.0.0.1:8188     # a running ComfyUI with the pack → example_workflows/
+python tests/comfy/make_workflows.py http://127.0.0.1:8188     # a running ComfyUI → example_workflows/, subgraphs/
 """
 
 from __future__ import annotations
@@ -25,10 +25,24 @@ from urllib.parse import urlencode
 from PIL import Image, ImageDraw, ImageFont
 
 from .browser import Editor, browser
-from .browser_examples import EXAMPLES, NOTE, SEED, Example, Group
+from .browser_examples import (
+    BLUEPRINT,
+    BLUEPRINT_ALIASES,
+    BLUEPRINT_INPUTS,
+    BLUEPRINT_ORDER,
+    BLUEPRINT_OUTPUTS,
+    EXAMPLES,
+    NOTE,
+    SEED,
+    SHARED,
+    Example,
+    Group,
+)
 
 ROOT = Path(__file__).parents[2]
-PROMPTS, TARGET = ROOT / "tests" / "workflows", ROOT / "example_workflows"
+PROMPTS = ROOT / "tests" / "workflows"
+TARGET, BLUEPRINTS = ROOT / "example_workflows", ROOT / "subgraphs"
+"""Where ComfyUI looks for a pack's templates and for its subgraph blueprints."""
 GAP, GROUP_GAP, PADDING = 20, 40, 20
 TITLE, GROUP_TITLE = 30, 40
 """Both are drawn above what they belong to."""
@@ -76,19 +90,72 @@ PLACE = """([nodes, groups]) => {
 }"""
 
 
+CONVERT = """([order, shared, inputNames, outputNames, name]) => {
+    const regions = LiteGraph.createNode('RealignPreviewRegions') // someone must want them, or they stay inside
+    app.graph.add(regions)
+    app.graph.getNodeById(10).connect(0, regions, 'regions')
+    const inside = order.map(id => app.graph.getNodeById(id))
+    const {subgraph, node} = app.graph.convertToSubgraph(new Set([...inside, ...app.graph.groups]))
+    const samplers = subgraph.nodes.filter(inner => inner.type.endsWith('KSampler'))
+    for (const widget of shared) {
+        let input
+        for (const sampler of samplers) {
+            const slot = sampler.inputs.find(each => each.name === widget)
+            input ??= subgraph.addInput(widget, slot.type)
+            input.connect(slot, sampler)
+        }
+    }
+    for (const input of subgraph.inputs)
+        if (input.name in inputNames) subgraph.renameInput(input, inputNames[input.name])
+    outputNames.forEach((each, i) => subgraph.renameOutput(subgraph.outputs[i], each))
+    subgraph.name = node.title = name
+    for (const other of [...app.graph.nodes]) if (other !== node) app.graph.remove(other)
+    node.setSize([340, node.computeSize()[1]])
+    node.pos = [0, 0]
+}"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="a running ComfyUI with the pack")
     url = parser.parse_args().url
-    TARGET.mkdir(exist_ok=True)
     with browser() as chrome:
+        editor = Editor(chrome, url)
+        save(blueprint(editor), BLUEPRINTS / f"{BLUEPRINT.file}.json")
+        editor.close()
         for example in EXAMPLES:
             editor = Editor(chrome, url)
             workflow = made(editor, example)
-            text = json.dumps(workflow, indent=1, ensure_ascii=False)
-            (TARGET / f"{example.file}.json").write_text(text + "\n", encoding="utf-8")
+            save(workflow, TARGET / f"{example.file}.json")
             thumbnail(editor, example, workflow, url).save(TARGET / f"{example.file}.jpg", quality=88)
             editor.close()
+
+
+def save(workflow: dict[str, Any], file: Path) -> None:
+    """Write a workflow; made again, it gets the same random ids."""
+    ids: dict[str, str] = {}
+
+    def same(found: re.Match[str]) -> str:
+        return ids.setdefault(found[0], str(uuid.uuid5(uuid.NAMESPACE_URL, f"realigndiff/{file.name}/{len(ids)}")))
+
+    text = json.dumps(workflow, indent=1, ensure_ascii=False)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(re.sub(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", same, text) + "\n", encoding="utf-8")
+
+
+def blueprint(editor: Editor) -> dict[str, Any]:
+    """The two-stage loop as one node, converted by the frontend."""
+    editor.open_api(json.loads((PROMPTS / f"{BLUEPRINT.prompt}.json").read_text(encoding="utf-8")))
+    editor.js(FIX_SEEDS)
+    editor.js(PLACE, placed(BLUEPRINT, {}, editor.js(LEAST_HEIGHTS)))
+    editor.js(CONVERT, [BLUEPRINT_ORDER, SHARED, BLUEPRINT_INPUTS, BLUEPRINT_OUTPUTS, BLUEPRINT.file])
+    editor.settle()
+    workflow = editor.serialized()
+    (subgraph,) = workflow["definitions"]["subgraphs"]
+    subgraph["category"] = "RealignDiff"
+    told_origin(subgraph["nodes"], editor.version())
+    workflow["extra"] = {"BlueprintDescription": BLUEPRINT.note, "BlueprintSearchAliases": BLUEPRINT_ALIASES}
+    return workflow
 
 
 def made(editor: Editor, example: Example) -> dict[str, Any]:
@@ -99,7 +166,7 @@ def made(editor: Editor, example: Example) -> dict[str, Any]:
     nodes, groups = placed(example, ids, editor.js(LEAST_HEIGHTS))
     editor.js(PLACE, [nodes, groups])
     editor.settle()
-    return finished(editor.serialized(), example, editor.version())
+    return finished(editor.serialized(), editor.version())
 
 
 def placed(
@@ -141,15 +208,17 @@ def placed(
     return nodes, groups
 
 
-def finished(workflow: dict[str, Any], example: Example, core: str) -> dict[str, Any]:
-    """With an id that stays, where each node comes from, and a view of the whole."""
-    versions = {
-        "comfy-core": core,
-        "realigndiff": re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[1],
-    }
-    for node in workflow["nodes"]:
-        pack = "realigndiff" if node["type"].startswith("Realign") else "comfy-core"
-        node["properties"] |= {"cnr_id": pack, "ver": versions[pack]}
+def told_origin(nodes: list[dict[str, Any]], core: str) -> None:
+    """Write on each node which pack it is from, so that a missing pack can be offered."""
+    ours = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)[1]
+    for node in nodes:
+        pack, version = ("realigndiff", ours) if node["type"].startswith("Realign") else ("comfy-core", core)
+        node["properties"] |= {"cnr_id": pack, "ver": version}
+
+
+def finished(workflow: dict[str, Any], core: str) -> dict[str, Any]:
+    """With where each node comes from, and a view of the whole."""
+    told_origin(workflow["nodes"], core)
     workflow["nodes"].sort(key=lambda node: node["id"])
     boxes = [group["bounding"] for group in workflow["groups"]]
     boxes += [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
@@ -162,7 +231,7 @@ def finished(workflow: dict[str, Any], example: Example, core: str) -> dict[str,
         round(VIEW[1] / scale - top),
     ]
     workflow["extra"] = {"ds": {"scale": scale, "offset": offset}}
-    return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"realigndiff/{example.prompt}")), **workflow}
+    return workflow
 
 
 def thumbnail(editor: Editor, example: Example, workflow: dict[str, Any], url: str) -> Image.Image:
