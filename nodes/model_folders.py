@@ -8,6 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ..core.errors import RealignError
+from .downloads import PARTIAL, fetched
 
 DEMO = "demo (embedded)"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
@@ -60,7 +61,7 @@ def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
         raise RealignError(
             f"'{name}' is not on this machine: tick download, or put its files into models/{key}/{target.name}."
         )
-    return _downloaded(name, target)
+    return fetched(name, target)
 
 
 def stamp(key: str, name: str) -> str:
@@ -73,24 +74,13 @@ def stamp(key: str, name: str) -> str:
 
 
 def _found(key: str) -> dict[str, Path]:
-    """All folders with a config.json under the model folders, by their path below; the first of a name wins."""
+    """All folders with a config.json under the model folders, by their path below; the first of a name wins. Those of
+    downloads that are not complete are none."""
     out: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(key)):
         for depth in range(1, _DEPTH + 1):
             for file in root.glob("/".join(["*"] * depth + ["config.json"])):
-                out.setdefault(file.parent.relative_to(root).as_posix(), file.parent)
+                below = file.parent.relative_to(root)
+                if not any(part.endswith(PARTIAL) for part in below.parts):
+                    out.setdefault(below.as_posix(), file.parent)
     return out
-
-
-def _downloaded(repository: str, target: Path) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    try:
-        return Path(snapshot_download(repository, local_dir=target, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RealignError(
-            f"'{repository}' could not be downloaded ({reason}): try again, or copy it there."
-        ) from error
