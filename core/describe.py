@@ -13,13 +13,15 @@ def table(sets: Sequence[RegionSet]) -> str:
     Images and regions are counted from 0, as the nodes' inputs do.
     """
     blocks = []
+    looked = any(region.mask is not None for regions in sets for region in regions)
     for number, regions in enumerate(sets):
         lines = [f"image {number}"] if len(sets) > 1 else []
         for index, region in enumerate(regions):
-            found = "no mask" if region.mask is None else f"{region.area:.1%} of the image"
-            sure = "" if region.detection is None else f", score {region.detection:.2f}"
             words = f"“{region.phrase}”" if region.phrase else "(not in the prompt)"
-            lines.append(f"{index}  {words}  {region.tag}  s={region.likelihood:g}  {found}{sure}")
+            found = "not found" if region.mask is None else f"{region.area:.1%} of the image"
+            sure = [] if region.detection is None else [f"score {region.detection:.2f}"]
+            place = [found, *sure] if looked else []
+            lines.append("  ".join([str(index), words, region.tag, f"s={region.likelihood:g}", *place]))
         lines += [] if len(regions) else ["no regions"]
         blocks.append("\n".join([*lines, *(f"· {note}" for note in regions.notes)]))
     return "\n\n".join(blocks)

@@ -128,6 +128,7 @@ class RealignKSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,  # said aloud, or newer frontends misread saved workflows
                     tooltip="Of the noise: the first image's seed to mend that image.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the sampler."),
