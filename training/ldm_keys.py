@@ -1,0 +1,109 @@
+"""A diffusers UNet's weights under the names of Stable Diffusion's own files (LDM), which ComfyUI's UNETLoader reads.
+
+LDM counts its blocks through all levels, diffusers anew in each level:
+
+    input_blocks.0          conv_in
+    input_blocks.1, 2 …     of each level: one for each resnet, with its transformer if any; one for the downsampler
+    middle_block.0, 1, 2    resnet, transformer, resnet
+    output_blocks.0, 1 …    of each level, from the lowest: one for each resnet, likewise; the last has the upsampler
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..core.errors import RealignError
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "label_emb.0.0",  # Stable Diffusion 2 unCLIP
+    "class_embedding.linear_2": "label_emb.0.2",
+    "add_embedding.linear_1": "label_emb.0.0",  # SDXL
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_IN_TRANSFORMER = re.compile(
+    r"norm|proj_in|proj_out|transformer_blocks\.\d+\.(norm[123]|attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))"
+)
+"""Modules of a transformer, which both layouts call the same."""
+
+
+def ldm_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """{diffusers name: LDM name} of the weights `names` of the UNet with this config.
+
+    Raises:
+        RealignError: LDM has no place for one of them.
+    """
+    blocks = dict(_blocks(config))
+    return {name: _renamed(name, blocks) for name in names}
+
+
+def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(diffusers path, LDM path) of each resnet, transformer and sampler."""
+    layers = config["layers_per_block"]
+    layers = [layers] * len(config["down_block_types"]) if isinstance(layers, int) else list(layers)
+    yield from _down(config["down_block_types"], layers)
+    yield from (
+        ("mid_block.resnets.0", "middle_block.0"),
+        ("mid_block.attentions.0", "middle_block.1"),
+        ("mid_block.resnets.1", "middle_block.2"),
+    )
+    yield from _up(config["up_block_types"], layers[::-1])
+
+
+def _down(kinds: Iterable[str], layers: Iterable[int]) -> Iterator[tuple[str, str]]:
+    number = 1
+    for level, (kind, count) in enumerate(zip(kinds, layers, strict=True)):
+        block = f"down_blocks.{level}"
+        for layer in range(count):
+            yield f"{block}.resnets.{layer}", f"input_blocks.{number}.0"
+            if kind == "CrossAttnDownBlock2D":
+                yield f"{block}.attentions.{layer}", f"input_blocks.{number}.1"
+            number += 1
+        yield f"{block}.downsamplers.0.conv", f"input_blocks.{number}.0.op"  # the lowest level has none
+        number += 1
+
+
+def _up(kinds: Iterable[str], layers: Iterable[int]) -> Iterator[tuple[str, str]]:
+    number = 0
+    for level, (kind, count) in enumerate(zip(kinds, layers, strict=True)):
+        block, attends = f"up_blocks.{level}", kind == "CrossAttnUpBlock2D"
+        for layer in range(count + 1):
+            yield f"{block}.resnets.{layer}", f"output_blocks.{number}.0"
+            if attends:
+                yield f"{block}.attentions.{layer}", f"output_blocks.{number}.1"
+            number += 1
+        yield f"{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{2 if attends else 1}.conv"
+
+
+def _renamed(name: str, blocks: Mapping[str, str]) -> str:
+    """One weight's name, e.g. `down_blocks.0.resnets.1.conv1.weight` → `input_blocks.2.0.in_layers.2.weight`."""
+    module, _, kind = name.rpartition(".")
+    if module in _ENDS:
+        return f"{_ENDS[module]}.{kind}"
+    if module in blocks:  # a sampler
+        return f"{blocks[module]}.{kind}"
+    block = re.match(r"(.*?)\.(?:resnets|attentions)\.\d+(?=\.)", name)
+    inside = module[block.end() + 1 :] if block else ""
+    if block and block[0] in blocks:
+        if ".resnets." in block[0] and inside in _RESNET:
+            return f"{blocks[block[0]]}.{_RESNET[inside]}.{kind}"
+        if ".attentions." in block[0] and _IN_TRANSFORMER.fullmatch(inside):
+            return f"{blocks[block[0]]}.{inside}.{kind}"
+    raise RealignError(
+        f"This UNet has a weight that Stable Diffusion 1, 2 and XL do not have ('{name}'): "
+        "ComfyUI cannot read it from a single file. Save it with `save_pretrained`."
+    )
