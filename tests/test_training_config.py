@@ -1,0 +1,365 @@
+"""The settings of training: one source, wherever they are given, and what is wrong with them told in a sentence."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from realigndiff.core.errors import RealignError
+from realigndiff.training import config as settings
+from realigndiff.training.config import METADATA_KEY, ReflConfig, from_dict, load, parse, to_dict, to_toml
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).parents[1]
+NAMES = [field.name for field in dataclasses.fields(ReflConfig)]
+WINDOWS = r"C:\new models\table 5\ümlaut's"
+OTHER = {
+    str: WINDOWS,
+    bool: True,
+    tuple: ("a red circle", "it's", r"\\server\share"),
+}
+shipped = pytest.mark.parametrize("name", settings.SHIPPED)
+
+
+def toml(tmp_path, text: str) -> str:
+    file = tmp_path / "run one.toml"
+    file.write_text(text, encoding="utf-8", newline="\n")
+    return str(file)
+
+
+def other_values() -> ReflConfig:
+    """Settings that differ from the defaults wherever a field allows it by itself."""
+    changed = {}
+    for name, kind in settings._kinds().items():
+        default = getattr(ReflConfig(), name)
+        choices = [choice for choice in kind.choices if choice != default]
+        if kind.choices:
+            changed[name] = choices[0] if choices else default
+        elif kind.type is bool:
+            changed[name] = not default
+        else:
+            changed[name] = OTHER.get(kind.type, default)
+    numbers = {"rollout_steps": 20, "first_gradient_step": 3, "last_gradient_step": 17, "cfg": 0.1 + 0.2, "ema": 0.999}
+    return ReflConfig(
+        **{**changed, **numbers, "learning_rate": 3.3e-7, "margin": -2.5, "held_out_prompts": "other.txt"}
+    )
+
+
+# One source
+
+
+def test_every_setting_is_described_and_a_number_with_its_range():
+    for name, kind in settings._kinds().items():
+        text = settings._documentation()[name].text
+        assert text.endswith("."), name
+        if kind.range and name != "seed":
+            assert str(kind.range) in text[0].lower() + text[1:].replace("At least", "at least"), name
+
+
+def test_the_paper_is_the_default():
+    c = ReflConfig()
+    assert (c.reward_weight, c.rollout_steps, c.first_gradient_step, c.last_gradient_step) == (1e-3, 50, 30, 49)
+    assert (c.learning_rate, c.resolution, c.seed, c.precision) == (1e-5, 512, 42, "fp16")
+    assert c.batch_size * c.gradient_accumulation == 128
+
+
+def test_the_committed_toml_files_and_table_are_what_config_py_makes():
+    for file, text in settings.generated().items():
+        hint = f"{file.name} is out of date: run python training/config.py --write"
+        assert file.read_text(encoding="utf-8") == text, hint
+
+
+def test_the_table_has_a_row_for_every_setting():
+    rows = re.findall(r"^\| `(\w+)` \|", settings.TABLE.read_text(encoding="utf-8"), re.M)
+    assert rows == NAMES
+
+
+@shipped
+def test_a_shipped_file_gives_every_setting_in_order(name):
+    text = (settings.CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
+    assert re.findall(r"^(\w+) = ", text, re.M) == NAMES
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_file_for_stable_diffusion_1_5_holds_the_defaults():
+    assert load(settings.CONFIGS / "sd15.toml") == ReflConfig()
+
+
+def test_the_script_says_when_nothing_is_out_of_date(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "training" / "config.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_settings_are_read_without_torch():
+    code = f"""
+import runpy, sys
+runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
+from realigndiff.training.config import parse
+parse(["--config", {str(settings.CONFIGS / "demo.toml")!r}])
+assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# The same settings by every way
+
+
+def test_nothing_given_is_the_default():
+    assert parse([]) == ReflConfig() == from_dict({})
+
+
+def test_settings_survive_toml(tmp_path):
+    config = other_values()
+    assert load(toml(tmp_path, to_toml(config, "A title."))) == config
+
+
+def test_settings_survive_json():
+    config = other_values()
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_settings_survive_the_command_line(tmp_path):
+    config, argv = other_values(), []
+    for name, value in to_dict(config).items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            argv += [option, *map(str, value if isinstance(value, list) else [value])]
+    assert parse(argv) == config
+
+
+def test_settings_survive_the_header_of_a_lora(tmp_path):
+    config, file = other_values(), tmp_path / "lora of C.safetensors"
+    save_file({"weight": np.zeros(2, "float32")}, file, metadata={METADATA_KEY: json.dumps(to_dict(config))})
+    assert parse(["--config", str(file)]) == config
+    assert parse(["--config", str(file), "--steps", "7"]) == dataclasses.replace(config, steps=7)
+
+
+@given(st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=1))
+def test_any_text_survives_toml(text):
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    assert tomllib.loads(f"key = {settings._toml(text)}") == {"key": text}
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = toml(tmp_path, "steps = 5\nrank = 8\ndry_run = true\ntargets = ['to_q']\n")
+    config = parse(["--config", file, "--rank", "2", "--no-dry-run"])
+    assert (config.steps, config.rank, config.dry_run, config.targets) == (5, 2, False, ("to_q",))
+    assert parse([f"--config={file}", "--targets", "to_k", "to_v"]).targets == ("to_k", "to_v")
+
+
+def test_an_option_may_have_underscores_or_an_equals_sign():
+    assert parse(["--batch_size", "3", "--cfg=2"]) == ReflConfig(batch_size=3, cfg=2.0)
+
+
+@pytest.mark.parametrize("path", [r"C:\new\table.txt", r"D:\my models\sd 1.5", r"\\server\share\a b", r"it's\here"])
+def test_windows_paths_survive(path, tmp_path):
+    assert parse(["--model", path]).model == path
+    if "'" not in path:
+        assert load(toml(tmp_path, f"model = '{path}'\n")).model == path
+    assert load(toml(tmp_path, to_toml(ReflConfig(model=path)))).model == path
+
+
+def test_a_file_of_windows_notepad_is_read(tmp_path):
+    file = tmp_path / "notepad.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + b"# a comment\r\nsteps = 5\r\n\r\nrank = 8\r\n")
+    assert load(file) == ReflConfig(steps=5, rank=8)
+
+
+def test_help_shows_each_description_and_the_values_of_the_file(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--config", toml(tmp_path, "steps = 4321\n"), "--help"])
+    told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert stop.value.code == 0
+    assert "4321" in told
+    for name in NAMES:
+        assert "--" + name.replace("_", "-") in told
+        assert settings._documentation()[name].text in told, name
+
+
+# What is wrong, in a sentence
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("lerning_rate", "learning_rate"), ("lr", "learning_rate"), ("Rank", "rank")]
+)
+def test_an_unknown_key_names_the_file_the_key_and_the_nearest(key, nearest, tmp_path):
+    with pytest.raises(RealignError, match=rf"run one\.toml.*'{key}'.*did you mean '({nearest})'"):
+        load(toml(tmp_path, f"{key} = 1\n"))
+
+
+@pytest.mark.parametrize(
+    "argv", [["--lerning-rate", "1"], ["--lerning_rate=1"], ["--steps", "3", "--learnin-rate", "1"]]
+)
+def test_an_unknown_option_names_the_nearest(argv):
+    with pytest.raises(RealignError, match=r"no option --le\S+; did you mean --learning-rate\?"):
+        parse(argv)
+
+
+def test_an_unknown_option_of_a_dash_is_told_too():
+    with pytest.raises(RealignError, match=r"no option -x; did you mean --"):
+        parse(["-x", "3"])
+
+
+def test_a_word_of_no_option_is_told():
+    with pytest.raises(RealignError, match="'models', which belongs to no option"):
+        parse(["--model", "my", "models"])
+
+
+WRONG = [
+    ("steps", "many", "'many'", "a whole number at least 1"),
+    ("steps", 1.5, "1.5", "a whole number at least 1"),
+    ("steps", 0, "0", "at least 1"),
+    ("rank", -3, "-3", "at least 1"),
+    ("learning_rate", "fast", "'fast'", "a number above 0 and at most 1"),
+    ("learning_rate", 0.0, "0.0", "above 0"),
+    ("learning_rate", float("nan"), "nan", "a number"),
+    ("cfg", float("inf"), "inf", "a number"),
+    ("margin", float("nan"), "nan", "a number"),
+    ("ema", 1.0, "1.0", "from 0 to 0.999999"),
+    ("seed", -1, "-1", "from 0 to 4294967295"),
+    ("train", "everything", "'everything'", "lora or unet"),
+    ("precision", "fp8", "'fp8'", "fp32 or fp16 or bf16"),
+    ("resolution", 500, "500", "multiple of 8, such as 496"),
+    ("samples_per_image", 1, "1", "at least 2"),
+    ("last_gradient_step", 50, "50", "nor the last after step 49"),
+    ("first_gradient_step", 49.5, "49.5", "a whole number"),
+    ("rollout_steps", 20, "20", "nor the last after step 19"),
+    ("held_out", -0.1, "-0.1", "a share from 0"),
+    ("held_out", 1.5, "1.5", "a whole number"),
+    ("held_out", 0, "held_out", "evaluate_every to 0"),
+    ("held_out_prompts", "prompts.txt", "prompts.txt", "two files"),
+    ("model", " ", "model is empty", "give a path"),
+    ("warmup_steps", 2000, "2000", "at most that"),
+    ("ema", 0.9, "ema is 0.9", "train to unet"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "shown", "mend"), WRONG)
+def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, shown, mend, tmp_path):
+    told = []
+    quoted = f"'{value}'" if isinstance(value, str) else value
+    for give in (
+        lambda: ReflConfig(**{name: value}),
+        lambda: from_dict({name: value}),
+        lambda: load(toml(tmp_path, f"{name} = {quoted}\n")),
+        lambda: parse(["--" + name.replace("_", "-"), str(value)]),
+    ):
+        with pytest.raises(RealignError, match=re.escape(mend)) as error:
+            give()
+        told.append(str(error.value))
+        assert shown in told[-1]
+        assert name in told[-1]
+        assert "\n" not in told[-1]
+    assert told[2].startswith(str(tmp_path / "run one.toml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "mend"),
+    [
+        ("steps = '100'", "a whole number"),
+        ("steps = true", "a whole number"),
+        ("cfg = '3'", "a number"),
+        ("cfg = 1" + "0" * 400, "a number"),
+        ("dry_run = 1", "true or false"),
+        ("targets = 'to_q'", "a list of texts"),
+        ("targets = [1]", "a list of texts"),
+        ("targets = []", "name the modules"),
+        ("model = 3", "a text"),
+        ("model = ['a']", "a text"),
+        ("steps = 2024-01-01", "a whole number"),
+        ("[model]\nname = 'x'", "a text"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_file_and_what_to_give(line, mend, tmp_path):
+    with pytest.raises(RealignError, match=rf"run one\.toml: \w+ is .*{mend}"):
+        load(toml(tmp_path, line + "\n"))
+
+
+def test_two_weights_of_zero_train_nothing():
+    with pytest.raises(RealignError, match="trains nothing"):
+        ReflConfig(reward_weight=0, prior_weight=0)
+
+
+@pytest.mark.parametrize("line", [r'model = "C:\models"', r'model = "C:\users"'])
+def test_a_windows_path_in_double_quotes_gets_a_hint(line, tmp_path):
+    with pytest.raises(RealignError, match=r"run one\.toml is not TOML.*'single quotes'"):
+        load(toml(tmp_path, line))
+
+
+def test_a_windows_path_that_toml_turned_into_a_line_break_is_caught(tmp_path):
+    with pytest.raises(RealignError, match=r"control character.*'single quotes'"):
+        load(toml(tmp_path, r'model = "C:\new"'))
+
+
+@pytest.mark.parametrize(
+    "data", [b"steps = ", b"steps", b"\xff\xfe1\x00", b"steps = 1\nsteps = 2\n", b"model = '\xff'"]
+)
+def test_what_is_not_toml_is_told(data, tmp_path):
+    file = tmp_path / "broken.toml"
+    file.write_bytes(data)
+    with pytest.raises(RealignError, match=r"broken\.toml is not (TOML|UTF-8)"):
+        load(file)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(RealignError, match=r"no file .*nowhere\.toml"):
+        parse(["--config", str(tmp_path / "nowhere.toml")])
+
+
+def test_two_files_are_refused(tmp_path):
+    with pytest.raises(RealignError, match="given 2 times"):
+        parse(["--config", "a.toml", "--config=b.toml"])
+
+
+@pytest.mark.parametrize("words", [["--config"], ["--model"], ["--config="]])
+def test_an_option_without_its_value_ends_in_an_error(words, capsys):
+    with pytest.raises((RealignError, SystemExit)) as stop:
+        parse(words)
+    assert getattr(stop.value, "code", 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"), [({}, "no settings"), ({METADATA_KEY: "{"}, "JSON"), ({METADATA_KEY: "[]"}, "JSON")]
+)
+def test_a_lora_without_settings_is_told(metadata, told, tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros(2, "float32")}, file, metadata=metadata)
+    with pytest.raises(RealignError, match=rf"other\.safetensors.*{told}"):
+        load(file)
+
+
+def test_a_truncated_lora_is_told(tmp_path):
+    file = tmp_path / "cut.safetensors"
+    file.write_bytes(b"\x10")
+    with pytest.raises(RealignError, match="could not be read"):
+        load(file)
+
+
+def test_a_missing_tyro_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(RealignError, match="pip install"):
+        parse([])
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ReflConfig().steps = 3
+
+
+def test_training_requires_lower_bounds_only_and_the_same_everywhere():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extra = re.findall(r'"([^"]+)"', re.search(r"^training = \[(.*)\]", project, re.M).group(1))
+    wanted = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").replace('"', "'").splitlines()
+    assert set(extra) <= set(wanted)
+    assert all(re.fullmatch(r"[a-z]+>=[\d.]+(; python_version < '3\.11')?", line) for line in extra), extra
