@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -64,7 +65,12 @@ class DiffusersSampler:
         return torch.stack([torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
     @torch.inference_mode()
-    def sample(
+    def sample(self, prompts: Sequence[str], noise: Tensor, settings: SamplingSettings, **options: Any) -> Tensor:
+        """Sample one image a prompt, from noise [B, C, h, w], to images [B, H, W, 3] in [0, 1]; see `latents`."""
+        return self.decode(self.latents(prompts, noise, settings, **options))
+
+    @torch.inference_mode()
+    def latents(
         self,
         prompts: Sequence[str],
         noise: Tensor,
@@ -74,7 +80,7 @@ class DiffusersSampler:
         modulation: ModulationSettings | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Sample one image a prompt, from noise [B, C, h, w], to images [B, H, W, 3] in [0, 1].
+        """Sample one latent a prompt, from noise [B, C, h, w] to the autoencoder's scaled latents of the same shape.
 
         region_sets: for each prompt the regions that its attention is re-weighted by; None leaves that image alone.
         modulation: how strongly; the paper's settings by default.
@@ -97,7 +103,7 @@ class DiffusersSampler:
                 x = self.scheduler.step(epsilon, t, x).prev_sample
                 if on_step is not None:
                     on_step(i + 1, settings.steps)
-        return self.decode(x)
+        return x
 
     def _modulated(self, prompts, region_sets, modulation, x: Tensor, guided: bool):
         """The adapter's context for this batch, the unconditional half untouched; or nothing to do."""

@@ -1,0 +1,90 @@
+"""What a run trains and what it trains with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..core.errors import RealignError
+from ..perception.captioner import Captioner
+from ..perception.speech import Speech
+from ..perception.text_encoder import TextEncoder
+from ..pipeline.sampler import DiffusersSampler
+from ..rewards.caption import CaptionReward
+from ..rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
+from .config import ReflConfig
+
+DEMO = Path(__file__).parents[1] / "demo" / "weights"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The models of a run."""
+
+    sampler: DiffusersSampler
+    reward: CaptionReward
+    """The true R_cap, of freely generated captions."""
+    estimator: Estimator
+    """Its differentiable stand-in."""
+    weights: list[nn.Parameter]
+    """What the optimiser changes, float32."""
+
+
+def load(config: ReflConfig, device: torch.device) -> Trained:
+    """Read the run's models; all but the trained weights are frozen, in the precision of the run.
+
+    Raises:
+        RealignError: a folder is missing or holds another kind of model.
+    """
+    dtype = DTYPES[config.precision]
+    sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
+    captioner = Captioner.load(_folder(config.captioner, "blip2_captioner"), device, dtype)
+    text_encoder = TextEncoder.load(_folder(config.text_encoder, "blip2_itm"), device, dtype)
+    reward = CaptionReward(captioner, text_encoder)
+    weights = trainable(sampler.unet, config)
+    return Trained(sampler, reward, _estimator(config, reward), weights)
+
+
+def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
+    """The UNet's LoRA or all of it, as float32 parameters that take a gradient; the LoRA is put in here.
+
+    Raises:
+        RealignError: no module's name ends as `targets` says.
+    """
+    unet.requires_grad_(False)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.train == "unet":
+        unet.float().requires_grad_(True)
+        return list(unet.parameters())
+    from peft import LoraConfig
+
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
+    try:
+        unet.add_adapter(lora)
+    except ValueError as error:
+        raise RealignError(
+            f"No module of the UNet is called {', '.join(config.targets)}: give targets such as to_q, to_k."
+        ) from error
+    weights = [weight for weight in unet.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.data = weight.data.float()
+    return weights
+
+
+def _folder(name: str, demo: str) -> Path:
+    return DEMO / demo if name == "demo" else Path(name)
+
+
+def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
+    speech = Speech(reward.captioner)
+    if config.estimator == "score_function":
+        return ScoreFunction(speech, reward.similarity, config.samples_per_image)
+    if config.estimator == "prompt_likelihood":
+        return PromptLikelihood(speech)
+    return StraightThrough(speech, reward.text_encoder, reward.similarity)

@@ -1,0 +1,114 @@
+"""L_pre of eq. 5: the denoising loss on images that the model should stay able to draw.
+
+The paper trains on captions only, so the images are sampled once from the frozen model and kept beside the run. Paired
+with the captioner's words in place of the prompt, a pair is right even where the model mixed things up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..core.errors import RealignError
+from ..perception.captioner import Captioner
+from ..pipeline.sampler import DiffusersSampler
+from ..pipeline.settings import SamplingSettings
+from .config import ReflConfig
+
+SAMPLING = SamplingSettings(steps=20, cfg=3.0)
+EMPTY_CAPTIONS = 0.1
+"""The share of images that are paired with no words, as guidance needs them."""
+BATCH = 32
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+class Prior:
+    """Latents [N, C, h, w] with a caption each."""
+
+    def __init__(self, latents: Tensor, captions: Sequence[str]) -> None:
+        self.latents, self.captions = latents, list(captions)
+
+    def loss(self, sampler: DiffusersSampler, unet: nn.Module, count: int, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the predicted noise on `count` pairs that the generator draws."""
+        device = sampler.unet.device
+        picked = torch.randint(len(self.captions), (count,), generator=generator)
+        noise = torch.randn((count, *self.latents.shape[1:]), generator=generator).to(device)
+        steps = sampler.scheduler.config.num_train_timesteps
+        t = torch.randint(steps, (count,), generator=generator).to(device)
+        silent = torch.rand(count, generator=generator) < EMPTY_CAPTIONS
+        words = ["" if mute else self.captions[i] for i, mute in zip(picked.tolist(), silent.tolist(), strict=True)]
+        schedule = DDPMScheduler.from_config(sampler.scheduler.config)
+        x_t = schedule.add_noise(self.latents[picked].to(device), noise, t)
+        predicted = unet(x_t, t, sampler.encode(words).clone()).sample
+        return F.mse_loss(predicted.float(), noise)
+
+
+def frozen_prior(
+    sampler: DiffusersSampler,
+    captioner: Captioner,
+    prompts: Sequence[str],
+    config: ReflConfig,
+    on_image: Callable[[int], None] = lambda count: None,
+) -> Prior:
+    """`prior_images` images of the prompts in turn, sampled from the untrained model, or those an earlier start kept.
+
+    on_image: called with how many were just made.
+    """
+    file = Path(config.output) / "prior.safetensors"
+    made_of = json.dumps([config.model, config.captioner, config.prior_captions, config.prior_images, config.seed])
+    if (kept := _kept(file, made_of)) is not None:
+        return kept
+    asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
+    latents, captions = [], []
+    for start in range(0, len(asked), BATCH):
+        texts = asked[start : start + BATCH]
+        noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
+        drawn = sampler.latents(texts, noise, SAMPLING)
+        latents.append(drawn.float().cpu())
+        relabelled = config.prior_captions == "captioner"
+        captions += captioner.caption(sampler.decode(drawn)) if relabelled else texts
+        on_image(len(texts))
+    prior = Prior(torch.cat(latents).clone(), captions)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file({"latents": prior.latents}, part, {"captions": json.dumps(captions), "made_of": made_of})
+    part.replace(file)
+    return prior
+
+
+@torch.no_grad()
+def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int) -> Prior:
+    """The images of a folder, each beside a `.txt` file with its caption, cut to a square of `resolution` pixels.
+
+    Raises:
+        RealignError: there is no such pair.
+    """
+    pairs = [(file, file.with_suffix(".txt")) for file in sorted(folder.rglob("*")) if file.suffix.lower() in PICTURES]
+    pairs = [(picture, text) for picture, text in pairs if text.is_file()]
+    if not pairs:
+        raise RealignError(f"'{folder}' has no image beside a .txt file with its caption: give such pairs, or frozen.")
+    vae, latents = sampler.vae, []
+    for picture, _ in pairs:
+        cut = ImageOps.fit(Image.open(picture).convert("RGB"), (resolution, resolution), Image.BICUBIC)
+        pixels = torch.from_numpy(np.array(cut, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
+        latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor)
+    return Prior(torch.cat(latents), [text.read_text(encoding="utf-8").strip() for _, text in pairs])
+
+
+def _kept(file: Path, made_of: str) -> Prior | None:
+    """What an earlier start of the same run made."""
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as opened:
+        told = opened.metadata()
+        return Prior(opened.get_tensor("latents"), json.loads(told["captions"])) if told["made_of"] == made_of else None

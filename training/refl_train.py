@@ -1,0 +1,272 @@
+"""Reward feedback learning with the caption reward (eq. 4-5): a LoRA or UNet that draws what the prompt says.
+
+    python training/refl_train.py --config training/configs/demo.toml
+    accelerate launch training/refl_train.py --config training/configs/sd15.toml --output out/mine
+
+Every setting is one of `training/configs/*.toml` and can be given here too. The run writes `log.csv`, sample grids,
+checkpoints, and the trained weights as `last.safetensors` and `best.safetensors`, which ComfyUI loads. Started again,
+it goes on from its last checkpoint; Ctrl-C saves one.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import csv
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.errors import RealignError
+from ..perception.images import to_pil
+from ..pipeline.settings import SamplingSettings
+from . import checkpoints, export
+from .config import ReflConfig, parse, to_dict
+from .models import Trained, load
+from .prior import Prior, folder_prior, frozen_prior
+from .prompts import load_prompts
+from .rollout import Rollout
+
+SEED_OF_EVALUATION = 10**7
+COLUMNS = ("step", "reward", "loss", "prior_loss", "held_out_reward", "bad_batches", "seconds")
+
+
+def main() -> None:
+    try:
+        config = parse(description=__doc__)
+        if config.dry_run:
+            print(plan(config))
+        else:
+            Run(config).train()
+    except RealignError as error:
+        sys.exit(f"refl_train: {error}")
+
+
+def plan(config: ReflConfig) -> str:
+    """What a run would do, without doing it."""
+    training, held_out = load_prompts(config)
+    models = load(config, torch.device("cpu"))
+    count = sum(weight.numel() for weight in models.weights)
+    memory = 16 * count / 1e6  # weight, gradient and two moments in float32
+    batch = config.batch_size * config.gradient_accumulation
+    return "\n".join(
+        [
+            f"trains {count:,} parameters ({config.train}), which with their optimiser take {memory:.0f} MB",
+            f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
+            f"evaluates on {min(config.evaluate_prompts, len(held_out.texts))} held-out prompts",
+            f"writes log.csv, samples, checkpoints, last.safetensors and best.safetensors to {config.output}",
+        ]
+    )
+
+
+class Run:
+    """One run, from its settings to its files."""
+
+    def __init__(self, config: ReflConfig) -> None:
+        self.config, self.output = config, Path(config.output)
+        self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
+        self.prompts, self.held_out = load_prompts(config)
+        self.models: Trained = load(config, self.accelerator.device)
+        self.optimizer = torch.optim.AdamW(self.models.weights, lr=config.learning_rate, weight_decay=0)
+        self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
+        self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
+        self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
+        self.prior = self._prior() if config.prior_weight else None
+
+    def train(self) -> None:
+        """All steps, then the files."""
+        self._resume()
+        config, told = self.config, tqdm(total=self.config.steps, initial=self.step, disable=not self._main)
+        if not self.rewards:
+            self._look()
+        try:
+            while self.step < config.steps:
+                began = time.monotonic()
+                row = self._take_step()
+                self.step += 1
+                told.update()
+                told.set_postfix(reward=f"{row['reward']:.3f}", loss=f"{row['loss']:.4f}")
+                row |= self._look() if self._due(config.evaluate_every) else {}
+                self._log({"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad, **row})
+                if self._due(config.save_every):
+                    self._save()
+        except KeyboardInterrupt:
+            print(f"\nStopped at step {self.step}; the same command goes on from {self._save()}.")
+            return
+        self._save()
+        print(f"Trained; load {self.output / 'best.safetensors'} in ComfyUI.")
+
+    def _take_step(self) -> dict[str, float]:
+        """One step of the optimiser, on fresh rollouts; a batch that is not finite is left out and counted."""
+        config = self.config
+        self._set_learning_rate()
+        self.optimizer.zero_grad()
+        totals = torch.zeros(3)
+        for part in range(config.gradient_accumulation):
+            reward, surrogate, prior_loss = self._losses(part)
+            loss = config.reward_weight * F.relu(config.margin - surrogate).mean() + config.prior_weight * prior_loss
+            self.accelerator.backward(loss / config.gradient_accumulation)
+            totals += torch.tensor([reward, loss.item(), prior_loss.item()]) / config.gradient_accumulation
+        norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
+        if torch.isfinite(totals).all() and torch.isfinite(norm):
+            self.bad = 0
+            self.optimizer.step()
+        else:
+            self.bad += 1
+            if self.bad > config.max_bad_batches:
+                raise RealignError(
+                    f"{self.bad} batches in a row were not finite: lower learning_rate or train in fp32; the last "
+                    "checkpoint is good."
+                )
+        return dict(zip(("reward", "loss", "prior_loss"), totals.tolist(), strict=True))
+
+    def _losses(self, part: int) -> tuple[float, Tensor, Tensor]:
+        """The true reward, its differentiable stand-in [B] and L_pre of one batch.
+
+        Everything random follows from the seed, the step and the image's number, so that a run that is resumed, or
+        split over more devices, draws the same.
+        """
+        config, count = self.config, self.config.batch_size
+        at = (self.step * config.gradient_accumulation + part) * self.accelerator.num_processes
+        shared = random.Random(f"{config.seed} {self.step} {part}")
+        index = shared.randint(config.first_gradient_step, config.last_gradient_step)
+        first = (at + self.accelerator.process_index) * count
+        texts = [random.Random(f"{config.seed} prompt {first + i}").choice(self.prompts.texts) for i in range(count)]
+        noise = self.models.sampler.noise([config.seed * 10**9 + first + i for i in range(count)])
+        torch.manual_seed(config.seed * 10**9 + first)
+        images = self.rollout.images(texts, noise, index, self.unet)
+        surrogate = self.models.estimator(images, texts)
+        with torch.no_grad():
+            reward = float(self.models.reward(images.detach().nan_to_num().clamp(0, 1), texts).scores.mean())
+        if self.prior is None:
+            return reward, surrogate, surrogate.new_zeros(())
+        generator = torch.Generator().manual_seed(config.seed * 10**9 + first)
+        return reward, surrogate, self.prior.loss(self.models.sampler, self.unet, count, generator)
+
+    def _look(self) -> dict[str, float]:
+        """R_cap on held-out prompts, a grid of samples, and the best weights so far; never ends the training."""
+        texts = self.held_out.texts[: self.config.evaluate_prompts]
+        if not self._main or not texts:
+            return {}
+        settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
+        scores, pictures = [], []
+        for start in range(0, len(texts), 32):
+            some = texts[start : start + 32]
+            noise = self.models.sampler.noise([SEED_OF_EVALUATION + start + i for i in range(len(some))])
+            images = self.models.sampler.sample(some, noise, settings)
+            scores += self.models.reward(images, some).scores.tolist()
+            pictures += to_pil(images[: 16 - len(pictures)])
+        reward = sum(scores) / len(scores)
+        self.rewards.append(reward)
+        folder = self.output / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        grid(pictures).save(folder / f"step-{self.step:08d}.png")
+        if reward > self.best:
+            self.best = reward
+            self._export("best")
+        return {"held_out_reward": reward}
+
+    def _prior(self) -> Prior:
+        config, sampler = self.config, self.models.sampler
+        if config.prior != "frozen":
+            return folder_prior(Path(config.prior), sampler, config.resolution)
+        bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
+        with bar, self.accelerator.main_process_first():
+            return frozen_prior(sampler, self.models.reward.captioner, self.prompts.texts, config, bar.update)
+
+    def _resume(self) -> None:
+        config = self.config
+        found = None
+        if config.resume == "auto":
+            found = checkpoints.last(self.output / "checkpoints")
+        elif config.resume != "never":
+            found = checkpoints.last(Path(config.resume))
+        if found is None:
+            return
+        file, state = found
+        for weight, kept in zip(self.models.weights, state["weights"], strict=True):
+            weight.data.copy_(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
+        print(f"Going on from {file}, step {self.step} of {config.steps}.")
+
+    def _save(self) -> Path:
+        state = {
+            "weights": [weight.detach().cpu() for weight in self.models.weights],
+            "optimizer": self.optimizer.state_dict(),
+            "bad": self.bad,
+            "rewards": self.rewards,
+            "best": self.best,
+        }
+        if not self._main:
+            return self.output
+        self._export("last")
+        return checkpoints.save(self.output / "checkpoints", self.step, state, self.config.keep_last)
+
+    def _export(self, name: str) -> None:
+        """The weights as ComfyUI loads them."""
+        rewards = self.rewards or [None]
+        told = export.run_metadata(
+            f"{self.output.name}-{name}",
+            steps=self.step,
+            learning_rate=self.config.learning_rate,
+            config=to_dict(self.config),
+            prompts=self.prompts.texts,
+            reward_before=rewards[0],
+            reward_after=rewards[-1],
+            resolution=self.config.resolution,
+        )
+        self.output.mkdir(parents=True, exist_ok=True)
+        write = export.save_lora if self.config.train == "lora" else export.save_unet
+        write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if not self._main:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        file = self.output / "log.csv"
+        new = not file.exists()
+        with file.open("a", newline="", encoding="utf-8") as opened:
+            writer = csv.DictWriter(opened, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+
+    def _set_learning_rate(self) -> None:
+        """Linear warm-up, then constant."""
+        rise = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rise
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    @property
+    def _main(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def grid(pictures: list[Image.Image], columns: int = 4) -> Image.Image:
+    """Pictures of one size in rows."""
+    width, height = pictures[0].size
+    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for i, picture in enumerate(pictures):
+        canvas.paste(picture, (i % columns * width, i // columns * height))
+    return canvas
+
+
+if __name__ == "__main__":
+    main()
