@@ -18,11 +18,11 @@ QUICK = (
     "--config training/configs/demo.toml --estimator prompt_likelihood --margin 0 --reward-weight 0.05 --batch-size 2 "
     "--rollout-steps 4 --first-gradient-step 2 --last-gradient-step 3 --prior-images 4 --evaluate-prompts 2 "
     "--evaluate-every 2 --save-every 2 --keep-last 9 --steps 6"
-).split()  # noqa: SIM905
+)
 
 
 def command(output: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "training/refl_train.py"), *QUICK, "--output", str(output), *more]
+    return [sys.executable, str(ROOT / "training/refl_train.py"), *QUICK.split(), "--output", str(output), *more]
 
 
 def run(output: Path, *more: str) -> subprocess.CompletedProcess:
