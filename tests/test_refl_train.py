@@ -113,3 +113,18 @@ def test_a_missing_model_is_one_sentence(tmp_path):
     done = run(tmp_path / "none", "--model", "no/such/folder")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("refl_train: There is no model folder 'no/such/folder")
+
+
+def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
+    """As `accelerate launch` starts them, on the CPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    options = ["--steps", "3", "--evaluate-every", "0"]
+    two = subprocess.run(
+        [*launch, *command(tmp_path / "two", *options)[1:]], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert two.returncode == 0, two.stderr
+    assert run(tmp_path / "one", *options, "--batch-size", "4").returncode == 0
+    one, both = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert max(float((one[name] - both[name]).abs().max()) for name in one) < 1e-5
+    assert max(float(one[name].abs().max()) for name in one if "lora_up" in name) > 1e-4

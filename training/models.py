@@ -38,8 +38,9 @@ def load(config: ReflConfig, device: torch.device) -> Trained:
     """Read the run's models; all but the trained weights are frozen, in the precision of the run.
 
     Raises:
-        RealignError: a folder is missing or holds another kind of model.
+        RealignError: a folder is missing or holds another kind of model, or a setting is not built yet.
     """
+    _refuse_what_is_not_built(config)
     dtype = DTYPES[config.precision]
     sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
     captioner = Captioner.load(_folder(config.captioner, "blip2_captioner"), device, dtype)
@@ -75,6 +76,19 @@ def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
     for weight in weights:
         weight.data = weight.data.float()
     return weights
+
+
+def _refuse_what_is_not_built(config: ReflConfig) -> None:
+    """Better refused than silently left out."""
+    wanted = {
+        "ema": config.ema > 0,
+        "optimizer_8bit": config.optimizer_8bit,
+        "offload_captioner": config.offload_captioner,
+        f"log_with = {config.log_with}": config.log_with != "csv",
+    }
+    for name, asked in wanted.items():
+        if asked:
+            raise RealignError(f"{name} is not built yet: leave that setting as it is by default.")
 
 
 def _folder(name: str, demo: str) -> Path:

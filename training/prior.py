@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,25 +33,37 @@ BATCH = 32
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
+class Pair(NamedTuple):
+    """An image [C, h, w] with its caption, noise [C, h, w] and noise level to train on."""
+
+    latent: Tensor
+    noise: Tensor
+    t: Tensor
+    caption: str
+
+
 class Prior:
     """Latents [N, C, h, w] with a caption each."""
 
     def __init__(self, latents: Tensor, captions: Sequence[str]) -> None:
         self.latents, self.captions = latents, list(captions)
 
-    def loss(self, sampler: DiffusersSampler, unet: nn.Module, count: int, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise on `count` pairs that the generator draws."""
-        device = sampler.unet.device
-        picked = torch.randint(len(self.captions), (count,), generator=generator)
-        noise = torch.randn((count, *self.latents.shape[1:]), generator=generator).to(device)
-        steps = sampler.scheduler.config.num_train_timesteps
-        t = torch.randint(steps, (count,), generator=generator).to(device)
-        silent = torch.rand(count, generator=generator) < EMPTY_CAPTIONS
-        words = ["" if mute else self.captions[i] for i, mute in zip(picked.tolist(), silent.tolist(), strict=True)]
+    def loss(self, sampler: DiffusersSampler, unet: nn.Module, seeds: Sequence[int]) -> Tensor:
+        """Mean squared error of the predicted noise on one pair a seed, which draws pair, noise and noise level."""
+        device, steps = sampler.unet.device, sampler.scheduler.config.num_train_timesteps
+        drawn = [self._draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
+        latents, noise, t = (torch.stack([getattr(one, name) for one in drawn]).to(device) for name in Pair._fields[:3])
         schedule = DDPMScheduler.from_config(sampler.scheduler.config)
-        x_t = schedule.add_noise(self.latents[picked].to(device), noise, t)
-        predicted = unet(x_t, t, sampler.encode(words).clone()).sample
+        context = sampler.encode([one.caption for one in drawn]).clone()
+        predicted = unet(schedule.add_noise(latents, noise, t), t, context).sample
         return F.mse_loss(predicted.float(), noise)
+
+    def _draw(self, generator: torch.Generator, steps: int) -> Pair:
+        picked = int(torch.randint(len(self.captions), (), generator=generator))
+        silent = float(torch.rand((), generator=generator)) < EMPTY_CAPTIONS
+        latent = self.latents[picked]
+        noise, t = torch.randn(latent.shape, generator=generator), torch.randint(steps, (), generator=generator)
+        return Pair(latent, noise, t, "" if silent else self.captions[picked])
 
 
 def frozen_prior(

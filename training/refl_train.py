@@ -120,6 +120,7 @@ class Run:
             loss = config.reward_weight * F.relu(config.margin - surrogate).mean() + config.prior_weight * prior_loss
             self.accelerator.backward(loss / config.gradient_accumulation)
             totals += torch.tensor([reward, loss.item(), prior_loss.item()]) / config.gradient_accumulation
+        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
         norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
         if torch.isfinite(totals).all() and torch.isfinite(norm):
             self.bad = 0
@@ -145,16 +146,16 @@ class Run:
         index = shared.randint(config.first_gradient_step, config.last_gradient_step)
         first = (at + self.accelerator.process_index) * count
         texts = [random.Random(f"{config.seed} prompt {first + i}").choice(self.prompts.texts) for i in range(count)]
-        noise = self.models.sampler.noise([config.seed * 10**9 + first + i for i in range(count)])
-        torch.manual_seed(config.seed * 10**9 + first)
+        seeds = [config.seed * 10**9 + first + i for i in range(count)]
+        torch.manual_seed(seeds[0])  # of sampled captions
+        noise = self.models.sampler.noise(seeds)
         images = self.rollout.images(texts, noise, index, self.unet)
         surrogate = self.models.estimator(images, texts)
         with torch.no_grad():
             reward = float(self.models.reward(images.detach().nan_to_num().clamp(0, 1), texts).scores.mean())
         if self.prior is None:
             return reward, surrogate, surrogate.new_zeros(())
-        generator = torch.Generator().manual_seed(config.seed * 10**9 + first)
-        return reward, surrogate, self.prior.loss(self.models.sampler, self.unet, count, generator)
+        return reward, surrogate, self.prior.loss(self.models.sampler, self.unet, seeds)
 
     def _look(self) -> dict[str, float]:
         """R_cap on held-out prompts, a grid of samples, and the best weights so far; never ends the training."""
@@ -168,12 +169,12 @@ class Run:
             noise = self.models.sampler.noise([SEED_OF_EVALUATION + start + i for i in range(len(some))])
             images = self.models.sampler.sample(some, noise, settings)
             scores += self.models.reward(images, some).scores.tolist()
-            pictures += to_pil(images[: 16 - len(pictures)])
+            pictures += to_pil(images)
         reward = sum(scores) / len(scores)
         self.rewards.append(reward)
         folder = self.output / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        grid(pictures).save(folder / f"step-{self.step:08d}.png")
+        grid(pictures[:16]).save(folder / f"step-{self.step:08d}.png")
         if reward > self.best:
             self.best = reward
             self._export("best")
