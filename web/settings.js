@@ -9,7 +9,9 @@ app.registerExtension({
       id: "RealignDiff.LLM.Host",
       category: ["RealignDiff", "LLM", "Host"],
       name: "Host of the API key",
-      tooltip: "The only host that the key is sent to, e.g. api.openai.com (with a port where the address has one).",
+      tooltip:
+        "The only host that the key is sent to, e.g. api.openai.com, with its port and http:// where the address has them. " +
+        "Without http:// a key goes over https only, except to this machine and private addresses.",
       type: "text",
       defaultValue: "",
       attrs: { placeholder: "api.openai.com", spellcheck: false },
