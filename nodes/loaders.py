@@ -13,11 +13,11 @@ from .sockets import Blip2, GroundedSam, Tagger
 CATEGORY = "RealignDiff/loaders"
 
 
-def _folder_input(id: str, key: str, tooltip: str, *, kind: str | None = None, none: bool = False) -> io.Combo.Input:
+def _folder_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
     where = f"Lists the folders with a config.json under models/{key}."
     return io.Combo.Input(
         id,
-        options=model_folders.choices(key, kind or id, none=none),
+        options=model_folders.choices(key, id, none=none),
         default=model_folders.DEMO,
         tooltip=f"{tooltip} {where}",
     )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 QUICK = (
     "--config training/configs/demo.toml --estimator prompt_likelihood --margin 0 --reward-weight 0.05 --batch-size 2 "
     "--rollout-steps 4 --first-gradient-step 2 --last-gradient-step 3 --prior-images 4 --evaluate-prompts 2 "
-    "--evaluate-every 2 --save-every 2 --keep-last 9 --steps 6"
+    "--evaluate-every 2 --sample-every 3 --save-every 2 --keep-last 9 --steps 6"
 )
 
 
@@ -46,10 +46,12 @@ def same(a: Path, b: Path) -> bool:
 
 def test_it_writes_a_log_samples_checkpoints_and_the_weights(whole):
     rows = list(csv.DictReader((whole / "log.csv").open(encoding="utf-8")))
-    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert all(-1 <= float(row["reward"]) <= 1 for row in rows)
-    assert [bool(row["held_out_reward"]) for row in rows] == [False, True] * 3
-    assert len(list((whole / "samples").glob("*.png"))) == 4
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(-1 <= float(row["reward"]) <= 1 for row in rows[1:])
+    assert [bool(row["held_out_reward"]) for row in rows] == [True, False, True, False, True, False, True]
+    assert [file.name for file in sorted((whole / "samples").iterdir())] == [
+        f"step-{step:08d}.png" for step in (0, 3, 6)
+    ]
     assert sorted(file.name for file in (whole / "checkpoints").iterdir()) == [
         f"step-{step:08d}.pt" for step in (2, 4, 6)
     ]
@@ -107,6 +109,11 @@ def test_a_plan_is_told_and_nothing_written(tmp_path):
     assert "trains" in done.stdout
     assert "6 steps of 2 images" in done.stdout
     assert not (tmp_path / "none").exists()
+
+
+def test_a_size_that_the_model_does_not_draw_is_one_sentence(tmp_path):
+    done = run(tmp_path / "none", "--resolution", "128")
+    assert "resolution is 128, but this model is trained at 64" in done.stderr.strip().splitlines()[-1]
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):

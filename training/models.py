@@ -43,6 +43,7 @@ def load(config: ReflConfig, device: torch.device) -> Trained:
     _refuse_what_is_not_built(config)
     dtype = DTYPES[config.precision]
     sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
+    _check_resolution(config, sampler)
     captioner = Captioner.load(_folder(config.captioner, "blip2_captioner"), device, dtype)
     text_encoder = TextEncoder.load(_folder(config.text_encoder, "blip2_itm"), device, dtype)
     reward = CaptionReward(captioner, text_encoder)
@@ -76,6 +77,13 @@ def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
     for weight in weights:
         weight.data = weight.data.float()
     return weights
+
+
+def _check_resolution(config: ReflConfig, sampler: DiffusersSampler) -> None:
+    """The rollout draws at the size that the UNet was made for."""
+    drawn = sampler.latent_shape[-1] * 2 ** (len(sampler.vae.config.block_out_channels) - 1)
+    if config.resolution != drawn:
+        raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
 
 
 def _refuse_what_is_not_built(config: ReflConfig) -> None:

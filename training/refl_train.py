@@ -18,8 +18,10 @@ if not __package__:
 
 import csv
 import random
+import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,35 +81,46 @@ class Run:
         self.config, self.output = config, Path(config.output)
         self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
         self.prompts, self.held_out = load_prompts(config)
+        for problem in (*self.prompts.problems, *self.held_out.problems):
+            self.accelerator.print(problem)
         self.models: Trained = load(config, self.accelerator.device)
         self.optimizer = torch.optim.AdamW(self.models.weights, lr=config.learning_rate, weight_decay=0)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
         self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
+        self.stopping = False
         self.prior = self._prior() if config.prior_weight else None
 
     def train(self) -> None:
         """All steps, then the files."""
+        signal.signal(signal.SIGINT, self._stop)
         self._resume()
         config, told = self.config, tqdm(total=self.config.steps, initial=self.step, disable=not self._main)
-        if not self.rewards:
-            self._look()
-        try:
-            while self.step < config.steps:
-                began = time.monotonic()
-                row = self._take_step()
-                self.step += 1
-                told.update()
-                told.set_postfix(reward=f"{row['reward']:.3f}", loss=f"{row['loss']:.4f}")
-                row |= self._look() if self._due(config.evaluate_every) else {}
-                self._log({"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad, **row})
-                if self._due(config.save_every):
-                    self._save()
-        except KeyboardInterrupt:
-            print(f"\nStopped at step {self.step}; the same command goes on from {self._save()}.")
-            return
+        if not self.step:
+            self._draw()
+            self._log({"step": 0, **self._look()})
+        while self.step < config.steps:
+            began = time.monotonic()
+            row = self._take_step()
+            self.step += 1
+            told.update()
+            told.set_postfix(reward=f"{row['reward']:.3f}", loss=f"{row['loss']:.4f}")
+            row |= self._look() if self._due(config.evaluate_every) else {}
+            self._log({"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad, **row})
+            if self._due(config.sample_every):
+                self._draw()
+            if self._due(config.save_every):
+                self._save()
+            if self.stopping:
+                print(f"\nStopped at step {self.step}; the same command goes on from {self._save()}.")
+                return
         self._save()
         print(f"Trained; load {self.output / 'best.safetensors'} in ComfyUI.")
+
+    def _stop(self, *_: Any) -> None:
+        """Ctrl-C: finish the step, so that no weight is changed twice; once more: at once."""
+        self.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _take_step(self) -> dict[str, float]:
         """One step of the optimiser, on fresh rollouts; a batch that is not finite is left out and counted."""
@@ -158,27 +171,38 @@ class Run:
         return reward, surrogate, self.prior.loss(self.models.sampler, self.unet, seeds)
 
     def _look(self) -> dict[str, float]:
-        """R_cap on held-out prompts, a grid of samples, and the best weights so far; never ends the training."""
+        """R_cap on held-out prompts from seeds of their own; the best weights so far are kept."""
         texts = self.held_out.texts[: self.config.evaluate_prompts]
-        if not self._main or not texts:
+        if not self._main or not texts or not self.config.evaluate_every:
             return {}
-        settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
-        scores, pictures = [], []
+        scores = []
         for start in range(0, len(texts), 32):
             some = texts[start : start + 32]
-            noise = self.models.sampler.noise([SEED_OF_EVALUATION + start + i for i in range(len(some))])
-            images = self.models.sampler.sample(some, noise, settings)
-            scores += self.models.reward(images, some).scores.tolist()
-            pictures += to_pil(images)
+            scores += self.models.reward(self._images(some, start), some).scores.tolist()
         reward = sum(scores) / len(scores)
         self.rewards.append(reward)
-        folder = self.output / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        grid(pictures[:16]).save(folder / f"step-{self.step:08d}.png")
         if reward > self.best:
             self.best = reward
             self._export("best")
         return {"held_out_reward": reward}
+
+    def _draw(self) -> None:
+        """A grid of samples of fixed prompts and seeds; a failure is told and ends nothing."""
+        texts = self.config.sample_prompts or self.held_out.texts[:4]
+        if not self._main or not texts or not self.config.sample_every:
+            return
+        try:
+            folder = self.output / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            grid(to_pil(self._images(texts, 0))).save(folder / f"step-{self.step:08d}.png")
+        except Exception as error:  # whatever it is, hours of training are worth more than a picture
+            print(f"The samples of step {self.step} could not be drawn ({error}); training goes on.")
+
+    def _images(self, texts: Sequence[str], first: int) -> Tensor:
+        """One image a text, as the rollout samples, from seeds that no training step uses."""
+        settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
+        noise = self.models.sampler.noise([SEED_OF_EVALUATION + first + i for i in range(len(texts))])
+        return self.models.sampler.sample(texts, noise, settings)
 
     def _prior(self) -> Prior:
         config, sampler = self.config, self.models.sampler
@@ -260,7 +284,7 @@ class Run:
         return self.accelerator.is_main_process
 
 
-def grid(pictures: list[Image.Image], columns: int = 4) -> Image.Image:
+def grid(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     """Pictures of one size in rows."""
     width, height = pictures[0].size
     canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")

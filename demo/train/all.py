@@ -2,7 +2,7 @@
 
     python demo/train/all.py --out out/demo-models                 # everything; a GPU is used where there is one
     python demo/train/all.py --out out/demo-models --only tagger   # one model (those made from its VAE need the VAE)
-    python demo/train/all.py --out /tmp/smoke --steps 20 --scenes 1000    # does every script still run?
+    python demo/train/all.py --out out/smoke --steps 20 --scenes 1000    # does every script still run?
 
 `make demo-models` runs the first of these and then `demo/train/pack.py`, which writes the shipped fp16 weights.
 """

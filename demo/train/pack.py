@@ -51,8 +51,17 @@ def pack(source: Path, target: Path) -> None:
             save_file(tensors, target / file.name, metadata={"format": "pt"})
         elif file.name == "tokenizer_config.json":
             (target / file.name).write_text(_readable_by_all(file.read_text(encoding="utf-8")), encoding="utf-8")
+        elif file.name == "config.json":
+            (target / file.name).write_text(_without_paths(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, target / file.name)
+
+
+def _without_paths(config: str) -> str:
+    """diffusers notes the folder that a model was read from, which is nobody's business."""
+    loaded = json.loads(config)
+    loaded.pop("_name_or_path", None)
+    return json.dumps(loaded, indent=2) + "\n"
 
 
 def _readable_by_all(config: str) -> str:

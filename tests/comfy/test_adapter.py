@@ -41,17 +41,16 @@ def with_regions(tiny, conditioning=None, sets=None, text=None):
     return attach(conditioning or tiny.positive, tiny.clip, sets or [REGIONS], text)
 
 
-def close(a, b, tolerance=1e-4):
+def assert_close(a, b, tolerance=1e-4):
     worst = float((a - b).abs().max())
     assert worst <= tolerance * max(1.0, float(b.abs().max())), worst
-    return True
 
 
 def test_it_is_the_written_out_equation(tiny):
     from .tiny import REGIONS, written_out
 
     mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny))
-    close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive))
+    assert_close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive))
     assert (mended - tiny.sample(tiny.model, tiny.positive)).abs().max() > 1
 
 
@@ -62,7 +61,7 @@ def test_it_is_the_equation_under_every_sampler(tiny, sampler, scheduler):
 
     options = {"sampler_name": sampler, "scheduler": scheduler}
     mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny), **options)
-    close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive, **options))
+    assert_close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive, **options))
 
 
 def test_without_regions_or_strength_it_is_the_core_ksampler_bit_for_bit(tiny):
@@ -99,7 +98,7 @@ def test_both_hosts_give_the_same_latents(tiny):
             [PROMPT], tiny.noise() * start, sampling, region_sets=sets, modulation=None if sets is None else SETTINGS
         )
         here = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets) if sets else tiny.positive, steps=20)
-        close(here, there)
+        assert_close(here, there)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_a_compiled_model_is_modulated(tiny, order):
 
     model = ours(tiny, compiled(tiny.model)) if order == "compiled before" else compiled(ours(tiny, tiny.model))
     options = {"steps": 2, "scheduler": "normal"}
-    close(
+    assert_close(
         tiny.sample(model, with_regions(tiny), **options),
         tiny.sample(ours(tiny, tiny.model), with_regions(tiny), **options),
         1e-3,
@@ -139,7 +138,7 @@ def test_the_block_layout_of_sdxl_is_known(tiny):
     model, pooled = tiny_sdxl(), {"pooled_output": torch.zeros(1, 1280)}
     positive, negative = (changed(conditioning, **pooled) for conditioning in (tiny.positive, tiny.negative))
     mended = tiny.sample(ours(tiny, model), with_regions(tiny, positive), negative)
-    close(mended, tiny.sample(written_out(tiny, model, REGIONS), positive, negative))
+    assert_close(mended, tiny.sample(written_out(tiny, model, REGIONS), positive, negative))
     assert (mended - tiny.sample(model, positive, negative)).abs().max() > 1e-3
 
 
@@ -166,7 +165,9 @@ def test_a_replacement_that_cannot_be_hashed_is_composed_with(tiny):
 
     patched = tiny.model.clone()
     patched.set_model_attn2_replace(Foreign(), "middle", 0)
-    close(tiny.sample(ours(tiny, patched), with_regions(tiny)), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)))
+    assert_close(
+        tiny.sample(ours(tiny, patched), with_regions(tiny)), tiny.sample(ours(tiny, tiny.model), with_regions(tiny))
+    )
 
 
 class TestBesideAnotherPack:
@@ -197,8 +198,8 @@ class TestBesideAnotherPack:
         from .tiny import REGIONS, written_out
 
         right = tiny.sample(written_out(tiny, tiny.model, REGIONS, extra=self.extra), tiny.positive)
-        close(tiny.sample(ours(tiny, self.foreign(tiny.model, keys)), with_regions(tiny)), right)
-        close(tiny.sample(self.foreign(ours(tiny, tiny.model), keys), with_regions(tiny)), right)
+        assert_close(tiny.sample(ours(tiny, self.foreign(tiny.model, keys)), with_regions(tiny)), right)
+        assert_close(tiny.sample(self.foreign(ours(tiny, tiny.model), keys), with_regions(tiny)), right)
 
     def test_without_regions_the_other_pack_alone_is_heard(self, tiny):
         alone = tiny.sample(self.foreign(tiny.model), tiny.positive)
@@ -220,15 +221,15 @@ def test_a_lora_counts_before_and_after(tiny):
 
     right = tiny.sample(written_out(tiny, with_lora(tiny.model), REGIONS), tiny.positive)
     assert (right - tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive)).abs().max() > 0.1
-    close(tiny.sample(ours(tiny, with_lora(tiny.model)), with_regions(tiny)), right)
-    close(tiny.sample(with_lora(ours(tiny, tiny.model)), with_regions(tiny)), right)
+    assert_close(tiny.sample(ours(tiny, with_lora(tiny.model)), with_regions(tiny)), right)
+    assert_close(tiny.sample(with_lora(ours(tiny, tiny.model)), with_regions(tiny)), right)
 
 
 def test_a_controlnet_counts(tiny):
     from .tiny import REGIONS, controlled, written_out
 
     right = tiny.sample(written_out(tiny, tiny.model, REGIONS), *controlled(tiny, tiny.positive))
-    close(tiny.sample(ours(tiny, tiny.model), *controlled(tiny, with_regions(tiny))), right)
+    assert_close(tiny.sample(ours(tiny, tiny.model), *controlled(tiny, with_regions(tiny))), right)
     assert (right - tiny.sample(ours(tiny, tiny.model), with_regions(tiny))).abs().max() > 0.1
 
 
@@ -243,12 +244,14 @@ def test_an_area_of_everything_a_mask_of_ones_and_a_whole_range_change_nothing(t
         {"mask": torch.ones(1, 64, 64), "set_area_to_bounds": False},
         {"start_percent": 0.0, "end_percent": 1.0},
     ):
-        close(tiny.sample(ours(tiny, tiny.model), changed(with_regions(tiny), **options)), mended, 1e-3)
+        assert_close(tiny.sample(ours(tiny, tiny.model), changed(with_regions(tiny), **options)), mended, 1e-3)
 
 
 def test_a_range_of_time_split_in_two_is_the_whole(tiny):
     parts = [*changed(with_regions(tiny), end_percent=0.4), *changed(with_regions(tiny), start_percent=0.4)]
-    close(tiny.sample(ours(tiny, tiny.model), parts), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)), 1e-3)
+    assert_close(
+        tiny.sample(ours(tiny, tiny.model), parts), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)), 1e-3
+    )
 
 
 def test_a_mask_weighs_a_modulated_conditioning_as_any_other(tiny):
@@ -258,7 +261,7 @@ def test_a_mask_weighs_a_modulated_conditioning_as_any_other(tiny):
     model, ring = ours(tiny, tiny.model), tiny.encode("a green ring")
     apart = [tiny.sample(model, conditioning, **ONE_STEP) for conditioning in (with_regions(tiny), ring)]
     masked = [*changed(with_regions(tiny), mask=left), *changed(ring, mask=1 - left)]
-    close(tiny.sample(model, masked, **ONE_STEP), torch.where(left[:, None] > 0, *apart))
+    assert_close(tiny.sample(model, masked, **ONE_STEP), torch.where(left[:, None] > 0, *apart))
 
 
 def test_an_area_sees_its_part_of_the_masks(tiny):
@@ -274,7 +277,7 @@ def test_an_area_sees_its_part_of_the_masks(tiny):
     alone = tiny.sample(
         ours(tiny, tiny.model), with_regions(tiny, sets=[part]), noise=noise[:, :, 8:, 8:].contiguous(), **options
     )
-    close(whole[:, :, 8:, 8:][..., 1:, 1:], alone[..., 1:, 1:], 1e-3)
+    assert_close(whole[:, :, 8:, 8:][..., 1:, 1:], alone[..., 1:, 1:], 1e-3)
 
 
 def test_each_of_several_conditionings_keeps_its_own_regions(tiny):
@@ -285,7 +288,7 @@ def test_each_of_several_conditionings_keeps_its_own_regions(tiny):
     model = ours(tiny, tiny.model)
     apart = [tiny.sample(model, with_regions(tiny, sets=[s]), **options) for s in (one, two)]
     together = tiny.sample(model, [*with_regions(tiny, sets=[one]), *with_regions(tiny, sets=[two])], **options)
-    close(together, (apart[0] + apart[1]) / 2)
+    assert_close(together, (apart[0] + apart[1]) / 2)
     assert (apart[0] - apart[1]).abs().max() > 0.1
 
 
@@ -306,7 +309,7 @@ def test_a_conditioning_that_was_zeroed_out_is_not_modulated(tiny):
         return [[torch.zeros_like(encoding), options] for encoding, options in conditioning]
 
     model = ours(tiny, tiny.model)
-    close(
+    assert_close(
         tiny.sample(model, with_regions(tiny), zeroed(with_regions(tiny))),
         tiny.sample(model, with_regions(tiny), zeroed(tiny.positive)),
     )
@@ -328,7 +331,7 @@ def test_each_image_of_a_batch_has_its_own_regions(tiny):
     noise = tiny.noise(3)
     batch = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets), noise=noise)
     for i, own in enumerate(sets):
-        close(
+        assert_close(
             batch[i : i + 1],
             tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[own]), noise=noise[i : i + 1]),
         )
@@ -338,7 +341,7 @@ def test_guidance_of_one_samples_the_positive_alone(tiny):
     from .tiny import REGIONS, written_out
 
     mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny), cfg=1.0)
-    close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive, cfg=1.0))
+    assert_close(mended, tiny.sample(written_out(tiny, tiny.model, REGIONS), tiny.positive, cfg=1.0))
 
 
 @pytest.mark.parametrize("long", ["positive", "negative"])
@@ -356,7 +359,7 @@ def test_a_prompt_of_two_windows_beside_one_of_one_is_the_same_as_apart(tiny, lo
     assert {positive[0][0].shape[1], negative[0][0].shape[1]} == {77, 154}
     together = tiny.sample(ours(tiny, tiny.model), positive, negative)
     monkeypatch.setattr(CONDCrossAttn, "can_concat", lambda self, other: False)
-    close(together, tiny.sample(ours(tiny, tiny.model), positive, negative))
+    assert_close(together, tiny.sample(ours(tiny, tiny.model), positive, negative))
     assert (together - tiny.sample(tiny.model, tiny.encode(text), negative)).abs().max() > 0.1
 
 
@@ -389,7 +392,7 @@ def test_dual_guidance_knows_whose_rows_are_whose(tiny):
     positive, middle, negative = (
         tiny.sample(model, conditioning, **ONE_STEP) for conditioning in (with_regions(tiny), ring, tiny.negative)
     )
-    close(dual, negative + 2.0 * (middle - negative) + 1.5 * (positive - middle))
+    assert_close(dual, negative + 2.0 * (middle - negative) + 1.5 * (positive - middle))
 
 
 def test_of_two_realign_nodes_in_a_row_the_last_counts(tiny):
@@ -431,7 +434,7 @@ def test_perturbed_attention_guidance_and_ours_run_together(tiny):
 
 
 def test_a_model_without_realign_ignores_regions(tiny):
-    close(tiny.sample(tiny.model, with_regions(tiny)), tiny.sample(tiny.model, tiny.positive))
+    assert_close(tiny.sample(tiny.model, with_regions(tiny)), tiny.sample(tiny.model, tiny.positive))
 
 
 @pytest.mark.parametrize(("dim", "told"), [(-1, "a tile of"), (0, "a part of the batch")])
@@ -451,5 +454,5 @@ def test_a_call_with_a_part_is_left_alone_with_one_warning(tiny, caplog, dim, to
     tiled.set_model_unet_function_wrapper(by_halves)
     bare = tiny.model.clone()
     bare.set_model_unet_function_wrapper(by_halves)
-    close(tiny.sample(tiled, with_regions(tiny)), tiny.sample(bare, tiny.positive))
+    assert_close(tiny.sample(tiled, with_regions(tiny)), tiny.sample(bare, tiny.positive))
     assert [told in record.message for record in caplog.records].count(True) == 1
