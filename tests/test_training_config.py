@@ -6,14 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
-from realigndiff.training import config as settings
-from realigndiff.training.config import METADATA_KEY, ReflConfig, from_dict, load, parse, to_dict, to_toml
+from realigndiff.training import config as files
+from realigndiff.training.config import METADATA_KEY, from_dict, load, parse, to_dict, to_toml
+from realigndiff.training.kinds import Range, check, documentation, kinds
+from realigndiff.training.settings import ReflConfig
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +27,7 @@ OTHER = {
     bool: True,
     tuple: ("a red circle", "it's", r"\\server\share"),
 }
-shipped = pytest.mark.parametrize("name", settings.SHIPPED)
+shipped = pytest.mark.parametrize("name", files.SHIPPED)
 
 
 def toml(tmp_path, text: str) -> str:
@@ -36,7 +39,7 @@ def toml(tmp_path, text: str) -> str:
 def other_values() -> ReflConfig:
     """Settings that differ from the defaults wherever a field allows it by itself."""
     changed = {}
-    for name, kind in settings._kinds().items():
+    for name, kind in kinds(ReflConfig).items():
         default = getattr(ReflConfig(), name)
         choices = [choice for choice in kind.choices if choice != default]
         if kind.choices:
@@ -55,8 +58,8 @@ def other_values() -> ReflConfig:
 
 
 def test_every_setting_is_described_and_a_number_with_its_range():
-    for name, kind in settings._kinds().items():
-        text = settings._documentation()[name].text
+    for name, kind in kinds(ReflConfig).items():
+        text = documentation(ReflConfig)[name].text
         assert text.endswith("."), name
         if kind.range and name != "seed":
             assert str(kind.range) in text[0].lower() + text[1:].replace("At least", "at least"), name
@@ -70,25 +73,25 @@ def test_the_paper_is_the_default():
 
 
 def test_the_committed_toml_files_and_table_are_what_config_py_makes():
-    for file, text in settings.generated().items():
+    for file, text in files.generated().items():
         hint = f"{file.name} is out of date: run python training/config.py --write"
         assert file.read_text(encoding="utf-8") == text, hint
 
 
 def test_the_table_has_a_row_for_every_setting():
-    rows = re.findall(r"^\| `(\w+)` \|", settings.TABLE.read_text(encoding="utf-8"), re.M)
+    rows = re.findall(r"^\| `(\w+)` \|", files.TABLE.read_text(encoding="utf-8"), re.M)
     assert rows == NAMES
 
 
 @shipped
 def test_a_shipped_file_gives_every_setting_in_order(name):
-    text = (settings.CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
+    text = (files.CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
     assert re.findall(r"^(\w+) = ", text, re.M) == NAMES
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_the_file_for_stable_diffusion_1_5_holds_the_defaults():
-    assert load(settings.CONFIGS / "sd15.toml") == ReflConfig()
+    assert load(ReflConfig, files.CONFIGS / "sd15.toml") == ReflConfig()
 
 
 def test_the_script_says_when_nothing_is_out_of_date(tmp_path):
@@ -103,7 +106,8 @@ def test_the_settings_are_read_without_torch():
 import runpy, sys
 runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
 from realigndiff.training.config import parse
-parse(["--config", {str(settings.CONFIGS / "demo.toml")!r}])
+from realigndiff.training.settings import ReflConfig
+parse(ReflConfig, ["--config", {str(files.CONFIGS / "demo.toml")!r}])
 assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -114,17 +118,17 @@ assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 
 
 def test_nothing_given_is_the_default():
-    assert parse([]) == ReflConfig() == from_dict({})
+    assert parse(ReflConfig, []) == ReflConfig() == from_dict(ReflConfig, {})
 
 
 def test_settings_survive_toml(tmp_path):
     config = other_values()
-    assert load(toml(tmp_path, to_toml(config, "A title."))) == config
+    assert load(ReflConfig, toml(tmp_path, to_toml(config, "A title."))) == config
 
 
 def test_settings_survive_json():
     config = other_values()
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(ReflConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_settings_survive_the_command_line(tmp_path):
@@ -135,56 +139,90 @@ def test_settings_survive_the_command_line(tmp_path):
             argv.append(option if value else option.replace("--", "--no-", 1))
         else:
             argv += [option, *map(str, value if isinstance(value, list) else [value])]
-    assert parse(argv) == config
+    assert parse(ReflConfig, argv) == config
 
 
 def test_settings_survive_the_header_of_a_lora(tmp_path):
     config, file = other_values(), tmp_path / "lora of C.safetensors"
     save_file({"weight": np.zeros(2, "float32")}, file, metadata={METADATA_KEY: json.dumps(to_dict(config))})
-    assert parse(["--config", str(file)]) == config
-    assert parse(["--config", str(file), "--steps", "7"]) == dataclasses.replace(config, steps=7)
+    assert parse(ReflConfig, ["--config", str(file)]) == config
+    assert parse(ReflConfig, ["--config", str(file), "--steps", "7"]) == dataclasses.replace(config, steps=7)
 
 
 @given(st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=1))
 def test_any_text_survives_toml(text):
     tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    assert tomllib.loads(f"key = {settings._toml(text)}") == {"key": text}
+    assert tomllib.loads(f"key = {files._toml(text)}") == {"key": text}
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
     file = toml(tmp_path, "steps = 5\nrank = 8\ndry_run = true\ntargets = ['to_q']\n")
-    config = parse(["--config", file, "--rank", "2", "--no-dry-run"])
+    config = parse(ReflConfig, ["--config", file, "--rank", "2", "--no-dry-run"])
     assert (config.steps, config.rank, config.dry_run, config.targets) == (5, 2, False, ("to_q",))
-    assert parse([f"--config={file}", "--targets", "to_k", "to_v"]).targets == ("to_k", "to_v")
+    assert parse(ReflConfig, [f"--config={file}", "--targets", "to_k", "to_v"]).targets == ("to_k", "to_v")
 
 
 def test_an_option_may_have_underscores_or_an_equals_sign():
-    assert parse(["--batch_size", "3", "--cfg=2"]) == ReflConfig(batch_size=3, cfg=2.0)
+    assert parse(ReflConfig, ["--batch_size", "3", "--cfg=2"]) == ReflConfig(batch_size=3, cfg=2.0)
 
 
 @pytest.mark.parametrize("path", [r"C:\new\table.txt", r"D:\my models\sd 1.5", r"\\server\share\a b", r"it's\here"])
 def test_windows_paths_survive(path, tmp_path):
-    assert parse(["--model", path]).model == path
+    assert parse(ReflConfig, ["--model", path]).model == path
     if "'" not in path:
-        assert load(toml(tmp_path, f"model = '{path}'\n")).model == path
-    assert load(toml(tmp_path, to_toml(ReflConfig(model=path)))).model == path
+        assert load(ReflConfig, toml(tmp_path, f"model = '{path}'\n")).model == path
+    assert load(ReflConfig, toml(tmp_path, to_toml(ReflConfig(model=path)))).model == path
 
 
 def test_a_file_of_windows_notepad_is_read(tmp_path):
     file = tmp_path / "notepad.toml"
     file.write_bytes(b"\xef\xbb\xbf" + b"# a comment\r\nsteps = 5\r\n\r\nrank = 8\r\n")
-    assert load(file) == ReflConfig(steps=5, rank=8)
+    assert load(ReflConfig, file) == ReflConfig(steps=5, rank=8)
 
 
 def test_help_shows_each_description_and_the_values_of_the_file(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(["--config", toml(tmp_path, "steps = 4321\n"), "--help"])
+        parse(ReflConfig, ["--config", toml(tmp_path, "steps = 4321\n"), "--help"])
     told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     assert stop.value.code == 0
     assert "4321" in told
     for name in NAMES:
         assert "--" + name.replace("_", "-") in told
-        assert settings._documentation()[name].text in told, name
+        assert documentation(ReflConfig)[name].text in told, name
+
+
+# Settings of another script
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    # Some
+    seed: int = 3
+    """A seed."""
+    steps: Annotated[int, Range(1)] = 10
+    """How many."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Other(Base):
+    # More
+    winners: Annotated[int, Range(1)] = 2
+    """How many win."""
+    steps: Annotated[int, Range(1)] = 20
+    """How many of these."""
+
+
+def test_another_dataclass_and_what_it_extends_are_read_by_the_same_functions(tmp_path):
+    text = to_toml(Other(winners=4))
+    assert re.findall(r"^(\w+) = ", text, re.M) == ["seed", "steps", "winners"]
+    assert "# How many of these." in text
+    assert "# ---- More ----" in text
+    assert load(Other, toml(tmp_path, text)) == parse(Other, ["--winners", "4"]) == Other(winners=4)
+    with pytest.raises(RealignError, match="winners is 0; give a whole number at least 1"):
+        parse(Other, ["--winners", "0"])
 
 
 # What is wrong, in a sentence
@@ -195,7 +233,7 @@ def test_help_shows_each_description_and_the_values_of_the_file(tmp_path, capsys
 )
 def test_an_unknown_key_names_the_file_the_key_and_the_nearest(key, nearest, tmp_path):
     with pytest.raises(RealignError, match=rf"run one\.toml.*'{key}'.*did you mean '({nearest})'"):
-        load(toml(tmp_path, f"{key} = 1\n"))
+        load(ReflConfig, toml(tmp_path, f"{key} = 1\n"))
 
 
 @pytest.mark.parametrize(
@@ -203,17 +241,17 @@ def test_an_unknown_key_names_the_file_the_key_and_the_nearest(key, nearest, tmp
 )
 def test_an_unknown_option_names_the_nearest(argv):
     with pytest.raises(RealignError, match=r"no option --le\S+; did you mean --learning-rate\?"):
-        parse(argv)
+        parse(ReflConfig, argv)
 
 
 def test_an_unknown_option_of_a_dash_is_told_too():
     with pytest.raises(RealignError, match=r"no option -x; did you mean --"):
-        parse(["-x", "3"])
+        parse(ReflConfig, ["-x", "3"])
 
 
 def test_a_word_of_no_option_is_told():
     with pytest.raises(RealignError, match="'models', which belongs to no option"):
-        parse(["--model", "my", "models"])
+        parse(ReflConfig, ["--model", "my", "models"])
 
 
 WRONG = [
@@ -251,9 +289,9 @@ def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, show
     quoted = f"'{value}'" if isinstance(value, str) else value
     for give in (
         lambda: ReflConfig(**{name: value}),
-        lambda: from_dict({name: value}),
-        lambda: load(toml(tmp_path, f"{name} = {quoted}\n")),
-        lambda: parse(["--" + name.replace("_", "-"), str(value)]),
+        lambda: from_dict(ReflConfig, {name: value}),
+        lambda: load(ReflConfig, toml(tmp_path, f"{name} = {quoted}\n")),
+        lambda: parse(ReflConfig, ["--" + name.replace("_", "-"), str(value)]),
     ):
         with pytest.raises(RealignError, match=re.escape(mend)) as error:
             give()
@@ -283,7 +321,7 @@ def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, show
 )
 def test_a_value_of_the_wrong_type_names_its_file_and_what_to_give(line, mend, tmp_path):
     with pytest.raises(RealignError, match=rf"run one\.toml: \w+ is .*{mend}"):
-        load(toml(tmp_path, line + "\n"))
+        load(ReflConfig, toml(tmp_path, line + "\n"))
 
 
 def test_two_weights_of_zero_train_nothing():
@@ -294,12 +332,12 @@ def test_two_weights_of_zero_train_nothing():
 @pytest.mark.parametrize("line", [r'model = "C:\models"', r'model = "C:\users"'])
 def test_a_windows_path_in_double_quotes_gets_a_hint(line, tmp_path):
     with pytest.raises(RealignError, match=r"run one\.toml is not TOML.*'single quotes'"):
-        load(toml(tmp_path, line))
+        load(ReflConfig, toml(tmp_path, line))
 
 
 def test_a_windows_path_that_toml_turned_into_a_line_break_is_caught(tmp_path):
     with pytest.raises(RealignError, match=r"control character.*'single quotes'"):
-        load(toml(tmp_path, r'model = "C:\new"'))
+        load(ReflConfig, toml(tmp_path, r'model = "C:\new"'))
 
 
 @pytest.mark.parametrize(
@@ -309,23 +347,23 @@ def test_what_is_not_toml_is_told(data, tmp_path):
     file = tmp_path / "broken.toml"
     file.write_bytes(data)
     with pytest.raises(RealignError, match=r"broken\.toml is not (TOML|UTF-8)"):
-        load(file)
+        load(ReflConfig, file)
 
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(RealignError, match=r"no file .*nowhere\.toml"):
-        parse(["--config", str(tmp_path / "nowhere.toml")])
+        parse(ReflConfig, ["--config", str(tmp_path / "nowhere.toml")])
 
 
 def test_two_files_are_refused(tmp_path):
     with pytest.raises(RealignError, match="given 2 times"):
-        parse(["--config", "a.toml", "--config=b.toml"])
+        parse(ReflConfig, ["--config", "a.toml", "--config=b.toml"])
 
 
 @pytest.mark.parametrize("words", [["--config"], ["--model"], ["--config="]])
 def test_an_option_without_its_value_ends_in_an_error(words, capsys):
     with pytest.raises((RealignError, SystemExit)) as stop:
-        parse(words)
+        parse(ReflConfig, words)
     assert getattr(stop.value, "code", 2) == 2
 
 
@@ -336,20 +374,20 @@ def test_a_lora_without_settings_is_told(metadata, told, tmp_path):
     file = tmp_path / "other.safetensors"
     save_file({"weight": np.zeros(2, "float32")}, file, metadata=metadata)
     with pytest.raises(RealignError, match=rf"other\.safetensors.*{told}"):
-        load(file)
+        load(ReflConfig, file)
 
 
 def test_a_truncated_lora_is_told(tmp_path):
     file = tmp_path / "cut.safetensors"
     file.write_bytes(b"\x10")
     with pytest.raises(RealignError, match="could not be read"):
-        load(file)
+        load(ReflConfig, file)
 
 
 def test_a_missing_tyro_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     with pytest.raises(RealignError, match="pip install"):
-        parse([])
+        parse(ReflConfig, [])
 
 
 def test_settings_cannot_be_changed():

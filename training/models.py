@@ -15,7 +15,7 @@ from ..perception.text_encoder import TextEncoder
 from ..pipeline.sampler import DiffusersSampler
 from ..rewards.caption import CaptionReward
 from ..rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
-from .config import ReflConfig
+from .settings import ReflConfig
 
 DEMO = Path(__file__).parents[1] / "demo" / "weights"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -24,7 +24,7 @@ from ..core.errors import RealignError
 from ..perception.captioner import Captioner
 from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
-from .config import ReflConfig
+from .settings import ReflConfig
 
 SAMPLING = SamplingSettings(steps=20, cfg=3.0)
 EMPTY_CAPTIONS = 0.1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import RealignError
 
 if TYPE_CHECKING:
-    from .config import ReflConfig
+    from .settings import ReflConfig
 
 COLUMNS = ("caption", "prompt", "text")
 """Where a prompt is looked for when no column is named; upper and lower case are one."""

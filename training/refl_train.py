@@ -36,11 +36,12 @@ from ..core.errors import RealignError
 from ..perception.images import to_pil
 from ..pipeline.settings import SamplingSettings
 from . import checkpoints, export
-from .config import ReflConfig, parse, to_dict
+from .config import parse, to_dict
 from .models import Trained, load
 from .prior import Prior, folder_prior, frozen_prior
 from .prompts import load_prompts
 from .rollout import Rollout
+from .settings import ReflConfig
 
 SEED_OF_EVALUATION = 10**7
 COLUMNS = ("step", "reward", "loss", "prior_loss", "held_out_reward", "bad_batches", "seconds")
@@ -48,7 +49,7 @@ COLUMNS = ("step", "reward", "loss", "prior_loss", "held_out_reward", "bad_batch
 
 def main() -> None:
     try:
-        config = parse(description=__doc__)
+        config = parse(ReflConfig, description=__doc__)
         if config.dry_run:
             print(plan(config))
         else:
