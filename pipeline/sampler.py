@@ -114,7 +114,7 @@ class DiffusersSampler:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] → images [B, H, W, 3] in [0, 1], float32."""
-        image = self.vae.decode(latents / self.vae.config.scaling_factor).sample.float()
+        image = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
         return ((image + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..perception.text_encoder import TextEncoder
 from ..pipeline.sampler import DiffusersSampler
 from ..rewards.caption import CaptionReward
 from ..rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
+from .offload import moved_to
 from .settings import ReflConfig
 
 DEMO = Path(__file__).parents[1] / "demo" / "weights"
@@ -32,10 +34,16 @@ class Trained:
     """Its differentiable stand-in."""
     weights: list[nn.Parameter]
     """What the optimiser changes, float32."""
+    device: torch.device
+    """Where the run computes. With `offload_captioner` captioner and text encoder rest on the CPU."""
+
+    def judging(self) -> AbstractContextManager[None]:
+        """Captioner and text encoder at the place where the run computes, for as long as they are used."""
+        return moved_to(self.device, [self.reward.captioner.model, self.reward.text_encoder.model])
 
 
 def load(config: ReflConfig, device: torch.device) -> Trained:
-    """Read the run's models; all but the trained weights are frozen, in the precision of the run.
+    """Read the run's models; all but the trained weights are frozen, in `precision` or `frozen_precision`.
 
     Raises:
         RealignError: a folder is missing or holds another kind of model, or a setting is not built yet.
@@ -44,11 +52,15 @@ def load(config: ReflConfig, device: torch.device) -> Trained:
     dtype = DTYPES[config.precision]
     sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
     _check_resolution(config, sampler)
-    captioner = Captioner.load(_folder(config.captioner, "blip2_captioner"), device, dtype)
-    text_encoder = TextEncoder.load(_folder(config.text_encoder, "blip2_itm"), device, dtype)
+    judges = (
+        torch.device("cpu") if config.offload_captioner else device,
+        dtype if config.frozen_precision == "same" else DTYPES[config.frozen_precision],
+    )
+    captioner = Captioner.load(_folder(config.captioner, "blip2_captioner"), *judges)
+    text_encoder = TextEncoder.load(_folder(config.text_encoder, "blip2_itm"), *judges)
     reward = CaptionReward(captioner, text_encoder)
     weights = trainable(sampler.unet, config)
-    return Trained(sampler, reward, _estimator(config, reward), weights)
+    return Trained(sampler, reward, _estimator(config, reward), weights, device)
 
 
 def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
@@ -88,15 +100,8 @@ def _check_resolution(config: ReflConfig, sampler: DiffusersSampler) -> None:
 
 def _refuse_what_is_not_built(config: ReflConfig) -> None:
     """Better refused than silently left out."""
-    wanted = {
-        "ema": config.ema > 0,
-        "optimizer_8bit": config.optimizer_8bit,
-        "offload_captioner": config.offload_captioner,
-        f"log_with = {config.log_with}": config.log_with != "csv",
-    }
-    for name, asked in wanted.items():
-        if asked:
-            raise RealignError(f"{name} is not built yet: leave that setting as it is by default.")
+    if config.log_with != "csv":
+        raise RealignError(f"log_with = {config.log_with} is not built yet: leave that setting as it is by default.")
 
 
 def _folder(name: str, demo: str) -> Path:

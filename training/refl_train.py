@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from ..pipeline.settings import SamplingSettings
 from . import checkpoints, export
 from .config import parse, to_dict
 from .models import Trained, load
+from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
 from .prior import Prior, folder_prior, frozen_prior
 from .prompts import load_prompts
 from .rollout import Rollout
@@ -80,13 +80,14 @@ class Run:
 
     def __init__(self, config: ReflConfig) -> None:
         self.config, self.output = config, Path(config.output)
-        self.accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
+        self.accelerator = accelerator(config)
         self.prompts, self.held_out = load_prompts(config)
         for problem in (*self.prompts.problems, *self.held_out.problems):
             self.accelerator.print(problem)
         self.models: Trained = load(config, self.accelerator.device)
-        self.optimizer = torch.optim.AdamW(self.models.weights, lr=config.learning_rate, weight_decay=0)
+        self.optimizer = adamw(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
+        self.average = moving_average(self.models.weights, config.ema)
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
         self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
         self.stopping = False
@@ -130,16 +131,16 @@ class Run:
         self.optimizer.zero_grad()
         totals = torch.zeros(3)
         for part in range(config.gradient_accumulation):
-            reward, surrogate, prior_loss = self._losses(part)
-            loss = config.reward_weight * F.relu(config.margin - surrogate).mean() + config.prior_weight * prior_loss
-            self.accelerator.backward(loss / config.gradient_accumulation)
-            totals += torch.tensor([reward, loss.item(), prior_loss.item()]) / config.gradient_accumulation
+            totals += self._add_gradient(part) / config.gradient_accumulation
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
         norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
-        if torch.isfinite(totals).all() and torch.isfinite(norm):
+        finite = bool(torch.isfinite(totals).all())
+        if finite and torch.isfinite(norm):
             self.bad = 0
             self.optimizer.step()
-        else:
+            if self.average is not None:
+                self.average.step(self.models.weights)
+        elif not (lower_scale(self.accelerator) and finite):
             self.bad += 1
             if self.bad > config.max_bad_batches:
                 raise RealignError(
@@ -148,8 +149,30 @@ class Run:
                 )
         return dict(zip(("reward", "loss", "prior_loss"), totals.tolist(), strict=True))
 
-    def _losses(self, part: int) -> tuple[float, Tensor, Tensor]:
-        """The true reward, its differentiable stand-in [B] and L_pre of one batch.
+    def _add_gradient(self, part: int) -> Tensor:
+        """Add one batch's gradient to that of the weights; the batch's true reward, loss (eq. 5) and L_pre: [3].
+
+        It goes back in three pieces, so that what one holds in memory is free for the next: from the reward to the
+        images, from these to the weights, then that of L_pre.
+        """
+        config, models = self.config, self.models
+        texts, seeds, index = self._draw_lots(part)
+        images = self.rollout.images(texts, models.sampler.noise(seeds), index, self.unet)
+        seen = images.detach().requires_grad_()
+        with models.judging():
+            loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()
+            self.accelerator.backward(loss / config.gradient_accumulation)
+            with torch.no_grad():
+                reward = float(models.reward(seen.nan_to_num().clamp(0, 1), texts).scores.mean())
+        images.backward(seen.grad)
+        if self.prior is None:
+            return torch.tensor([reward, loss.item(), 0.0])
+        prior_loss = self.prior.loss(models.sampler, self.unet, seeds)
+        self.accelerator.backward(config.prior_weight * prior_loss / config.gradient_accumulation)
+        return torch.tensor([reward, loss.item() + config.prior_weight * prior_loss.item(), prior_loss.item()])
+
+    def _draw_lots(self, part: int) -> tuple[list[str], list[int], int]:
+        """A batch's prompts, its seeds and the step at which the gradient enters.
 
         Everything random follows from the seed, the step and the image's number, so that a run that is resumed, or
         split over more devices, draws the same.
@@ -162,14 +185,7 @@ class Run:
         texts = [random.Random(f"{config.seed} prompt {first + i}").choice(self.prompts.texts) for i in range(count)]
         seeds = [config.seed * 10**9 + first + i for i in range(count)]
         torch.manual_seed(seeds[0])  # of sampled captions
-        noise = self.models.sampler.noise(seeds)
-        images = self.rollout.images(texts, noise, index, self.unet)
-        surrogate = self.models.estimator(images, texts)
-        with torch.no_grad():
-            reward = float(self.models.reward(images.detach().nan_to_num().clamp(0, 1), texts).scores.mean())
-        if self.prior is None:
-            return reward, surrogate, surrogate.new_zeros(())
-        return reward, surrogate, self.prior.loss(self.models.sampler, self.unet, seeds)
+        return texts, seeds, index
 
     def _look(self) -> dict[str, float]:
         """R_cap on held-out prompts from seeds of their own; the best weights so far are kept."""
@@ -179,7 +195,9 @@ class Run:
         scores = []
         for start in range(0, len(texts), 32):
             some = texts[start : start + 32]
-            scores += self.models.reward(self._images(some, start), some).scores.tolist()
+            images = self._images(some, start)
+            with self.models.judging():
+                scores += self.models.reward(images, some).scores.tolist()
         reward = sum(scores) / len(scores)
         self.rewards.append(reward)
         if reward > self.best:
@@ -203,14 +221,15 @@ class Run:
         """One image a text, as the rollout samples, from seeds that no training step uses."""
         settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
         noise = self.models.sampler.noise([SEED_OF_EVALUATION + first + i for i in range(len(texts))])
-        return self.models.sampler.sample(texts, noise, settings)
+        with averaged(self.models.weights, self.average):
+            return self.models.sampler.sample(texts, noise, settings)
 
     def _prior(self) -> Prior:
         config, sampler = self.config, self.models.sampler
         if config.prior != "frozen":
             return folder_prior(Path(config.prior), sampler, config.resolution)
         bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
-        with bar, self.accelerator.main_process_first():
+        with bar, self.accelerator.main_process_first(), self.models.judging():
             return frozen_prior(sampler, self.models.reward.captioner, self.prompts.texts, config, bar.update)
 
     def _resume(self) -> None:
@@ -226,6 +245,9 @@ class Run:
         for weight, kept in zip(self.models.weights, state["weights"], strict=True):
             weight.data.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.average = moving_average(self.models.weights, config.ema, state.get("average"))
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
         print(f"Going on from {file}, step {self.step} of {config.steps}.")
 
@@ -233,6 +255,8 @@ class Run:
         state = {
             "weights": [weight.detach().cpu() for weight in self.models.weights],
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
             "bad": self.bad,
             "rewards": self.rewards,
             "best": self.best,
@@ -257,7 +281,8 @@ class Run:
         )
         self.output.mkdir(parents=True, exist_ok=True)
         write = export.save_lora if self.config.train == "lora" else export.save_unet
-        write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
+        with averaged(self.models.weights, self.average):
+            write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
 
     def _log(self, row: dict[str, Any]) -> None:
         if not self._main:

@@ -40,7 +40,8 @@ class Rollout:
         t = self.scheduler.timesteps[index]
         alpha = self.scheduler.alphas_cumprod[t].to(x)  # ᾱ_t
         x0 = (x - (1 - alpha).sqrt() * self._epsilon(unet, x, t, context)) / alpha.sqrt()
-        image = self.sampler.vae.decode(x0 / self.sampler.vae.config.scaling_factor).sample.float()
+        vae = self.sampler.vae
+        image = vae.decode((x0 / vae.config.scaling_factor).to(vae.dtype)).sample.float()
         return ((image + 1) / 2).permute(0, 2, 3, 1)
 
     def _epsilon(self, unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:

@@ -114,10 +114,11 @@ class ReflConfig:
     max_grad_norm: Annotated[float, Range(0, above=True)] = 1.0
     """The gradient's norm is cut to this, above 0. Paper: open."""
     max_bad_batches: Annotated[int, AT_LEAST_0] = 10
-    """A batch whose loss or gradient is not finite is left out; more than so many in a row end the run. At least 0."""
+    """A batch whose loss or gradient is not finite is left out; more than so many in a row end the run. At least 0. A
+    gradient that was only scaled too large for fp16 is left out too, but does not count."""
     ema: Annotated[float, Range(0, 0.999999)] = 0.0
-    """The decay a step of the moving average of the weights, which is what gets saved, from 0 to 0.999999; 0 is none.
-    With train = unet only. Paper: open."""
+    """The decay a step of the moving average of the weights, which is what is drawn with, evaluated and saved, from 0
+    to 0.999999; 0 is none. With train = unet only. Paper: open."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 42
     """Of noise, order and captions: a whole number of 32 bits. Paper: 42."""
 
@@ -125,12 +126,15 @@ class ReflConfig:
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """What the models compute in; trained weights are kept in fp32. bf16 needs a GPU that has it. Paper: half
     precision."""
+    frozen_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
+    """What captioner and text encoder compute in. same: as `precision`."""
     gradient_checkpointing: bool = False
     """Compute the UNet's activations again in the backward pass: less memory, more time."""
     optimizer_8bit: bool = False
-    """Keep AdamW's state in 8 bits; needs the package bitsandbytes and a GPU."""
+    """Keep AdamW's state in 8 bits; needs the package bitsandbytes."""
     offload_captioner: bool = False
-    """Keep captioner and text encoder in the computer's memory while they are not used."""
+    """Keep captioner and text encoder in the computer's memory while they are not used: less memory of the GPU, but
+    they are copied there for every batch."""
 
     # Watching
     sample_every: Annotated[int, AT_LEAST_0] = 100
