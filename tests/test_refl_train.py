@@ -1,6 +1,8 @@
 """The training script on the demo models: what a run writes, and that stopping it costs nothing."""
 
 import csv
+import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from realigndiff.training.config import parse
+from realigndiff.training.refl_train import Run
+from realigndiff.training.settings import ReflConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -101,6 +107,69 @@ def test_a_run_that_was_killed_or_stopped_goes_on_to_the_same_weights(whole, tmp
         assert process.returncode == 0
     assert run(output).returncode == 0
     assert same(output / "last.safetensors", whole / "last.safetensors")
+
+
+def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path):
+    """The raw weights, their average and the optimiser's state all come back from a checkpoint."""
+    options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "3", "--evaluate-every", "0"]
+    for name in ("whole", "resumed"):
+        done = run(tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+        if name == "whole":
+            (tmp_path / "resumed/checkpoints").mkdir(parents=True)
+            for file in ("checkpoints/step-00000002.pt", "prior.safetensors"):
+                (tmp_path / "resumed" / file).write_bytes((tmp_path / "whole" / file).read_bytes())
+    assert "step 2 of 3" in done.stdout
+    assert same(tmp_path / "resumed/last.safetensors", tmp_path / "whole/last.safetensors")
+    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "whole/log.csv").open()) if row["loss"]]
+    assert len(losses) == 3
+    assert all(map(math.isfinite, losses))
+    two, three = (torch.load(tmp_path / f"whole/checkpoints/step-0000000{i}.pt", weights_only=True) for i in (2, 3))
+    conv = next(i for i, weight in enumerate(three["weights"]) if weight.dim() == 4)
+    before, raw = two["average"]["shadow_params"][conv], three["weights"][conv]
+    average = before + (raw - before) * (1 - 3 / 12)  # the third step's decay, still rising to 0.5
+    torch.testing.assert_close(three["average"]["shadow_params"][conv], average)
+    saved = load_file(tmp_path / "whole/last.safetensors")["input_blocks.0.0.weight"]
+    assert torch.equal(saved, three["average"]["shadow_params"][conv].half())
+    assert not torch.equal(saved, raw.half())
+
+
+def test_a_lora_trains_in_bf16(whole, tmp_path):
+    """Frozen weights in bf16, the LoRA in fp32; the same run as in fp32, as far as bf16 goes."""
+    done = run(tmp_path / "bf16", "--precision", "bf16", "--steps", "2", "--evaluate-every", "0", "--sample-every", "0")
+    assert done.returncode == 0, done.stderr
+    losses = [
+        float(next(row["loss"] for row in csv.DictReader((folder / "log.csv").open()) if row["step"] == "1"))
+        for folder in (tmp_path / "bf16", whole)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    tensors = load_file(tmp_path / "bf16/last.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    assert max(float(tensor.abs().max()) for name, tensor in tensors.items() if "lora_up" in name) > 1e-5
+
+
+def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    settings = dataclasses.replace(parse(ReflConfig, QUICK.split()), output=str(tmp_path), offload_captioner=True)
+    whole = Run(settings)
+    reward, loss, prior_loss = whole._add_gradient(0).tolist()
+    pieces = [weight.grad.clone() for weight in whole.models.weights]
+    whole.optimizer.zero_grad()
+
+    texts, seeds, index = whole._draw_lots(0)
+    images = whole.rollout.images(texts, whole.models.sampler.noise(seeds), index)
+    L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
+    L = settings.reward_weight * (settings.margin - whole.models.estimator(images, texts)).relu().mean()
+    L = L + settings.prior_weight * L_pre  # eq. 5
+    L.backward()
+    assert (loss, prior_loss) == pytest.approx((L.item(), L_pre.item()))
+    assert -1 <= reward <= 1
+    assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
+    for piece, weight in zip(pieces, whole.models.weights, strict=True):
+        torch.testing.assert_close(piece, weight.grad, rtol=1e-4, atol=1e-6)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def test_a_plan_is_told_and_nothing_written(tmp_path):

@@ -38,6 +38,7 @@ from . import checkpoints, export
 from .config import parse, to_dict
 from .models import Trained, load
 from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
+from .plan import plan
 from .prior import Prior, folder_prior, frozen_prior
 from .prompts import load_prompts
 from .rollout import Rollout
@@ -56,23 +57,6 @@ def main() -> None:
             Run(config).train()
     except RealignError as error:
         sys.exit(f"refl_train: {error}")
-
-
-def plan(config: ReflConfig) -> str:
-    """What a run would do, without doing it."""
-    training, held_out = load_prompts(config)
-    models = load(config, torch.device("cpu"))
-    count = sum(weight.numel() for weight in models.weights)
-    memory = 16 * count / 1e6  # weight, gradient and two moments in float32
-    batch = config.batch_size * config.gradient_accumulation
-    return "\n".join(
-        [
-            f"trains {count:,} parameters ({config.train}), which with their optimiser take {memory:.0f} MB",
-            f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
-            f"evaluates on {min(config.evaluate_prompts, len(held_out.texts))} held-out prompts",
-            f"writes log.csv, samples, checkpoints, last.safetensors and best.safetensors to {config.output}",
-        ]
-    )
 
 
 class Run:

@@ -133,8 +133,8 @@ class ReflConfig:
     optimizer_8bit: bool = False
     """Keep AdamW's state in 8 bits; needs the package bitsandbytes."""
     offload_captioner: bool = False
-    """Keep captioner and text encoder in the computer's memory while they are not used: less memory of the GPU, but
-    they are copied there for every batch."""
+    """Keep captioner and text encoder in the computer's memory while they are not used: the UNet's backward pass has
+    their room on the GPU, but they are copied there for every batch."""
 
     # Watching
     sample_every: Annotated[int, AT_LEAST_0] = 100

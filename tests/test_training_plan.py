@@ -1,0 +1,57 @@
+"""What `--dry-run` says of memory is what a run then takes."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from realigndiff.training.config import load as read
+from realigndiff.training.models import load
+from realigndiff.training.optimization import adamw
+from realigndiff.training.plan import memory, plan
+from realigndiff.training.settings import ReflConfig
+
+DEMO = read(ReflConfig, Path(__file__).parents[1] / "training/configs/demo.toml")
+
+
+def bytes_of(tensors) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@pytest.mark.parametrize("train", ["lora", "unet"])
+def test_the_memory_told_is_that_of_the_tensors(train):
+    config = dataclasses.replace(DEMO, train=train, precision="bf16", frozen_precision="fp16")
+    models = load(config, torch.device("cpu"))
+    told, optimizer = memory(config, models), adamw(models.weights, config)
+    for weight in models.weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert told["AdamW's moments"] == bytes_of(moments)
+    assert told["gradient"] == bytes_of(weight.grad for weight in models.weights)
+    captioner = models.reward.captioner.model
+    assert {weight.dtype for weight in captioner.parameters()} == {torch.float16}
+    assert told["captioner"] == bytes_of([*captioner.parameters(), *captioner.buffers()])
+    assert told["model/unet"] == bytes_of([*models.sampler.unet.parameters(), *models.sampler.unet.buffers()])
+    assert {weight.dtype for weight in models.weights} == {torch.float32}
+
+
+def test_eight_bits_take_about_a_quarter():
+    config = dataclasses.replace(DEMO, train="unet", ema=0.9)
+    models = load(config, torch.device("cpu"))
+    full = memory(config, models)
+    small = memory(dataclasses.replace(config, optimizer_8bit=True), models)
+    assert small["AdamW's moments"] == pytest.approx(full["AdamW's moments"] / 4, rel=0.05)
+    assert full["moving average"] == full["gradient"]
+
+
+def test_the_plan_names_what_is_written_and_where(tmp_path):
+    told = plan(dataclasses.replace(DEMO, output=str(tmp_path / "mine"), sample_every=0, evaluate_every=0))
+    assert f"writes to {tmp_path / 'mine'}:" in told
+    assert "last.safetensors" in told
+    assert "samples" not in told
+    assert "best.safetensors" not in told
+    assert "goes on from" not in told
+    (tmp_path / "mine/checkpoints").mkdir(parents=True)
+    (tmp_path / "mine/checkpoints/step-00000004.pt").touch()
+    assert "step-00000004.pt" in plan(dataclasses.replace(DEMO, output=str(tmp_path / "mine")))
