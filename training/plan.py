@@ -101,7 +101,7 @@ def _files(config: ReflConfig, models: Trained, held_out: Prompts) -> dict[str, 
     drawn = config.prior == "frozen" and config.prior_weight > 0
     told = {
         "log.csv": "a row a step",
-        "samples/step-*.png": f"{1 + config.steps // config.sample_every} grids" if shown else "",
+        "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
         "prior.safetensors": _size(4.0 * config.prior_images * channels * height * width) if drawn else "",
         "checkpoints/step-*.pt": f"{_size(checkpoint)} each, the last {config.keep_last} are kept",
         "last.safetensors": exported,
