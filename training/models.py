@@ -92,7 +92,6 @@ def _refuse_what_is_not_built(config: ReflConfig) -> None:
         "ema": config.ema > 0,
         "optimizer_8bit": config.optimizer_8bit,
         "offload_captioner": config.offload_captioner,
-        f"log_with = {config.log_with}": config.log_with != "csv",
     }
     for name, asked in wanted.items():
         if asked:
