@@ -235,6 +235,7 @@ def test_the_header_tells_of_the_run(tmp_path):
         reward_before=0.5,
         reward_after=0.75,
         resolution=512,
+        prediction_type="v_prediction",
         thumbnail=Image.effect_noise((900, 700), 90),
         date=date,
     )
@@ -254,6 +255,7 @@ def test_the_header_tells_of_the_run(tmp_path):
         "ss_network_dim": "4",
         "ss_network_alpha": "16",
         "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
         "ss_steps": "50",
         "ss_learning_rate": "1e-05",
         "ss_output_name": "shapes",
@@ -264,6 +266,7 @@ def test_the_header_tells_of_the_run(tmp_path):
         "modelspec.description": "Circles and squares in their colours.",
         "modelspec.date": "2025-03-04T05:06:07+00:00",
         "modelspec.resolution": "512x512",
+        "modelspec.prediction_type": "v",
         "realigndiff.prompts_sha256": hashlib.sha256(b"a red circle\na blue square").hexdigest(),
         "realigndiff.reward_before": "0.5",
         "realigndiff.reward_after": "0.75",
@@ -278,17 +281,22 @@ def test_what_is_not_known_is_not_told_and_the_caller_knows_better(tmp_path):
     told = header(file)
     assert told["ss_base_model_version"] == "sd_v2_v"
     assert told["modelspec.architecture"] == "stable-diffusion-v2-512/lora"
+    assert told["ss_v2"] == "True"
     assert told["ss_network_dim"] == told["ss_network_alpha"] == "Dynamic"
 
 
+def test_the_large_stable_diffusion_2_is_named_as_the_one_that_predicts_v():
+    assert export.base_model(make_unet("sd2", sample_size=96).config) == ("sd_v2_v", "stable-diffusion-v2-768-v")
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-def test_a_thumbnail_is_a_jpeg_of_at_most_64_kb(mode):
+def test_a_thumbnail_is_a_jpeg_of_at_most_256_pixels_and_32_kb(mode):
     noise = Image.effect_noise((2000, 1500), 120).convert(mode)
     address = run_metadata("shapes", **RUN, thumbnail=noise)["modelspec.thumbnail"]
     kind, _, content = address.partition(",")
     picture = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
-    assert kind == "data:image/jpeg;base64" and len(address) <= 64 * 1024
-    assert picture.format == "JPEG" and picture.width > picture.height > 100
+    assert kind == "data:image/jpeg;base64" and len(address) <= 32 * 1024
+    assert picture.format == "JPEG" and 256 >= picture.width > picture.height > 80
     assert noise.size == (2000, 1500)
 
 

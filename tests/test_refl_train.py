@@ -1,9 +1,12 @@
 """The training script on the demo models: what a run writes, and that stopping it costs nothing."""
 
+import base64
 import csv
 import dataclasses
+import io
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
 from realigndiff.training.config import parse
 from realigndiff.training.refl_train import Run
 from realigndiff.training.settings import ReflConfig
@@ -66,6 +70,37 @@ def test_it_writes_a_log_samples_checkpoints_and_the_weights(whole):
         assert "realigndiff.config" in file.metadata()
 
 
+def test_the_progress_bar_shows_reward_loss_and_speed(tmp_path):
+    said = run(tmp_path / "bar", "--steps", "1", "--evaluate-every", "0", "--sample-every", "0", "--prior-weight", "0")
+    assert re.search(r"1/1 .*reward 0\.\d+, loss 0\.\d+, \d+\.\d+ images/s", said.stderr), said.stderr
+
+
+def test_the_header_holds_the_newest_sample_as_a_thumbnail_and_stays_small(whole):
+    for name in ("best", "last"):
+        file = whole / f"{name}.safetensors"
+        with safe_open(file, "pt") as opened:
+            kind, _, content = opened.metadata()["modelspec.thumbnail"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size == (64, 64)
+        assert int.from_bytes(file.read_bytes()[:8], "little") < 100_000
+
+
+def test_the_report_shows_the_run_and_its_samples(whole):
+    text = (whole / "report.html").read_text(encoding="utf-8")
+    assert "6 of 6 steps" in text
+    assert text.count("<img") == 2 * 4 + 1  # four prompts before and after, and one grid between
+
+
+def test_drawing_samples_changes_nothing(whole, tmp_path):
+    output = tmp_path / "drawn"
+    (output / "checkpoints").mkdir(parents=True)
+    for file in ("checkpoints/step-00000004.pt", "prior.safetensors"):
+        (output / file).write_bytes((whole / file).read_bytes())
+    assert run(output, "--sample-every", "1").returncode == 0
+    assert len(list((output / "samples").iterdir())) == 2
+    assert same(output / "last.safetensors", whole / "last.safetensors")
+
+
 @pytest.mark.parametrize("kept", [2, 4])
 def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_path, kept):
     """As if it had been killed after the checkpoint of step `kept`."""
@@ -104,6 +139,7 @@ def test_a_run_that_was_killed_or_stopped_goes_on_to_the_same_weights(whole, tmp
     said = process.communicate()[0]
     if how == signal.SIGINT:
         assert "the same command goes on from" in said
+        assert "not finished" in (output / "report.html").read_text(encoding="utf-8")
         assert process.returncode == 0
     assert run(output).returncode == 0
     assert same(output / "last.safetensors", whole / "last.safetensors")

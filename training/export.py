@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from PIL import Image
 
-THUMBNAIL_BYTES = 64 * 1024
-"""The longest thumbnail, as written."""
+THUMBNAIL_SIDE = 256
+"""The largest side of a thumbnail in pixels, as the Model Spec recommends."""
+THUMBNAIL_BYTES = 32 * 1024
+"""The longest thumbnail, as written: a header is read whenever a program lists its models."""
 _HASH, _NO_HASH = "modelspec.hash_sha256", "0x" + "0" * 64
 
 
@@ -64,6 +66,7 @@ def save_lora(
         "ss_network_dim": _same(len(tensor) for name, tensor in tensors.items() if ".lora_down." in name),
         "ss_network_alpha": _same(tensor.item() for name, tensor in tensors.items() if name.endswith(".alpha")),
         "ss_base_model_version": version,
+        "ss_v2": str(version.startswith("sd_v2")),
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
     }
@@ -162,6 +165,7 @@ def run_metadata(
     reward_before: float | None = None,
     reward_after: float | None = None,
     resolution: int | None = None,
+    prediction_type: str | None = None,
     thumbnail: Image.Image | None = None,
     date: datetime | None = None,
 ) -> dict[str, str]:
@@ -169,7 +173,8 @@ def run_metadata(
 
     title: also the file's name in kohya's terms. config: all settings, written as JSON; of a Path only the last part,
     for whose folders they were is nobody's business. prompts: of the training; only their SHA-256 is written, one a
-    line. resolution: of the images, in pixels. thumbnail: any size; made small. date: by default now.
+    line. resolution: of the images, in pixels. prediction_type: of the noise schedule, as diffusers calls it.
+    thumbnail: any size; made small. date: by default now.
     """
     told = {
         "ss_output_name": title,
@@ -180,6 +185,7 @@ def run_metadata(
         "modelspec.description": description or None,
         "modelspec.date": (date or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "modelspec.resolution": resolution and f"{resolution}x{resolution}",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
         "modelspec.thumbnail": thumbnail and _thumbnail(thumbnail),
         "realigndiff.config": json.dumps(dict(config), default=_plain, sort_keys=True),
         "realigndiff.prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
@@ -198,7 +204,7 @@ def base_model(config: Mapping[str, Any]) -> tuple[str, str]:
         return "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
     if config.get("use_linear_projection"):
         large = config.get("sample_size") == 96
-        return "sd_v2", "stable-diffusion-v2-768-v" if large else "stable-diffusion-v2-512"
+        return ("sd_v2_v", "stable-diffusion-v2-768-v") if large else ("sd_v2", "stable-diffusion-v2-512")
     return "sd_v1", "stable-diffusion-v1"
 
 
@@ -291,7 +297,7 @@ def _fill_in_hash(file: Path) -> None:
 def _thumbnail(image: Image.Image) -> str:
     """The image as a `data:` address of at most THUMBNAIL_BYTES."""
     small = image.convert("RGB")
-    side = 512
+    side = THUMBNAIL_SIDE
     while True:
         small.thumbnail((side, side))
         jpeg = io.BytesIO()

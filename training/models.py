@@ -46,9 +46,8 @@ def load(config: ReflConfig, device: torch.device) -> Trained:
     """Read the run's models; all but the trained weights are frozen, in `precision` or `frozen_precision`.
 
     Raises:
-        RealignError: a folder is missing or holds another kind of model, or a setting is not built yet.
+        RealignError: a folder is missing or holds another kind of model.
     """
-    _refuse_what_is_not_built(config)
     dtype = DTYPES[config.precision]
     sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
     _check_resolution(config, sampler)
@@ -96,12 +95,6 @@ def _check_resolution(config: ReflConfig, sampler: DiffusersSampler) -> None:
     drawn = sampler.latent_shape[-1] * 2 ** (len(sampler.vae.config.block_out_channels) - 1)
     if config.resolution != drawn:
         raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
-
-
-def _refuse_what_is_not_built(config: ReflConfig) -> None:
-    """Better refused than silently left out."""
-    if config.log_with != "csv":
-        raise RealignError(f"log_with = {config.log_with} is not built yet: leave that setting as it is by default.")
 
 
 def _folder(name: str, demo: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,11 @@ def accelerator(config: ReflConfig) -> Accelerator:
     """
     precision = config.precision
     try:
-        made = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+        made = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=None if config.log_with == "csv" else config.log_with,
+            project_dir=Path(config.output) / "tensorboard",
+        )
     except ValueError as error:
         raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error
     if precision == "fp16" and made.device.type == "cpu":  # accelerate would go on without autocast and scale

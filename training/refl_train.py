@@ -4,8 +4,8 @@
     accelerate launch training/refl_train.py --config training/configs/sd15.toml --output out/mine
 
 Every setting is one of `training/configs/*.toml` and can be given here too. The run writes `log.csv`, sample grids,
-checkpoints, and the trained weights as `last.safetensors` and `best.safetensors`, which ComfyUI loads. Started again,
-it goes on from its last checkpoint; Ctrl-C saves one.
+checkpoints, `report.html`, and the trained weights as `last.safetensors` and `best.safetensors`, which ComfyUI loads.
+Started again, it goes on from its last checkpoint; Ctrl-C saves one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ if not __package__:
 
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
-import csv
 import random
 import signal
 import sys
@@ -27,14 +26,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..perception.images import to_pil
 from ..pipeline.settings import SamplingSettings
-from . import checkpoints, export
+from . import checkpoints, export, trackers
 from .config import parse, to_dict
 from .models import Trained, load
 from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
@@ -43,14 +41,15 @@ from .prior import Prior, folder_prior, frozen_prior
 from .prompts import load_prompts
 from .rollout import Rollout
 from .settings import ReflConfig
+from .watching import Watcher
 
 SEED_OF_EVALUATION = 10**7
-COLUMNS = ("step", "reward", "loss", "prior_loss", "held_out_reward", "bad_batches", "seconds")
 
 
 def main() -> None:
     try:
         config = parse(ReflConfig, description=__doc__)
+        trackers.check(config.log_with)
         if config.dry_run:
             print(plan(config))
         else:
@@ -68,6 +67,7 @@ class Run:
         self.prompts, self.held_out = load_prompts(config)
         for problem in (*self.prompts.problems, *self.held_out.problems):
             self.accelerator.print(problem)
+        self.watcher = Watcher(config, self.accelerator)
         self.models: Trained = load(config, self.accelerator.device)
         self.optimizer = adamw(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
@@ -81,27 +81,29 @@ class Run:
         """All steps, then the files."""
         signal.signal(signal.SIGINT, self._stop)
         self._resume()
-        config, told = self.config, tqdm(total=self.config.steps, initial=self.step, disable=not self._main)
+        config, watcher = self.config, self.watcher
+        watcher.begin(self.step)
         if not self.step:
             self._draw()
-            self._log({"step": 0, **self._look()})
-        while self.step < config.steps:
+            watcher.log({"step": 0, **self._look()})
+        while self.step < config.steps and not self.stopping:
             began = time.monotonic()
             row = self._take_step()
             self.step += 1
-            told.update()
-            told.set_postfix(reward=f"{row['reward']:.3f}", loss=f"{row['loss']:.4f}")
-            row |= self._look() if self._due(config.evaluate_every) else {}
-            self._log({"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad, **row})
+            row |= {"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad}
+            watcher.show(row)
             if self._due(config.sample_every):
-                self._draw()
+                self._draw()  # before the evaluation: the best weights' thumbnail is then of their own step
+            row |= self._look() if self._due(config.evaluate_every) else {}
+            watcher.log(row)
             if self._due(config.save_every):
                 self._save()
-            if self.stopping:
-                print(f"\nStopped at step {self.step}; the same command goes on from {self._save()}.")
-                return
-        self._save()
-        print(f"Trained; load {self.output / 'best.safetensors'} in ComfyUI.")
+        kept = self._save()
+        watcher.end()
+        if self.step < config.steps:
+            self.accelerator.print(f"Stopped at step {self.step}; the same command goes on from {kept}.")
+        else:
+            self.accelerator.print(f"Trained; load {self.output / 'best.safetensors'} in ComfyUI.")
 
     def _stop(self, *_: Any) -> None:
         """Ctrl-C: finish the step, so that no weight is changed twice; once more: at once."""
@@ -190,16 +192,10 @@ class Run:
         return {"held_out_reward": reward}
 
     def _draw(self) -> None:
-        """A grid of samples of fixed prompts and seeds; a failure is told and ends nothing."""
-        texts = self.config.sample_prompts or self.held_out.texts[:4]
-        if not self._main or not texts or not self.config.sample_every:
-            return
-        try:
-            folder = self.output / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            grid(to_pil(self._images(texts, 0))).save(folder / f"step-{self.step:08d}.png")
-        except Exception as error:  # whatever it is, hours of training are worth more than a picture
-            print(f"The samples of step {self.step} could not be drawn ({error}); training goes on.")
+        """A grid of samples of fixed prompts and seeds."""
+        if self.config.sample_every:
+            texts = self.config.sample_prompts or self.held_out.texts[:4]
+            self.watcher.draw(self.step, texts, lambda: to_pil(self._images(texts, 0)))
 
     def _images(self, texts: Sequence[str], first: int) -> Tensor:
         """One image a text, as the rollout samples, from seeds that no training step uses."""
@@ -262,23 +258,13 @@ class Run:
             reward_before=rewards[0],
             reward_after=rewards[-1],
             resolution=self.config.resolution,
+            prediction_type=self.models.sampler.scheduler.config.prediction_type,
+            thumbnail=self.watcher.thumbnail(self.step),
         )
         self.output.mkdir(parents=True, exist_ok=True)
         write = export.save_lora if self.config.train == "lora" else export.save_unet
         with averaged(self.models.weights, self.average):
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
-
-    def _log(self, row: dict[str, Any]) -> None:
-        if not self._main:
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        file = self.output / "log.csv"
-        new = not file.exists()
-        with file.open("a", newline="", encoding="utf-8") as opened:
-            writer = csv.DictWriter(opened, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
 
     def _set_learning_rate(self) -> None:
         """Linear warm-up, then constant."""
@@ -292,15 +278,6 @@ class Run:
     @property
     def _main(self) -> bool:
         return self.accelerator.is_main_process
-
-
-def grid(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Pictures of one size in rows."""
-    width, height = pictures[0].size
-    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for i, picture in enumerate(pictures):
-        canvas.paste(picture, (i % columns * width, i // columns * height))
-    return canvas
 
 
 if __name__ == "__main__":

@@ -1,0 +1,342 @@
+"""report.html: what a run did, on one page that needs nothing but a browser.
+
+    python training/report.py out/mine
+
+It is made from what the run left in its folder (log.csv, samples, the headers of the weights), so it can be made at
+any time: while the run goes on, after it was killed, or again.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from PIL import Image
+
+from ..core.errors import RealignError
+from . import log, samples
+from .config import METADATA_KEY
+from .curves import Curve, chart, smoothed
+from .settings import ReflConfig
+
+STYLE = Path(__file__).with_name("report.css")
+LARGEST = 512
+"""The largest side, in pixels, of a picture in the page."""
+LOADING = {
+    "lora": (
+        "loras",
+        "Add <b>Load LoRA</b> after <b>Load Checkpoint</b> of {model}, choose <code>{file}</code>, and leave "
+        "strength_model at 1. It changes no text encoder, so <b>LoraLoaderModelOnly</b> does the same.",
+    ),
+    "unet": (
+        "diffusion_models",
+        "Add <b>Load Diffusion Model</b>, choose <code>{file}</code>, and connect its MODEL where that of <b>Load "
+        "Checkpoint</b> went; CLIP and VAE stay those of {model}.",
+    ),
+}
+"""For each thing that is trained its folder in ComfyUI's `models`, and what to do in the graph."""
+FEWEST = 40
+"""A curve of fewer points is not smoothed."""
+BETWEEN = 6
+"""How many grids are shown of those between the first and the last."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the output folder of a run")
+    try:
+        print(write(parser.parse_args().folder))
+    except RealignError as error:
+        sys.exit(f"report: {error}")
+
+
+def write(folder: Path) -> Path:
+    """Write the report of the run in `folder` into it.
+
+    Raises:
+        RealignError: there is no run in the folder, or it cannot be written.
+    """
+    if not any((folder / name).exists() for name in ("log.csv", "samples", "last.safetensors", "best.safetensors")):
+        raise RealignError(f"There is no run in '{folder}': give the folder that training wrote (its `output`).")
+    file, text = folder / "report.html", page(folder)
+    part = file.with_suffix(".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise RealignError(f"The report cannot be written to '{file}' ({error}).") from error
+    return file
+
+
+def page(folder: Path) -> str:
+    """The whole page, of a folder that may lack anything."""
+    rows, notes = log.read(folder / "log.csv")
+    last_step = rows[-1]["step"] if rows else math.inf
+    grids = _grids(folder / "samples", last_step, notes)
+    weights = {name: _header(folder / f"{name}.safetensors", notes) for name in ("best", "last")}
+    weights = {name: header for name, header in weights.items() if header is not None}
+    header = weights.get("last", weights.get("best", {}))
+    settings = _settings(header, notes)
+    name = folder.resolve().name
+    body = [
+        _head(name, rows, settings),
+        "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        _numbers(rows, header),
+        _curves(rows),
+        _pictures(grids),
+        _loading(name, weights, settings),
+        _table(settings),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)} – RealignDiff training</title>\n<style>\n{STYLE.read_text('utf-8')}</style></head>\n"
+        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main></body></html>\n"
+    )
+
+
+def shown(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings as text for others' eyes: of a path from the root only its last part, for whose folders they were
+    is nobody's business."""
+    return {name: _text(value) for name, value in settings.items()}
+
+
+# What the folder holds
+
+
+def _grids(folder: Path, last: float, notes: list[str]) -> list[samples.Grid]:
+    """The first grid, the last, and some between; those that cannot be read are noted."""
+    files = samples.files(folder, last)
+    if len(files) > BETWEEN + 2:
+        files = [files[round(i * (len(files) - 1) / (BETWEEN + 1))] for i in range(BETWEEN + 2)]
+    grids = []
+    for file in files:
+        try:
+            grids.append(samples.load(file))
+        except (OSError, SyntaxError) as error:  # Pillow has both for a file that is cut off
+            notes.append(f"{file.name} cannot be read ({error}).")
+    return grids
+
+
+def _header(file: Path, notes: list[str]) -> dict[str, str] | None:
+    """The metadata of a file of weights; None where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="np") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        notes.append(f"{file.name} cannot be read ({error}): do not load it.")
+        return None
+
+
+def _settings(header: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
+    """The run's settings; none, and a note, where the header does not have them."""
+    try:
+        settings = json.loads(header[METADATA_KEY])
+        if isinstance(settings, dict):
+            return settings
+    except (KeyError, ValueError):
+        pass
+    notes.append("There are no weights with the run's settings yet, so these are not shown.")
+    return {}
+
+
+# The parts of the page
+
+
+def _head(name: str, rows: Sequence[log.Row], settings: Mapping[str, Any]) -> str:
+    steps = f"{rows[-1]['step']:,.0f}" if rows else "0"
+    wanted = settings.get("steps")
+    told = f"{steps} of {wanted:,} steps" if isinstance(wanted, int) else f"{steps} steps"
+    if rows and isinstance(wanted, int) and rows[-1]["step"] < wanted:
+        told += "; not finished"
+    model = _text(settings["model"]) if "model" in settings else ""
+    return (
+        f"<header><h1>{escape(name)}</h1><p>Fine-tuned with the caption reward"
+        f"{f' from <b>{escape(model)}</b>' if model else ''}. {escape(told)}.</p></header>"
+    )
+
+
+def _numbers(rows: Sequence[log.Row], header: Mapping[str, str]) -> str:
+    """The few numbers that say how it went."""
+    measured = [(row["step"], row["held_out_reward"]) for row in rows if "held_out_reward" in row]
+    cards = []
+    if measured:
+        cards.append(_change("Held-out reward", measured[0][1], measured[-1][1]))
+        step, best = max(measured, key=lambda point: point[1])
+        cards.append(_card("Best held-out reward", f"{best:.3f}", f"at step {step:,.0f}"))
+    elif "realigndiff.reward_before" in header and "realigndiff.reward_after" in header:
+        told = [_number(header[f"realigndiff.reward_{when}"]) for when in ("before", "after")]
+        cards.append(_change("Held-out reward", *told))
+    seconds = [row["seconds"] for row in rows if row.get("seconds", 0) > 0]
+    if seconds:
+        cards.append(_card("Time in steps", _duration(sum(seconds)), f"{sum(seconds) / len(seconds):.3g} s a step"))
+    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]
+    if speeds:
+        cards.append(_card("Speed", f"{sum(speeds) / len(speeds):.3g}", "images a second"))
+    bad = [f"{row['step']:.0f}" for row in rows if row.get("bad_batches", 0) > 0]
+    where = f"left out at step {', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}" if bad else "all were finite"
+    cards.append(_card("Bad batches", str(len(bad)), where, "worse" if bad else ""))
+    return f'<section class="cards">{"".join(cards)}</section>'
+
+
+def _change(title: str, before: float, after: float) -> str:
+    rise = after - before
+    return _card(title, f"{before:.3f} → {after:.3f}", f"{rise:+.3f}", "better" if rise > 0 else "worse" * (rise < 0))
+
+
+def _card(title: str, value: str, more: str, kind: str = "") -> str:
+    return f"<div><h3>{escape(title)}</h3><b>{escape(value)}</b><p class='{kind}'>{escape(more)}</p></div>"
+
+
+def _curves(rows: Sequence[log.Row]) -> str:
+    def of(column: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[column]) for row in rows if column in row]
+
+    charts = [chart("Reward on held-out prompts", [Curve("held out", of("held_out_reward"), "green", "dots")])]
+    for title, name, color in (
+        ("Reward on training prompts", "reward", "blue"),
+        ("Loss", "loss", "amber"),
+        ("Prior loss", "prior_loss", "violet"),
+    ):
+        points = of(name)
+        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smoothed(points), color)
+        charts.append(chart(title, [steps, mean] if len(points) >= FEWEST else [mean]))
+    return (
+        "<section><h2>Curves over the steps</h2>"
+        '<p class="quiet">The reward is R<sub>cap</sub>: how near the caption of an image is to its prompt, at most 1.'
+        f'</p><div class="charts">{"".join(charts)}</div></section>'
+    )
+
+
+def _pictures(grids: Sequence[samples.Grid]) -> str:
+    """Each prompt's picture before and after, then the grids between."""
+    if not grids:
+        return ""
+    before, after = grids[0], grids[-1]
+    when = f"step {before.step:,}" if before.step else "before training"
+    pairs = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    cards = []
+    for (one, other), prompt in zip_longest(pairs, after.prompts or before.prompts, fillvalue=""):
+        told = "".join(
+            f"<figure>{_image(picture, f'{prompt}, {name}')}<figcaption>{escape(name)}</figcaption></figure>"
+            for picture, name in ((one, when), (other, f"step {after.step:,}"))
+            if picture
+        )
+        cards.append(f'<div class="pair"><div>{told}</div><p>{escape(prompt)}</p></div>')
+    between = "".join(
+        f"<figure>{_image(samples.in_rows(grid.pictures), f'the samples of step {grid.step}', 2 * LARGEST)}"
+        f"<figcaption>step {grid.step:,}</figcaption></figure>"
+        for grid in grids[1:-1]
+    )
+    more = f'<details><summary>Between</summary><div class="between">{between}</div></details>' if between else ""
+    return (
+        '<section><h2>Before and after</h2><p class="quiet">The same noise each time.</p>'
+        f'<div class="pairs">{"".join(cards)}</div>{more}</section>'
+    )
+
+
+def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapping[str, Any]) -> str:
+    """How the result gets into ComfyUI."""
+    if not weights:
+        return ""
+    untrained = "best" in weights and weights["best"].get("ss_steps") == "0"
+    best = "last" if untrained and "last" in weights else next(iter(weights))
+    why = "the highest held-out reward" if best == "best" else "the last step"
+    if untrained:
+        why += " (<code>best.safetensors</code> is the model before training, which no evaluation has beaten yet)"
+    folder, steps = LOADING["unet" if settings.get("train") == "unet" else "lora"]
+    model = escape(_text(settings.get("model", "the model that was trained")))
+    copied = shlex.quote(f"ComfyUI/models/{folder}/{name}-{best}.safetensors")
+    again = shlex.quote(f"{name}/{best}.safetensors")
+    return (
+        f"<section><h2>Load it in ComfyUI</h2><p><code>{best}.safetensors</code> holds the weights of {why}. Copy it "
+        f"to <code>models/{folder}</code> of ComfyUI; from the folder of this page:</p>"
+        f"<pre>cp {best}.safetensors {escape(copied)}</pre>"
+        f"<p>{steps.format(file=escape(f'{name}-{best}.safetensors'), model=model)}</p>"
+        "<p>To train with the same settings again:</p>"
+        f"<pre>python training/refl_train.py --config {escape(again)} --output out/again</pre></section>"
+    )
+
+
+def _table(settings: Mapping[str, Any]) -> str:
+    """The settings that are not the defaults."""
+    if not settings:
+        return ""
+    defaults = {field.name: field.default for field in dataclasses.fields(ReflConfig)}
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td>"
+        f'<td class="quiet">{escape(_text(defaults.get(name, "")))}</td></tr>'
+        for name, value in settings.items()
+        if _text(value) != _text(defaults.get(name, ""))
+    )
+    return (
+        '<section><h2>Settings</h2><p class="quiet">Those that differ from the defaults.</p>'
+        f'<div class="wide"><table><tr><th>setting</th><th>here</th><th>default</th></tr>{rows}</table></div></section>'
+    )
+
+
+# Small things
+
+
+def _image(picture: Image.Image, label: str, largest: int = LARGEST) -> str:
+    """The picture in the page itself; small ones keep their pixels."""
+    small = max(picture.size) <= 160
+    if not small:
+        picture = picture.copy()
+        picture.thumbnail((largest, largest))
+    content = io.BytesIO()
+    picture.save(content, "PNG" if small else "JPEG", quality=88)
+    address = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f'<img class="{"small" if small else ""}" alt="{escape(label)}" src="{address}">'
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    text = str(value)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute():
+            return kind(text).name
+    return text
+
+
+def _number(text: str) -> float:
+    return float(text) if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) else math.nan
+
+
+def _duration(seconds: float) -> str:
+    """`3 h 5 min`, `12 min` or `40 s`."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    main()
