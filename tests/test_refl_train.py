@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from realigndiff.tests.miniatures import save_sdxl
 from realigndiff.training.config import parse
 from realigndiff.training.refl_train import Run
 from realigndiff.training.settings import ReflConfig
@@ -47,6 +48,16 @@ def whole(tmp_path_factory) -> Path:
     done = run(output)
     assert done.returncode == 0, done.stderr
     return output
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory) -> tuple[list[str], Path]:
+    """The options for a miniature SDXL, and a run of two steps with them that nothing stopped."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    options = ["--model", str(save_sdxl(folder / "model")), "--steps", "2", "--save-every", "1", "--sample-every", "2"]
+    done = run(folder / "run", *options)
+    assert done.returncode == 0, done.stderr
+    return options, folder / "run"
 
 
 def same(a: Path, b: Path) -> bool:
@@ -240,3 +251,46 @@ def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
     one, both = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert max(float((one[name] - both[name]).abs().max()) for name in one) < 1e-5
     assert max(float(one[name].abs().max()) for name in one if "lora_up" in name) > 1e-4
+
+
+def test_sdxl_trains_a_lora_that_diffusers_loads(sdxl):
+    from diffusers import StableDiffusionXLPipeline
+
+    options, output = sdxl
+    rows = list(csv.DictReader((output / "log.csv").open(encoding="utf-8")))
+    assert [bool(row["held_out_reward"]) for row in rows] == [True, False, True]
+    assert (output / "samples/step-00000002.png").is_file()
+    weights = load_file(output / "last.safetensors")
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_attn2_to_k"
+    assert weights[f"{layer}.lora_down.weight"].shape[1] == 32 + 48  # both text encoders
+    assert weights[f"{layer}.lora_up.weight"].abs().max() > 0
+    with safe_open(output / "last.safetensors", "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
+    pipeline = StableDiffusionXLPipeline.from_pretrained(options[1])
+    pipeline.load_lora_weights(output / "last.safetensors")
+    loaded = {name: weight for name, weight in pipeline.unet.named_parameters() if ".lora_B." in name}
+    assert len(loaded) == sum(name.endswith(".lora_up.weight") for name in weights)
+    for name, weight in loaded.items():
+        ours = name.replace(".lora_B.default_0", "").removesuffix(".weight").replace(".", "_")
+        assert torch.equal(weight, weights[f"lora_unet_{ours}.lora_up.weight"])
+
+
+def test_half_precision_trains_what_stays_in_float32(sdxl, tmp_path):
+    options, whole = sdxl
+    done = run(tmp_path / "half", *options, "--precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    half, full = load_file(tmp_path / "half" / "last.safetensors"), load_file(whole / "last.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in half.values())
+    moved = torch.cat([torch.stack([half[name], full[name]]).flatten(1) for name in half if "lora_up" in name], dim=1)
+    assert torch.corrcoef(moved)[0, 1] > 0.5
+
+
+def test_a_run_on_sdxl_goes_on_to_the_same_weights(sdxl, tmp_path):
+    options, whole = sdxl
+    output = tmp_path / "resumed"
+    (output / "checkpoints").mkdir(parents=True)
+    for file in ("checkpoints/step-00000001.pt", "prior.safetensors"):
+        (output / file).write_bytes((whole / file).read_bytes())
+    done = run(output, *options)
+    assert "step 1 of 2" in done.stdout, done.stderr
+    assert same(output / "last.safetensors", whole / "last.safetensors")

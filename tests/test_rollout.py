@@ -1,10 +1,15 @@
-"""The rollout of reward feedback learning on the demo model."""
+"""The rollout of reward feedback learning on the demo model, and what its prior is."""
+
+import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from realigndiff.demo.models import FOLDER
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.training.prior import Prior
 from realigndiff.training.rollout import Rollout
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
@@ -13,6 +18,17 @@ PROMPTS = ["a red circle and a blue square", "a green ring"]
 @pytest.fixture(scope="module")
 def sampler():
     return DiffusersSampler.load(FOLDER / "stable_diffusion")
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def predicting(sampler, kind):
+    """The sampler as if its UNet had been trained to say `kind`, and √ᾱ_t and √(1 − ᾱ_t) [1000, 1, 1, 1]."""
+    other = copy.copy(sampler)
+    other.scheduler = DDIMScheduler.from_config(sampler.scheduler.config, prediction_type=kind)
+    alphas = other.scheduler.alphas_cumprod.view(-1, 1, 1, 1)
+    return other, alphas.sqrt(), (1 - alphas).sqrt()
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -32,15 +48,15 @@ def test_the_gradient_is_that_of_one_step_alone(sampler):
     rollout.images(PROMPTS, noise, 5).sum().backward()
     ours, weight.grad = weight.grad.clone(), None
 
-    context, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
+    words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
     x = noise.clone()
     with torch.no_grad():
         for t in scheduler.timesteps[:5]:
-            x = scheduler.step(rollout._epsilon(sampler.unet, x, t, context), t, x).prev_sample
+            x = scheduler.step(rollout._predict(sampler.unet, x, t, words), t, x).prev_sample
     t = scheduler.timesteps[5]
-    worded = sampler.unet(x, t, context).sample
+    worded = sampler.unet(x, t, words.hidden).sample
     with torch.no_grad():
-        empty = sampler.unet(x, t, sampler.encode(["", ""])).sample
+        empty = sampler.unet(x, t, sampler.encode(["", ""]).hidden).sample
     alpha = scheduler.alphas_cumprod[t]
     x0 = (x - (1 - alpha).sqrt() * (empty + 3.0 * (worded - empty))) / alpha.sqrt()
     (sampler.vae.decode(x0 / sampler.vae.config.scaling_factor).sample / 2).sum().backward()
@@ -60,3 +76,36 @@ def test_gradients_reach_the_trained_weights_only(sampler):
     assert reached
     assert all("lora_" in name for name in reached)
     assert all(p.grad is None for p in sampler.text_encoder.parameters())
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(sampler, kind, cfg):
+    sampler, signal, spread = predicting(sampler, kind)
+    known = sampler.noise([5, 6])
+
+    def knowing(x, t, *_, **__):
+        noise = (x - signal[t] * known) / spread[t]
+        said = {"epsilon": noise, "v_prediction": signal[t] * noise - spread[t] * known, "sample": known}[kind]
+        return SimpleNamespace(sample=said)
+
+    for index in (0, 4, 7):
+        drawn = Rollout(sampler, 8, cfg).images(PROMPTS, sampler.noise([22, 3]), index, knowing)
+        torch.testing.assert_close(drawn, sampler.pixels(known), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sampler, kind):
+    sampler, signal, spread = predicting(sampler, kind)
+    latents, calls = sampler.noise([5]), []
+
+    def silent(x, t, *_, **__):
+        calls.append((x, t))
+        return SimpleNamespace(sample=torch.zeros_like(x))
+
+    loss = Prior(latents, ["a green ring"]).loss(sampler, silent, range(4))
+    x, t = calls[0]
+    noise = (x - signal[t] * latents) / spread[t]
+    v = signal[t] * noise - spread[t] * latents
+    expected = {"epsilon": noise, "v_prediction": v, "sample": latents.expand(4, -1, -1, -1)}[kind]
+    torch.testing.assert_close(loss, expected.square().mean(), rtol=1e-4, atol=1e-4)

@@ -92,7 +92,7 @@ def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
 
 def _check_resolution(config: ReflConfig, sampler: DiffusersSampler) -> None:
     """The rollout draws at the size that the UNet was made for."""
-    drawn = sampler.latent_shape[-1] * 2 ** (len(sampler.vae.config.block_out_channels) - 1)
+    drawn = sampler.latent_shape[-1] * sampler.cell
     if config.resolution != drawn:
         raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
 

@@ -29,7 +29,6 @@ from .settings import ReflConfig
 SAMPLING = SamplingSettings(steps=20, cfg=3.0)
 EMPTY_CAPTIONS = 0.1
 """The share of images that are paired with no words, as guidance needs them."""
-BATCH = 32
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -49,14 +48,14 @@ class Prior:
         self.latents, self.captions = latents, list(captions)
 
     def loss(self, sampler: DiffusersSampler, unet: nn.Module, seeds: Sequence[int]) -> Tensor:
-        """Mean squared error of the predicted noise on one pair a seed, which draws pair, noise and noise level."""
+        """Mean squared error of the UNet's prediction on one pair a seed, which draws pair, noise and noise level."""
         device, steps = sampler.unet.device, sampler.scheduler.config.num_train_timesteps
         drawn = [self._draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
         latents, noise, t = (torch.stack([getattr(one, name) for one in drawn]).to(device) for name in Pair._fields[:3])
         schedule = DDPMScheduler.from_config(sampler.scheduler.config)
-        context = sampler.encode([one.caption for one in drawn]).clone()
-        predicted = unet(schedule.add_noise(latents, noise, t), t, context).sample
-        return F.mse_loss(predicted.float(), noise)
+        words = sampler.encode([one.caption for one in drawn]).clone()
+        predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, words, unet)
+        return F.mse_loss(predicted.float(), _target(schedule, latents, noise, t))
 
     def _draw(self, generator: torch.Generator, steps: int) -> Pair:
         picked = int(torch.randint(len(self.captions), (), generator=generator))
@@ -83,8 +82,8 @@ def frozen_prior(
         return kept
     asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
     latents, captions = [], []
-    for start in range(0, len(asked), BATCH):
-        texts = asked[start : start + BATCH]
+    for start in range(0, len(asked), sampler.at_once):
+        texts = asked[start : start + sampler.at_once]
         noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
         drawn = sampler.latents(texts, noise, SAMPLING)
         latents.append(drawn.float().cpu())
@@ -116,6 +115,13 @@ def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int) -> Pr
         pixels = torch.from_numpy(np.array(cut, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
         latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor)
     return Prior(torch.cat(latents), [text.read_text(encoding="utf-8").strip() for _, text in pairs])
+
+
+def _target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the UNet should say of the noised latents."""
+    if schedule.config.prediction_type == "v_prediction":
+        return schedule.get_velocity(latents, noise, t)
+    return latents if schedule.config.prediction_type == "sample" else noise
 
 
 def _kept(file: Path, made_of: str) -> Prior | None:

@@ -179,8 +179,9 @@ class Run:
         if not self._main or not texts or not self.config.evaluate_every:
             return {}
         scores = []
-        for start in range(0, len(texts), 32):
-            some = texts[start : start + 32]
+        count = self.models.sampler.at_once
+        for start in range(0, len(texts), count):
+            some = texts[start : start + count]
             images = self._images(some, start)
             with self.models.judging():
                 scores += self.models.reward(images, some).scores.tolist()

@@ -1,6 +1,8 @@
 """ReFL's rollout: sample without gradient to a late step, one step with gradient, and the image it predicts.
 
 x_T → … → x_t (no gradient) → x_0' = (x_t − √(1 − ᾱ_t) ε_θ(x_t, t, prompt)) / √ᾱ_t → decoded image → reward
+
+For a model that predicts v or x_0 in place of the noise ε, x_0' is what its scheduler makes of that.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from ..pipeline.prompt_encoding import Words
 from ..pipeline.sampler import DiffusersSampler
 
 
@@ -20,7 +23,8 @@ class Rollout:
     def __init__(self, sampler: DiffusersSampler, steps: int, cfg: float) -> None:
         self.sampler, self.cfg = sampler, cfg
         sampler.vae.requires_grad_(False)
-        sampler.text_encoder.requires_grad_(False)
+        for encoder in sampler.text_encoders:
+            encoder.requires_grad_(False)
         self.scheduler = DDIMScheduler.from_config(sampler.scheduler.config)
         self.scheduler.set_timesteps(steps, device=sampler.unet.device)
         self.empty = sampler.encode([""]).clone()  # a normal tensor: autograd refuses those of inference mode
@@ -31,24 +35,20 @@ class Rollout:
         noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient. unet: the model, if something
         such as a data-parallel wrapper must be called in its place.
         """
-        unet = unet or self.sampler.unet
-        context = self.sampler.encode(prompts).clone()
-        x = noise.to(self.empty.device, self.empty.dtype) * self.scheduler.init_noise_sigma
+        words = self.sampler.encode(prompts).clone()
+        x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma
         with torch.no_grad():
             for t in self.scheduler.timesteps[:index]:
-                x = self.scheduler.step(self._epsilon(unet, x, t, context), t, x).prev_sample
+                x = self.scheduler.step(self._predict(unet, x, t, words), t, x).prev_sample
         t = self.scheduler.timesteps[index]
-        alpha = self.scheduler.alphas_cumprod[t].to(x)  # ᾱ_t
-        x0 = (x - (1 - alpha).sqrt() * self._epsilon(unet, x, t, context)) / alpha.sqrt()
-        vae = self.sampler.vae
-        image = vae.decode((x0 / vae.config.scaling_factor).to(vae.dtype)).sample.float()
-        return ((image + 1) / 2).permute(0, 2, 3, 1)
+        x0 = self.scheduler.step(self._predict(unet, x, t, words), t, x).pred_original_sample
+        return self.sampler.pixels(x0)
 
-    def _epsilon(self, unet: nn.Module, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Guided noise prediction; only the conditional half gets a gradient, which halves the memory of the step."""
-        worded = unet(x, t, context).sample
+    def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, words: Words) -> Tensor:
+        """Guided prediction; only the conditional half gets a gradient, which halves the memory of the step."""
+        worded = self.sampler.predict(x, t, words, unet)
         if self.cfg == 1:
             return worded
         with torch.no_grad():
-            empty = unet(x, t, self.empty.expand(len(x), -1, -1)).sample
+            empty = self.sampler.predict(x, t, self.empty[[0] * len(x)], unet)
         return empty + self.cfg * (worded - empty)
