@@ -204,8 +204,8 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
 
-    texts, seeds, index = whole._draw_lots(0)
-    images = whole.rollout.images(texts, whole.models.sampler.noise(seeds), index)
+    texts, seeds, (index,) = whole._draw_lots(0)
+    images = whole.rollout.predicted(texts, whole.models.sampler.noise(seeds), index)
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
     L = settings.reward_weight * (settings.margin - whole.models.estimator(images, texts)).relu().mean()
     L = L + settings.prior_weight * L_pre  # eq. 5

@@ -34,7 +34,7 @@ def predicting(sampler, kind):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_the_last_step_predicts_the_image_that_sampling_ends_with(sampler, cfg):
     noise = sampler.noise([22, 3])
-    predicted = Rollout(sampler, 8, cfg).images(PROMPTS, noise, 7).detach().clamp(0, 1)
+    predicted = Rollout(sampler, 8, cfg).predicted(PROMPTS, noise, 7).detach().clamp(0, 1)
     sampled = sampler.sample(PROMPTS, noise, SamplingSettings(steps=8, cfg=cfg))
     assert (predicted - sampled).abs().mean() < 0.02  # sampling ends a step short of x_0
 
@@ -45,7 +45,7 @@ def test_the_gradient_is_that_of_one_step_alone(sampler):
     weight = sampler.unet.conv_out.weight
     for parameter in sampler.unet.parameters():
         parameter.requires_grad_(parameter is weight)
-    rollout.images(PROMPTS, noise, 5).sum().backward()
+    rollout.predicted(PROMPTS, noise, 5).sum().backward()
     ours, weight.grad = weight.grad.clone(), None
 
     words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
@@ -70,7 +70,7 @@ def test_gradients_reach_the_trained_weights_only(sampler):
     sampler.unet.zero_grad()
     sampler.unet.requires_grad_(False)
     sampler.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
-    Rollout(sampler, 4, 3.0).images(PROMPTS, sampler.noise([1, 2]), 2).sum().backward()
+    Rollout(sampler, 4, 3.0).predicted(PROMPTS, sampler.noise([1, 2]), 2).sum().backward()
     models = (sampler.unet, sampler.vae, sampler.text_encoder)
     reached = [n for m in models for n, p in m.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert reached
@@ -90,7 +90,7 @@ def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(s
         return SimpleNamespace(sample=said)
 
     for index in (0, 4, 7):
-        drawn = Rollout(sampler, 8, cfg).images(PROMPTS, sampler.noise([22, 3]), index, knowing)
+        drawn = Rollout(sampler, 8, cfg).predicted(PROMPTS, sampler.noise([22, 3]), index, knowing)
         torch.testing.assert_close(drawn, sampler.pixels(known), rtol=1e-3, atol=1e-3)
 
 
@@ -109,3 +109,39 @@ def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sam
     v = signal[t] * noise - spread[t] * latents
     expected = {"epsilon": noise, "v_prediction": v, "sample": latents.expand(4, -1, -1, -1)}[kind]
     torch.testing.assert_close(loss, expected.square().mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_finished_image_is_the_one_that_sampling_draws(sampler):
+    noise = sampler.noise([22, 3])
+    finished = Rollout(sampler, 6, 3.0).finished(PROMPTS, noise, [0, 4]).detach().clamp(0, 1)
+    torch.testing.assert_close(finished, sampler.sample(PROMPTS, noise, SamplingSettings(steps=6, cfg=3.0)))
+
+
+def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler):
+    """By hand: x_0 = Σ cᵢ εᵢ + …, each εᵢ a function of the weights alone, cᵢ as numbers from the scheduler."""
+    rollout, noise = Rollout(sampler, 4, 3.0), sampler.noise([22, 3])
+    weight = sampler.unet.conv_out.weight
+    for parameter in sampler.unet.parameters():
+        parameter.requires_grad_(parameter is weight)
+    rollout.finished(PROMPTS, noise, [1, 2]).sum().backward()
+    ours, weight.grad = weight.grad.clone(), None
+
+    words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
+    xs, answers = [noise.clone()], []
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            answers.append(rollout._predict(sampler.unet, xs[-1], t, words))
+            xs.append(scheduler.step(answers[-1], t, xs[-1]).prev_sample)
+    x0 = xs[-1].clone().requires_grad_()
+    sampler.pixels(x0).sum().backward()
+    pull = x0.grad
+    for i in (3, 2, 1):  # from the image back to step 1, as the two slopes of each step say
+        t, unit = scheduler.timesteps[i], torch.ones(1)
+        along_x = scheduler.step(0 * unit, t, unit).prev_sample.item()
+        along_answer = scheduler.step(unit, t, 0 * unit).prev_sample.item()
+        if i in (1, 2):
+            answer = rollout._predict(sampler.unet, xs[i], t, words)
+            (answer * pull * along_answer).sum().backward()
+        pull = pull * along_x
+    torch.testing.assert_close(ours, weight.grad, rtol=1e-4, atol=1e-4)
+    sampler.unet.requires_grad_(True)

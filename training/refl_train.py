@@ -16,6 +16,7 @@ if not __package__:
 
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
+import math
 import random
 import signal
 import sys
@@ -120,7 +121,7 @@ class Run:
             totals += self._add_gradient(part) / config.gradient_accumulation
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
         norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
-        finite = bool(torch.isfinite(totals).all())
+        finite = bool(torch.isfinite(totals[1:]).all())
         if finite and torch.isfinite(norm):
             self.bad = 0
             self.optimizer.step()
@@ -133,7 +134,8 @@ class Run:
                     f"{self.bad} batches in a row were not finite: lower learning_rate or train in fp32; the last "
                     "checkpoint is good."
                 )
-        return dict(zip(("reward", "loss", "prior_loss"), totals.tolist(), strict=True))
+        row = dict(zip(("reward", "loss", "prior_loss"), totals.tolist(), strict=True))
+        return {name: value for name, value in row.items() if not math.isnan(value)}
 
     def _add_gradient(self, part: int) -> Tensor:
         """Add one batch's gradient to that of the weights; the batch's true reward, loss (eq. 5) and L_pre: [3].
@@ -142,8 +144,14 @@ class Run:
         images, from these to the weights, then that of L_pre.
         """
         config, models = self.config, self.models
-        texts, seeds, index = self._draw_lots(part)
-        images = self.rollout.images(texts, models.sampler.noise(seeds), index, self.unet)
+        if not config.reward_weight:
+            return torch.tensor([math.nan, *self._add_prior_gradient(part)])
+        texts, seeds, chosen = self._draw_lots(part)
+        noise = models.sampler.noise(seeds)
+        if config.judged == "finished":
+            images = self.rollout.finished(texts, noise, chosen, self.unet)
+        else:
+            images = self.rollout.predicted(texts, noise, *chosen, self.unet)
         seen = images.detach().requires_grad_()
         with models.judging():
             loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()
@@ -151,27 +159,39 @@ class Run:
             with torch.no_grad():
                 reward = float(models.reward(seen.nan_to_num().clamp(0, 1), texts).scores.mean())
         images.backward(seen.grad)
+        weighted, prior_loss = self._add_prior_gradient(part)
+        return torch.tensor([reward, loss.item() + weighted, prior_loss])
+
+    def _add_prior_gradient(self, part: int) -> tuple[float, float]:
+        """The same for L_pre: weighted and as it is."""
+        config = self.config
         if self.prior is None:
-            return torch.tensor([reward, loss.item(), 0.0])
-        prior_loss = self.prior.loss(models.sampler, self.unet, seeds)
-        self.accelerator.backward(config.prior_weight * prior_loss / config.gradient_accumulation)
-        return torch.tensor([reward, loss.item() + config.prior_weight * prior_loss.item(), prior_loss.item()])
+            return 0.0, 0.0
+        seeds = self._seeds(part, config.prior_batch_size or config.batch_size)
+        loss = self.prior.loss(self.models.sampler, self.unet, seeds)
+        self.accelerator.backward(config.prior_weight * loss / config.gradient_accumulation)
+        return config.prior_weight * loss.item(), loss.item()
 
-    def _draw_lots(self, part: int) -> tuple[list[str], list[int], int]:
-        """A batch's prompts, its seeds and the step at which the gradient enters.
-
-        Everything random follows from the seed, the step and the image's number, so that a run that is resumed, or
-        split over more devices, draws the same.
-        """
-        config, count = self.config, self.config.batch_size
-        at = (self.step * config.gradient_accumulation + part) * self.accelerator.num_processes
+    def _draw_lots(self, part: int) -> tuple[list[str], list[int], list[int]]:
+        """A batch's prompts, its seeds and the steps at which the gradient enters."""
+        config = self.config
         shared = random.Random(f"{config.seed} {self.step} {part}")
-        index = shared.randint(config.first_gradient_step, config.last_gradient_step)
-        first = (at + self.accelerator.process_index) * count
-        texts = [random.Random(f"{config.seed} prompt {first + i}").choice(self.prompts.texts) for i in range(count)]
-        seeds = [config.seed * 10**9 + first + i for i in range(count)]
+        window = range(config.first_gradient_step, config.last_gradient_step + 1)
+        chosen = shared.sample(window, config.gradient_steps)
+        seeds = self._seeds(part, config.batch_size)
+        texts = [random.Random(f"prompt {seed}").choice(self.prompts.texts) for seed in seeds]
         torch.manual_seed(seeds[0])  # of sampled captions
-        return texts, seeds, index
+        return texts, seeds, chosen
+
+    def _seeds(self, part: int, count: int) -> list[int]:
+        """Of the images of a pass on this device.
+
+        Everything random in a step follows from them, so from the seed, the step and the image's number: a run that is
+        resumed, or split over more devices, draws the same.
+        """
+        at = (self.step * self.config.gradient_accumulation + part) * self.accelerator.num_processes
+        first = (at + self.accelerator.process_index) * count
+        return [self.config.seed * 10**9 + first + i for i in range(count)]
 
     def _look(self) -> dict[str, float]:
         """R_cap on held-out prompts from seeds of their own; the best weights so far are kept."""
@@ -268,10 +288,11 @@ class Run:
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
 
     def _set_learning_rate(self) -> None:
-        """Linear warm-up, then constant."""
+        """Linear warm-up, constant, linear decay."""
         rise = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        fall = min(1.0, (self.config.steps - self.step) / max(1, self.config.decay_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rise
+            group["lr"] = self.config.learning_rate * min(rise, fall)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0

@@ -1,13 +1,18 @@
-"""ReFL's rollout: sample without gradient to a late step, one step with gradient, and the image it predicts.
+"""From noise to the image that is judged, with gradient in the UNet's weights at one step or a few.
 
-x_T → … → x_t (no gradient) → x_0' = (x_t − √(1 − ᾱ_t) ε_θ(x_t, t, prompt)) / √ᾱ_t → decoded image → reward
+*predicted* (ReFL, the paper): sample without gradient to a step t, and judge what that step predicts:
 
-For a model that predicts v or x_0 in place of the noise ε, x_0' is what its scheduler makes of that.
+    x_T → … → x_t (no gradient) → x_0' = (x_t − √(1 − ᾱ_t) ε_θ(x_t, t, prompt)) / √ᾱ_t → decoded image → reward
+
+*finished* (DRTune, arXiv 2405.00760): sample to the end and judge that. A DDIM step is linear in x_t and in the UNet's
+answer; the gradient goes back along this line to the answers of the chosen steps, not through what the UNet read.
+
+For a model that predicts v or x_0 in place of the noise ε, its scheduler makes the same of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from diffusers import DDIMScheduler
@@ -29,7 +34,7 @@ class Rollout:
         self.scheduler.set_timesteps(steps, device=sampler.unet.device)
         self.empty = sampler.encode([""]).clone()  # a normal tensor: autograd refuses those of inference mode
 
-    def images(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
+    def predicted(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
         """The images [B, H, W, 3] that step `index` (from 0) predicts, with gradient in the UNet's trainable weights.
 
         noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient. unet: the model, if something
@@ -43,6 +48,18 @@ class Rollout:
         t = self.scheduler.timesteps[index]
         x0 = self.scheduler.step(self._predict(unet, x, t, words), t, x).pred_original_sample
         return self.sampler.pixels(x0)
+
+    def finished(
+        self, prompts: Sequence[str], noise: Tensor, chosen: Collection[int], unet: nn.Module | None = None
+    ) -> Tensor:
+        """The images that sampling ends with, with gradient at the steps `chosen` (from 0); else as `predicted`."""
+        words = self.sampler.encode(prompts).clone()
+        x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma
+        for i, t in enumerate(self.scheduler.timesteps):
+            with torch.set_grad_enabled(i in chosen):
+                answer = self._predict(unet, x.detach(), t, words)
+            x = self.scheduler.step(answer, t, x).prev_sample
+        return self.sampler.pixels(x)
 
     def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, words: Words) -> Tensor:
         """Guided prediction; only the conditional half gets a gradient, which halves the memory of the step."""

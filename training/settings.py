@@ -69,6 +69,9 @@ class ReflConfig:
     prior: str = "frozen"
     """The images of L_pre: "frozen", sampled once from the untrained model, or a folder of image files, each beside a
     .txt file with its caption. Paper: open."""
+    prior_batch_size: Annotated[int, AT_LEAST_0] = 0
+    """The pairs of one pass of L_pre on one device, at least 0; 0 is `batch_size`. A pair costs far less than an image
+    to judge, which has to be sampled."""
     prior_images: Annotated[int, AT_LEAST_1] = 1000
     """How many images are sampled for "frozen", at least 1."""
     prior_captions: Literal["prompt", "captioner"] = "prompt"
@@ -80,9 +83,15 @@ class ReflConfig:
     """The side of the square image in pixels, from 64 to 4096 in steps of 8. Paper: 512."""
     rollout_steps: Annotated[int, Range(1, 1000)] = 50
     """T, the denoising steps from noise to image, from 1 to 1000. Paper: 50."""
+    judged: Literal["predicted", "finished"] = "predicted"
+    """The image that is judged. predicted: what one step predicts, x_t → x_0' (ReFL, the paper). finished: what all
+    steps end with; the gradient goes to `gradient_steps` of them, and not through what the UNet reads (DRTune, arXiv
+    2405.00760), so that early steps, whose own predictions are blurred, learn from a sharp image."""
+    gradient_steps: Annotated[int, AT_LEAST_1] = 1
+    """The steps of a rollout that get a gradient, at least 1, and 1 where the image is predicted. Paper: 1."""
     first_gradient_step: Annotated[int, AT_LEAST_0] = 30
-    """The gradient enters at one random step a batch: the first that it may be, counted from 0 (pure noise), at least
-    0. Paper: 30."""
+    """The gradient enters at random steps, the same for a batch: the first that it may be, counted from 0 (pure noise),
+    at least 0. Paper: 30."""
     last_gradient_step: Annotated[int, AT_LEAST_0] = 49
     """The last step that it may be, at least 0 and below `rollout_steps`. Paper: 49, the last."""
     cfg: Annotated[float, AT_LEAST_0] = 7.5
@@ -111,6 +120,8 @@ class ReflConfig:
     warmup_steps: Annotated[int, AT_LEAST_0] = 0
     """The steps in which the learning rate rises to its value, where it stays; at least 0 and at most `steps`. Paper:
     open."""
+    decay_steps: Annotated[int, AT_LEAST_0] = 0
+    """The last steps, in which the learning rate falls to 0 linearly; at least 0 and at most `steps`. Paper: open."""
     max_grad_norm: Annotated[float, Range(0, above=True)] = 1.0
     """The gradient's norm is cut to this, above 0. Paper: open."""
     max_bad_batches: Annotated[int, AT_LEAST_0] = 10
@@ -189,11 +200,18 @@ class ReflConfig:
                 f"rollout_steps {self.rollout_steps}; the first must not come after the last, nor the last after step "
                 f"{self.rollout_steps - 1}."
             )
+        window = self.last_gradient_step - self.first_gradient_step + 1
+        if self.gradient_steps > (window if self.judged == "finished" else 1):
+            raise RealignError(
+                f"gradient_steps is {self.gradient_steps}; give at most 1 where judged is predicted, and at most "
+                f"{window} from step {self.first_gradient_step} to {self.last_gradient_step}."
+            )
         if self.train == "lora" and not self.targets:
             raise RealignError(
                 "targets is empty; name the modules that get a LoRA, such as to_q, or set train to unet."
             )
         if self.train == "lora" and self.ema:
             raise RealignError(f"ema is {self.ema:g} but train is lora; set ema to 0, or train to unet.")
-        if self.warmup_steps > self.steps:
-            raise RealignError(f"warmup_steps is {self.warmup_steps} but steps is {self.steps}; give at most that.")
+        for name in ("warmup_steps", "decay_steps"):
+            if getattr(self, name) > self.steps:
+                raise RealignError(f"{name} is {getattr(self, name)} but steps is {self.steps}; give at most that.")

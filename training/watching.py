@@ -42,9 +42,8 @@ class Watcher:
         """A step was taken: `row` is what goes into the log, and gets the images a second here."""
         row["images_per_second"] = self.images / row["seconds"]
         self.bar.update()
-        self.bar.set_postfix_str(
-            f"reward {row['reward']:.3f}, loss {row['loss']:.4f}, {row['images_per_second']:.2f} images/s"
-        )
+        told = [f"{name} {row[name]:.4f}" for name in ("reward", "loss") if name in row]
+        self.bar.set_postfix_str(", ".join([*told, f"{row['images_per_second']:.2f} images/s"]))
 
     def log(self, row: dict[str, Any]) -> None:
         """Write one row of numbers; one that cannot be written, as while Excel has the file, waits for the next."""
