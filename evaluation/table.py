@@ -1,13 +1,15 @@
 """What the method does to prompts that no setting was chosen on: the same noise for every row.
 
     make table
-    python evaluation/table.py --count 448 --out out/table
+    python evaluation/table.py --count 448 --coarse out/refl-demo/best.safetensors --out out/table
 
 Prints the table and writes it to `table.json`; every number comes from the judge, which has no trained parts, but for
 the caption reward. Differences come with 95 % confidence intervals (paired bootstrap over the prompts). The rows:
 
-    base                       the coarse images
+    base                       the images of the model as it came
+    + coarse                   those of the model that was fine-tuned with the caption reward (training/refl_train.py)
     + fine                     re-aligned, with the demo's gate; the better of the two by caption reward (keep_better)
+    both                       the fine-tuned model's images, re-aligned in the same way
     + fine, every image kept   re-aligned, with the same gate; no choice by reward
     + redraw                   drawn again from other noise instead of re-aligned; the same gate and choice
 
@@ -34,15 +36,23 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..demo.judge import judge_all
-from ..demo.models import SETTINGS, load_models
+from ..demo.models import COARSE_WEIGHTS, FOLDER, SETTINGS, load_models
 from ..demo.prompts import Pair, two_object_prompts
 from ..perception.images import to_uint8
 from ..pipeline.realign import Look, Models, RealignResult, RealignSettings, look, realign_batch
+from ..pipeline.sampler import DiffusersSampler
+from ..training.load_back import load_back
 from .bootstrap import paired_difference
 
 COLUMNS = ("bind", "both_right", "exact", "caption_reward", "stayed_right")
-BASE, FINE, EVERY, REDRAW = "base", "+ fine", "+ fine, every image kept", "+ redraw"
-COMPARED = ((FINE, BASE), (EVERY, BASE), (REDRAW, BASE), (FINE, REDRAW))
+BASE, COARSE, FINE, BOTH = "base", "+ coarse", "+ fine", "both"
+EVERY, REDRAW = "+ fine, every image kept", "+ redraw"
+COMPARED = (
+    *((row, BASE) for row in (COARSE, FINE, BOTH, EVERY, REDRAW)),
+    (BOTH, COARSE),
+    (BOTH, FINE),
+    (FINE, REDRAW),
+)
 """Which row's differences to which other are told."""
 OTHER_NOISE = 10_000
 """Added to a prompt's seed for its redraw: no other prompt's noise."""
@@ -56,11 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, help="held-out prompts (all 448 by default)")
     parser.add_argument("--seed", type=int, default=0, help="prompt i is drawn from the noise of seed + i")
+    parser.add_argument("--coarse", type=Path, default=COARSE_WEIGHTS, help="what a training run wrote")
     parser.add_argument("--out", type=Path, default=Path("out/table"), help="folder for table.json")
     options = parser.parse_args()
     try:
         prompts = two_object_prompts(held_out=True, count=options.count)
-        told = table(rows(load_models(), prompts, SETTINGS, options.seed))
+        models = load_models()
+        told = table(rows(models, prompts, SETTINGS, options.seed, with_weights(models, options.coarse)))
     except RealignError as error:
         sys.exit(f"table: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -68,12 +80,27 @@ def main() -> None:
     print(as_text(told))
 
 
-def rows(models: Models, prompts: Prompts, settings: RealignSettings, seed: int = 0) -> dict[str, Scores]:
-    """The scores of all rows; `settings.keep_better` is each row's own."""
+def with_weights(models: Models, file: Path) -> Models:
+    """The same models, but for the UNet, which has the weights that a training run wrote to `file`."""
+    sampler = DiffusersSampler.load(FOLDER / "stable_diffusion")
+    load_back(sampler.unet, file)
+    return replace(models, sampler=sampler)
+
+
+def rows(
+    models: Models, prompts: Prompts, settings: RealignSettings, seed: int = 0, coarse: Models | None = None
+) -> dict[str, Scores]:
+    """The scores of all rows; `settings.keep_better` is each row's own. Without `coarse` its two rows are left out."""
     results = run(models, prompts, replace(settings, keep_better=False), seed)
     before, after = [result.before for result in results], [result.after for result in results]
     again = redraw(models, prompts, before, settings, seed)
-    looks = {BASE: before, FINE: better(before, after), EVERY: after, REDRAW: better(before, again)}
+    looks = {BASE: before, FINE: better(before, after)}
+    if coarse is not None:
+        results = run(coarse, prompts, replace(settings, keep_better=False), seed)
+        trained = [result.before for result in results]
+        both = better(trained, [result.after for result in results])
+        looks = {BASE: before, COARSE: trained, FINE: looks[FINE], BOTH: both}
+    looks |= {EVERY: after, REDRAW: better(before, again)}
     return {name: score(own, prompts) for name, own in looks.items()}
 
 
