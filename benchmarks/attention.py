@@ -20,49 +20,20 @@ if not __package__:
 import argparse
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attention.layout import Layout, cross_layout, self_layout
 from ..attention.modulated import modulated_attention
 from ..attention.reference import reference_attention
 from ..attention.settings import ModulationSettings
 from ..core.regions import MAYBE, Region, RegionSet
+from .memory import peak
 
 IMAGES, HEADS, SIZE, TOKENS = 2, 8, 40, 77
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, of those made while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, Tensor):
-                self._count(x.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def main() -> None:
@@ -110,7 +81,7 @@ def report(name: str, layout: Layout, strength: float, dtype: torch.dtype, repea
         "lean": lambda: modulated_attention(q, k, v, layout, strength),
     }
     exact = ways["obvious"]()
-    memory = {way: peak(run, device) / 2**20 for way, run in ways.items()}
+    memory = {way: _beyond_result(run, device) / 2**20 for way, run in ways.items()}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way, run in ways.items():
@@ -122,6 +93,11 @@ def report(name: str, layout: Layout, strength: float, dtype: torch.dtype, repea
         print(f"{name:30}{way:10}{median:10.1f}{median / plain:10.2f}{memory[way]:10.1f}{apart:>13}")
 
 
+def _beyond_result(run: Callable[[], Tensor], device: torch.device) -> float:
+    most, result = peak(run, device)
+    return most - result.nbytes
+
+
 def seconds(run: Callable[[], Tensor], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -130,18 +106,6 @@ def seconds(run: Callable[[], Tensor], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def peak(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Bytes beyond inputs and result at the worst moment of a run."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = run()
-        return torch.cuda.max_memory_allocated() - before - result.nbytes
-    with LiveBytes() as live:
-        result = run()
-    return live.peak - result.nbytes
 
 
 if __name__ == "__main__":

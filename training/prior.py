@@ -26,9 +26,10 @@ from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
 from .settings import ReflConfig
 
-SAMPLING = SamplingSettings(steps=20, cfg=3.0)
 EMPTY_CAPTIONS = 0.1
 """The share of images that are paired with no words, as guidance needs them."""
+MADE_OF = ("model", "captioner", "prior_captions", "prior_images", "prior_steps", "cfg", "seed")
+"""The settings that the images of the frozen model depend on."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -77,15 +78,16 @@ def frozen_prior(
     on_image: called with how many were just made.
     """
     file = Path(config.output) / "prior.safetensors"
-    made_of = json.dumps([config.model, config.captioner, config.prior_captions, config.prior_images, config.seed])
+    made_of = json.dumps({name: getattr(config, name) for name in MADE_OF})
     if (kept := _kept(file, made_of)) is not None:
         return kept
     asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
+    sampling = SamplingSettings(steps=config.prior_steps, cfg=config.cfg)
     latents, captions = [], []
     for start in range(0, len(asked), sampler.at_once):
         texts = asked[start : start + sampler.at_once]
         noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
-        drawn = sampler.latents(texts, noise, SAMPLING)
+        drawn = sampler.latents(texts, noise, sampling)
         latents.append(drawn.float().cpu())
         relabelled = config.prior_captions == "captioner"
         captions += captioner.caption(sampler.decode(drawn)) if relabelled else texts

@@ -74,6 +74,8 @@ class ReflConfig:
     to judge, which has to be sampled."""
     prior_images: Annotated[int, AT_LEAST_1] = 1000
     """How many images are sampled for "frozen", at least 1."""
+    prior_steps: Annotated[int, Range(1, 1000)] = 50
+    """The denoising steps with which they are sampled, from 1 to 1000; guided as `cfg` says."""
     prior_captions: Literal["prompt", "captioner"] = "prompt"
     """What a sampled image of "frozen" is paired with: the prompt that it was sampled for, or what the captioner says,
     so that the pair is right even where the model mixed things up."""

@@ -1,0 +1,170 @@
+"""What a training step costs, next to a plain loop: images a second, and memory at the worst moment.
+
+    python benchmarks/refl.py            # the demo models on a CPU: some minutes
+    python benchmarks/refl.py --model models/stable-diffusion-v1-5 --captioner models/blip2-opt-2.7b \\
+        --text-encoder models/blip2-itm-vit-g --resolution 512 --precision bf16 --batch-size 2      # on a GPU
+
+`plain` is the loop that ImageReward (arXiv 2304.05977) published, restated in few lines: 40 steps, the gradient at one
+of the last ten, no guidance, the whole UNet; only the reward is ours, the captioner's likelihood of the prompt. `ours`
+is `training/refl_train.py` with the same settings, and the caption reward that it logs besides. Below it one thing more
+is switched on at a time. Each way runs in a process of its own, by turns, so that a slow moment of the machine meets
+all alike. Times are medians; memory is what a step takes beyond models and optimiser.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+
+from ..training.config import from_dict
+from ..training.models import DTYPES, Trained, load
+from ..training.prompts import load_prompts
+from ..training.refl_train import Run
+from ..training.settings import ReflConfig
+from .memory import peak
+
+STEPS, FIRST = 40, 30
+EQUAL = {
+    "estimator": "prompt_likelihood",
+    "margin": 2.0,
+    "reward_weight": 1e-3,
+    "prior_weight": 0.0,
+    "rollout_steps": STEPS,
+    "first_gradient_step": FIRST,
+    "last_gradient_step": STEPS - 1,
+    "cfg": 1.0,
+    "train": "unet",
+    "gradient_accumulation": 1,
+    "evaluate_every": 0,
+    "sample_every": 0,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ours": {},
+    "+ LoRA": {"train": "lora"},
+    "+ gradient checkpointing": {"train": "lora", "gradient_checkpointing": True},
+    "+ bf16": {"train": "lora", "gradient_checkpointing": True, "precision": "bf16"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "captioner", "text_encoder", "prompts"):
+        parser.add_argument(f"--{name.replace('_', '-')}", default="demo")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=3, help="processes of each way (default 3)")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a process (default 2)")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = vars(parser.parse_args())
+    worker, turns, steps = (options.pop(name) for name in ("worker", "turns", "steps"))
+    if worker:
+        print(json.dumps(measure(worker, from_dict(ReflConfig, options | EQUAL | WAYS[worker]), steps)))
+        return
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    for _ in range(turns):
+        for name, results in told.items():
+            results.append(_in_a_process(name))
+    report(told)
+
+
+def _in_a_process(name: str) -> dict[str, float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def measure(name: str, config: ReflConfig, steps: int) -> dict[str, float]:
+    """Seconds of a step, the first left out, and the bytes that one needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(config, output=folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        step = plain_loop(config, load(config, device), device) if name == "plain" else _ours(config)
+        step()
+        times = [_seconds(step, device) for _ in range(steps)]
+        return {"seconds": statistics.median(times) / config.batch_size, "bytes": peak(step, device)[0]}
+
+
+def _ours(config: ReflConfig) -> Callable[[], None]:
+    run = Run(config)
+
+    def step() -> None:
+        run._take_step()
+        run.step += 1
+
+    return step
+
+
+def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Callable[[], None]:
+    """One step of the published loop."""
+    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, models.estimator
+    vae.requires_grad_(False)
+    models.sampler.text_encoder.requires_grad_(False)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
+    scheduler = DDPMScheduler.from_config(models.sampler.scheduler.config)
+    texts = load_prompts(config)[0].texts
+    autocast = torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+
+    def step() -> None:
+        prompts = random.sample(texts, config.batch_size)
+        words = models.sampler.encode(prompts)
+        x = torch.randn(config.batch_size, *models.sampler.latent_shape, device=device)
+        scheduler.set_timesteps(STEPS, device=device)
+        middle = random.randint(FIRST, STEPS - 1)
+        with autocast:
+            for t in scheduler.timesteps[:middle]:
+                with torch.no_grad():
+                    x = scheduler.step(models.sampler.predict(x, t, words), t, x).prev_sample
+            t = scheduler.timesteps[middle]
+            x0 = scheduler.step(models.sampler.predict(x, t, words), t, x).pred_original_sample
+        image = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor).sample
+        image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        (config.reward_weight * F.relu(config.margin - likelihood(image, prompts)).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _seconds(step: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def report(told: dict[str, list[dict[str, float]]]) -> None:
+    seconds, most = (
+        {name: statistics.median(r[key] for r in rows) for name, rows in told.items()} for key in ("seconds", "bytes")
+    )
+    print(f"{'':28}{'images/s':>10}{'x plain':>10}{'peak MB':>10}{'x plain':>10}")
+    for name in told:
+        print(
+            f"{name:28}{1 / seconds[name]:10.2f}{seconds['plain'] / seconds[name]:10.2f}"
+            f"{most[name] / 2**20:10.0f}{most[name] / most['plain']:10.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
