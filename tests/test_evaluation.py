@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.prompts import two_object_prompts
+from realigndiff.evaluation import coarse
 from realigndiff.evaluation.bootstrap import paired_difference
 from realigndiff.evaluation.table import (
     BASE,
+    BOTH,
+    COARSE,
     COLUMNS,
     EVERY,
     FINE,
@@ -21,6 +25,7 @@ from realigndiff.evaluation.table import (
     rows,
     run,
     table,
+    with_weights,
 )
 from realigndiff.evaluation.tune import rules, variant
 from realigndiff.pipeline.realign import Look
@@ -88,6 +93,43 @@ def test_all_rows_come_from_the_same_noise_and_the_controls_differ_in_one_thing_
     assert (told[REDRAW]["caption_reward"] >= told[BASE]["caption_reward"]).all()
     protected = told[BASE]["caption_reward"] >= settings.gate
     assert (told[REDRAW]["caption_reward"] == told[BASE]["caption_reward"])[protected].all()
+
+
+@pytest.fixture
+def tuned(models, tmp_path):
+    """The demo models with a LoRA that nobody trained: the base's own words get lost."""
+    import peft
+    from realigndiff.demo.models import load_models
+    from realigndiff.training.export import save_lora
+
+    unet = load_models().sampler.unet
+    torch.manual_seed(0)
+    unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=8, target_modules=["to_k"], init_lora_weights=False))
+    save_lora(unet, tmp_path / "lora.safetensors")
+    return with_weights(models, tmp_path / "lora.safetensors")
+
+
+def test_the_rows_of_a_fine_tuned_model_are_its_own_images(models, tuned):
+    prompts = two_object_prompts(held_out=True, count=3)
+    settings = replace(SETTINGS, sampling=SamplingSettings(steps=4, cfg=3.0), gate=0.95)
+    told = rows(models, prompts, settings, coarse=tuned)
+    assert list(told) == [BASE, COARSE, FINE, BOTH, EVERY, REDRAW]
+    alone = run(tuned, prompts, settings)
+    assert told[COARSE]["caption_reward"] == pytest.approx([result.before.reward for result in alone])
+    assert told[BOTH]["caption_reward"] == pytest.approx([result.after.reward for result in alone])
+    assert (told[COARSE]["caption_reward"] != told[BASE]["caption_reward"]).any()
+
+
+def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, monkeypatch):
+    monkeypatch.setattr(coarse, "SETTINGS", replace(SETTINGS, sampling=SamplingSettings(steps=4, cfg=3.0)))
+    prompts = two_object_prompts(held_out=True, count=3)
+    told = coarse.compare({BASE: models, "one": tuned, "two": models}, prompts)
+    base, one, two = told["rows"]
+    assert base == {**two, "name": BASE} != {**one, "name": BASE}
+    (reward, *_) = told["differences"]
+    assert reward["column"] == "caption_reward"
+    assert reward["delta"] == pytest.approx((one["caption_reward"] - base["caption_reward"]) / 2)
+    assert "mean of 2 files less base" in coarse.as_text(told)
 
 
 def test_the_better_of_two_is_the_first_of_equals():

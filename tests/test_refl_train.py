@@ -27,8 +27,10 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 QUICK = (
     "--config training/configs/demo.toml --estimator prompt_likelihood --margin 0 --reward-weight 0.05 --batch-size 2 "
-    "--rollout-steps 4 --first-gradient-step 2 --last-gradient-step 3 --prior-images 4 --evaluate-prompts 2 "
-    "--evaluate-every 2 --sample-every 3 --save-every 2 --keep-last 9 --steps 6"
+    "--rollout-steps 4 --judged predicted --gradient-steps 1 --first-gradient-step 2 --last-gradient-step 3 "
+    "--prior-images 4 --prior-steps 4 --prior-batch-size 0 --rank 8 --alpha 8 --targets to_q to_k to_v to_out.0 "
+    "--learning-rate 2e-4 --warmup-steps 0 --decay-steps 0 --precision fp32 --evaluate-prompts 2 --evaluate-every 2 "
+    "--sample-every 3 --save-every 2 --keep-last 9 --steps 6"
 )
 
 
@@ -238,16 +240,18 @@ def test_a_missing_model_is_one_sentence(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("refl_train: There is no model folder 'no/such/folder")
 
 
-def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
+@pytest.mark.parametrize("how", ["", "--judged finished --gradient-steps 2 --prior-batch-size 3"])
+def test_two_processes_train_what_one_does_at_the_same_total_batch(how, tmp_path):
     """As `accelerate launch` starts them, on the CPU."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    options = ["--steps", "3", "--evaluate-every", "0"]
+    options = ["--steps", "3", "--evaluate-every", "0", *how.split()]
     two = subprocess.run(
         [*launch, *command(tmp_path / "two", *options)[1:]], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert two.returncode == 0, two.stderr
-    assert run(tmp_path / "one", *options, "--batch-size", "4").returncode == 0
+    larger = ["--batch-size", "4", *(["--prior-batch-size", "6"] if how else [])]
+    assert run(tmp_path / "one", *options, *larger).returncode == 0
     one, both = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert max(float((one[name] - both[name]).abs().max()) for name in one) < 1e-5
     assert max(float(one[name].abs().max()) for name in one if "lora_up" in name) > 1e-4
@@ -294,3 +298,24 @@ def test_a_run_on_sdxl_goes_on_to_the_same_weights(sdxl, tmp_path):
     done = run(output, *options)
     assert "step 1 of 2" in done.stdout, done.stderr
     assert same(output / "last.safetensors", whole / "last.safetensors")
+
+
+def test_without_the_rewards_weight_nothing_is_sampled_and_l_pre_is_trained_alone(tmp_path):
+    done = run(tmp_path, "--reward-weight", "0", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "log.csv").open(encoding="utf-8")))
+    assert [row["reward"] for row in rows] == ["", "", ""]
+    assert all(row["loss"] == row["prior_loss"] != "" for row in rows[1:])
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    settings = parse(ReflConfig, [*QUICK.split(), "--warmup-steps", "2", "--decay-steps", "4", "--prior-weight", "0"])
+    whole, rates = Run(dataclasses.replace(settings, output=str(tmp_path))), []
+    for whole.step in range(6):
+        whole._set_learning_rate()
+        rates.append(whole.optimizer.param_groups[0]["lr"] / settings.learning_rate)
+    assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -279,6 +279,8 @@ WRONG = [
     ("held_out_prompts", "prompts.txt", "prompts.txt", "two files"),
     ("model", " ", "model is empty", "give a path"),
     ("warmup_steps", 2000, "2000", "at most that"),
+    ("decay_steps", 2000, "2000", "at most that"),
+    ("gradient_steps", 2, "2", "at most 1 where judged is predicted"),
     ("ema", 0.9, "ema is 0.9", "train to unet"),
 ]
 

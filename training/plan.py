@@ -104,7 +104,7 @@ def _files(config: ReflConfig, models: Trained, held_out: Prompts) -> dict[str, 
         "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
         "prior.safetensors": _size(4.0 * config.prior_images * channels * height * width) if drawn else "",
         "checkpoints/step-*.pt": f"{_size(checkpoint)} each, the last {config.keep_last} are kept",
-        "report.html": "curves, samples before and after",
+        "report.html": "the run in pictures",
         "last.safetensors": exported,
         "best.safetensors": exported if config.evaluate_every and held_out.texts else "",
     }
