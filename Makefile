@@ -19,8 +19,9 @@ demo: $(READY)
 # Fine-tune the demo model with the caption reward (20 minutes on 2 CPU cores) and measure it on held-out prompts
 # → out/refl-demo/report.html, best.safetensors.
 refl-demo: $(READY)
-	$(RUN) training/refl_train.py --config training/configs/demo.toml $(if $(SEED),--seed "$$SEED")
-	$(RUN) evaluation/coarse.py out/refl-demo/best.safetensors
+	$(RUN) training/refl_train.py --config training/configs/demo.toml \
+		$(if $(SEED),--seed "$$SEED" --output "out/refl-demo-$$SEED")
+	$(RUN) evaluation/coarse.py "out/refl-demo$(if $(SEED),-$$SEED)/best.safetensors"
 
 # The measured effect on held-out prompts, with 95 % confidence intervals → out/table.
 table: $(READY)

@@ -110,6 +110,7 @@ def _ours(config: ReflConfig) -> Callable[[], None]:
     def step() -> None:
         run._take_step()
         run.step += 1
+        run.optimizer.zero_grad()  # as the plain loop, so that both begin without gradients
 
     return step
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..demo.judge import judge_all
-from ..demo.models import COARSE_WEIGHTS, FOLDER, SETTINGS, load_models
+from ..demo.models import FOLDER, SETTINGS, load_models
 from ..demo.prompts import Pair, two_object_prompts
 from ..perception.images import to_uint8
 from ..pipeline.realign import Look, Models, RealignResult, RealignSettings, look, realign_batch
@@ -66,13 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, help="held-out prompts (all 448 by default)")
     parser.add_argument("--seed", type=int, default=0, help="prompt i is drawn from the noise of seed + i")
-    parser.add_argument("--coarse", type=Path, default=COARSE_WEIGHTS, help="what a training run wrote")
+    parser.add_argument("--coarse", type=Path, help="what a training run wrote, for the rows + coarse and both")
     parser.add_argument("--out", type=Path, default=Path("out/table"), help="folder for table.json")
     options = parser.parse_args()
     try:
         prompts = two_object_prompts(held_out=True, count=options.count)
         models = load_models()
-        told = table(rows(models, prompts, SETTINGS, options.seed, with_weights(models, options.coarse)))
+        coarse = with_weights(models, options.coarse) if options.coarse else None
+        told = table(rows(models, prompts, SETTINGS, options.seed, coarse))
     except RealignError as error:
         sys.exit(f"table: {error}")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -267,7 +267,7 @@ def test_the_header_tells_of_the_run(tmp_path):
         "modelspec.date": "2025-03-04T05:06:07+00:00",
         "modelspec.resolution": "512x512",
         "modelspec.prediction_type": "v",
-        "realigndiff.prompts_sha256": hashlib.sha256(b"a red circle\na blue square").hexdigest(),
+        "realigndiff.prompts_sha256": hashlib.sha256(b'["a red circle", "a blue square"]').hexdigest(),
         "realigndiff.reward_before": "0.5",
         "realigndiff.reward_after": "0.75",
     }

@@ -181,6 +181,8 @@ def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path):
     saved = load_file(tmp_path / "whole/last.safetensors")["input_blocks.0.0.weight"]
     assert torch.equal(saved, three["average"]["shadow_params"][conv].half())
     assert not torch.equal(saved, raw.half())
+    folder = load_file(tmp_path / "whole/unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(folder["conv_in.weight"].half(), saved)
 
 
 def test_a_lora_trains_in_bf16(whole, tmp_path):
@@ -219,6 +221,32 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
         torch.testing.assert_close(piece, weight.grad, rtol=1e-4, atol=1e-6)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    settings = parse(ReflConfig, [*QUICK.split(), "--estimator", "score_function"])
+    whole = Run(dataclasses.replace(settings, output=str(tmp_path)))
+    before, drawn = [weight.clone() for weight in whole.models.weights], whole.rollout.predicted
+    whole.rollout.predicted = lambda *given: drawn(*given) * torch.tensor([1.0, math.nan])[:, None, None, None]
+    row = whole._take_step()
+    assert whole.bad == 1
+    assert "loss" not in row
+    assert all(torch.equal(*pair) for pair in zip(before, whole.models.weights, strict=True))
+    whole.rollout.predicted = drawn
+    assert math.isfinite(whole._take_step()["loss"])
+    assert whole.bad == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_a_checkpoint_of_another_run_is_one_sentence(whole, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step-00000006.pt").write_bytes((whole / "checkpoints/step-00000006.pt").read_bytes())
+    done = run(tmp_path, "--seed", "43", "--prior-weight", "0")
+    assert "whose seed was 42, and now it is 43" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "last.safetensors").exists()
 
 
 def test_a_plan_is_told_and_nothing_written(tmp_path):

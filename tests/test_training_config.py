@@ -145,6 +145,8 @@ def test_settings_survive_the_command_line(tmp_path):
 def test_settings_survive_the_header_of_a_lora(tmp_path):
     config, file = other_values(), tmp_path / "lora of C.safetensors"
     save_file({"weight": np.zeros(2, "float32")}, file, metadata={METADATA_KEY: json.dumps(to_dict(config))})
+    anew = {name: getattr(ReflConfig(), name) for name in files.OF_ONE_RUN}
+    config = dataclasses.replace(config, **anew)
     assert parse(ReflConfig, ["--config", str(file)]) == config
     assert parse(ReflConfig, ["--config", str(file), "--steps", "7"]) == dataclasses.replace(config, steps=7)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..core.errors import RealignError
 
 logger = logging.getLogger(__name__)
 PATTERN = "step-*.pt"
+SAME = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
+"""The settings that a run which goes on must have as before."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -39,16 +42,55 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
             f"The checkpoint of step {step} could not be written to '{folder}' ({error}): make room there and start "
             "again; the run goes on from the checkpoint before."
         ) from error
-    for old in sorted(folder.glob(PATTERN))[:-keep]:
+    kept = sorted(folder.glob(PATTERN))
+    later = kept.index(file) + 1
+    for old in (*kept[: max(0, later - keep)], *kept[later:]):  # what is later is of a run that began anew here
         old.unlink()
     return file
 
 
-def last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read; one that cannot is told and passed over."""
-    for file in sorted(folder.glob(PATTERN), reverse=True):
+def found(resume: str, output: Path) -> list[Path]:
+    """The checkpoints that the setting `resume` means, the newest first; none where the run is to begin anew.
+
+    Raises:
+        RealignError: it names a place where there is none.
+    """
+    if resume == "never":
+        return []
+    if resume == "auto":
+        return sorted((output / "checkpoints").glob(PATTERN), reverse=True)
+    place = Path(resume)
+    if place.is_file():
+        return [place]
+    files = sorted((*place.glob(PATTERN), *place.glob(f"checkpoints/{PATTERN}")), reverse=True)
+    if not files:
+        raise RealignError(f"resume is '{resume}', where there is no checkpoint: give a run's folder, auto or never.")
+    return files
+
+
+def load(files: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first checkpoint that can be read; one that cannot is told and passed over.
+
+    Raises:
+        RealignError: none can.
+    """
+    for file in files:
         try:
             return file, torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch and zip raise many kinds for a file that is cut off
             logger.warning("The checkpoint %s cannot be read (%s); an earlier one is taken.", file.name, error)
-    return None
+    raise RealignError(f"No checkpoint in '{files[0].parent}' can be read: set resume to never to begin anew.")
+
+
+def check_same(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """That a checkpoint's settings are those of this run where its weights and its lots depend on them.
+
+    Raises:
+        RealignError: one of `SAME` is not.
+    """
+    for name in SAME:
+        if before.get(name, now[name]) != now[name]:
+            raise RealignError(
+                f"The checkpoint {file} is of a run whose {name} was {before[name]}, and now it is {now[name]}: set it "
+                "back, give another output, or set resume to never."
+            )

@@ -39,6 +39,8 @@ CONFIGS = Path(__file__).parent / "configs"
 TABLE = ROOT / "docs" / "training_settings.md"
 METADATA_KEY = "realigndiff.config"
 """Where the header of a `.safetensors` file that we write holds the JSON of its run's settings."""
+OF_ONE_RUN = ("output", "resume", "dry_run")
+"""Settings that are not taken from such a header: a run that begins from it would go on with the finished one."""
 SHIPPED = {
     "sd15": "Stable Diffusion 1.5 with the paper's settings, where the paper gives them.",
     "sdxl": "Stable Diffusion XL with LoRA. Not measured: a place to start from.",
@@ -164,7 +166,7 @@ def _from_header(file: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise RealignError(f"{file}: the settings in its header ({METADATA_KEY}) are not a JSON object.")
-    return values
+    return {name: value for name, value in values.items() if name not in OF_ONE_RUN}
 
 
 def _config_file(argv: Sequence[str]) -> str | None:

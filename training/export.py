@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..core.errors import RealignError
 from .ldm_keys import ldm_names
+from .prompts import fingerprint
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -172,8 +173,8 @@ def run_metadata(
     """What a file's header tells of the run that made it, for people and programs that show models.
 
     title: also the file's name in kohya's terms. config: all settings, written as JSON; of a Path only the last part,
-    for whose folders they were is nobody's business. prompts: of the training; only their SHA-256 is written, one a
-    line. resolution: of the images, in pixels. prediction_type: of the noise schedule, as diffusers calls it.
+    for whose folders they were is nobody's business. prompts: of the training; only their SHA-256 is written.
+    resolution: of the images, in pixels. prediction_type: of the noise schedule, as diffusers calls it.
     thumbnail: any size; made small. date: by default now.
     """
     told = {
@@ -188,7 +189,7 @@ def run_metadata(
         "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
         "modelspec.thumbnail": thumbnail and _thumbnail(thumbnail),
         "realigndiff.config": json.dumps(dict(config), default=_plain, sort_keys=True),
-        "realigndiff.prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "realigndiff.prompts_sha256": fingerprint(prompts),
         "realigndiff.reward_before": reward_before,
         "realigndiff.reward_after": reward_after,
     }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -28,6 +30,8 @@ def accelerator(config: ReflConfig) -> Accelerator:
             mixed_precision="no" if precision == "fp32" else precision,
             log_with=None if config.log_with == "csv" else config.log_with,
             project_dir=Path(config.output) / "tensorboard",
+            # the others wait while the main process draws L_pre's images or evaluates
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
     except ValueError as error:
         raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error

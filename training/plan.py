@@ -46,7 +46,8 @@ def plan(config: ReflConfig) -> str:
 
 def memory(config: ReflConfig, models: Trained) -> dict[str, float]:
     """What lies in a device's memory all through a run, in bytes; activations, which come on top, not counted."""
-    sampler = {f"model/{name}": part for name, part in vars(models.sampler).items() if isinstance(part, nn.Module)}
+    sampler = {"model/unet": models.sampler.unet, "model/vae": models.sampler.vae}
+    sampler |= {f"model/text_encoder_{i}": encoder for i, encoder in enumerate(models.sampler.text_encoders, 1)}
     judges = {"captioner": models.reward.captioner.model, "f_enc": models.reward.text_encoder.model}
     count = sum(weight.numel() for weight in models.weights)
     return {
@@ -82,11 +83,7 @@ def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
 
 def _start(config: ReflConfig) -> list[str]:
     """Which checkpoint the run would go on from, if any."""
-    if config.resume == "never":
-        return []
-    folder = Path(config.output) / "checkpoints" if config.resume == "auto" else Path(config.resume)
-    found = sorted(folder.glob(checkpoints.PATTERN))
-    return [f"goes on from {found[-1]}"] if found else []
+    return [f"goes on from {file}" for file in checkpoints.found(config.resume, Path(config.output))[:1]]
 
 
 def _files(config: ReflConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
@@ -107,6 +104,7 @@ def _files(config: ReflConfig, models: Trained, held_out: Prompts) -> dict[str, 
         "report.html": "the run in pictures",
         "last.safetensors": exported,
         "best.safetensors": exported if config.evaluate_every and held_out.texts else "",
+        "unet/": f"{_size(own)}, the last weights in the diffusers layout" if config.train == "unet" else "",
     }
     return {name: text for name, text in told.items() if text}
 

@@ -7,6 +7,7 @@ with the captioner's words in place of the prompt, a pair is right even where th
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from PIL import Image, ImageOps
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,12 +25,14 @@ from ..core.errors import RealignError
 from ..perception.captioner import Captioner
 from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
+from .prompts import fingerprint
 from .settings import ReflConfig
 
+logger = logging.getLogger(__name__)
 EMPTY_CAPTIONS = 0.1
 """The share of images that are paired with no words, as guidance needs them."""
 MADE_OF = ("model", "captioner", "prior_captions", "prior_images", "prior_steps", "cfg", "seed")
-"""The settings that the images of the frozen model depend on."""
+"""The settings that the images of the frozen model depend on, besides the prompts."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -78,7 +81,7 @@ def frozen_prior(
     on_image: called with how many were just made.
     """
     file = Path(config.output) / "prior.safetensors"
-    made_of = json.dumps({name: getattr(config, name) for name in MADE_OF})
+    made_of = json.dumps({name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint(prompts)})
     if (kept := _kept(file, made_of)) is not None:
         return kept
     asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
@@ -95,8 +98,11 @@ def frozen_prior(
     prior = Prior(torch.cat(latents).clone(), captions)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    save_file({"latents": prior.latents}, part, {"captions": json.dumps(captions), "made_of": made_of})
-    part.replace(file)
+    try:
+        save_file({"latents": prior.latents}, part, {"captions": json.dumps(captions), "made_of": made_of})
+        part.replace(file)
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s could not be kept (%s); a run that goes on has to sample its images again.", file, error)
     return prior
 
 
@@ -113,10 +119,20 @@ def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int) -> Pr
         raise RealignError(f"'{folder}' has no image beside a .txt file with its caption: give such pairs, or frozen.")
     vae, latents = sampler.vae, []
     for picture, _ in pairs:
-        cut = ImageOps.fit(Image.open(picture).convert("RGB"), (resolution, resolution), Image.BICUBIC)
+        try:
+            cut = ImageOps.fit(Image.open(picture).convert("RGB"), (resolution, resolution), Image.BICUBIC)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RealignError(f"'{picture}' is not an image that can be read ({error}): mend or remove it.") from error
         pixels = torch.from_numpy(np.array(cut, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
         latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor)
-    return Prior(torch.cat(latents), [text.read_text(encoding="utf-8").strip() for _, text in pairs])
+    return Prior(torch.cat(latents), [_text(file) for _, file in pairs])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise RealignError(f"'{file}' is not UTF-8: save it as UTF-8.") from error
 
 
 def _target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:

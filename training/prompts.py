@@ -39,14 +39,14 @@ class Prompts:
     """One sentence a broken row, with file and line."""
 
     @property
-    def sha256(self) -> str:
-        """Of the texts in their order: two runs with the same value used the same prompts."""
-        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
-
-    @property
     def duplicates(self) -> int:
         """How many texts stood there before; they are kept, so they weigh more."""
         return len(self.texts) - len(set(self.texts))
+
+
+def fingerprint(texts: Sequence[str]) -> str:
+    """SHA-256 of the texts in their order: two runs with the same value used the same prompts."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def read_prompts(path: str | Path, column: str | None = None, strict: bool = False) -> Prompts:

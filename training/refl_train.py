@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -75,6 +76,7 @@ class Run:
         self.average = moving_average(self.models.weights, config.ema)
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
         self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
+        self.best_step = 0
         self.stopping = False
         self.prior = self._prior() if config.prior_weight else None
 
@@ -103,8 +105,11 @@ class Run:
         watcher.end()
         if self.step < config.steps:
             self.accelerator.print(f"Stopped at step {self.step}; the same command goes on from {kept}.")
-        else:
-            self.accelerator.print(f"Trained; load {self.output / 'best.safetensors'} in ComfyUI.")
+            return
+        if config.train == "unet":
+            self._export_folder()
+        name = "best" if self.best_step else "last"  # the best may be the model before training
+        self.accelerator.print(f"Trained; load {self.output / f'{name}.safetensors'} in ComfyUI.")
 
     def _stop(self, *_: Any) -> None:
         """Ctrl-C: finish the step, so that no weight is changed twice; once more: at once."""
@@ -116,10 +121,12 @@ class Run:
         config = self.config
         self._set_learning_rate()
         self.optimizer.zero_grad()
-        totals = torch.zeros(3)
+        totals = torch.zeros(4)
         for part in range(config.gradient_accumulation):
-            totals += self._add_gradient(part) / config.gradient_accumulation
+            totals[:3] += self._add_gradient(part) / config.gradient_accumulation
+        totals[3] = self.stopping
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
+        self.stopping = bool(totals[3])
         norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
         finite = bool(torch.isfinite(totals[1:]).all())
         if finite and torch.isfinite(norm):
@@ -134,7 +141,7 @@ class Run:
                     f"{self.bad} batches in a row were not finite: lower learning_rate or train in fp32; the last "
                     "checkpoint is good."
                 )
-        row = dict(zip(("reward", "loss", "prior_loss"), totals.tolist(), strict=True))
+        row = dict(zip(("reward", "loss", "prior_loss"), totals[:3].tolist(), strict=True))
         return {name: value for name, value in row.items() if not math.isnan(value)}
 
     def _add_gradient(self, part: int) -> Tensor:
@@ -152,13 +159,15 @@ class Run:
             images = self.rollout.finished(texts, noise, chosen, self.unet)
         else:
             images = self.rollout.predicted(texts, noise, *chosen, self.unet)
-        seen = images.detach().requires_grad_()
+        seen = images.detach().nan_to_num(0, 1, 0).requires_grad_()
         with models.judging():
             loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()
             self.accelerator.backward(loss / config.gradient_accumulation)
             with torch.no_grad():
-                reward = float(models.reward(seen.nan_to_num().clamp(0, 1), texts).scores.mean())
+                reward = float(models.reward(seen.clamp(0, 1), texts).scores.mean())
         images.backward(seen.grad)
+        if not torch.isfinite(images).all():
+            loss = loss * math.nan  # so that the batch is left out
         weighted, prior_loss = self._add_prior_gradient(part)
         return torch.tensor([reward, loss.item() + weighted, prior_loss])
 
@@ -208,7 +217,7 @@ class Run:
         reward = sum(scores) / len(scores)
         self.rewards.append(reward)
         if reward > self.best:
-            self.best = reward
+            self.best, self.best_step = reward, self.step
             self._export("best")
         return {"held_out_reward": reward}
 
@@ -235,14 +244,11 @@ class Run:
 
     def _resume(self) -> None:
         config = self.config
-        found = None
-        if config.resume == "auto":
-            found = checkpoints.last(self.output / "checkpoints")
-        elif config.resume != "never":
-            found = checkpoints.last(Path(config.resume))
-        if found is None:
+        files = checkpoints.found(config.resume, self.output)
+        if not files:
             return
-        file, state = found
+        file, state = checkpoints.load(files)
+        checkpoints.check_same(file, state.get("config", {}), to_dict(config))
         for weight, kept in zip(self.models.weights, state["weights"], strict=True):
             weight.data.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -250,6 +256,7 @@ class Run:
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
+        self.best_step = state.get("best_step", 0)
         print(f"Going on from {file}, step {self.step} of {config.steps}.")
 
     def _save(self) -> Path:
@@ -261,11 +268,14 @@ class Run:
             "bad": self.bad,
             "rewards": self.rewards,
             "best": self.best,
+            "best_step": self.best_step,
+            "config": to_dict(self.config),
         }
         if not self._main:
             return self.output
+        file = checkpoints.save(self.output / "checkpoints", self.step, state, self.config.keep_last)
         self._export("last")
-        return checkpoints.save(self.output / "checkpoints", self.step, state, self.config.keep_last)
+        return file
 
     def _export(self, name: str) -> None:
         """The weights as ComfyUI loads them."""
@@ -286,6 +296,19 @@ class Run:
         write = export.save_lora if self.config.train == "lora" else export.save_unet
         with averaged(self.models.weights, self.average):
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
+
+    def _export_folder(self) -> None:
+        """The whole UNet in the diffusers layout."""
+        if not self._main:
+            return
+        try:
+            with averaged(self.models.weights, self.average):
+                self.models.sampler.unet.save_pretrained(self.output / "unet")
+        except (OSError, SafetensorError) as error:
+            raise RealignError(
+                f"The UNet's folder could not be written to '{self.output}' ({error}): make room and start again; "
+                "last.safetensors is there."
+            ) from error
 
     def _set_learning_rate(self) -> None:
         """Linear warm-up, constant, linear decay."""

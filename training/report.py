@@ -269,13 +269,13 @@ def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapp
     folder, steps = LOADING["unet" if settings.get("train") == "unet" else "lora"]
     model = escape(_text(settings.get("model", "the model that was trained")))
     copied = shlex.quote(f"ComfyUI/models/{folder}/{name}-{best}.safetensors")
-    again = shlex.quote(f"{name}/{best}.safetensors")
+    again = shlex.quote(f"PATH/TO/{name}/{best}.safetensors")
     return (
         f"<section><h2>Load it in ComfyUI</h2><p><code>{best}.safetensors</code> holds the weights of {why}. Copy it "
         f"to <code>models/{folder}</code> of ComfyUI; from the folder of this page:</p>"
         f"<pre>cp {best}.safetensors {escape(copied)}</pre>"
         f"<p>{steps.format(file=escape(f'{name}-{best}.safetensors'), model=model)}</p>"
-        "<p>To train with the same settings again:</p>"
+        "<p>To train with the same settings again, from the pack's folder:</p>"
         f"<pre>python training/refl_train.py --config {escape(again)} --output out/again</pre></section>"
     )
 

@@ -137,8 +137,8 @@ class ReflConfig:
 
     # Memory and speed
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """What the models compute in; trained weights are kept in fp32. bf16 needs a GPU that has it. Paper: half
-    precision."""
+    """What the models compute in; trained weights are kept in fp32. fp16 needs a GPU, bf16 a GPU or CPU
+    that has it. Paper: half precision."""
     frozen_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
     """What captioner and text encoder compute in. same: as `precision`."""
     gradient_checkpointing: bool = False

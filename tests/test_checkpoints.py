@@ -1,0 +1,52 @@
+"""Which checkpoints stay, and which one a run goes on from."""
+
+import pytest
+from realigndiff.core.errors import RealignError
+from realigndiff.training import checkpoints
+
+
+def names(folder):
+    return [file.name for file in sorted(folder.iterdir())]
+
+
+def test_the_newest_stay(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, {}, keep=2)
+    assert names(tmp_path) == ["step-00000002.pt", "step-00000003.pt"]
+
+
+def test_a_run_that_began_anew_keeps_its_own_and_not_the_later_ones_of_the_run_before(tmp_path):
+    for step in (900, 1000):
+        checkpoints.save(tmp_path, step, {}, keep=2)
+    checkpoints.save(tmp_path, 100, {}, keep=2)
+    assert names(tmp_path) == ["step-00000100.pt"]
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step-00000001.pt"])
+def test_a_run_a_folder_or_a_file_may_be_named(place, tmp_path):
+    checkpoints.save(tmp_path / "checkpoints", 1, {"of": "it"}, keep=1)
+    file, state = checkpoints.load(checkpoints.found(str(tmp_path / place), tmp_path / "elsewhere"))
+    assert (file.name, state) == ("step-00000001.pt", {"step": 1, "of": "it"})
+
+
+def test_a_place_without_any_is_refused_and_never_takes_none(tmp_path):
+    checkpoints.save(tmp_path / "checkpoints", 1, {}, keep=1)
+    assert checkpoints.found("never", tmp_path) == []
+    assert checkpoints.found("auto", tmp_path / "new") == []
+    with pytest.raises(RealignError, match="where there is no checkpoint"):
+        checkpoints.found(str(tmp_path / "typo"), tmp_path)
+
+
+def test_where_none_can_be_read_nothing_begins_anew_by_itself(tmp_path):
+    file = checkpoints.save(tmp_path, 1, {}, keep=1)
+    file.write_bytes(b"cut off")
+    with pytest.raises(RealignError, match="set resume to never"):
+        checkpoints.load([file])
+
+
+def test_settings_that_the_weights_depend_on_must_be_as_before(tmp_path):
+    now = dict.fromkeys(checkpoints.SAME, 1) | {"steps": 5}
+    checkpoints.check_same(tmp_path, {}, now)
+    checkpoints.check_same(tmp_path, {**now, "steps": 9}, now)
+    with pytest.raises(RealignError, match="whose rank was 4, and now it is 1: set it back"):
+        checkpoints.check_same(tmp_path, {**now, "rank": 4}, now)
