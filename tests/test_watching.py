@@ -173,7 +173,8 @@ def test_the_speed_counts_all_images_of_a_step(tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(refl_train, "parse", lambda *_, **__: ReflConfig(output=str(tmp_path / "run"), log_with="wandb"))
+    config = ReflConfig(output=str(tmp_path / "run"), log_with="wandb")
+    monkeypatch.setattr(refl_train, "parse", lambda *_, **__: config)
     monkeypatch.setattr(refl_train, "Run", lambda config: pytest.fail("it was loaded"))
     with pytest.raises(SystemExit) as stopped:
         refl_train.main()
