@@ -149,10 +149,15 @@ def merged(unet: UNet2DConditionModel, adapter: str = "default") -> UNet2DCondit
             raise RealignError(f"'{path}' has an adapter fused into it already: call `unet.unfuse_lora()` first.")
         weight = layer.get_base_layer().weight
         down, up = (matrix[adapter].weight.data.float().flatten(1) for matrix in (layer.lora_A, layer.lora_B))
-        change = _alpha(unet, layer, adapter) / len(down) * (up @ down)
-        weight.data = (weight.data.float() + change.reshape(weight.shape)).to(weight.dtype)
+        add_lora(weight, down, up, _alpha(unet, layer, adapter))
     unet.unload_lora()
     return unet
+
+
+def add_lora(weight: nn.Parameter, down: Tensor, up: Tensor, alpha: float) -> None:
+    """W + alpha / r · up · down, in place: down [r, in (· h · w)] and up [out, r] in float32, W of any precision."""
+    change = alpha / len(down) * (up @ down)
+    weight.data = (weight.data.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype)
 
 
 def run_metadata(

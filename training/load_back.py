@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import RealignError
+from .export import add_lora
 from .ldm_keys import ldm_names
 
 if TYPE_CHECKING:
@@ -35,15 +36,14 @@ def load_back(unet: UNet2DConditionModel, file: str | Path) -> None:
 
 
 def _merge_lora(unet: UNet2DConditionModel, tensors: dict[str, Tensor], file: str | Path) -> None:
-    """W + alpha / r · up · down for each layer the file names."""
+    """Add the matrices of each layer that the file names."""
     layers = {f"lora_unet_{path.replace('.', '_')}": layer for path, layer in unet.named_modules()}
     for name in (key.removesuffix(".lora_down.weight") for key in tensors if key.endswith(".lora_down.weight")):
         down, up = (tensors[f"{name}.lora_{part}.weight"].float().flatten(1) for part in ("down", "up"))
         weight = getattr(layers.get(name), "weight", None)
         if weight is None or weight.numel() != len(up) * down.shape[1]:
             raise RealignError(f"'{file}' is a LoRA of another model: nothing here fits its layer {name}.")
-        change = tensors[f"{name}.alpha"].item() / len(down) * (up @ down)
-        weight.data = (weight.data.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype)
+        add_lora(weight, down, up, tensors[f"{name}.alpha"].item())
 
 
 def _replace_weights(unet: UNet2DConditionModel, tensors: dict[str, Tensor], file: str | Path) -> None:

@@ -77,7 +77,7 @@ class Run:
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
         self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
         self.best_step = 0
-        self.stopping = False
+        self.asked_to_stop = self.stopping = False
         self.prior = self._prior() if config.prior_weight else None
 
     def train(self) -> None:
@@ -112,8 +112,8 @@ class Run:
         self.accelerator.print(f"Trained; load {self.output / f'{name}.safetensors'} in ComfyUI.")
 
     def _stop(self, *_: Any) -> None:
-        """Ctrl-C: finish the step, so that no weight is changed twice; once more: at once."""
-        self.stopping = True
+        """Ctrl-C: end with a step, so that no weight is changed twice and all devices agree; once more: at once."""
+        self.asked_to_stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _take_step(self) -> dict[str, float]:
@@ -124,7 +124,7 @@ class Run:
         totals = torch.zeros(4)
         for part in range(config.gradient_accumulation):
             totals[:3] += self._add_gradient(part) / config.gradient_accumulation
-        totals[3] = self.stopping
+        totals[3] = self.asked_to_stop
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
         self.stopping = bool(totals[3])
         norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
@@ -161,7 +161,7 @@ class Run:
             images = self.rollout.predicted(texts, noise, *chosen, self.unet)
         seen = images.detach().nan_to_num(0, 1, 0).requires_grad_()
         with models.judging():
-            loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()
+            loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()  # λ·φ(R), eq. 5
             self.accelerator.backward(loss / config.gradient_accumulation)
             with torch.no_grad():
                 reward = float(models.reward(seen.clamp(0, 1), texts).scores.mean())
