@@ -118,6 +118,7 @@ def _ours(config: ReflConfig) -> Callable[[], None]:
 def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Callable[[], None]:
     """One step of the published loop."""
     unet, vae, likelihood = models.sampler.unet, models.sampler.vae, models.estimator
+    unet.to(memory_format=torch.contiguous_format)  # as it is read
     vae.requires_grad_(False)
     models.sampler.text_encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)

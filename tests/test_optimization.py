@@ -26,6 +26,17 @@ def weights() -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(2))]
 
 
+# Precision
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog, tmp_path, capability, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    accelerator(ReflConfig(precision="bf16", output=str(tmp_path)))
+    assert ("set precision to fp32" in caplog.text) == warned
+
+
 # The moving average
 
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from realigndiff.demo.models import FOLDER
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.pipeline.settings import SamplingSettings
-from realigndiff.training.prior import Prior
+from realigndiff.training.prior import Drawn, Prior
 from realigndiff.training.rollout import Rollout
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
@@ -109,6 +109,20 @@ def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sam
     v = signal[t] * noise - spread[t] * latents
     expected = {"epsilon": noise, "v_prediction": v, "sample": latents.expand(4, -1, -1, -1)}[kind]
     torch.testing.assert_close(loss, expected.square().mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_prior_learns_at_the_noise_levels_asked_for(sampler):
+    prior = Prior(sampler.noise([5]), ["a green ring"], min_timestep=990)
+    drawn = {int(prior._draw(torch.Generator().manual_seed(seed), 1000).t) for seed in range(200)}
+    assert drawn == set(range(990, 1000))
+
+
+def test_the_likeliest_pairs_are_kept_in_their_order():
+    drawn = Drawn(torch.arange(4.0).view(4, 1, 1, 1), ["a", "b", "c", "d"], torch.tensor([-2.0, -0.1, -3.0, -0.2]))
+    latents, captions = drawn.likeliest(0.5)
+    assert captions == ["b", "d"] and latents.flatten().tolist() == [1, 3]
+    assert drawn.likeliest(0.01)[1] == ["b"]
+    assert drawn.likeliest(1.0)[1] == drawn.captions
 
 
 def test_the_finished_image_is_the_one_that_sampling_draws(sampler):

@@ -231,7 +231,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        line = "[" + ", ".join(map(_toml, value)) + "]"
+        return line if len(line) <= 100 else "[\n" + "".join(f"    {_toml(item)},\n" for item in value) + "]"
     if isinstance(value, str):
         return f"'{value}'" if "'" not in value else json.dumps(value, ensure_ascii=False)
     return _number(value)

@@ -18,13 +18,13 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -96,6 +96,22 @@ def save_unet(
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
     }
     _write(_cast(unet_ldm_state_dict(unet), dtype), Path(file), {**own, **(metadata or {})})
+
+
+def rewrite(
+    source: str | Path, file: str | Path, metadata: Callable[[dict[str, str]], Mapping[str, str]], *, dtype: torch.dtype
+) -> None:
+    """What was written here, once more: its weights as `dtype`, and of its header what `metadata` makes of it.
+
+    Raises:
+        RealignError: the values do not fit `dtype`, or a file cannot be read or written.
+    """
+    try:
+        with safe_open(str(source), "pt") as opened:
+            told, tensors = opened.metadata() or {}, {name: opened.get_tensor(name) for name in list(opened.keys())}
+    except (OSError, SafetensorError) as error:
+        raise RealignError(f"'{source}' cannot be read as safetensors: {error}") from error
+    _write(_cast(tensors, dtype), Path(file), metadata(told))
 
 
 def lora_state_dict(unet: UNet2DConditionModel, adapter: str = "default") -> dict[str, Tensor]:

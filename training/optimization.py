@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,10 @@ from torch import nn
 
 from ..core.errors import RealignError
 from .settings import ReflConfig
+
+logger = logging.getLogger(__name__)
+WITHOUT_BF16 = {"NO AVX", "DEFAULT", "AVX2"}
+"""What PyTorch calls the CPUs on which a convolution in bf16 takes twenty times as long as in fp32."""
 
 
 def accelerator(config: ReflConfig) -> Accelerator:
@@ -37,6 +42,8 @@ def accelerator(config: ReflConfig) -> Accelerator:
         raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error
     if precision == "fp16" and made.device.type == "cpu":  # accelerate would go on without autocast and scale
         raise RealignError("precision is fp16, which trains on a GPU only, and none was found: set it to fp32 or bf16.")
+    if precision == "bf16" and made.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in WITHOUT_BF16:
+        logger.warning("This CPU does not compute in bf16, and is many times slower at it: set precision to fp32.")
     return made
 
 

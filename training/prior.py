@@ -1,7 +1,8 @@
 """L_pre of eq. 5: the denoising loss on images that the model should stay able to draw.
 
 The paper trains on captions only, so the images are sampled once from the frozen model and kept beside the run. Paired
-with the captioner's words in place of the prompt, a pair is right even where the model mixed things up.
+with the captioner's words in place of the prompt, a pair is right even where the model mixed things up. The captioner
+is not always right, but how likely its words are tells fairly well when: the likeliest pairs may be kept alone.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 
 from ..core.errors import RealignError
 from ..perception.captioner import Captioner
+from ..perception.speech import Speech
 from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
+from ..rewards.caption_gradient import PromptLikelihood
 from .prompts import fingerprint
 from .settings import ReflConfig
 
@@ -46,10 +49,10 @@ class Pair(NamedTuple):
 
 
 class Prior:
-    """Latents [N, C, h, w] with a caption each."""
+    """Latents [N, C, h, w] with a caption each, learnt from at the noise levels from `min_timestep` to the last."""
 
-    def __init__(self, latents: Tensor, captions: Sequence[str]) -> None:
-        self.latents, self.captions = latents, list(captions)
+    def __init__(self, latents: Tensor, captions: Sequence[str], min_timestep: int = 0) -> None:
+        self.latents, self.captions, self.min_timestep = latents, list(captions), min_timestep
 
     def loss(self, sampler: DiffusersSampler, unet: nn.Module, seeds: Sequence[int]) -> Tensor:
         """Mean squared error of the UNet's prediction on one pair a seed, which draws pair, noise and noise level."""
@@ -65,8 +68,26 @@ class Prior:
         picked = int(torch.randint(len(self.captions), (), generator=generator))
         silent = float(torch.rand((), generator=generator)) < EMPTY_CAPTIONS
         latent = self.latents[picked]
-        noise, t = torch.randn(latent.shape, generator=generator), torch.randint(steps, (), generator=generator)
+        noise = torch.randn(latent.shape, generator=generator)
+        t = torch.randint(self.min_timestep, steps, (), generator=generator)
         return Pair(latent, noise, t, "" if silent else self.captions[picked])
+
+
+class Drawn(NamedTuple):
+    """The images that the untrained model drew."""
+
+    latents: Tensor
+    """[N, C, h, w], float32."""
+    captions: list[str]
+    """The words that each is paired with."""
+    likelihoods: Tensor
+    """[N] in (-inf, 0]: mean log-likelihood of those words as the captioner's."""
+
+    def likeliest(self, share: float) -> tuple[Tensor, list[str]]:
+        """The latents and captions of that share of them, at least one, in their order."""
+        count = max(1, round(share * len(self.captions)))
+        kept = self.likelihoods.topk(count).indices.sort().values
+        return self.latents[kept], [self.captions[i] for i in kept.tolist()]
 
 
 def frozen_prior(
@@ -76,38 +97,58 @@ def frozen_prior(
     config: ReflConfig,
     on_image: Callable[[int], None] = lambda count: None,
 ) -> Prior:
-    """`prior_images` images of the prompts in turn, sampled from the untrained model, or those an earlier start kept.
+    """`prior_images` images of the prompts in turn, sampled from the untrained model, or those an earlier start kept;
+    of these the likeliest, as `prior_keep` says.
 
     on_image: called with how many were just made.
     """
     file = Path(config.output) / "prior.safetensors"
     made_of = json.dumps({name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint(prompts)})
-    if (kept := _kept(file, made_of)) is not None:
-        return kept
+    drawn = _kept(file, made_of)
+    if drawn is None:
+        drawn = _draw(sampler, captioner, prompts, config, on_image)
+        _keep(file, made_of, drawn)
+    return Prior(*drawn.likeliest(config.prior_keep), config.prior_min_timestep)
+
+
+def _draw(
+    sampler: DiffusersSampler,
+    captioner: Captioner,
+    prompts: Sequence[str],
+    config: ReflConfig,
+    on_image: Callable[[int], None],
+) -> Drawn:
     asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
     sampling = SamplingSettings(steps=config.prior_steps, cfg=config.cfg)
-    latents, captions = [], []
+    likelihood = PromptLikelihood(Speech(captioner))
+    parts = []
     for start in range(0, len(asked), sampler.at_once):
         texts = asked[start : start + sampler.at_once]
         noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
-        drawn = sampler.latents(texts, noise, sampling)
-        latents.append(drawn.float().cpu())
-        relabelled = config.prior_captions == "captioner"
-        captions += captioner.caption(sampler.decode(drawn)) if relabelled else texts
+        latents = sampler.latents(texts, noise, sampling)
+        images = sampler.decode(latents)
+        captions = captioner.caption(images) if config.prior_captions == "captioner" else texts
+        with torch.no_grad():
+            parts.append(Drawn(latents.float().cpu(), captions, likelihood(images, captions).cpu()))
         on_image(len(texts))
-    prior = Prior(torch.cat(latents).clone(), captions)
+    captions = [caption for part in parts for caption in part.captions]
+    return Drawn(torch.cat([p.latents for p in parts]).clone(), captions, torch.cat([p.likelihoods for p in parts]))
+
+
+def _keep(file: Path, made_of: str, drawn: Drawn) -> None:
+    """For the next start of the same run."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
+    told = {"captions": json.dumps(drawn.captions), "made_of": made_of}
     try:
-        save_file({"latents": prior.latents}, part, {"captions": json.dumps(captions), "made_of": made_of})
+        save_file({"latents": drawn.latents, "likelihoods": drawn.likelihoods.contiguous()}, part, told)
         part.replace(file)
     except (OSError, SafetensorError) as error:
         logger.warning("%s could not be kept (%s); a run that goes on has to sample its images again.", file, error)
-    return prior
 
 
 @torch.no_grad()
-def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int) -> Prior:
+def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int, min_timestep: int = 0) -> Prior:
     """The images of a folder, each beside a `.txt` file with its caption, cut to a square of `resolution` pixels.
 
     Raises:
@@ -125,7 +166,7 @@ def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int) -> Pr
             raise RealignError(f"'{picture}' is not an image that can be read ({error}): mend or remove it.") from error
         pixels = torch.from_numpy(np.array(cut, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
         latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor)
-    return Prior(torch.cat(latents), [_text(file) for _, file in pairs])
+    return Prior(torch.cat(latents), [_text(file) for _, file in pairs], min_timestep)
 
 
 def _text(file: Path) -> str:
@@ -142,10 +183,12 @@ def _target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
     return latents if schedule.config.prediction_type == "sample" else noise
 
 
-def _kept(file: Path, made_of: str) -> Prior | None:
-    """What an earlier start of the same run made."""
+def _kept(file: Path, made_of: str) -> Drawn | None:
+    """What an earlier start of the same run drew."""
     if not file.is_file():
         return None
     with safe_open(file, "pt") as opened:
-        told = opened.metadata()
-        return Prior(opened.get_tensor("latents"), json.loads(told["captions"])) if told["made_of"] == made_of else None
+        told, names = opened.metadata(), set(opened.keys())
+        if told["made_of"] != made_of or "likelihoods" not in names:
+            return None
+        return Drawn(opened.get_tensor("latents"), json.loads(told["captions"]), opened.get_tensor("likelihoods"))

@@ -237,7 +237,7 @@ class Run:
     def _prior(self) -> Prior:
         config, sampler = self.config, self.models.sampler
         if config.prior != "frozen":
-            return folder_prior(Path(config.prior), sampler, config.resolution)
+            return folder_prior(Path(config.prior), sampler, config.resolution, config.prior_min_timestep)
         bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
         with bar, self.accelerator.main_process_first(), self.models.judging():
             return frozen_prior(sampler, self.models.reward.captioner, self.prompts.texts, config, bar.update)
