@@ -18,6 +18,8 @@ from ..pipeline.settings import SamplingSettings
 from ..rewards.caption import CaptionReward
 
 FOLDER = Path(__file__).parent / "weights"
+COARSE_WEIGHTS = FOLDER / "loras" / "realigndiff_demo_refl.safetensors"
+"""What `make refl-demo` trained: the coarse stage of the demo model."""
 
 SETTINGS = RealignSettings(
     sampling=SamplingSettings(steps=20, cfg=3.0),

@@ -1,7 +1,7 @@
 """What the method does to prompts that no setting was chosen on: the same noise for every row.
 
     make table
-    python evaluation/table.py --count 448 --coarse out/refl-demo/best.safetensors --out out/table
+    python evaluation/table.py --coarse out/refl-demo/best.safetensors
 
 Prints the table and writes it to `table.json`; every number comes from the judge, which has no trained parts, but for
 the caption reward. Differences come with 95 % confidence intervals (paired bootstrap over the prompts). The rows:
@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..demo.judge import judge_all
-from ..demo.models import FOLDER, SETTINGS, load_models
+from ..demo.models import COARSE_WEIGHTS, FOLDER, SETTINGS, load_models
 from ..demo.prompts import Pair, two_object_prompts
 from ..perception.images import to_uint8
 from ..pipeline.realign import Look, Models, RealignResult, RealignSettings, look, realign_batch
@@ -66,14 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, help="held-out prompts (all 448 by default)")
     parser.add_argument("--seed", type=int, default=0, help="prompt i is drawn from the noise of seed + i")
-    parser.add_argument("--coarse", type=Path, help="what a training run wrote, for the rows + coarse and both")
+    parser.add_argument("--coarse", type=Path, default=COARSE_WEIGHTS, help="what a run wrote (the shipped LoRA)")
     parser.add_argument("--out", type=Path, default=Path("out/table"), help="folder for table.json")
     options = parser.parse_args()
     try:
         prompts = two_object_prompts(held_out=True, count=options.count)
         models = load_models()
-        coarse = with_weights(models, options.coarse) if options.coarse else None
-        told = table(rows(models, prompts, SETTINGS, options.seed, coarse))
+        told = table(rows(models, prompts, SETTINGS, options.seed, with_weights(models, options.coarse)))
     except RealignError as error:
         sys.exit(f"table: {error}")
     options.out.mkdir(parents=True, exist_ok=True)

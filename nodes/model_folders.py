@@ -29,6 +29,7 @@ def register() -> None:
     """Make the folders known to ComfyUI; those that a user's extra_model_paths.yaml names are kept."""
     for key in KEYS:
         folder_paths.add_model_folder_path(key, os.path.join(folder_paths.models_dir, key))
+    folder_paths.add_model_folder_path("loras", str(DEMO_FOLDER / "loras"))  # of the demo model, for its example
 
 
 def choices(key: str, kind: str, *, none: bool = False) -> list[str]:

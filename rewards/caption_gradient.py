@@ -109,7 +109,7 @@ def _orders(prompt: str) -> list[str]:
     things = noun_phrases(prompt)
     if not 2 <= len(things) <= 3 or prompt != " and ".join(things):
         return [prompt]
-    return [" and ".join(order) for order in itertools.permutations(things)]
+    return list(dict.fromkeys(" and ".join(order) for order in itertools.permutations(things)))
 
 
 def _words_of_the_captioner(speech: Speech, text_encoder: TextEncoder) -> Tensor:

@@ -1,7 +1,8 @@
-"""Model folders of the true classes, with random weights and few of them, which draw 64 × 64 pixels."""
+"""Model folders of the true classes, with random weights and few of them, which draw 64 × 64 pixels; and stand-ins."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,14 @@ def vae() -> AutoencoderKL:
         sample_size=64,
         scaling_factor=0.13025,
     ).eval()
+
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def predicting(sampler, kind):
+    """The sampler as if its UNet had been trained to say `kind`, and √ᾱ_t and √(1 − ᾱ_t) [1000, 1, 1, 1]."""
+    other = copy.copy(sampler)
+    other.scheduler = DDIMScheduler.from_config(sampler.scheduler.config, prediction_type=kind)
+    alphas = other.scheduler.alphas_cumprod.view(-1, 1, 1, 1)
+    return other, alphas.sqrt(), (1 - alphas).sqrt()

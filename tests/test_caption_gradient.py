@@ -165,3 +165,11 @@ def test_a_prompt_is_as_likely_in_either_order(speech, images):
     turned = ["a blue square and a red circle", "a green ring"]
     likely = PromptLikelihood(speech)
     torch.testing.assert_close(likely(images, PROMPTS), likely(images, turned))
+
+
+def test_a_list_of_the_same_thing_has_one_order(speech, images):
+    twice = "a red circle and a red circle"
+    captions = speech.encode([twice], images.device)
+    with torch.no_grad():
+        log_p = speech.log_prob(speech.see(images[:1]), captions).sum() / captions.mask[:, 1:].sum()
+        torch.testing.assert_close(PromptLikelihood(speech)(images[:1], [twice])[0], log_p)

@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
+from realigndiff.demo.models import COARSE_WEIGHTS, FOLDER
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.training.export import merged, save_lora, save_unet
 from realigndiff.training.load_back import load_back
@@ -47,3 +47,9 @@ def test_a_file_of_another_model_is_one_sentence(unet, tmp_path):
     (tmp_path / "c").write_text("<html>")
     with pytest.raises(RealignError, match="cannot be read as safetensors"):
         load_back(unet, tmp_path / "c")
+
+
+def test_the_shipped_lora_fits_the_demo_model(unet):
+    before = unet.mid_block.resnets[0].conv1.weight.clone()
+    load_back(unet, COARSE_WEIGHTS)
+    assert not torch.equal(unet.mid_block.resnets[0].conv1.weight, before)

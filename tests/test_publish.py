@@ -5,37 +5,50 @@ import json
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.training.config import METADATA_KEY
-from realigndiff.training.publish import publish
+from realigndiff.training.config import METADATA_KEY, OF_ONE_RUN, load, to_dict
+from realigndiff.training.kinds import kinds
+from realigndiff.training.publish import OF_A_MACHINE, publish
+from realigndiff.training.settings import ReflConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
-def test_it_is_halved_renamed_and_tells_no_folder(tmp_path):
-    settings = {"model": r"C:\Users\me\sd15", "prompts": "/home/me/my prompts.txt", "prior": "frozen", "steps": 3}
-    tensors = {"lora_unet_x.lora_down.weight": torch.rand(2, 3), "lora_unet_x.alpha": torch.tensor(2.0)}
-    told = {METADATA_KEY: json.dumps(settings), "modelspec.title": "mine-best", "ss_steps": "3"}
-    save_file(tensors, tmp_path / "best.safetensors", told)
-    publish(tmp_path / "best.safetensors", tmp_path / "things.safetensors", "Things")
+def test_it_is_halved_renamed_and_tells_no_path(tmp_path):
+    run = ReflConfig(
+        model=r"C:\\Users\\me\\sd15", captioner="demo", prompts="/home/me/a.txt", output="/home/me/out", steps=3
+    )
+    weight, told = (
+        torch.rand(2, 3),
+        {METADATA_KEY: json.dumps(to_dict(run)), "modelspec.title": "mine", "ss_steps": "3"},
+    )
+    source, target = tmp_path / "best.safetensors", tmp_path / "things.safetensors"
+    save_file({"x.lora_down.weight": weight, "x.alpha": torch.tensor(2.0)}, source, told)
+    publish(source, target, "Things")
 
-    halved = load_file(tmp_path / "things.safetensors")
-    assert halved["lora_unet_x.lora_down.weight"].dtype == torch.float16
-    assert halved["lora_unet_x.alpha"].dtype == torch.float32
-    assert torch.equal(halved["lora_unet_x.lora_down.weight"], tensors["lora_unet_x.lora_down.weight"].half())
-    with safe_open(tmp_path / "things.safetensors", "pt") as opened:
+    halved = load_file(target)
+    assert torch.equal(halved["x.lora_down.weight"], weight.half()) and halved["x.alpha"].dtype == torch.float32
+    with safe_open(target, "pt") as opened:
         header = opened.metadata()
     assert (header["modelspec.title"], header["ss_output_name"], header["ss_steps"]) == ("Things", "things", "3")
-    assert header["modelspec.hash_sha256"].strip("0x")
-    assert json.loads(header[METADATA_KEY]) == {
-        "model": "sd15",
-        "prompts": "my prompts.txt",
-        "prior": "frozen",
-        "steps": 3,
-    }
+    assert header["modelspec.hash_sha256"].strip("0x") and "/home" not in str(header) and "Users" not in str(header)
+    again = load(ReflConfig, target)
+    assert (again.steps, again.captioner, again.model) == (3, "demo", ReflConfig().model)
+
+
+def test_every_setting_that_may_be_a_path_is_known():
+    texts = {name for name, kind in kinds(ReflConfig).items() if kind.type in (str, tuple) and not kind.choices}
+    assert texts == {*OF_A_MACHINE, *OF_ONE_RUN, "prompt_column", "targets"} - {"dry_run"}
+
+
+def test_a_file_can_be_put_in_its_own_place(tmp_path):
+    file = tmp_path / "best.safetensors"
+    save_file({"x.alpha": torch.tensor(2.0)}, file, {METADATA_KEY: json.dumps(to_dict(ReflConfig()))})
+    publish(file, file)
+    assert load_file(file)["x.alpha"] == 2
 
 
 def test_what_is_no_such_file_is_one_sentence(tmp_path):
     (tmp_path / "page.safetensors").write_text("<html>")
-    with pytest.raises(RealignError, match="cannot be read as safetensors"):
+    with pytest.raises(RealignError, match="could not be read as safetensors"):
         publish(tmp_path / "page.safetensors", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

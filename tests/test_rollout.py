@@ -1,15 +1,13 @@
-"""The rollout of reward feedback learning on the demo model, and what its prior is."""
+"""The rollout of reward feedback learning on the demo model."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from realigndiff.demo.models import FOLDER
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.pipeline.settings import SamplingSettings
-from realigndiff.training.prior import Drawn, Prior
+from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.rollout import Rollout
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
@@ -18,17 +16,6 @@ PROMPTS = ["a red circle and a blue square", "a green ring"]
 @pytest.fixture(scope="module")
 def sampler():
     return DiffusersSampler.load(FOLDER / "stable_diffusion")
-
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-
-
-def predicting(sampler, kind):
-    """The sampler as if its UNet had been trained to say `kind`, and √ᾱ_t and √(1 − ᾱ_t) [1000, 1, 1, 1]."""
-    other = copy.copy(sampler)
-    other.scheduler = DDIMScheduler.from_config(sampler.scheduler.config, prediction_type=kind)
-    alphas = other.scheduler.alphas_cumprod.view(-1, 1, 1, 1)
-    return other, alphas.sqrt(), (1 - alphas).sqrt()
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
@@ -92,37 +79,6 @@ def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(s
     for index in (0, 4, 7):
         drawn = Rollout(sampler, 8, cfg).predicted(PROMPTS, sampler.noise([22, 3]), index, knowing)
         torch.testing.assert_close(drawn, sampler.pixels(known), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", PREDICTIONS)
-def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sampler, kind):
-    sampler, signal, spread = predicting(sampler, kind)
-    latents, calls = sampler.noise([5]), []
-
-    def silent(x, t, *_, **__):
-        calls.append((x, t))
-        return SimpleNamespace(sample=torch.zeros_like(x))
-
-    loss = Prior(latents, ["a green ring"]).loss(sampler, silent, range(4))
-    x, t = calls[0]
-    noise = (x - signal[t] * latents) / spread[t]
-    v = signal[t] * noise - spread[t] * latents
-    expected = {"epsilon": noise, "v_prediction": v, "sample": latents.expand(4, -1, -1, -1)}[kind]
-    torch.testing.assert_close(loss, expected.square().mean(), rtol=1e-4, atol=1e-4)
-
-
-def test_the_prior_learns_at_the_noise_levels_asked_for(sampler):
-    prior = Prior(sampler.noise([5]), ["a green ring"], min_timestep=990)
-    drawn = {int(prior._draw(torch.Generator().manual_seed(seed), 1000).t) for seed in range(200)}
-    assert drawn == set(range(990, 1000))
-
-
-def test_the_likeliest_pairs_are_kept_in_their_order():
-    drawn = Drawn(torch.arange(4.0).view(4, 1, 1, 1), ["a", "b", "c", "d"], torch.tensor([-2.0, -0.1, -3.0, -0.2]))
-    latents, captions = drawn.likeliest(0.5)
-    assert captions == ["b", "d"] and latents.flatten().tolist() == [1, 3]
-    assert drawn.likeliest(0.01)[1] == ["b"]
-    assert drawn.likeliest(1.0)[1] == drawn.captions
 
 
 def test_the_finished_image_is_the_one_that_sampling_draws(sampler):

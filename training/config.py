@@ -98,7 +98,7 @@ def load(settings: type[Settings], file: str | Path) -> Settings:
     file = Path(file)
     if not file.is_file():
         raise RealignError(f"There is no file {str(file)!r}; give a .toml file, such as training/configs/sd15.toml.")
-    values = _from_header(file) if file.suffix.lower() == ".safetensors" else _from_toml(file)
+    values = from_header(file) if file.suffix.lower() == ".safetensors" else _from_toml(file)
     return from_dict(settings, values, str(file))
 
 
@@ -150,7 +150,12 @@ def _from_toml(file: Path) -> dict[str, Any]:
         raise RealignError(f"{file} is not TOML: {error}{hint}.") from error
 
 
-def _from_header(file: Path) -> dict[str, Any]:
+def from_header(file: Path) -> dict[str, Any]:
+    """The settings in the header of a file that a run wrote, but those of that one run.
+
+    Raises:
+        RealignError: there are none, or the file is no safetensors.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -18,7 +18,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -98,20 +98,19 @@ def save_unet(
     _write(_cast(unet_ldm_state_dict(unet), dtype), Path(file), {**own, **(metadata or {})})
 
 
-def rewrite(
-    source: str | Path, file: str | Path, metadata: Callable[[dict[str, str]], Mapping[str, str]], *, dtype: torch.dtype
-) -> None:
-    """What was written here, once more: its weights as `dtype`, and of its header what `metadata` makes of it.
+def rewrite(source: str | Path, file: str | Path, metadata: Mapping[str, str], *, dtype: torch.dtype) -> None:
+    """What was written here, once more: the weights as `dtype`, the header with what `metadata` says otherwise.
 
     Raises:
         RealignError: the values do not fit `dtype`, or a file cannot be read or written.
     """
     try:
         with safe_open(str(source), "pt") as opened:
-            told, tensors = opened.metadata() or {}, {name: opened.get_tensor(name) for name in list(opened.keys())}
+            told = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name).clone() for name in list(opened.keys())}  # `file` may be `source`
     except (OSError, SafetensorError) as error:
         raise RealignError(f"'{source}' cannot be read as safetensors: {error}") from error
-    _write(_cast(tensors, dtype), Path(file), metadata(told))
+    _write(_cast(tensors, dtype), Path(file), {**told, **metadata})
 
 
 def lora_state_dict(unet: UNet2DConditionModel, adapter: str = "default") -> dict[str, Tensor]:
@@ -193,8 +192,8 @@ def run_metadata(
 ) -> dict[str, str]:
     """What a file's header tells of the run that made it, for people and programs that show models.
 
-    title: also the file's name in kohya's terms. config: all settings, written as JSON; of a Path only the last part,
-    for whose folders they were is nobody's business. prompts: of the training; only their SHA-256 is written.
+    title: also the file's name in kohya's terms. config: all settings, written as JSON; texts as they are, of a Path
+    only the last part (`training/publish.py` takes paths out). prompts: of the training; only their SHA-256 is written.
     resolution: of the images, in pixels. prediction_type: of the noise schedule, as diffusers calls it.
     thumbnail: any size; made small. date: by default now.
     """

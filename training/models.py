@@ -50,7 +50,7 @@ def load(config: ReflConfig, device: torch.device) -> Trained:
     """
     dtype = DTYPES[config.precision]
     sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
-    _check_resolution(config, sampler)
+    _check_against_model(config, sampler)
     judges = (
         torch.device("cpu") if config.offload_captioner else device,
         dtype if config.frozen_precision == "same" else DTYPES[config.frozen_precision],
@@ -90,11 +90,17 @@ def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
     return weights
 
 
-def _check_resolution(config: ReflConfig, sampler: DiffusersSampler) -> None:
-    """The rollout draws at the size that the UNet was made for."""
+def _check_against_model(config: ReflConfig, sampler: DiffusersSampler) -> None:
+    """The rollout draws at the size that the UNet was made for, and L_pre learns at its noise levels."""
     drawn = sampler.latent_shape[-1] * sampler.cell
     if config.resolution != drawn:
         raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
+    levels = sampler.scheduler.config.num_train_timesteps
+    if config.prior_min_timestep >= levels:
+        raise RealignError(
+            f"prior_min_timestep is {config.prior_min_timestep}, but this model's noise levels are 0 to {levels - 1}: "
+            "set it to one of these."
+        )
 
 
 def _folder(name: str, demo: str) -> Path:

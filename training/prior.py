@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,13 +81,15 @@ class Drawn(NamedTuple):
     """[N, C, h, w], float32."""
     captions: list[str]
     """The words that each is paired with."""
-    likelihoods: Tensor
-    """[N] in (-inf, 0]: mean log-likelihood of those words as the captioner's."""
+    likelihoods: Tensor | None
+    """[N] in (-inf, 0]: mean log-likelihood of those words as the captioner's; None where all are learnt from."""
 
     def likeliest(self, share: float) -> tuple[Tensor, list[str]]:
         """The latents and captions of that share of them, at least one, in their order."""
+        if self.likelihoods is None:
+            return self.latents, self.captions
         count = max(1, round(share * len(self.captions)))
-        kept = self.likelihoods.topk(count).indices.sort().values
+        kept = self.likelihoods.nan_to_num(nan=-math.inf).topk(count).indices.sort().values
         return self.latents[kept], [self.captions[i] for i in kept.tolist()]
 
 
@@ -104,13 +107,14 @@ def frozen_prior(
     """
     file = Path(config.output) / "prior.safetensors"
     made_of = json.dumps({name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint(prompts)})
-    drawn = _kept(file, made_of)
+    drawn = _kept(file, made_of, scored=config.prior_keep < 1)
     if drawn is None:
         drawn = _draw(sampler, captioner, prompts, config, on_image)
         _keep(file, made_of, drawn)
     return Prior(*drawn.likeliest(config.prior_keep), config.prior_min_timestep)
 
 
+@torch.no_grad()
 def _draw(
     sampler: DiffusersSampler,
     captioner: Captioner,
@@ -120,19 +124,21 @@ def _draw(
 ) -> Drawn:
     asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
     sampling = SamplingSettings(steps=config.prior_steps, cfg=config.cfg)
-    likelihood = PromptLikelihood(Speech(captioner))
-    parts = []
+    likelihood = PromptLikelihood(Speech(captioner)) if config.prior_keep < 1 else None
+    latents, captions, likelihoods = [], [], []
     for start in range(0, len(asked), sampler.at_once):
         texts = asked[start : start + sampler.at_once]
         noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
-        latents = sampler.latents(texts, noise, sampling)
-        images = sampler.decode(latents)
-        captions = captioner.caption(images) if config.prior_captions == "captioner" else texts
-        with torch.no_grad():
-            parts.append(Drawn(latents.float().cpu(), captions, likelihood(images, captions).cpu()))
+        drawn = sampler.latents(texts, noise, sampling)
+        latents.append(drawn.float().cpu())
+        relabelled = config.prior_captions == "captioner"
+        images = sampler.decode(drawn) if relabelled or likelihood else None
+        words = captioner.caption(images) if relabelled else texts
+        captions += words
+        if likelihood:
+            likelihoods.append(likelihood(images, words).cpu())
         on_image(len(texts))
-    captions = [caption for part in parts for caption in part.captions]
-    return Drawn(torch.cat([p.latents for p in parts]).clone(), captions, torch.cat([p.likelihoods for p in parts]))
+    return Drawn(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
 
 
 def _keep(file: Path, made_of: str, drawn: Drawn) -> None:
@@ -140,8 +146,9 @@ def _keep(file: Path, made_of: str, drawn: Drawn) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     told = {"captions": json.dumps(drawn.captions), "made_of": made_of}
+    tensors = {name: tensor for name, tensor in drawn._asdict().items() if isinstance(tensor, Tensor)}
     try:
-        save_file({"latents": drawn.latents, "likelihoods": drawn.likelihoods.contiguous()}, part, told)
+        save_file(tensors, part, told)
         part.replace(file)
     except (OSError, SafetensorError) as error:
         logger.warning("%s could not be kept (%s); a run that goes on has to sample its images again.", file, error)
@@ -183,12 +190,13 @@ def _target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, t: Tensor) 
     return latents if schedule.config.prediction_type == "sample" else noise
 
 
-def _kept(file: Path, made_of: str) -> Drawn | None:
-    """What an earlier start of the same run drew."""
+def _kept(file: Path, made_of: str, *, scored: bool) -> Drawn | None:
+    """What an earlier start of the same run drew; with its likelihoods where these are asked for."""
     if not file.is_file():
         return None
     with safe_open(file, "pt") as opened:
         told, names = opened.metadata(), set(opened.keys())
-        if told["made_of"] != made_of or "likelihoods" not in names:
+        if told["made_of"] != made_of or (scored and "likelihoods" not in names):
             return None
-        return Drawn(opened.get_tensor("latents"), json.loads(told["captions"]), opened.get_tensor("likelihoods"))
+        likelihoods = opened.get_tensor("likelihoods") if scored else None
+        return Drawn(opened.get_tensor("latents"), json.loads(told["captions"]), likelihoods)

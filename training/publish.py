@@ -1,8 +1,9 @@
-"""A trained file for other people: in half precision, under a title of its own, without the folders of your machine.
+"""A trained file for other people: in half precision, under a title of its own, without your machine's paths.
 
     python training/publish.py out/mine/best.safetensors mine.safetensors --title "Things where they belong"
 
-Of the settings in the header, which `--config mine.safetensors` starts from, paths lose all but their last name.
+Of the settings in the header, which `--config mine.safetensors` starts from, paths and sample prompts are left out. The
+others stay, and a hash of the training prompts, the date, the reward, and the newest sample as a thumbnail.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ if not __package__:
 import argparse
 import json
 import sys
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import torch
 
 from ..core.errors import RealignError
-from .config import METADATA_KEY
+from .config import METADATA_KEY, from_header
 from .export import rewrite
 
-PATHS = ("model", "captioner", "text_encoder", "output", "prompts", "held_out_prompts", "prior", "resume")
+OF_A_MACHINE = ("model", "captioner", "text_encoder", "prompts", "held_out_prompts", "prior", "sample_prompts")
+NO_PATHS = ("demo", "frozen")
+"""What these settings may be that is no path."""
 
 
 def main() -> None:
@@ -44,19 +47,13 @@ def publish(source: Path, target: Path, title: str | None = None) -> None:
     """Write the weights of `source` in half precision to `target`, its header cleaned and renamed.
 
     Raises:
-        RealignError: a file cannot be read or written, or a weight does not fit into half precision.
+        RealignError: a file cannot be read or written, `source` was not written by a run, or a weight does not fit
+            into half precision.
     """
+    settings = from_header(source)
+    kept = {name: value for name, value in settings.items() if name not in OF_A_MACHINE or value in NO_PATHS}
     named = {"modelspec.title": title or target.stem, "ss_output_name": target.stem}
-    rewrite(source, target, lambda told: {**told, **named, **_without_folders(told)}, dtype=torch.float16)
-
-
-def _without_folders(told: dict[str, str]) -> dict[str, str]:
-    """The header's settings with the last names of paths only, whichever way these are written."""
-    if METADATA_KEY not in told:
-        return {}
-    settings = json.loads(told[METADATA_KEY])
-    names = {key: PureWindowsPath(settings[key]).name for key in PATHS if settings.get(key)}
-    return {METADATA_KEY: json.dumps({**settings, **names})}
+    rewrite(source, target, {**named, METADATA_KEY: json.dumps(kept)}, dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ class ReflConfig:
     """What a sampled image of "frozen" is paired with: the prompt that it was sampled for, or what the captioner says,
     so that the pair is right even where the model mixed things up."""
     prior_keep: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """The share of them that is learnt from, above 0 and at most 1: those whose words the captioner finds likeliest, so
-    that images which it is unsure of are left out. Paper: open."""
+    """The share of the images of "frozen" that is learnt from, above 0 and at most 1: those whose words the captioner
+    finds likeliest, so that images which it is unsure of are left out. Paper: open."""
     prior_min_timestep: Annotated[int, Range(0, 999)] = 0
     """The lowest of L_pre's noise levels, from 0 to 999; 999 is all noise. What goes where is decided at high ones; at
     low ones the loss is larger, and nearly the same whatever the words. Paper: open."""

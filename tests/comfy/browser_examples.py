@@ -25,6 +25,7 @@ LOADERS = {
     "blip2": "- **Load BLIP-2**: *blip2-opt-2.7b* as captioner, *blip2-itm-vit-g* as text encoder",
     "ram": "- **Load RAM**: a RAM tagger's folder in `models/rams`",
     "grounded_sam": "- **Load Grounded-SAM**: *grounding-dino-tiny* and *sam-vit-base*",
+    "lora": "- **Load LoRA** stays, with a LoRA that was trained on that checkpoint",
     "llm": "- **LLM**: the offline scorer, or an OpenAI-compatible server",
 }
 
@@ -208,6 +209,37 @@ ControlNet and the rest.
             "What they show": "a blue circle and a red square\na blue square and a red circle",
         },
         panels_a_row=2,
+    ),
+    Example(
+        "trained_lora",
+        "5 Fine-tuned with the caption reward",
+        f"""\
+# Fine-tuned with the caption reward
+The same noise and prompt, four times, without and with a LoRA that `training/refl_train.py` made: the coarse stage of \
+the paper, done once instead of at each image. It goes with any sampler, and with the re-alignment of workflow 1.
+
+**Look at** the two rows of images and at *What they show*, BLIP-2's words for each.
+
+**Try** other prompts, seeds and strengths on *Load LoRA*. Not every image gets better: docs/training.md has numbers.
+
+**Your own:** `python training/refl_train.py --config training/configs/sd15.toml --prompts my_prompts.txt`, then put \
+`best.safetensors` into `models/loras`.
+
+{DEMO}
+{real("checkpoint", "blip2", "lora")}""",
+        (
+            FRONT,
+            (PROMPT,),
+            (Group("Without the LoRA", BEFORE, ((SEED, "6", "7", "14"),)),),
+            (Group("With the LoRA", AFTER, (("17", "12", "13", "15"),)),),
+            (Group("Compare", RESULT, (("16", "18"),), WIDE),),
+        ),
+        heights={"2": 110, "16": 400, "18": 400},
+        panels=(
+            *(("without", "Images without the LoRA", i) for i in range(4)),
+            *(("with", "Images with the LoRA", i) for i in range(4)),
+        ),
+        panels_a_row=4,
     ),
 )
 

@@ -2,6 +2,7 @@
 ComfyUI's own frontend, laid out, explained, run and saved by it.
 
 python tests/comfy/make_workflows.py http://127.0.0.1:8188     # a running ComfyUI → example_workflows/, subgraphs/
+python tests/comfy/make_workflows.py http://127.0.0.1:8188 --only two_stage            # one example, nothing else
 """
 
 from __future__ import annotations
@@ -118,12 +119,17 @@ CONVERT = """([order, shared, inputNames, outputNames, name]) => {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="a running ComfyUI with the pack")
-    url = parser.parse_args().url
+    parser.add_argument("--only", choices=[example.prompt for example in EXAMPLES], help="make this example alone")
+    options = parser.parse_args()
+    url = options.url
     with browser() as chrome:
-        editor = Editor(chrome, url)
-        save(blueprint(editor), BLUEPRINTS / f"{BLUEPRINT.file}.json")
-        editor.close()
+        if not options.only:
+            editor = Editor(chrome, url)
+            save(blueprint(editor), BLUEPRINTS / f"{BLUEPRINT.file}.json")
+            editor.close()
         for example in EXAMPLES:
+            if options.only not in (None, example.prompt):
+                continue
             editor = Editor(chrome, url)
             workflow = made(editor, example)
             save(workflow, TARGET / f"{example.file}.json")

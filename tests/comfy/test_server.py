@@ -168,6 +168,16 @@ class TestExamples:
             assert there.pop("box") == pytest.approx(own.pop("box"), abs=1e-3)
             assert there == pytest.approx(own, abs=1e-3)
 
+    def test_the_trained_lora_loads_whole_and_changes_the_images(self, client, server):
+        before = len(server.log())
+        run = client.run(workflow("trained_lora"))
+        assert run.status == "success", run.error
+        said = server.log()[before:]
+        assert "lora key not loaded" not in said and "ERROR" not in said
+        without, with_it = run.images("16"), run.images("18")
+        assert len(without) == len(with_it) == 4
+        assert all(np.abs(a.astype(int) - b).mean() > 1 for a, b in zip(without, with_it, strict=True))
+
 
 @pytest.fixture
 def models_as_in_comfyui():
