@@ -16,7 +16,7 @@ RUN := .venv/bin/python
 demo: $(READY)
 	$(RUN) demo/run.py --out out/demo $(if $(PROMPT),--prompt "$$PROMPT") $(if $(SEED),--seed "$$SEED")
 
-# Fine-tune the demo model with the caption reward (20 minutes on 2 CPU cores) and measure it on held-out prompts
+# Fine-tune the demo model with the caption reward (15 minutes on 2 CPU cores) and measure it on held-out prompts (6)
 # → out/refl-demo/report.html, best.safetensors.
 refl-demo: $(READY)
 	$(RUN) training/refl_train.py --config training/configs/demo.toml \
