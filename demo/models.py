@@ -19,7 +19,7 @@ from ..rewards.caption import CaptionReward
 
 FOLDER = Path(__file__).parent / "weights"
 COARSE_WEIGHTS = FOLDER / "loras" / "realigndiff_demo_refl.safetensors"
-"""What `make refl-demo` trained: the coarse stage of the demo model."""
+"""The coarse stage of the demo model: what `make refl-demo` trained, halved by `training/publish.py`."""
 
 SETTINGS = RealignSettings(
     sampling=SamplingSettings(steps=20, cfg=3.0),

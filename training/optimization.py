@@ -20,7 +20,7 @@ from .settings import ReflConfig
 
 logger = logging.getLogger(__name__)
 WITHOUT_BF16 = "AVX2"
-"""What PyTorch calls a CPU on which the UNet's step in bf16 took twenty times as long as in fp32."""
+"""What PyTorch calls a CPU on which a step in bf16 takes several times as long as in fp32 (`benchmarks/refl.py`)."""
 
 
 def accelerator(config: ReflConfig) -> Accelerator:
