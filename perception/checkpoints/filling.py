@@ -1,0 +1,57 @@
+"""Tensors of a file into a model, each of them accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import RealignError
+from .kinds import looks_like
+
+
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Models made inside have parameters without memory or initialisation, which `fill` replaces; buffers are real."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str | Path, wanted: str, dtype: torch.dtype) -> None:
+    """Give a model the tensors, which have its names, as its parameters, then make it `dtype`.
+
+    wanted: what the file should be, e.g. `a SAM segmenter`.
+
+    Raises:
+        RealignError: a parameter has no tensor, a tensor no parameter, or their shapes differ.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors]
+    left = [name for name in tensors if name not in own]
+    other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if missing or left or other:
+        first = (missing or left or other)[0]
+        raise RealignError(
+            f"'{file}' is not {wanted} of a known size: {len(missing)} tensors are missing, {len(left)} unknown and "
+            f"{len(other)} of another shape, '{first}' first; choose another file, or download it again."
+        )
+    model.load_state_dict(dict(tensors), strict=True, assign=True)
+    model.to(dtype).requires_grad_(False)
+
+
+def wrong_file(file: str | Path, tensors: Mapping[str, Tensor], wanted: str) -> RealignError:
+    """The error for a file that is whole, but some other model's."""
+    return RealignError(f"'{file}' looks like {looks_like(tensors)}, but {wanted} is wanted: choose another file.")

@@ -1,0 +1,34 @@
+"""What a mapping of tensors is, told by their names: for the sentence that says why a file is the wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("a RAM++ tagger", ("label_embed", "reweight_scale", "tagging_head.")),
+    ("a RAM tagger", ("label_embed", "tagging_head.")),
+    ("a Tag2Text tagger", ("tagging_head.", "visual_encoder.")),
+    ("a HQ-SAM segmenter", ("mask_decoder.hf_token.", "image_encoder.")),
+    ("a SAM 2 segmenter", ("image_encoder.trunk.", "memory_encoder.")),
+    ("a SAM segmenter", ("image_encoder.blocks.", "prompt_encoder.", "mask_decoder.")),
+    ("a MobileSAM segmenter", ("image_encoder.layers.", "prompt_encoder.", "mask_decoder.")),
+    ("a GroundingDINO detector", ("transformer.level_embed", "bert.", "backbone.")),
+    ("a GroundingDINO detector of transformers", ("model.backbone.", "model.text_backbone.")),
+    ("a SAM segmenter of transformers", ("vision_encoder.", "prompt_encoder.", "mask_decoder.")),
+    ("a SAM 2 segmenter of transformers", ("vision_encoder.backbone.", "mask_decoder.")),
+    ("a BLIP-2 of LAVIS", ("visual_encoder.", "Qformer.")),
+    ("a BLIP-2 of transformers", ("qformer.", "vision_model.")),
+    ("a Stable Diffusion checkpoint", ("model.diffusion_model.",)),
+    ("a LoRA", ("lora_unet_",)),
+    ("a text encoder", ("text_model.encoder.",)),
+    ("a VAE", ("encoder.down", "decoder.up")),
+)
+
+
+def looks_like(names: Iterable[str]) -> str:
+    """A few words for what has tensors of these names: `a SAM segmenter`, `an unknown model (first tensor 'x')`."""
+    names = list(names)
+    for kind, marks in _KINDS:
+        if all(any(name.startswith(mark) for name in names) for mark in marks):
+            return kind
+    return f"an unknown model (its first tensor is '{names[0]}')" if names else "nothing"

@@ -1,0 +1,143 @@
+"""A single file of weights is read safely, and what is wrong with one is said in one sentence."""
+
+import pickle
+import zipfile
+
+import pytest
+import torch
+from realigndiff.core.errors import RealignError
+from realigndiff.perception.checkpoints.files import read_tensors
+from realigndiff.perception.checkpoints.filling import empty_weights, fill
+from realigndiff.perception.checkpoints.kinds import looks_like
+from safetensors.torch import save_file
+
+TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(3)}
+
+
+class Trace:
+    """A pickle of it makes a file when it is loaded carelessly."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def same(found):
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        TENSORS,
+        {"model": TENSORS, "epoch": 3},
+        {"state_dict": {f"module.{name}": value for name, value in TENSORS.items()}},
+    ],
+    ids=["bare", "in a training state", "trained in parallel"],
+)
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_pickle_of_tensors_is_read(tmp_path, wrapped, new):
+    torch.save(wrapped, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    same(read_tensors(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_safetensors_are_read_whatever_their_name(tmp_path, name):
+    save_file(TENSORS, tmp_path / name)
+    same(read_tensors(tmp_path / name))
+
+
+@pytest.mark.parametrize("how", ["torch", "plain pickle", "before torch 1.6"])
+def test_a_pickle_with_code_is_refused_by_name_and_nothing_runs(tmp_path, how):
+    trace, file = tmp_path / "ran", tmp_path / "x.pth"
+    content = {**TENSORS, "code": Trace(trace)}
+    if how == "plain pickle":
+        file.write_bytes(pickle.dumps(content["code"], protocol=2))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(RealignError, match=r"nothing in it ran.*\(\S*open\)"):
+        read_tensors(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"\n <html></html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git LFS"),
+        (b"weights", "no file of weights"),
+        (b"PK\x03\x04 and nothing more", "cut off"),
+        ((99).to_bytes(8, "little") + b'{"a":', "cut off"),
+    ],
+    ids=["empty", "page", "page with space", "LFS", "text", "half a zip", "half a header"],
+)
+def test_what_holds_no_weights_is_told(tmp_path, content, told):
+    file = tmp_path / "x.pth"
+    file.write_bytes(content)
+    with pytest.raises(RealignError, match=told) as error:
+        read_tensors(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save], ids=["safetensors", "pickle"])
+def test_a_file_that_is_cut_off_is_told(tmp_path, save):
+    file = tmp_path / "x.bin"
+    save(TENSORS, file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(RealignError, match="cut off"):
+        read_tensors(file)
+
+
+def test_a_file_without_tensors_is_told(tmp_path):
+    torch.save({"model": {}, "epoch": 3}, tmp_path / "x.pth")
+    with pytest.raises(RealignError, match="holds no tensors"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_a_zip_of_something_else_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(RealignError, match="no file of weights"):
+        read_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["", "nowhere.pth"])
+def test_a_path_that_is_no_file_is_told(tmp_path, name):
+    with pytest.raises(RealignError, match="cannot be read"):
+        read_tensors(tmp_path / name)
+
+
+def test_a_model_is_filled_without_being_initialised_first():
+    with empty_weights():
+        model = torch.nn.Linear(3, 2)
+    assert model.weight.is_meta
+    fill(model, {"weight": TENSORS["a.weight"], "bias": torch.ones(2)}, "x.pth", "a layer", torch.float16)
+    assert model.weight.dtype == torch.float16
+    assert model(torch.ones(1, 3).half()).tolist() == [[4.0, 13.0]]
+    assert not torch.nn.Linear(3, 2).weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({"weight": TENSORS["a.weight"]}, "1 tensors are missing, 0 unknown and 0 of another shape, 'bias' first"),
+        ({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, "1 of another shape, 'weight' first"),
+        ({"weight": TENSORS["a.weight"], "bias": torch.ones(2), "x": torch.ones(1)}, "1 unknown"),
+    ],
+)
+def test_no_tensor_is_left_out_in_silence(tensors, told):
+    with pytest.raises(RealignError, match=f"x.pth' is not a layer of a known size: .*{told}"):
+        fill(torch.nn.Linear(3, 2), tensors, "x.pth", "a layer", torch.float32)
+
+
+def test_a_model_is_known_by_its_tensors():
+    sam = ["image_encoder.blocks.0.norm1.weight", "prompt_encoder.x", "mask_decoder.y"]
+    assert looks_like(sam) == "a SAM segmenter"
+    assert looks_like(["label_embed", "tagging_head.x", "reweight_scale"]) == "a RAM++ tagger"
+    assert looks_like(["x"]) == "an unknown model (its first tensor is 'x')"
+    assert looks_like([]) == "nothing"
