@@ -101,10 +101,7 @@ def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
         model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")},
     )
     transformer = clip.cond_stage_model.clip_l.transformer
-    weights = {
-        f"text_model.{name.removeprefix('text_model.')}": tensor  # transformers 5 leaves the prefix out
-        for name, tensor in _weights(folder / "model.safetensors").items()
-    }
+    weights = _weights(folder / "model.safetensors")
     weights["text_projection.weight"] = torch.eye(config["hidden_size"])  # Stable Diffusion 1 has none
     _fill(transformer, weights, folder)
     return clip

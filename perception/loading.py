@@ -29,17 +29,23 @@ def existing_folder(folder: str | Path) -> Path:
     return folder
 
 
-def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None = None) -> T:
+_COMPUTED = ("relative_position_index", "position_ids")
+"""Buffers that a model computes for itself: some versions of transformers write them to files, others do not."""
+
+
+def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> T:
     """`kind.from_pretrained(folder)` for a tokenizer, processor, scheduler or model of transformers or diffusers.
 
-    dtype: for models: what the weights become.
+    dtype: for models: what the weights are read as, but for parts that the library keeps in fp32 because half
+        precision breaks them. options: more of `from_pretrained`.
 
     Raises:
         RealignError: the folder or a file is missing, a weight file is cut off, or weights are not of this model.
     """
     folder = existing_folder(folder)
     name = kind.__name__
-    options: dict[str, Any] = {} if dtype is None else {"output_loading_info": True}
+    if dtype is not None:
+        options = {"output_loading_info": True, "torch_dtype": dtype, **options}
     try:
         with _quiet():
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
@@ -56,14 +62,14 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if dtype is None:
         return loaded
     model, info = loaded
-    wrong = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
+    missing = (key for key in info["missing_keys"] if not key.endswith(_COMPUTED))
+    wrong = [*missing, *(str(key[0]) for key in info["mismatched_keys"])]
     if wrong:
         raise RealignError(
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
             f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
         )
-    with _quiet():
-        return model.to(dtype)
+    return model
 
 
 @contextmanager

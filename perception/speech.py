@@ -32,7 +32,8 @@ class Speech:
     def __init__(self, captioner: Captioner, max_tokens: int = MAX_TOKENS) -> None:
         if not captioner.model.config.use_decoder_only_language_model:
             raise RealignError("Training needs a BLIP-2 with an OPT language model; this one has a T5: choose another.")
-        self.model, self.tokenizer, self.max_tokens = captioner.model, captioner.tokenizer, max_tokens
+        self.captioner, self.max_tokens = captioner, max_tokens
+        self.model, self.tokenizer = captioner.model, captioner.tokenizer
         processor = captioner.processor
         self.size = (processor.size["height"], processor.size["width"])
         self.mean, self.std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
@@ -46,11 +47,7 @@ class Speech:
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (v.to(x).view(3, 1, 1) for v in (self.mean, self.std))
-        dtype = self.model.dtype
-        looked = self.model.vision_model(pixel_values=((x - mean) / std).to(dtype)).last_hidden_state
-        queries = self.model.query_tokens.expand(len(x), -1, -1).to(dtype)
-        asked = self.model.qformer(query_embeds=queries, encoder_hidden_states=looked)[0]
-        return self.model.language_projection(asked.to(dtype))
+        return self.captioner.see((x - mean) / std)
 
     @torch.no_grad()
     def sample(self, seen: Tensor, count: int = 1, *, greedy: bool = False) -> Captions:

@@ -23,7 +23,7 @@ class TextEncoder:
         cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> TextEncoder:
         """Read a Hugging Face folder of a BLIP-2 retrieval model; its image half stays on the disk."""
-        model = from_folder(Blip2TextModelWithProjection, folder, dtype=dtype).to(device)
+        model = from_folder(Blip2TextModelWithProjection, folder, dtype=dtype).to(device, dtype)
         return cls(model, from_folder(AutoTokenizer, folder))
 
     @torch.inference_mode()

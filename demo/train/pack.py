@@ -39,13 +39,18 @@ def main() -> None:
 
 
 def pack(source: Path, target: Path) -> None:
-    """Replace the folder `target` by `source`, its floating-point weights halved."""
+    """Replace the folder `target` by `source`, its floating-point weights halved.
+
+    The text encoder's get the names of published checkpoints, which transformers 5 reads but no longer writes.
+    """
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
         if file.suffix == ".safetensors":
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
+            if target.name == "text_encoder":
+                tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tensors.items()}
             if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors.values()):
                 raise SystemExit(f"{file}: a weight does not fit into half precision.")
             save_file(tensors, target / file.name, metadata={"format": "pt"})
