@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..core.errors import RealignError
 from ..core.words import unweighted
-from .hosting import each
+from .hosting import in_batches
 from .sockets import Blip2
 
 CATEGORY = "RealignDiff/look"
@@ -27,6 +27,33 @@ class Caption(io.ComfyNode):
                 Blip2.Input("blip2", tooltip="From Load BLIP-2 or Load Demo Models."),
                 io.Image.Input("image", tooltip="One image or a batch."),
                 io.Int.Input("max_tokens", default=32, min=1, max=256, tooltip="Where a caption ends at the latest."),
+                io.Int.Input(
+                    "num_beams",
+                    optional=True,
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="1 takes the likeliest token each time; more weigh that many captions against each other, "
+                    "which takes longer.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Above 0 the tokens are drawn by chance, the more freely the higher.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="What is drawn, with a temperature above 0.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -37,9 +64,22 @@ class Caption(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, blip2, image: torch.Tensor, max_tokens: int) -> io.NodeOutput:
+    def execute(
+        cls, blip2, image: torch.Tensor, max_tokens: int, num_beams: int = 1, temperature: float = 0.0, seed: int = 0
+    ) -> io.NodeOutput:
         with blip2.at_work() as models:
-            captions = each(len(image), lambda i: models.captioner.caption(image[i : i + 1], max_tokens=max_tokens)[0])
+
+            def work(part: slice, tell) -> list[str]:
+                return models.captioner.caption(
+                    image[part],
+                    max_tokens=max_tokens,
+                    num_beams=num_beams,
+                    temperature=temperature,
+                    seed=seed,
+                    on_token=lambda done, most: tell(done / most),
+                )
+
+            captions = in_batches(len(image), work)
         return io.NodeOutput(captions, ui={"text": captions})
 
 
@@ -79,8 +119,13 @@ class CaptionReward(io.ComfyNode):
             if models.text_encoder is None:
                 raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
             reward = Reward(models.captioner, models.text_encoder)
-            told = each(len(image), lambda i: reward(image[i : i + 1], [unweighted(prompt)]))
-        scores, captions = [float(one.scores[0]) for one in told], [one.captions[0] for one in told]
+            plain = unweighted(prompt)
+
+            def work(part: slice, tell) -> list[tuple[float, str]]:
+                told = reward(image[part], [plain] * len(image[part]))
+                return list(zip(told.scores.tolist(), told.captions, strict=True))
+
+            scores, captions = map(list, zip(*in_batches(len(image), work), strict=True))
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the first
         lines = [f"{scores[i]:.3f}  image {i}: {captions[i]}" for i in order]
         return io.NodeOutput(image[order], image[order[:1]], scores, captions, order[0], ui={"text": lines})

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import comfy.model_management
 import comfy.utils
@@ -18,6 +19,10 @@ from .sockets import chosen
 
 T = TypeVar("T")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+BATCH = 8
+"""Images at once for models that gain by it."""
+_FINE = 100
+"""Steps of a progress bar for an image."""
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -40,27 +45,51 @@ class _Holder(nn.Module):
 
 
 class Hosted(Generic[T]):
-    """A perception model and the `ModelPatcher` by which ComfyUI loads and unloads its networks."""
+    """A perception model and the `ModelPatcher`s by which ComfyUI loads and unloads its networks.
+
+    A network has one patcher, however many models it is a part of. One in 8 bits has none: it stays on its device.
+    """
 
     def __init__(self, eyes: T, *networks: nn.Module) -> None:
-        self._eyes = eyes
-        self._patcher = ModelPatcher(
-            _Holder(networks),
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
+        self._eyes, self._networks = eyes, networks
+        self._patchers = [_patcher_of(network) for network in networks if not getattr(network, "is_quantized", False)]
 
     @contextmanager
     def at_work(self) -> Iterator[T]:
         """The model, on the device; an interrupt stops it between two of its layers."""
-        comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
-        hooks = [m.register_forward_pre_hook(_stop_if_asked) for m in self._patcher.model.modules()]
+        comfy.model_management.load_models_gpu(self._patchers, force_full_load=True)
+        modules = [module for network in self._networks for module in network.modules()]
+        hooks = [module.register_forward_pre_hook(_stop_if_asked) for module in modules]
         try:
             yield self._eyes
         finally:
             for hook in hooks:
                 hook.remove()
             comfy.model_management.soft_empty_cache()
+
+
+_patchers: WeakValueDictionary[int, ModelPatcher] = WeakValueDictionary()
+_shared: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+
+
+def _patcher_of(network: nn.Module) -> ModelPatcher:
+    """The network's patcher; it holds the network, so no other can get its id while the patcher lives."""
+    patcher = _patchers.get(id(network))
+    if patcher is None:
+        patcher = _patchers[id(network)] = ModelPatcher(
+            _Holder((network,)),
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+    return patcher
+
+
+def shared(key: Any, load: Callable[[], T]) -> T:
+    """What `load` gave for this key, as long as anyone holds it: two loaders of one file share one copy of it."""
+    found = _shared.get(key)
+    if found is None:
+        found = _shared[key] = load()
+    return found
 
 
 def _stop_if_asked(*_: Any) -> None:
@@ -75,6 +104,32 @@ def each(count: int, work: Callable[[int], T]) -> list[T]:
         _stop_if_asked()
         done.append(work(i))
         bar.update_absolute(i + 1, count)
+    return done
+
+
+def in_batches(count: int, work: Callable[[slice, Callable[[float], None]], list[T]]) -> list[T]:
+    """`work` on runs of up to BATCH of `count` images, with a progress bar on the node; each run is halved as long as
+    the device has no memory for it.
+
+    work: takes a run and a function to call with the fraction of it that is done; returns one result an image.
+    """
+    bar = comfy.utils.ProgressBar(count * _FINE)
+    done: list[T] = []
+    size = BATCH
+
+    def tell(fraction: float) -> None:
+        bar.update_absolute(int((len(done) + fraction * min(size, count - len(done))) * _FINE), count * _FINE)
+
+    while len(done) < count:
+        _stop_if_asked()
+        try:
+            done += work(slice(len(done), min(len(done) + size, count)), tell)
+        except comfy.model_management.OOM_EXCEPTION:
+            if size == 1:
+                raise
+            size //= 2
+            comfy.model_management.soft_empty_cache()
+        tell(0.0)
     return done
 
 

@@ -1,20 +1,24 @@
-"""Loaders: a folder under ComfyUI's models, or the embedded demo models, to a model socket."""
+"""Loaders: a model under ComfyUI's models, or the embedded demo models, to a model socket."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import comfy.model_management
 from comfy_api.latest import io
 
 from . import model_folders
-from .hosting import PRECISIONS, Hosted, dtype_of
+from .hosting import PRECISIONS, Hosted, dtype_of, shared
 from .sockets import Blip2, GroundedSam, Tagger
 
 CATEGORY = "RealignDiff/loaders"
+EIGHT_BIT = "8-bit"
 
 
-def _folder_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
-    where = f"Lists the folders with a config.json under models/{key}."
+def _model_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
+    also = ", and single files" if key in model_folders.SINGLE else ""
+    where = f"Lists the folders with a config.json under models/{key}{also}."
     return io.Combo.Input(
         id,
         options=model_folders.choices(key, id, none=none),
@@ -23,12 +27,12 @@ def _folder_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.
     )
 
 
-def _precision_input() -> io.Combo.Input:
+def _precision_input(*more: str, also: str = "") -> io.Combo.Input:
     return io.Combo.Input(
         "precision",
-        options=list(PRECISIONS),
+        options=[*PRECISIONS, *more],
         default="auto",
-        tooltip="The weights' number format; auto takes half precision where the device is faster with it.",
+        tooltip=f"The weights' number format; auto takes half precision where the device is faster with it.{also}",
     )
 
 
@@ -52,15 +56,18 @@ class LoadBlip2(io.ComfyNode):
             description="Loads BLIP-2: the captioner that says what an image shows, and the text encoder that compares "
             "captions with prompts.",
             inputs=[
-                _folder_input("captioner", "blip", "A captioning BLIP-2, e.g. blip2-opt-2.7b."),
-                _folder_input(
+                _model_input("captioner", "blip", "A captioning BLIP-2, e.g. blip2-opt-2.7b."),
+                _model_input(
                     "text_encoder",
                     "blip",
                     "A retrieval BLIP-2, e.g. blip2-itm-vit-g; only its text half is loaded. 'none' saves memory when "
                     "captions are all you need.",
                     none=True,
                 ),
-                _precision_input(),
+                _precision_input(
+                    EIGHT_BIT,
+                    also=" 8-bit halves the captioner once more (it needs bitsandbytes, and stays on its device).",
+                ),
                 _download_input(),
             ],
             outputs=[Blip2.Output(display_name="blip2")],
@@ -89,7 +96,7 @@ class LoadRam(io.ComfyNode):
             display_name="Load RAM",
             category=CATEGORY,
             description="Loads a RAM tagger: it names the things that it sees in an image.",
-            inputs=[_folder_input("model", "rams", "A RAM tagger."), _precision_input()],
+            inputs=[_model_input("model", "rams", "A RAM tagger."), _precision_input()],
             outputs=[Tagger.Output(display_name="tagger")],
         )
 
@@ -113,8 +120,8 @@ class LoadGroundedSam(io.ComfyNode):
             category=CATEGORY,
             description="Loads GroundingDINO, which finds the box of a phrase, and SAM, which cuts out what is in it.",
             inputs=[
-                _folder_input("detector", "grounding-dino", "A GroundingDINO, e.g. grounding-dino-tiny."),
-                _folder_input("segmenter", "sams", "A SAM, e.g. sam-vit-base."),
+                _model_input("detector", "grounding-dino", "A GroundingDINO, e.g. grounding-dino-tiny."),
+                _model_input("segmenter", "sams", "A SAM, e.g. sam-vit-base."),
                 _precision_input(),
                 _download_input(),
             ],
@@ -140,29 +147,44 @@ class Blip2Models:
 
 
 def blip2(captioner: Path, text_encoder: Path | None, precision: str = "auto") -> Hosted[Blip2Models]:
-    """Read BLIP-2's folders; without the second, captions can be made but not compared."""
+    """Read BLIP-2's folders; without the second, captions can be made but not compared.
+
+    The text encoder is always in fp32: it is small, and rewards are its cosines.
+    """
     from ..perception.captioner import Captioner
     from ..perception.text_encoder import TextEncoder
 
-    dtype = dtype_of(precision, halves=True)
-    speaks = Captioner.load(captioner, dtype=dtype)
+    if precision == EIGHT_BIT:
+        options = {"dtype": dtype_of("auto", halves=True), "eight_bit": True}
+        speaks = _read(Captioner, captioner, device=comfy.model_management.get_torch_device(), **options)
+    else:
+        speaks = _read(Captioner, captioner, dtype=dtype_of(precision, halves=True))
     if text_encoder is None:
         return Hosted(Blip2Models(speaks), speaks.model)
-    reads = TextEncoder.load(text_encoder, dtype=dtype)
+    reads = _read(TextEncoder, text_encoder)
     return Hosted(Blip2Models(speaks, reads), speaks.model, reads.model)
 
 
-def tagger(folder: Path, precision: str = "auto") -> Hosted:
-    """Read a RAM's folder."""
+def tagger(model: Path, precision: str = "auto") -> Hosted:
+    """Read a RAM."""
     from ..perception.tagger import Tagger as RamTagger
 
-    eyes = RamTagger.load(folder, dtype=dtype_of(precision, halves=False))
+    eyes = _read(RamTagger, model, dtype=dtype_of(precision, halves=False))
     return Hosted(eyes, eyes.model)
 
 
 def grounded_sam(detector: Path, segmenter: Path, precision: str = "auto") -> Hosted:
-    """Read the folders of a GroundingDINO and of a SAM."""
+    """Read a GroundingDINO and a SAM."""
+    from ..perception.detector import Detector
     from ..perception.grounded_sam import GroundedSam as Eyes
+    from ..perception.segmenter import Segmenter
 
-    eyes = Eyes.load(detector, segmenter, dtype=dtype_of(precision, halves=False))
+    dtype = dtype_of(precision, halves=False)
+    eyes = Eyes(_read(Detector, detector, dtype=dtype), _read(Segmenter, segmenter, dtype=dtype))
     return Hosted(eyes, eyes.detector.model, eyes.segmenter.model)
+
+
+def _read(kind: type, model: Path, **options: Any) -> Any:
+    """`kind.load(model)`; one copy in memory for all loaders that read the same files in the same way."""
+    key = (kind.__name__, model_folders.contents(model), *sorted((name, str(value)) for name, value in options.items()))
+    return shared(key, lambda: kind.load(model, **options))

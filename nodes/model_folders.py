@@ -1,4 +1,8 @@
-"""Where the models lie: ComfyUI's model folders, the embedded demo models, and what may be downloaded on request."""
+"""Where the models lie: ComfyUI's model folders, the embedded demo models, and what may be downloaded on request.
+
+A model is a folder with a `config.json`, as Hugging Face has them, or for some kinds a single file, as its authors
+published it.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,9 @@ KNOWN = {
     "segmenter": ("facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge"),
 }
 """Hugging Face repositories that a loader's input offers to download."""
+SINGLE = ("rams", "grounding-dino", "sams")
+"""Where single files are models too."""
+_FILES = (".safetensors", ".pth", ".pt")
 _DEPTH = 2
 
 
@@ -33,7 +40,7 @@ def register() -> None:
 
 
 def choices(key: str, kind: str, *, none: bool = False) -> list[str]:
-    """What a loader's input `kind` offers: the demo model, the folders found, then what could be downloaded."""
+    """What a loader's input `kind` offers: the demo model, the models found, then what could be downloaded."""
     found = sorted(_found(key))
     absent = [
         repository
@@ -44,7 +51,7 @@ def choices(key: str, kind: str, *, none: bool = False) -> list[str]:
 
 
 def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
-    """The folder that a choice means, downloaded first where that is wanted.
+    """The folder or file that a choice means, downloaded first where that is wanted.
 
     Raises:
         RealignError: it is not there, and no download was asked for or it failed.
@@ -54,7 +61,8 @@ def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
     if (folder := _found(key).get(name)) is not None:
         return folder
     if not any(name in repositories for repositories in KNOWN.values()):
-        raise RealignError(f"There is no folder '{name}' with a config.json under models/{key}: put the model there.")
+        what = "model" if key in SINGLE else "folder"
+        raise RealignError(f"There is no {what} '{name}' under models/{key}: put it there, or choose another.")
     target = Path(folder_paths.get_folder_paths(key)[0]) / name.split("/")[1]
     if (target / "config.json").is_file():
         return target
@@ -66,22 +74,31 @@ def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
 
 
 def stamp(key: str, name: str) -> str:
-    """Changes when a file of the chosen folder does."""
-    folder = _found(key).get(name)
-    if folder is None:
-        return name
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files])
+    """Changes when a file of the chosen model does."""
+    found = _found(key).get(name)
+    return name if found is None else contents(found)
+
+
+def contents(model: Path) -> str:
+    """What a model's files are: path, time and size of each."""
+    files = [model] if model.is_file() else sorted(file for file in model.rglob("*") if file.is_file())
+    return repr([(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files])
 
 
 def _found(key: str) -> dict[str, Path]:
-    """All folders with a config.json under the model folders, by their path below; the first of a name wins. Those of
-    downloads that are not complete are none."""
+    """All models under the model folders, by their path below; the first of a name wins. What belongs to a download
+    that is not complete is none, nor is a file in a model's folder."""
     out: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(key)):
-        for depth in range(1, _DEPTH + 1):
-            for file in root.glob("/".join(["*"] * depth + ["config.json"])):
-                below = file.parent.relative_to(root)
-                if not any(part.endswith(PARTIAL) for part in below.parts):
-                    out.setdefault(below.as_posix(), file.parent)
+        folders = {file.parent for depth in range(1, _DEPTH + 1) for file in root.glob("*/" * depth + "config.json")}
+        files = {
+            file
+            for depth in range(_DEPTH + 1)
+            for file in (root.glob("*/" * depth + "*") if key in SINGLE else ())
+            if file.suffix in _FILES and file.is_file() and folders.isdisjoint(file.parents)
+        }
+        for model in sorted(folders | files):
+            below = model.relative_to(root)
+            if not any(part.endswith(PARTIAL) for part in below.parts):
+                out.setdefault(below.as_posix(), model)
     return out

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY
-from .hosting import each
+from .hosting import in_batches
 from .sockets import Tagger, Tags
 
 
@@ -48,6 +48,8 @@ class RamTags(io.ComfyNode):
     def execute(cls, tagger, image: torch.Tensor, threshold: float, deny: str) -> io.NodeOutput:
         denied = {tag.strip().lower() for tag in deny.split(",")}
         with tagger.at_work() as eyes:
-            tags = each(len(image), lambda i: eyes.tag(image[i : i + 1], threshold=threshold or None, deny=denied)[0])
+            tags = in_batches(
+                len(image), lambda part, tell: eyes.tag(image[part], threshold=threshold or None, deny=denied)
+            )
         shown = [", ".join(f"{tag.name} {tag.confidence:.2f}" for tag in own) or "nothing known" for own in tags]
         return io.NodeOutput(tags, [", ".join(tag.name for tag in own) for own in tags], ui={"text": shown})

@@ -853,7 +853,7 @@ BAD = {
     ),
     "a model folder that is not there": (
         loaded("RealignLoadRam", model="../../input", precision="auto"),
-        "no folder '../../input' .*: put the model there",
+        "no model .*: put it there",
     ),
     "captions to compare without a text encoder": (
         {
