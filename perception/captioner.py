@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -58,7 +59,7 @@ class Captioner:
     @torch.inference_mode()
     def caption(
         self,
-        images: Tensor,
+        images: Tensor | Sequence[Image.Image],
         *,
         max_tokens: int = MAX_TOKENS,
         num_beams: int = 1,
@@ -66,12 +67,13 @@ class Captioner:
         seed: int = 0,
         on_token: OnToken | None = None,
     ) -> list[str]:
-        """images [B, H, W, 3] in [0, 1] → one caption an image.
+        """images [B, H, W, 3] in [0, 1], or RGB pictures of any sizes → one caption an image.
 
         num_beams: 1 is greedy search, more is beam search. temperature: above 0 each token is drawn instead, from
         the distribution softened (> 1) or sharpened (< 1) by it; what is drawn follows from `seed` and the batch.
         """
-        seen = self.see(self.processor(images=to_pil(images), return_tensors="pt").pixel_values)
+        pictures = to_pil(images) if isinstance(images, Tensor) else list(images)
+        seen = self.see(self.processor(images=pictures, return_tensors="pt").pixel_values)
         seen = torch.cat([seen, self._start(len(seen))], dim=1)
         drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         with _seeded(seed if temperature > 0 else None, seen.device):

@@ -1,0 +1,24 @@
+"""What happened to one prompt, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .realign import Look, RealignResult, RealignSettings
+
+
+def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
+    """Prompt, seed, verdict, captions and rewards before and after, regions with their notes, settings."""
+    return {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "verdict": result.verdict,
+        "before": _told(result.before),
+        "after": _told(result.after),
+        **{key: value for key, value in result.regions.to_dict().items() if key != "prompt"},
+        "settings": settings.to_dict(),
+    }
+
+
+def _told(look: Look) -> dict[str, Any]:
+    return {"caption": look.caption, "caption_reward": round(look.reward, 4)}

@@ -1,0 +1,25 @@
+"""Which device a script computes on, and in which number format."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--device` and `--precision`, which `chosen` reads."""
+    parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu …; auto: the best that is there")
+    parser.add_argument(
+        "--precision", choices=("auto", *DTYPES), default="auto", help="auto: fp16 on a GPU of NVIDIA or AMD, else fp32"
+    )
+
+
+def chosen(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype that the arguments mean on this machine."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(best if options.device == "auto" else options.device)
+    automatic = torch.float16 if device.type == "cuda" else torch.float32
+    return device, DTYPES.get(options.precision, automatic)

@@ -1,0 +1,207 @@
+"""Re-align prompts with models of your own, without ComfyUI.
+
+    python scripts/realign.py --prompt "a red book and a yellow pen" --model models/stable-diffusion-v1-5 \\
+        --captioner models/blip2-opt-2.7b --text-encoder models/blip2-itm-vit-g \\
+        --tagger models/ram_swin_large_14m.pth --detector models/groundingdino_swint_ogc.pth \\
+        --segmenter models/sam_vit_h_4b8939.pth --out out/realign
+
+A model is a Hugging Face folder, a file as its authors published it, or the word `demo` for the embedded one. Each
+prompt gets a folder with before.png, after.png, panel.png and report.json. What is there already, made by the same
+models and settings, is passed over, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ..attention.settings import ModulationSettings
+from ..core.errors import RealignError
+from .caption import write_whole
+
+if TYPE_CHECKING:
+    from ..pipeline.realign import Models, RealignResult, RealignSettings
+
+DEMO = "demo"
+MODELS = {
+    "model": ("stable_diffusion", "Stable Diffusion 1, 2 or XL, in diffusers' layout"),
+    "captioner": ("blip2_captioner", "a captioning BLIP-2"),
+    "text_encoder": ("blip2_itm", "a retrieval BLIP-2, of which the text half is read"),
+    "tagger": ("ram", "RAM or RAM++"),
+    "detector": ("grounding_dino", "GroundingDINO"),
+    "segmenter": ("sam", "SAM or SAM 2"),
+}
+"""The models' options: their folders among the embedded ones, and what they are."""
+STRENGTHS = ("cross_strength", "self_strength", "power", "start", "end", "outside")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    told = parser.add_argument_group("prompts")
+    told.add_argument("--prompt", action="append", default=[], help="may be repeated")
+    told.add_argument("--prompts", type=Path, help="a text file, one prompt a line")
+    told.add_argument("--seed", type=int, default=42, help="of the first image; each further one has the next (42)")
+    told.add_argument("--count", type=int, default=1, help="images a prompt (1)")
+    told.add_argument("--out", type=Path, default=Path("out/realign"))
+    models = parser.add_argument_group("models")
+    for name, (_, what) in MODELS.items():
+        models.add_argument(f"--{name.replace('_', '-')}", required=True, metavar="PATH", help=what)
+    models.add_argument("--lora", type=Path, help="what training/refl_train.py wrote")
+    how = parser.add_argument_group("settings")
+    how.add_argument("--steps", type=int, default=50)
+    how.add_argument("--cfg", type=float, default=7.5)
+    how.add_argument("--gate", type=float, help="leave images alone whose caption reward is at least this (none is)")
+    how.add_argument("--keep-better", action="store_true", help="keep the image of the two with the higher reward")
+    how.add_argument("--tag-threshold", type=float, help="of the tagger (each tag's own)")
+    how.add_argument("--box-threshold", type=float, default=0.25)
+    for name in STRENGTHS:
+        how.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(ModulationSettings(), name))
+    from .hardware import add_arguments
+
+    add_arguments(parser)
+    options = parser.parse_args()
+    try:
+        run(options)
+    except RealignError as error:
+        sys.exit(f"realign: {error}")
+    except KeyboardInterrupt:
+        sys.exit("realign: stopped; the same command goes on where it was.")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Re-align all prompts that are not done yet."""
+    prompts, settings = prompts_of(options), settings_of(options)
+    made_of = {name: str(getattr(options, name)) for name in (*MODELS, "lora")}
+    jobs = [(prompt, options.seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(options.count))]
+    todo = [job for job in jobs if not done(options.out, *job, settings, made_of)]
+    print(f"{len(jobs)} images, {len(jobs) - len(todo)} of them done.")
+    if not todo:
+        return
+    models = load(options)
+    from ..pipeline.realign import realign
+
+    with tqdm(total=2 * settings.sampling.steps * len(todo), unit="step") as bar:
+
+        def show(doing: str, step: int, steps: int) -> None:
+            bar.set_description_str(doing)
+            bar.update(1 if doing.endswith("image") else 0)
+
+        for number, (prompt, seed) in enumerate(todo, 1):
+            result = realign(models, prompt, seed, settings, show)
+            write(options.out, result, settings, made_of)
+            bar.n = 2 * settings.sampling.steps * number  # an image that was left alone has fewer steps
+            bar.write(f"{result.before.reward:.3f} → {result.after.reward:.3f}  “{prompt}”: {result.verdict}")
+    print(f"Look at the panels in {options.out}.")
+
+
+def prompts_of(options: argparse.Namespace) -> list[str]:
+    """The prompts, without empty lines.
+
+    Raises:
+        RealignError: there are none, or the file cannot be read.
+    """
+    lines = list(options.prompt)
+    if options.prompts is not None:
+        try:
+            lines += options.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RealignError(
+                f"The prompts in '{options.prompts}' cannot be read ({error}): give a text file in UTF-8."
+            ) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise RealignError("There is no prompt: give --prompt TEXT or --prompts FILE.")
+    return prompts
+
+
+def settings_of(options: argparse.Namespace) -> RealignSettings:
+    from ..pipeline.realign import RealignSettings
+    from ..pipeline.settings import SamplingSettings
+
+    return RealignSettings(
+        sampling=SamplingSettings(steps=options.steps, cfg=options.cfg),
+        modulation=ModulationSettings(**{name: getattr(options, name) for name in STRENGTHS}),
+        gate=options.gate,
+        keep_better=options.keep_better,
+        tag_threshold=options.tag_threshold,
+        box_threshold=options.box_threshold,
+    )
+
+
+def load(options: argparse.Namespace) -> Models:
+    """All models, on the device. What detects and reads is in fp32: half precision breaks it, or it is small."""
+    from ..demo.models import FOLDER
+    from ..perception.captioner import Captioner
+    from ..perception.grounded_sam import GroundedSam
+    from ..perception.likelihood import OfflineScorer
+    from ..perception.tagger import Tagger
+    from ..perception.text_encoder import TextEncoder
+    from ..pipeline.realign import Models
+    from ..pipeline.sampler import DiffusersSampler
+    from ..rewards.caption import CaptionReward
+    from ..training.load_back import load_back
+    from .hardware import chosen
+
+    device, dtype = chosen(options)
+    place = {
+        name: FOLDER / demo if getattr(options, name) == DEMO else Path(getattr(options, name))
+        for name, (demo, _) in MODELS.items()
+    }
+    sampler = DiffusersSampler.load(place["model"], device, dtype)
+    if options.lora is not None:
+        load_back(sampler.unet, options.lora)
+    text_encoder = TextEncoder.load(place["text_encoder"], device)
+    return Models(
+        sampler=sampler,
+        reward=CaptionReward(Captioner.load(place["captioner"], device, dtype), text_encoder),
+        tagger=Tagger.load(place["tagger"], device),
+        language_model=OfflineScorer(text_encoder),
+        grounded_sam=GroundedSam.load(place["detector"], place["segmenter"], device),
+    )
+
+
+def folder_of(out: Path, prompt: str, seed: int) -> Path:
+    """Where an image belongs: `a-red-book-and-a-yellow-pen-42`."""
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:80]
+    return out / f"{words}-{seed}"
+
+
+def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:
+    """Whether the image is there, of this prompt and made in this way."""
+    try:
+        told = json.loads((folder_of(out, prompt, seed) / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (told.get("prompt"), told.get("settings"), told.get("models")) == (prompt, settings.to_dict(), made_of)
+
+
+def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
+    """The pictures, then the report, which says that they are there."""
+    from ..perception.images import to_pil
+    from ..pipeline.panel import panel
+    from ..pipeline.report import report
+
+    folder = folder_of(out, result.prompt, result.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)
+    for name, look in (("before", result.before), ("after", result.after)):
+        to_pil(look.image[None])[0].save(folder / f"{name}.png")
+    panel(result).save(folder / "panel.png")
+    told: dict[str, Any] = {**report(result, settings), "models": made_of}
+    write_whole(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
