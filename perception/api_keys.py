@@ -1,0 +1,53 @@
+"""Which key goes to which LLM server: only the one whose owner named that server, and none unencrypted over the internet.
+
+A workflow or a command names the server and may come from anyone; so a key is sent only where its owner said, not where
+the workflow says.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def api_key_for(base_url: str, *more: tuple[str | None, str | None]) -> str | None:
+    """The key for a server, or None: `REALIGN_LLM_API_KEY` for the host that `REALIGN_LLM_HOST` names, `OPENAI_API_KEY`
+    for api.openai.com. more: further (host, key), which come between these two."""
+    owned = (
+        (os.environ.get("REALIGN_LLM_HOST"), os.environ.get("REALIGN_LLM_API_KEY")),
+        *more,
+        ("https://api.openai.com", os.environ.get("OPENAI_API_KEY")),
+    )
+    return next((key for owner, key in owned if owner and key and is_for(owner, base_url)), None)
+
+
+def is_for(owner: str, base_url: str) -> bool:
+    """Whether a server's address is at its key's owner: `llm.example.com`, `127.0.0.1:8000`, `https://llm.example.com`.
+
+    Host and port must be equal; without a port the owner's is that of the scheme. A scheme that the owner names must be
+    the address's; without one, plain http is for this machine and private addresses only.
+    """
+    try:
+        own = urlsplit(owner.strip() if "://" in owner else f"//{owner.strip()}")
+        there = urlsplit(base_url.strip())
+        scheme = own.scheme or there.scheme
+        same = own.hostname == there.hostname and scheme == there.scheme and scheme in _PORTS
+        if not same or not own.hostname or (own.port or _PORTS[scheme]) != (there.port or _PORTS[scheme]):
+            return False
+    except ValueError:  # one of them is no address
+        return False
+    return scheme == "https" or bool(own.scheme) or _near(own.hostname)
+
+
+def _near(host: str) -> bool:
+    """Whether a host is this machine or has a private address."""
+    if host == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_private
