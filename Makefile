@@ -9,8 +9,11 @@ export PROMPT SEED
 
 READY := .venv/ready
 RUN := .venv/bin/python
+OLDEST := .venv-oldest/ready
+PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_sam language_models likelihood loading \
+	perception realign scripts validator weight_files)
 
-.PHONY: demo refl-demo table test lint benchmark demo-models demo-metrics clean
+.PHONY: demo refl-demo table test test-oldest lint benchmark demo-models demo-metrics clean
 
 # See the method work: one prompt, its coarse image, what is seen in it, the re-aligned image → out/demo.
 demo: $(READY)
@@ -29,6 +32,10 @@ table: $(READY)
 
 test: $(READY) lint
 	$(RUN) -m pytest
+
+# What looks and reads, with the oldest versions that requirements.txt allows of what changes most.
+test-oldest: $(OLDEST)
+	.venv-oldest/bin/python -m pytest $(PERCEPTION)
 
 lint: $(READY)
 	.venv/bin/ruff check .
@@ -53,5 +60,11 @@ $(READY): requirements.txt requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $(READY)
 
+$(OLDEST): requirements.txt requirements-dev.txt .ci/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c .ci/oldest.txt
+	touch $(OLDEST)
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-oldest out

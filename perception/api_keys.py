@@ -1,4 +1,4 @@
-"""Which key goes to which LLM server: only the one whose owner named that server, and none unencrypted over the internet.
+"""Which key goes to which LLM server: one whose owner named that server, and none unencrypted over the internet.
 
 A workflow or a command names the server and may come from anyone; so a key is sent only where its owner said, not where
 the workflow says.
