@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any, Generic, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import comfy.model_management
 import comfy.utils
@@ -23,6 +25,7 @@ BATCH = 8
 """Images at once for models that gain by it."""
 _FINE = 100
 """Steps of a progress bar for an image."""
+_GONE_SECONDS = (1.0, 4.0)
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -76,12 +79,28 @@ def _patcher_of(network: nn.Module) -> ModelPatcher:
     """The network's patcher; it holds the network, so no other can get its id while the patcher lives."""
     patcher = _patchers.get(id(network))
     if patcher is None:
+        finalize(network, _give_back).atexit = False
         patcher = _patchers[id(network)] = ModelPatcher(
             _Holder((network,)),
             load_device=comfy.model_management.get_torch_device(),
             offload_device=comfy.model_management.unet_offload_device(),
         )
     return patcher
+
+
+def _give_back() -> None:
+    """Return the memory of a network that is going to the system, once its tensors are gone too: glibc would keep all
+    that came in pieces of less than 32 MB. Other systems' allocators do so by themselves."""
+
+    def trim() -> None:
+        if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+            malloc_trim(0)
+
+    if os.name == "posix":
+        for seconds in _GONE_SECONDS:
+            timer = Timer(seconds, trim)
+            timer.daemon = True
+            timer.start()
 
 
 def shared(key: Any, load: Callable[[], T]) -> T:

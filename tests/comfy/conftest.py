@@ -122,6 +122,11 @@ class Server:
             )
         self._wait()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def log(self) -> str:
         """Everything that the server has printed."""
         return self._log.read_text(encoding="utf-8", errors="replace")
