@@ -11,8 +11,6 @@ from realigndiff.demo.models import FOLDER
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
 WAITS = 3
-ARENA = 2**26
-"""What glibc may keep of a heap in which another thread read weights; the next model that is read takes it."""
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads a process's memory from /proc")
 
 
@@ -85,7 +83,7 @@ def test_what_was_unloaded_leaves_the_memory_as_it_was(memory, large):
     left = memory()
     print(f"\nMB: {before / 1e6:.0f} before, {loaded / 1e6:.0f} loaded, {left / 1e6:.0f} after")
     assert loaded - before > 0.9 * large
-    assert left < 1.02 * before + ARENA
+    assert left < 1.02 * before
 
 
 def test_two_loaders_of_one_model_share_one_copy(memory, large):
@@ -94,5 +92,5 @@ def test_two_loaders_of_one_model_share_one_copy(memory, large):
     one = memory(("large", "none")) - before
     both = memory(("large", "none"), ("large", "demo (embedded)")) - before
     print(f"\nMB: {one / 1e6:.0f} for one loader, {both / 1e6:.0f} for two")
-    assert 0.9 * large - ARENA < one
-    assert both < one + ARENA
+    assert 0.9 * large < one
+    assert both < 1.1 * one
