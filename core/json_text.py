@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _DECODER = json.JSONDecoder()
+_START = re.compile(r"""\{(?=\s*["}])|\[(?=\s*[\[\]{"\d\-tfnNI])""")
+"""A bracket that may begin a value: to try the others costs time where a text has many."""
 
 
 def json_values(text: str) -> Iterator[Any]:
@@ -16,7 +18,7 @@ def json_values(text: str) -> Iterator[Any]:
     Nothing is read from inside a value that breaks off where the text ends, nor from one too deep to be read.
     """
     stop = 0
-    for start in re.finditer(r"[{\[]", text):
+    for start in _START.finditer(text):
         if start.start() < stop:
             continue
         try:
