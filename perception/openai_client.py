@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from queue import SimpleQueue
 from threading import Thread
@@ -84,9 +84,10 @@ class OpenAiLanguageModel:
         asked = json.dumps([self.base_url, self.model, self.seed, question.messages])
         if self.cache is not None and (known := self.cache.get(asked)) is not None:
             return known
-        openai, key = _openai(), self._key()
+        key = self._key()
+        _httpx()  # what takes long, before the time begins
         try:
-            text = _in_a_thread(self._in_time(openai, question, key, stop))
+            text = _in_a_thread(self._in_time(question, key, stop))
         except _Trouble as trouble:
             # Not `from trouble`, whose cause may hold the key.
             raise (NoAnswer if self.or_offline else RealignError)(self._told(trouble, key)) from None
@@ -103,14 +104,14 @@ class OpenAiLanguageModel:
             raise RealignError(f"The key for {self._host} has characters that cannot be sent: copy it there again.")
         return key or None
 
-    async def _in_time(self, openai: ModuleType, question: Question, key: str | None, stop: Callable[[], bool]) -> str:
+    async def _in_time(self, question: Question, key: str | None, stop: Callable[[], bool]) -> str:
         """What the server's model wrote, before the time is up.
 
         httpx's own timeout is one of each read, which a server that writes a byte now and then never reaches.
         """
         ends = time.monotonic() + self.timeout
         troubles: list[_Trouble] = []
-        asking = asyncio.create_task(self._with_retries(openai, question, key, ends, troubles))
+        asking = asyncio.create_task(self._with_retries(question, key, ends, troubles))
         while not asking.done():
             left = ends - time.monotonic()
             if left <= 0:
@@ -120,19 +121,19 @@ class OpenAiLanguageModel:
             await asyncio.wait({asking}, timeout=min(left, 0.05))
         return asking.result()
 
-    async def _with_retries(
-        self, openai: ModuleType, question: Question, key: str | None, ends: float, troubles: list[_Trouble]
-    ) -> str:
+    async def _with_retries(self, question: Question, key: str | None, ends: float, troubles: list[_Trouble]) -> str:
         """The same however long it takes; `troubles` gets what went wrong on the way."""
+        openai, (httpx, trusted) = _openai(), _httpx()
         hooks = {"request": [_sends_only(key)], "response": [_bound]}
-        async with openai.DefaultAsyncHttpxClient(event_hooks=hooks, follow_redirects=False) as http:
+        async with openai.DefaultAsyncHttpxClient(event_hooks=hooks, follow_redirects=False, verify=trusted) as http:
             client = openai.AsyncOpenAI(
                 base_url=self.base_url, api_key="none", timeout=self.timeout, max_retries=0, http_client=http
             )
-            as_it_comes = _httpx_of(http).Response  # openai would build its types from whatever a server wrote
+            # The answer as it comes: openai would build its types from whatever a server wrote.
+            post = partial(client.post, "/chat/completions", cast_to=httpx.Response)
             while True:
                 try:
-                    return await self._once(openai, partial(client.post, cast_to=as_it_comes), question)
+                    return await self._once(post, question)
                 except _Trouble as trouble:
                     troubles.append(trouble)
                     wait = trouble.retry_after
@@ -142,7 +143,7 @@ class OpenAiLanguageModel:
                         raise
                     await asyncio.sleep(wait)
 
-    async def _once(self, openai: ModuleType, post: Callable[..., Any], question: Question) -> str:
+    async def _once(self, post: Callable[..., Any], question: Question) -> str:
         """The same without retries, but asked with fewer options as long as the server refuses some: servers differ
         in what they take, and what one refused it is not sent again."""
         form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": question.schema}}
@@ -153,8 +154,8 @@ class OpenAiLanguageModel:
             sent = {name: value for name, value in options.items() if name not in refused}
             body = {"model": self.model, "messages": question.messages, **sent}
             try:
-                said = await post("/chat/completions", body=body)
-            except openai.APIStatusError as error:
+                said = await post(body=body)
+            except _openai().APIStatusError as error:
                 if error.status_code not in (400, 422) or not sent:
                     raise _Trouble.of_status(error) from error
                 named = {name for name in sent if name in str(error)}
@@ -201,9 +202,12 @@ def _openai() -> ModuleType:
     return openai
 
 
-def _httpx_of(thing: Any) -> ModuleType:
-    """The package that a client or a response comes from, httpx or its successor: openai was built on either."""
-    return import_module(type(thing).__mro__[-2].__module__.partition(".")[0])
+@cache
+def _httpx() -> tuple[ModuleType, Any]:
+    """What openai is built on, httpx or its successor, and the certificates that it trusts: reading them takes longer
+    than all else that is done for a question here."""
+    httpx = import_module(_openai().DefaultAsyncHttpxClient.__mro__[-2].__module__.partition(".")[0])
+    return httpx, httpx.create_ssl_context()
 
 
 def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
@@ -252,7 +256,7 @@ async def _bound(response: Any) -> None:
     response.headers.pop("Content-Encoding", None)
     whole = response.stream
 
-    class Bounded(_httpx_of(response).AsyncByteStream):
+    class Bounded(_httpx()[0].AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
             left = MOST_BYTES
             async for part in whole:

@@ -36,7 +36,7 @@ KINDS = {
     "gpt2": GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, initializer_range=0.5),
     "opt": OPTConfig(vocab_size=257, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4),
 }
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<me>{% endif %}"
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<me>{% endif %}"
 
 
 def tokenizer(**options):
