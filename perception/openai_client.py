@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from importlib import import_module
-from queue import SimpleQueue
 from threading import Thread
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..core.errors import NoAnswer, RealignError
@@ -24,7 +23,6 @@ from .answer_cache import AnswerCache
 from .answers import read_json
 from .questions import Question, binding_question, score_question
 
-T = TypeVar("T")
 MOST_BYTES = 4 * 1024 * 1024
 """Of a server's answer; a longer one is none."""
 MOST_TOKENS = 8192
@@ -86,11 +84,14 @@ class OpenAiLanguageModel:
             return known
         key = self._key()
         _httpx()  # what takes long, before the time begins
+        asking = asyncio.run_coroutine_threadsafe(self._in_time(question, key, stop), _loop())
         try:
-            text = _in_a_thread(self._in_time(question, key, stop))
+            text = asking.result()
         except _Trouble as trouble:
             # Not `from trouble`, whose cause may hold the key.
             raise (NoAnswer if self.or_offline else RealignError)(self._told(trouble, key)) from None
+        finally:
+            asking.cancel()
         answer = read_json(text, tags)
         if answer is None or (key and _holds(answer, key)):
             return None  # a key would be written into notes and into the cache
@@ -112,14 +113,17 @@ class OpenAiLanguageModel:
         ends = time.monotonic() + self.timeout
         troubles: list[_Trouble] = []
         asking = asyncio.create_task(self._with_retries(question, key, ends, troubles))
-        while not asking.done():
-            left = ends - time.monotonic()
-            if left <= 0:
-                raise _Trouble("; ".join([f"timed out after {self.timeout:g} s", *map(str, troubles[-1:])]))
-            if stop():
-                raise _Trouble("nobody waits any more")
-            await asyncio.wait({asking}, timeout=min(left, 0.05))
-        return asking.result()
+        try:
+            while not asking.done():
+                left = ends - time.monotonic()
+                if left <= 0:
+                    raise _Trouble("; ".join([f"timed out after {self.timeout:g} s", *map(str, troubles[-1:])]))
+                if stop():
+                    raise _Trouble("nobody waits any more")
+                await asyncio.wait({asking}, timeout=min(left, 0.05))
+            return asking.result()
+        finally:
+            asking.cancel()
 
     async def _with_retries(self, question: Question, key: str | None, ends: float, troubles: list[_Trouble]) -> str:
         """The same however long it takes; `troubles` gets what went wrong on the way."""
@@ -210,24 +214,13 @@ def _httpx() -> tuple[ModuleType, Any]:
     return httpx, httpx.create_ssl_context()
 
 
-def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, also where an event loop runs already, as in ComfyUI and in notebooks.
-
-    It does not wait for what is left to be cleaned up, such as the look-up of a host's name.
-    """
-    done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-
-    async def outcome() -> None:
-        try:
-            done.put((await work, None))
-        except BaseException as error:
-            done.put((None, error))
-
-    Thread(target=lambda: asyncio.run(outcome()), daemon=True).start()
-    result, error = done.get()
-    if error is not None:
-        raise error
-    return result
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Where all servers are waited for: an event loop in a thread of its own, as whoever asks may run in another loop
+    already, in ComfyUI and in notebooks. It ends with the program."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 def _sends_only(key: str | None) -> Callable[[Any], Coroutine[Any, Any, None]]:

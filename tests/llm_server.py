@@ -75,7 +75,7 @@ class _Handler(socketserver.StreamRequestHandler):
             self.server.asked.append(asked)
             reply = self.server.reply
             self._write(reply(asked) if callable(reply) else reply)
-        except OSError:  # whoever asked did not wait
+        except (OSError, IndexError):  # whoever asked did not wait
             pass
 
     def _read(self) -> Asked:
