@@ -160,9 +160,10 @@ class OpenAiLanguageModel:
             try:
                 said = await post(body=body)
             except _openai().APIStatusError as error:
+                trouble = _Trouble.of_status(error)
                 if error.status_code not in (400, 422) or not sent:
-                    raise _Trouble.of_status(error) from error
-                named = {name for name in sent if name in str(error)}
+                    raise trouble from error
+                named = {name for name in sent if name in str(trouble)}
                 refused |= named or set(sent) - {"temperature"} or set(sent)
             except Exception as error:  # openai's, and those of what it is built on
                 reason = str(error.__cause__ or "") or str(error) or type(error).__name__
@@ -190,9 +191,11 @@ class _Trouble(Exception):
 
     @classmethod
     def of_status(cls, error: Any) -> _Trouble:
-        """What an openai.APIStatusError means."""
-        passes = error.status_code in (408, 409, 429) or error.status_code >= 500
-        return cls(str(error), passes=passes, retry_after=_seconds(error.response.headers.get("Retry-After", "")))
+        """What an openai.APIStatusError means. It tells itself only what is in OpenAI's own form."""
+        status, told = error.status_code, error.response.content[:2000].decode("utf-8", "replace")
+        passes = status in (408, 409, 429) or status >= 500
+        retry_after = _seconds(error.response.headers.get("Retry-After", ""))
+        return cls(f"status {status}: {told}", passes=passes, retry_after=retry_after)
 
 
 def _openai() -> ModuleType:

@@ -428,6 +428,14 @@ def test_a_refusal_names_cause_and_mend_and_not_the_key(serve):
     assert told.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"message": "no such model"}}', b'{"detail": "no such model"}', b"no such model"]
+)
+def test_what_a_server_says_to_its_refusal_is_told(serve, body):
+    with pytest.raises(RealignError, match=r"status 404: .*no such model"):
+        OpenAiLanguageModel(serve(status=404, body=body).url, "m").bind(PROMPT, TAGS)
+
+
 def test_a_server_that_is_not_there_is_told():
     with pytest.raises(RealignError, match=r"127\.0\.0\.1:9 did not answer"):
         OpenAiLanguageModel("http://127.0.0.1:9/v1", "m", timeout=1).bind(PROMPT, TAGS)
