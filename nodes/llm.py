@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
@@ -139,7 +140,9 @@ def _local(name: str) -> Hosted:
     if name == model_folders.NONE:
         raise RealignError("No local model is chosen: choose a folder in local_model, or another provider.")
     folder = model_folders.locate(FOLDERS, name, "")
-    scorer = LogitScorer.load(folder, dtype=dtype_of("auto", halves=True))
+    device = comfy.model_management.get_torch_device()
+    wide = comfy.model_management.should_use_bf16(device)  # language models are trained so, and may overflow in fp16
+    scorer = LogitScorer.load(folder, dtype=dtype_of("bf16" if wide else "auto", halves=True))
     return Hosted(scorer, scorer.model)
 
 

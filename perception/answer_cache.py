@@ -32,7 +32,8 @@ class AnswerCache:
         """The answer to a question, None if it is not here."""
         file = self._file(question)
         with suppress(OSError, ValueError, RecursionError):
-            answer = json.loads(file.read_bytes()[: self.MAX_BYTES])
+            with file.open("rb") as opened:
+                answer = json.loads(opened.read(self.MAX_BYTES))
             with suppress(OSError):
                 os.utime(file)  # used now
             return answer if isinstance(answer, dict) else None

@@ -66,8 +66,8 @@ class LogitScorer:
     def _likeliest(self, task: str, prompt: str, tags: Sequence[str], answers: list[Any]) -> dict[str, Any]:
         """The likeliest of the answers for each tag; none for a tag whose likelihoods are no numbers (fp16)."""
         tags = list(dict.fromkeys(tags))
-        texts = [json.dumps({tag: answer}, ensure_ascii=False) for tag in tags for answer in answers]
-        found = self.log_likelihoods(self._asked(f"{task}\nText: {json.dumps(prompt, ensure_ascii=False)}"), texts)
+        texts = [_json({tag: answer}) for tag in tags for answer in answers]
+        found = self.log_likelihoods(self._asked(f"{task}\nText: {_json(prompt)}"), texts)
         out = {}
         for i, tag in enumerate(tags):
             own = found[i * len(answers) : (i + 1) * len(answers)]
@@ -77,13 +77,14 @@ class LogitScorer:
 
     def _asked(self, question: str) -> Tensor:
         """The tokens [1, P] of a question, up to where the model would begin to answer."""
-        if getattr(self.tokenizer, "chat_template", None):
-            chat = [{"role": "user", "content": question}]  # no system message: some templates have none
+        chat = [{"role": "user", "content": question}]  # no system message: some templates have none
+        try:
             text = self.tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
-            return self._tokens(text)
-        return self._tokens(f"USER: {question}\nASSISTANT:", special=True)  # as Vicuna was trained
+        except Exception:  # there is no template, or it fails: it is a program that came with the model
+            return self._tokens(f"USER: {question}\nASSISTANT:", special=True)  # as Vicuna was trained
+        return self._tokens(text)
 
     def _tokens(self, text: str, *, special: bool = False) -> Tensor:
         return self.tokenizer(text, add_special_tokens=special, return_tensors="pt").input_ids
@@ -137,3 +138,8 @@ class LogitScorer:
                 f"The prompt is too long for this language model ({length} of {most} tokens): shorten it, or choose "
                 "another model or the offline scorer."
             )
+
+
+def _json(value: Any) -> str:
+    """JSON in letters that every tokenizer reads."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")

@@ -77,21 +77,19 @@ class OpenAiLanguageModel:
 
         Raises:
             NoAnswer: with `or_offline`, the server cannot be reached, refuses, or writes no completion.
-            RealignError: the same without; and openai is not installed, or the key is none.
+            RealignError: the same without; and openai is not installed, or the key cannot be sent.
         """
         asked = json.dumps([self.base_url, self.model, self.seed, question.messages])
         if self.cache is not None and (known := self.cache.get(asked)) is not None:
             return known
         key = self._key()
-        _httpx()  # what takes long, before the time begins
-        asking = asyncio.run_coroutine_threadsafe(self._in_time(question, key, stop), _loop())
         try:
-            text = asking.result()
-        except _Trouble as trouble:
+            text = self._text(question, key, stop)
+        except RealignError:
+            raise
+        except Exception as trouble:  # also of openai with the address, a proxy or a certificate
             # Not `from trouble`, whose cause may hold the key.
             raise (NoAnswer if self.or_offline else RealignError)(self._told(trouble, key)) from None
-        finally:
-            asking.cancel()
         answer = read_json(text, tags)
         if answer is None or (key and _holds(answer, key)):
             return None  # a key would be written into notes and into the cache
@@ -105,8 +103,17 @@ class OpenAiLanguageModel:
             raise RealignError(f"The key for {self._host} has characters that cannot be sent: copy it there again.")
         return key or None
 
+    def _text(self, question: Question, key: str | None, stop: Callable[[], bool]) -> str:
+        """What the server's model wrote."""
+        _httpx()  # what takes long, before the time begins
+        asking = asyncio.run_coroutine_threadsafe(self._in_time(question, key, stop), _loop())
+        try:
+            return asking.result()
+        finally:
+            asking.cancel()
+
     async def _in_time(self, question: Question, key: str | None, stop: Callable[[], bool]) -> str:
-        """What the server's model wrote, before the time is up.
+        """The same, before the time is up.
 
         httpx's own timeout is one of each read, which a server that writes a byte now and then never reaches.
         """
@@ -172,8 +179,8 @@ class OpenAiLanguageModel:
                 self._refused = refused
                 return _said(said.content)
 
-    def _told(self, trouble: _Trouble, key: str | None) -> str:
-        said = " ".join(str(trouble).split())
+    def _told(self, trouble: Exception, key: str | None) -> str:
+        said = " ".join(str(trouble).split()) or type(trouble).__name__
         said = (said.replace(key, "***") if key else said)[:200]
         return (
             f"The LLM server {self._host} did not answer for '{self.model}' ({said}): check that "

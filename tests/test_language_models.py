@@ -451,6 +451,22 @@ def test_a_server_that_is_not_there_may_leave_its_questions_to_the_offline_score
     assert note.startswith("The offline scorer answered instead of a language model. The LLM server 127.0.0.1:9 did")
 
 
+@pytest.mark.parametrize("proxy", ["nonsense://proxy", "socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_a_proxy_that_is_none_is_told(monkeypatch, proxy):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(RealignError, match=r"llm\.example\.com did not answer"):
+        OpenAiLanguageModel("http://llm.example.com/v1", "m", timeout=1).bind(PROMPT, TAGS)
+
+
+@pytest.mark.parametrize("host", ["a..b", "xn--", "-", "é" * 300])
+def test_an_address_that_only_looks_like_one_is_told(host):
+    with pytest.raises(RealignError):
+        OpenAiLanguageModel(f"http://{host}/v1", "m", timeout=1).bind(PROMPT, TAGS)
+
+
 @pytest.mark.parametrize(
     ("url", "model", "told"),
     [

@@ -85,6 +85,17 @@ def test_a_chat_template_is_used_where_there_is_one():
     assert own.tokenizer.decode(plain[0]).endswith("USER: Which one?\nASSISTANT:")
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}"])
+def test_a_chat_template_that_fails_is_not_used(template):
+    own = scorer()
+    own.tokenizer = tokenizer(chat_template=template)
+    assert own.tokenizer.decode(own._asked("Which one?")[0]).endswith("USER: Which one?\nASSISTANT:")
+
+
+def test_letters_that_are_none_are_read_as_something_else():
+    assert set(scorer().score("a \ud800 circle", ["\ud800"])) == {"\ud800"}
+
+
 def test_each_step_is_told_and_may_stop_the_work():
     steps = []
     own = scorer(on_step=lambda done, total: steps.append((done, total)))
