@@ -9,7 +9,7 @@ from ..core.errors import RealignError
 from ..core.words import unweighted
 from .caption import CATEGORY
 from .hosting import each
-from .llm import HostedScorer
+from .llm import HostedScorer, UntilSilent
 from .sockets import Llm, Regions, Tags
 
 
@@ -54,9 +54,10 @@ class Likelihoods(io.ComfyNode):
 
         if not prompt.strip():
             raise RealignError("The prompt is empty: write what the image should show.")
-        answerer = GivenAnswers(llm) if isinstance(llm, str) else llm or HostedScorer(None)
+        offline = HostedScorer(None) if llm is None or isinstance(llm, str) else llm.offline
+        answerer = UntilSilent(GivenAnswers(llm) if isinstance(llm, str) else llm or offline)
         seen, plain = _names(tags), unweighted(prompt)
-        found = tuple(each(len(seen), lambda i: likelihoods(plain, seen[i], answerer)))
+        found = tuple(each(len(seen), lambda i: likelihoods(plain, seen[i], answerer, offline)))
         told = table(found)
         return io.NodeOutput(found, told, ui={"text": [told]})
 

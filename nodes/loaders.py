@@ -156,12 +156,12 @@ def blip2(captioner: Path, text_encoder: Path | None, precision: str = "auto") -
 
     if precision == EIGHT_BIT:
         options = {"dtype": dtype_of("auto", halves=True), "eight_bit": True}
-        speaks = _read(Captioner, captioner, device=comfy.model_management.get_torch_device(), **options)
+        speaks = read(Captioner, captioner, device=comfy.model_management.get_torch_device(), **options)
     else:
-        speaks = _read(Captioner, captioner, dtype=dtype_of(precision, halves=True))
+        speaks = read(Captioner, captioner, dtype=dtype_of(precision, halves=True))
     if text_encoder is None:
         return Hosted(Blip2Models(speaks), speaks.model)
-    reads = _read(TextEncoder, text_encoder)
+    reads = read(TextEncoder, text_encoder)
     return Hosted(Blip2Models(speaks, reads), speaks.model, reads.model)
 
 
@@ -169,7 +169,7 @@ def tagger(model: Path, precision: str = "auto") -> Hosted:
     """Read a RAM."""
     from ..perception.tagger import Tagger as RamTagger
 
-    eyes = _read(RamTagger, model, dtype=dtype_of(precision, halves=False))
+    eyes = read(RamTagger, model, dtype=dtype_of(precision, halves=False))
     return Hosted(eyes, eyes.model)
 
 
@@ -180,11 +180,11 @@ def grounded_sam(detector: Path, segmenter: Path, precision: str = "auto") -> Ho
     from ..perception.segmenter import Segmenter
 
     dtype = dtype_of(precision, halves=False)
-    eyes = Eyes(_read(Detector, detector, dtype=dtype), _read(Segmenter, segmenter, dtype=dtype))
+    eyes = Eyes(read(Detector, detector, dtype=dtype), read(Segmenter, segmenter, dtype=dtype))
     return Hosted(eyes, eyes.detector.model, eyes.segmenter.model)
 
 
-def _read(kind: type, model: Path, **options: Any) -> Any:
+def read(kind: type, model: Path, **options: Any) -> Any:
     """`kind.load(model)`; one copy in memory for all loaders that read the same files in the same way."""
     key = (kind.__name__, model_folders.contents(model), *sorted((name, str(value)) for name, value in options.items()))
     return shared(key, lambda: kind.load(model, **options))

@@ -17,7 +17,7 @@ from .downloads import PARTIAL, fetched
 DEMO = "demo (embedded)"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
 NONE = "none"
-KEYS = ("blip", "rams", "grounding-dino", "sams")
+KEYS = ("blip", "rams", "grounding-dino", "sams", "LLM")
 """Folders under ComfyUI's `models`."""
 KNOWN = {
     "captioner": ("Salesforce/blip2-opt-2.7b", "Salesforce/blip2-flan-t5-xl"),
@@ -39,7 +39,7 @@ def register() -> None:
     folder_paths.add_model_folder_path("loras", str(DEMO_FOLDER / "loras"))  # of the demo model, for its example
 
 
-def choices(key: str, kind: str, *, none: bool = False) -> list[str]:
+def choices(key: str, kind: str, *, none: bool = False, demo: bool = True) -> list[str]:
     """What a loader's input `kind` offers: the demo model, the models found, then what could be downloaded."""
     found = sorted(_found(key))
     absent = [
@@ -47,7 +47,7 @@ def choices(key: str, kind: str, *, none: bool = False) -> list[str]:
         for repository in KNOWN.get(kind, ())
         if repository.split("/")[1] not in {Path(f).name for f in found}
     ]
-    return [DEMO, *([NONE] if none else []), *found, *absent]
+    return [*([DEMO] if demo else []), *([NONE] if none else []), *found, *absent]
 
 
 def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:

@@ -16,7 +16,7 @@ Tagger = io.Custom("REALIGN_TAGGER")
 GroundedSam = io.Custom("REALIGN_GROUNDED_SAM")
 """`Hosted[perception.grounded_sam.GroundedSam]`."""
 Llm = io.Custom("REALIGN_LLM")
-"""A `perception.likelihood.LanguageModel`."""
+"""A `perception.likelihood.LanguageModel` with `offline`, a `nodes.llm.HostedScorer` for what it does not answer."""
 Tags = io.Custom("REALIGN_TAGS")
 """For each image of a batch a list of `perception.tagger.Tag`."""
 Regions = io.Custom("REALIGN_REGIONS")

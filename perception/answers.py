@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.json_text import json_values
+
+MOST_CHARACTERS = 100_000
+"""Of a text, that are looked through for JSON."""
+_THOUGHT = re.compile(r"</think(?:ing)?>|\[/THINK\]|◁/think▷|<\|message\|>", re.IGNORECASE)
+"""Where thinking ends and the answer begins."""
 
 
 class GivenAnswers:
@@ -35,10 +41,17 @@ class GivenAnswers:
         return {key: value for key, value in answer.items() if isinstance(value, kinds)}
 
 
-def read_json(text: str) -> Any:
-    """The first JSON object in a text, also inside a fence or prose; None where there is none."""
-    for value in json_values(text):
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, dict):
-                return one
+def read_json(text: str, tags: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The JSON object in a text, bare, in a fence or in prose; None where there is none.
+
+    Of several the first that answers most of the tags. What a reasoning model wrote after it had thought is read first,
+    as it tries out answers while it thinks.
+    """
+    wanted = {tag.lower() for tag in tags}
+    for part in dict.fromkeys((_THOUGHT.split(text)[-1], text)):
+        values = json_values(part[:MOST_CHARACTERS])
+        ones = (one for value in values for one in (value if isinstance(value, list) else [value]))
+        objects = [one for one in ones if isinstance(one, dict)]
+        if objects:
+            return max(objects, key=lambda one: len(wanted & {key.strip().lower() for key in one}))
     return None

@@ -1,22 +1,31 @@
 """The LLM step (eq. 6): which words of the prompt describe each tag (l_i), and how likely is each tag (s_i)?
 
 `LanguageModel` is what any LLM must answer; `OfflineScorer` answers without one. Whoever answered, `likelihoods`
-passes the answer through the validator before anything believes it.
+passes the answer through the validator before anything believes it, asks once more for what is missing, and leaves to
+the offline scorer what is missing still. So every answer is survived, and what was done about it is noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
+from ..core.errors import NoAnswer
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
 from ..core.words import content_words, names, noun_phrase_spans, noun_phrases, occurrences, same_word
 from .text_encoder import TextEncoder
 from .validator import valid_bindings, valid_scores
 
+T = TypeVar("T")
+
 
 class LanguageModel(Protocol):
-    """The two questions of the paper's Table 4. Answers may be wrong in any way: they are validated."""
+    """The two questions of the paper's Table 4. Answers may be wrong in any way: they are validated.
+
+    One that cannot answer now raises `NoAnswer` with the reason, and the offline scorer does; any other error stops.
+    """
 
     def bind(self, prompt: str, tags: Sequence[str]) -> Mapping[str, Any]:
         """Question (a): for each tag that the prompt names, the words (or several lists of words) that describe it."""
@@ -54,16 +63,19 @@ class OfflineScorer:
         return scores
 
 
-def likelihoods(prompt: str, tags: Sequence[str], model: LanguageModel) -> RegionSet:
+def likelihoods(
+    prompt: str, tags: Sequence[str], model: LanguageModel, offline: LanguageModel | None = None
+) -> RegionSet:
     """Bind and score the tags: regions with tag, phrase and likelihood, no masks yet.
 
     Every noun phrase of the prompt becomes one region: tagged with the last of the tags that are bound to words in it,
     or with its own last word when none is (the thing may be there and mixed up). Bindings add no regions: words that
     are only a part of a noun phrase stand for all of it. Tags that are bound to nothing follow, without a phrase.
+
+    offline: answers what `model` does not; an `OfflineScorer` without a text encoder by default.
     """
     tags = list(dict.fromkeys(tags))
-    bindings, binding_notes = valid_bindings(model.bind(prompt, tags), prompt, tags)
-    scores, score_notes = valid_scores(model.score(prompt, tags), tags, bindings)
+    bindings, scores, notes = _answers(prompt, tags, model, offline or OfflineScorer()) if tags else ({}, {}, [])
     regions = []
     for start, stop in noun_phrase_spans(prompt):
         phrase = prompt[start:stop]
@@ -72,7 +84,62 @@ def likelihoods(prompt: str, tags: Sequence[str], model: LanguageModel) -> Regio
         occurrence = sum(at < start for at, _ in occurrences(phrase, prompt))
         regions.append(Region(tag=_head(phrase, own), phrase=phrase, likelihood=likelihood, occurrence=occurrence))
     regions += [Region(tag=tag, likelihood=scores[tag]) for tag in tags if tag not in bindings]
-    return RegionSet(prompt, tuple(regions), (*binding_notes, *score_notes))
+    return RegionSet(prompt, tuple(regions), tuple(notes))
+
+
+def _answers(
+    prompt: str, tags: list[str], model: LanguageModel, offline: LanguageModel
+) -> tuple[dict[str, tuple[str, ...]], dict[str, float], list[str]]:
+    """The words of each tag that has any, the score of every tag, and notes."""
+    named, _ = valid_bindings(offline.bind(prompt, tags), prompt, tags)
+    bound: dict[str, tuple[str, ...]] = {}
+    scores: dict[str, float] = {}
+    notes: list[str] = []
+    silent = ""
+    try:
+        bound, notes = _asked(partial(model.bind, prompt), lambda said: valid_bindings(said, prompt, tags), tags, named)
+        scores, more = _asked(partial(model.score, prompt), lambda said: valid_scores(said, tags), tags, tags)
+        notes += more
+    except NoAnswer as reason:
+        silent = str(reason)
+    unbound, unscored = [tag for tag in named if tag not in bound], [tag for tag in tags if tag not in scores]
+    bound |= {tag: named[tag] for tag in unbound}
+    unsure = [tag for tag in unscored if tag not in bound]
+    guessed, _ = valid_scores(offline.score(prompt, unsure), unsure)
+    scores |= {tag: guessed.get(tag, CERTAIN if tag in bound else UNLIKELY) for tag in unscored}
+    if silent:
+        notes.append(f"The offline scorer answered instead of a language model. {silent}")
+    else:
+        notes += [f"No usable words came for {_listed(unbound)}: taken from the prompt offline."] if unbound else []
+        notes += [f"No usable score came for {_listed(unscored)}: scored offline."] if unscored else []
+    return bound, scores, notes
+
+
+def _asked(
+    ask: Callable[[list[str]], Any],
+    check: Callable[[Any], tuple[dict[str, T], list[str]]],
+    tags: list[str],
+    wanted: Collection[str],
+) -> tuple[dict[str, T], list[str]]:
+    """What a model answers about the tags, and notes.
+
+    It is asked once more about the tags that are `wanted` and got nothing usable; about all, when its answer cannot be
+    read at all. Their order is another then: at temperature 0 the same question gets the same answer.
+    """
+    answer = ask(tags)
+    got, notes = check(answer)
+    missing = [tag for tag in (wanted if isinstance(answer, Mapping) else tags) if tag not in got]
+    if missing:
+        with suppress(NoAnswer):  # what was answered before stays
+            again, more = check(ask(missing[::-1]))
+            got |= {tag: again[tag] for tag in missing if tag in again}
+            notes += [note for note in more if note not in notes]
+    return got, notes
+
+
+def _listed(tags: list[str]) -> str:
+    """The first ten of them, and how many more there are."""
+    return ", ".join([*map(repr, tags[:10]), *([f"{len(tags) - 10} more"] if len(tags) > 10 else [])])
 
 
 def _head(phrase: str, tags: list[str]) -> str:

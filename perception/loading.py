@@ -45,6 +45,10 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     """
     folder = existing_folder(folder)
     name = kind.__name__
+    if name.startswith("Auto"):
+        options["trust_remote_code"] = (
+            False  # else a folder with code of its own makes transformers ask in the terminal
+        )
     if dtype is not None:
         options = {"output_loading_info": True, "torch_dtype": dtype, **options}
     try:

@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from ..core.regions import CERTAIN, LIKELIHOODS, UNLIKELY
-from ..core.words import names, nearest_span, noun_phrases
+from ..core.regions import LIKELIHOODS
+from ..core.words import content_words, names, nearest_span, noun_phrases, same_word
+
+MOST_NOTES = 20
+"""Of an answer; a model that writes without end would fill the report."""
+MOST_WORDS = 16
+"""Lists of words for a tag that are looked at."""
 
 
 def valid_bindings(answer: Any, prompt: str, tags: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -17,50 +24,60 @@ def valid_bindings(answer: Any, prompt: str, tags: Sequence[str]) -> tuple[dict[
 
     A phrase lies within one noun phrase of the prompt. A value that is not in the prompt is replaced by the nearest
     words that are, else by the tag's own word in the prompt, else dropped; so is one that spans several noun phrases,
-    as when all of the prompt is answered for each tag.
+    as when all of the prompt is answered for each tag. A tag without words has no place in the result.
     """
     if not isinstance(answer, Mapping):
         return {}, ["The answer that should bind tags to words was no JSON object and was ignored."]
     out: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
-    for key, value in answer.items():
-        tag = _asked_for(key, tags)
-        if tag is None:
-            notes.append(f"'{_short(key)}' was answered but not asked for, and dropped.")
-            continue
+    for tag, value in _answered(answer, tags, notes):
         values = value if isinstance(value, (list, tuple)) else [value]
-        phrases = [phrase for v in values if (phrase := _of_the_prompt(v, tag, prompt, notes))]
+        said = [one for one in values[:MOST_WORDS] if one not in (None, "")]
+        phrases = [phrase for one in said if (phrase := _of_the_prompt(one, tag, prompt, notes))]
         out[tag] = tuple(dict.fromkeys((*out.get(tag, ()), *phrases)))
-    return {tag: phrases for tag, phrases in out.items() if phrases}, notes
+    return {tag: phrases for tag, phrases in out.items() if phrases}, _few(notes)
 
 
-def valid_scores(answer: Any, tags: Sequence[str], bound: Collection[str] = ()) -> tuple[dict[str, float], list[str]]:
-    """Answer (b), `{"book": 2}` → a likelihood for every tag, and notes.
-
-    A tag without a usable score gets 2 when it is `bound` to words of the prompt, which asks for it; any other gets 0.
-    """
-    notes: list[str] = []
+def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Answer (b), `{"book": 2}` → the likelihoods of the tags that got a usable one, and notes."""
     if not isinstance(answer, Mapping):
-        answer, notes = {}, ["The answer that should score tags was no JSON object and was ignored."]
+        return {}, ["The answer that should score tags was no JSON object and was ignored."]
     scores: dict[str, float] = {}
-    for key, value in answer.items():
-        tag, number = _asked_for(key, tags), _number(value)
-        if tag is None or number is None:
-            notes.append(f"The score '{_short(value)}' of '{_short(key)}' was dropped.")
+    notes: list[str] = []
+    for tag, value in _answered(answer, tags, notes):
+        number = _number(value)
+        if number is None:
+            notes.append(f"The score '{_short(value)}' of '{tag}' was dropped.")
             continue
         scores[tag] = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
         if scores[tag] != number:
             notes.append(f"The score {number:g} of '{tag}' was taken as {scores[tag]:g}.")
-    for tag in (tag for tag in tags if tag not in scores):
-        scores[tag] = CERTAIN if tag in bound else UNLIKELY
-        taken = "certain, as the prompt names it" if tag in bound else "unlikely"
-        notes.append(f"'{tag}' got no score and is taken as {taken}.")
-    return scores, notes
+    return scores, _few(notes)
+
+
+def _answered(answer: Mapping, tags: Sequence[str], notes: list[str]) -> Iterator[tuple[str, Any]]:
+    """The tags that an answer has, and their values; also of an answer that is wrapped, as in `{"answer": {…}}`."""
+    words = [(tag, content_words(tag)) for tag in tags]
+    if not any(_asked_for(key, words) for key in islice(answer, len(tags) + 1)):
+        answer = next((inner for inner in answer.values() if isinstance(inner, Mapping)), answer)
+    for key, value in islice(answer.items(), 4 * len(tags) + MOST_NOTES):
+        tag = _asked_for(key, words)
+        if tag is None:
+            notes.append(f"'{_short(key)}' was answered but not asked for, and dropped.")
+        else:
+            yield tag, value
+
+
+def _few(notes: list[str]) -> list[str]:
+    """Not more than MOST_NOTES notes."""
+    more = len(notes) - MOST_NOTES
+    return [*notes[:MOST_NOTES], f"{more} more notes on this answer were left out."] if more > 0 else notes
 
 
 def _of_the_prompt(value: Any, tag: str, prompt: str, notes: list[str]) -> str | None:
     """The prompt's own words for an answered phrase, or None."""
-    things = noun_phrases(value) if isinstance(value, str) else []
+    fits = isinstance(value, str) and len(value) <= 2 * len(prompt) + 100
+    things = noun_phrases(value) if fits else []
     if things == [str(value).strip()] and re.search(rf"(?<!\w){re.escape(things[0])}(?!\w)", prompt):
         return things[0]
     span = nearest_span(things[0], prompt) if len(things) == 1 else None
@@ -71,10 +88,16 @@ def _of_the_prompt(value: Any, tag: str, prompt: str, notes: list[str]) -> str |
     return span
 
 
-def _asked_for(key: Any, tags: Sequence[str]) -> str | None:
-    """The tag that a key means: equal but for case and outer spaces."""
+def _asked_for(key: Any, tags: list[tuple[str, list[str]]]) -> str | None:
+    """The tag that a key means: equal but for case and outer spaces, else but for articles and plural endings."""
     wanted = str(key).strip().lower()
-    return next((tag for tag in tags if tag.lower() == wanted), None)
+    equal = next((tag for tag, _ in tags if tag.lower() == wanted), None)
+    words = content_words(wanted[:100])
+    return equal or next((tag for tag, own in tags if words and _same(words, own)), None)
+
+
+def _same(a: list[str], b: list[str]) -> bool:
+    return len(a) == len(b) and all(map(same_word, a, b))
 
 
 def _number(value: Any) -> float | None:
@@ -90,5 +113,5 @@ def _number(value: Any) -> float | None:
 
 def _short(value: Any) -> str:
     """A value for a note: one line of at most 60 characters."""
-    text = " ".join(str(value).split())
+    text = " ".join((value[:200] if isinstance(value, str) else reprlib.repr(value)).split())
     return text if len(text) <= 60 else text[:59] + "…"

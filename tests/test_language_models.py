@@ -1,14 +1,22 @@
 """Answers to the LLM step that come as text, and from a server over real HTTP."""
 
+import gzip
 import json
+import os
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from email.utils import formatdate
 
 import pytest
-from realigndiff.core.errors import RealignError
+from realigndiff.core.errors import NoAnswer, RealignError
+from realigndiff.perception import openai_client
+from realigndiff.perception.answer_cache import AnswerCache
 from realigndiff.perception.answers import GivenAnswers, read_json
 from realigndiff.perception.likelihood import likelihoods
 from realigndiff.perception.openai_client import OpenAiLanguageModel
+from realigndiff.tests.llm_server import LlmServer, Reply
 
 PROMPT = "a red circle and a blue square"
 TAGS = ["circle", "square"]
@@ -57,66 +65,36 @@ def test_the_first_object_of_a_text_is_read():
     assert read_json("none") is None
 
 
-class FakeServer(ThreadingHTTPServer):
-    """Answers every chat with `content`; or with `body` as it is, and `kind`, its type; or with `status` and an error
-    that echoes the key."""
-
-    def __init__(self, content="{}", status=200, body=None, kind="application/json"):
-        self.content, self.status, self.body, self.kind, self.requests = content, status, body, kind, []
-        self.heads = []
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers["Authorization"], body))
-        self.server.heads.append(dict(self.headers))
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", self.server.kind)
-        data = self._answer().encode()
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _answer(self):
-        if self.server.status != 200:
-            return json.dumps({"error": {"message": f"Incorrect API key provided: {self.headers['Authorization']}"}})
-        message = {"role": "assistant", "content": self.server.content}
-        said = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
-        return json.dumps(said) if self.server.body is None else self.server.body
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def serve():
+def serve(monkeypatch):
+    """Starts LLM servers, which end with the test. Who asks them again does not wait long."""
+    monkeypatch.setattr(openai_client, "BACK_OFF", 0.01)
     servers = []
 
-    def start(**options):
-        servers.append(FakeServer(**options))
+    def start(reply=None, **options):
+        servers.append(LlmServer(reply or Reply(**options)))
         return servers[-1]
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        server.close()
+
+
+def in_turn(*replies):
+    """One reply after the other, the last one again and again."""
+    left = list(replies)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
 def test_a_server_is_asked_both_questions_and_believed(serve):
     server = serve(content='{"circle": "a red circle", "square": "a blue square"}')
-    model = OpenAiLanguageModel(server.url, "some-model", lambda: KEY)
+    model = OpenAiLanguageModel(server.url, "some-model", lambda: KEY, seed=7)
     assert model.bind(PROMPT, TAGS) == {"circle": "a red circle", "square": "a blue square"}
     model.score(PROMPT, TAGS)
-    (path, authorization, first), (_, _, second) = server.requests
-    assert (path, authorization) == ("/v1/chat/completions", f"Bearer {KEY}")
-    assert (first["model"], first["temperature"]) == ("some-model", 0)
+    assert {asked.path for asked in server.asked} == {"/v1/chat/completions"}
+    assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+    first, second = (asked.body for asked in server.asked)
+    assert (first["model"], first["temperature"], first["seed"]) == ("some-model", 0, 7)
     assert json.loads(first["messages"][1]["content"]) == {"text": PROMPT, "phrases": TAGS}
     assert json.loads(second["messages"][1]["content"]) == {"text": PROMPT, "tags": TAGS}
 
@@ -154,7 +132,7 @@ def test_an_answer_in_parts_is_put_together(serve):
     ids=lambda body: body[:40],
 )
 def test_what_is_no_chat_completion_is_told_or_answers_nothing(serve, body, kind):
-    model = OpenAiLanguageModel(serve(body=body, kind=kind).url, "m", lambda: KEY)
+    model = OpenAiLanguageModel(serve(body=body.encode(), headers={"Content-Type": kind}).url, "m", lambda: KEY)
     try:
         assert model.bind(PROMPT, TAGS) is None
     except RealignError as error:
@@ -179,35 +157,314 @@ def test_nothing_of_the_environment_is_sent(serve, monkeypatch, key):
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     assert OpenAiLanguageModel(server.url, "m", lambda: key).bind(PROMPT, TAGS) == {"circle": "a red circle"}
-    ((_, authorization, body),) = server.requests
-    assert authorization == (f"Bearer {KEY}" if key else None)
-    assert "planted" not in json.dumps([server.heads, body])
+    (asked,) = server.asked
+    assert asked.headers.get("authorization") == (f"Bearer {KEY}" if key else None)
+    assert "planted" not in json.dumps([asked.headers, asked.body])
 
 
-@pytest.mark.parametrize("status", [307, 408, 429, 500])
-def test_a_server_is_asked_once(serve, status):
-    server = serve(status=status)
+NOT_NOW = [Reply(status=status) for status in (408, 409, 429, 500, 502, 503, 529)]
+BROKEN = [Reply(fault=fault) for fault in ("reset", "cut", "not HTTP")] + [Reply(body=b"<html>Bad gateway</html>")]
+
+
+@pytest.mark.parametrize("first", NOT_NOW + BROKEN, ids=lambda reply: str(reply.fault or reply.status))
+def test_a_server_that_could_not_answer_is_asked_again(serve, first):
+    server = serve(in_turn(first, Reply('{"circle": "a red circle"}')))
+    assert OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS) == {"circle": "a red circle"}
+    assert len(server.asked) == 2
+
+
+def test_it_is_asked_again_so_often_as_told(serve):
+    server = serve(status=503)
+    with pytest.raises(RealignError, match=r"did not answer for 'm' .*503"):
+        OpenAiLanguageModel(server.url, "m", retries=3).bind(PROMPT, TAGS)
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("status", [301, 307, 308, 401, 403, 404, 418])
+def test_a_server_that_refuses_is_asked_once(serve, status):
+    elsewhere = serve()
+    server = serve(status=status, headers={"Location": elsewhere.url})
     with pytest.raises(RealignError, match="did not answer"):
-        OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS)
-    assert len(server.requests) == 1
+        OpenAiLanguageModel(server.url, "m", lambda: KEY).bind(PROMPT, TAGS)
+    assert len(server.asked) == 1 and not elsewhere.asked
+
+
+@pytest.mark.parametrize("wait", ["0.3", "date"])
+def test_a_server_says_when_to_ask_again(serve, wait):
+    if wait == "date":
+        wait = formatdate(time.time() + 1.5, usegmt=True)  # whole seconds: half to one and a half from now
+    server = serve(in_turn(Reply(status=429, headers={"Retry-After": wait}), Reply()))
+    OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS)
+    assert server.asked[1].at - server.asked[0].at >= 0.3
+
+
+@pytest.mark.parametrize("wait", ["3600", "inf", "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_a_server_that_wants_more_time_than_there_is_is_given_up_at_once(serve, wait):
+    server = serve(status=429, headers={"Retry-After": wait})
+    with pytest.raises(RealignError, match="429"):
+        OpenAiLanguageModel(server.url, "m", timeout=60).bind(PROMPT, TAGS)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("wait", ["nan", "-5", "soon", "Fri, 99 Foo", "9" * 400])
+def test_nonsense_about_when_to_ask_again_is_survived(serve, wait):
+    server = serve(in_turn(Reply(status=429, headers={"Retry-After": wait}), Reply()))
+    with suppress(RealignError):
+        assert OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS) == {}
+
+
+@pytest.mark.parametrize("fault", ["silent", "dripping", "dripping head"])
+def test_its_time_is_for_all_that_a_server_does(serve, fault):
+    model = OpenAiLanguageModel(serve(fault=fault).url, "m", timeout=0.4, retries=5)
+    with pytest.raises(RealignError, match=r"timed out after 0\.4 s"):
+        model.bind(PROMPT, TAGS)
+
+
+def test_what_went_wrong_before_the_time_was_up_is_told_too(serve):
+    model = OpenAiLanguageModel(serve(in_turn(Reply(status=503), Reply(fault="silent"))).url, "m", timeout=0.4)
+    with pytest.raises(RealignError, match=r"timed out after 0\.4 s; .*503"):
+        model.bind(PROMPT, TAGS)
+
+
+def test_a_server_is_asked_nothing_more_when_nobody_waits(serve):
+    gone = threading.Event()
+    server = serve(lambda _: gone.set() or Reply(status=503))
+    with pytest.raises(RealignError, match="nobody waits"):
+        OpenAiLanguageModel(server.url, "m", retries=1000, timeout=60).bind(PROMPT, TAGS, stop=gone.is_set)
+    asked = len(server.asked)
+    time.sleep(0.2)
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("reply", [Reply("{" * 10_000_000), Reply(fault="endless")], ids=["10 MB", "endless"])
+def test_an_answer_without_end_is_none(serve, reply):
+    assert OpenAiLanguageModel(serve(reply).url, "m").bind(PROMPT, TAGS) is None
+
+
+def test_a_packed_answer_is_not_unpacked(serve):
+    bomb = gzip.compress(b" " * 50_000_000)
+    model = OpenAiLanguageModel(serve(body=bomb, headers={"Content-Encoding": "gzip"}).url, "m")
+    with pytest.raises(RealignError, match="no chat completion"):
+        model.bind(PROMPT, TAGS)
+
+
+class Picky:
+    """A server that does not take some options, and says so or not."""
+
+    def __init__(self, *refused, says=True, status=400):
+        self.refused, self.says, self.status = refused, says, status
+
+    def __call__(self, asked):
+        wrong = [name for name in self.refused if name in asked.body]
+        told = {"error": {"message": f"Unsupported parameter: '{wrong[0]}'" if wrong and self.says else "Bad request"}}
+        return (
+            Reply(status=self.status, body=json.dumps(told).encode()) if wrong else Reply('{"circle": "a red circle"}')
+        )
+
+
+OPTIONS = ("temperature", "seed", "max_tokens", "response_format")
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("says", [True, False], ids=["says which", "says nothing"])
+@pytest.mark.parametrize("refused", [*((name,) for name in OPTIONS), ("max_tokens", "temperature"), OPTIONS])
+def test_options_that_a_server_refuses_are_left_out_from_then_on(serve, refused, says, status):
+    server = serve(Picky(*refused, says=says, status=status))
+    model = OpenAiLanguageModel(server.url, "m", retries=0)
+    assert model.bind(PROMPT, TAGS) == {"circle": "a red circle"}
+    asked = len(server.asked)
+    kept = set(server.asked[-1].body) & set(OPTIONS)
+    assert not kept & set(refused)
+    if says:
+        assert kept == set(OPTIONS) - set(refused)
+    model.score(PROMPT, TAGS)
+    assert len(server.asked) == asked + 1
+
+
+def test_options_are_not_to_blame_for_a_question_that_is_refused_without_them_too(serve):
+    server = serve(status=400)
+    model = OpenAiLanguageModel(server.url, "m")
+    with pytest.raises(RealignError, match="400"):
+        model.bind(PROMPT, TAGS)
+    server.reply = Reply()
+    assert model.bind(PROMPT, TAGS) == {}
+    assert set(OPTIONS) <= set(server.asked[-1].body)
+
+
+def test_the_form_of_an_answer_is_asked_for(serve):
+    server = serve()
+    model = OpenAiLanguageModel(server.url, "m")
+    model.bind(PROMPT, TAGS)
+    model.score(PROMPT, TAGS)
+    forms = [asked.body["response_format"]["json_schema"] for asked in server.asked]
+    assert all(form["strict"] and form["schema"]["required"] == TAGS for form in forms)
+    assert not any(form["schema"]["additionalProperties"] for form in forms)
+    words, number = (form["schema"]["properties"]["circle"] for form in forms)
+    assert words["items"]["enum"] == ["a red circle", "a blue square"]
+    assert number["enum"] == [2, 0.5, 0]
+
+
+@pytest.mark.parametrize("tags", [["a {tag}"], [f"tag {i}" for i in range(101)]], ids=["odd", "many"])
+def test_a_form_that_servers_would_refuse_is_not_asked_for(serve, tags):
+    server = serve()
+    OpenAiLanguageModel(server.url, "m").score(PROMPT, tags)
+    assert "response_format" not in server.asked[0].body
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<think>perhaps {"circle": "a blue square"}</think>{"circle": "a red circle"}',
+        'maybe {"circle": "a blue square"}\n</think>\n\n```json\n{"circle": "a red circle"}\n```',
+        'As in {"book": "a red book"}: {"circle": "a red circle"}',
+        '[THINK]{"circle": 3}[/THINK][{"circle": "a red circle"}]',
+    ],
+)
+def test_what_a_model_thinks_is_not_what_it_answers(serve, text):
+    assert OpenAiLanguageModel(serve(content=text).url, "m").bind(PROMPT, TAGS) == {"circle": "a red circle"}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return AnswerCache(tmp_path / "answers", most=3)
+
+
+def test_a_question_that_was_answered_is_not_asked_again(serve, cache):
+    server = serve(content='{"circle": "a red circle"}')
+    for _ in range(2):  # a new model, as after a restart
+        model = OpenAiLanguageModel(server.url, "m", cache=cache)
+        assert model.bind(PROMPT, TAGS) == model.score(PROMPT, TAGS) == {"circle": "a red circle"}
+    assert len(server.asked) == 2
+
+
+def test_another_question_is_asked(serve, cache):
+    server = serve()
+    others = [("m", PROMPT, TAGS, 0), ("n", PROMPT, TAGS, 0), ("m", "a cat", TAGS, 0), ("m", PROMPT, ["cat"], 0)]
+    for model, prompt, tags, seed in [*others, ("m", PROMPT, TAGS, 1)]:
+        OpenAiLanguageModel(server.url, model, seed=seed, cache=cache).bind(prompt, tags)
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize("reply", [Reply("Sorry."), Reply(status=500)], ids=["nonsense", "refusal"])
+def test_only_answers_are_kept(serve, cache, reply):
+    server = serve(in_turn(reply, Reply('{"circle": "a red circle"}')))
+    model = OpenAiLanguageModel(server.url, "m", retries=0, cache=cache)
+    with suppress(RealignError):
+        model.bind(PROMPT, TAGS)
+    assert model.bind(PROMPT, TAGS) == {"circle": "a red circle"}
+
+
+@pytest.mark.parametrize("text", [KEY, "".join(f"\\u{ord(letter):04x}" for letter in KEY)], ids=["plain", "escaped"])
+def test_an_answer_that_repeats_the_key_is_none_and_not_kept(serve, cache, text):
+    model = OpenAiLanguageModel(serve(content=f'{{"circle": "{text}"}}').url, "m", lambda: KEY, cache=cache)
+    assert model.bind(PROMPT, TAGS) is None
+    assert not cache.folder.exists()
+    assert KEY not in repr(model) and KEY not in repr(vars(model))
+
+
+class TestAnswerCache:
+    def test_an_answer_comes_back(self, cache):
+        cache.put("one", {"circle": "a red circle", "odd": ["\ud800", float("inf"), None]})
+        assert cache.get("one") == {"circle": "a red circle", "odd": ["\ud800", float("inf"), None]}
+        assert cache.get("two") is None
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"{", b"[1]", b"\xff\xfe", b'{"a":' * 100_000], ids=lambda data: str(data[:9])
+    )
+    def test_a_damaged_file_is_no_answer_and_replaced_by_the_next(self, cache, data):
+        cache.put("one", {"a": 1})
+        (file,) = cache.folder.iterdir()
+        file.write_bytes(data)
+        assert cache.get("one") is None
+        cache.put("one", {"a": 2})
+        assert cache.get("one") == {"a": 2}
+
+    def test_of_too_many_those_go_that_were_used_longest_ago(self, cache):
+        for i, name in enumerate(["one", "two", "three"]):
+            cache.put(name, {name: i})
+            os.utime(cache._file(name), (i, i))
+        assert cache.get("one") == {"one": 0}  # used now
+        (cache.folder / "mine.txt").write_text("not an answer")
+        cache.put("four", {"four": 4})
+        assert [cache.get(name) is not None for name in ("one", "two", "three", "four")] == [True, False, True, True]
+        assert (cache.folder / "mine.txt").exists()
+
+    def test_what_cannot_be_kept_is_not_and_raises_nothing(self, cache, tmp_path):
+        cache.put("long", {"a": "b" * AnswerCache.MAX_BYTES})
+        assert cache.get("long") is None
+        (tmp_path / "file").write_text("")
+        nowhere = AnswerCache(tmp_path / "file" / "answers")
+        nowhere.put("one", {})
+        assert nowhere.get("one") is None
+
+    def test_many_may_write_at_once(self, cache):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: cache.put(str(i % 5), {"i": i}), range(200)))
+        assert len(list(cache.folder.iterdir())) == 3
 
 
 def test_a_key_that_cannot_be_sent_is_told_without_it(serve):
-    with pytest.raises(RealignError, match="did not answer") as told:
-        OpenAiLanguageModel(serve().url, "m", lambda: f"{KEY}\u2028\n").bind(PROMPT, TAGS)
+    with pytest.raises(RealignError, match="has characters that cannot be sent") as told:
+        OpenAiLanguageModel(serve().url, "m", lambda: f"{KEY}\u2028{KEY}").bind(PROMPT, TAGS)
     assert KEY not in str(told.value)
+
+
+def test_a_key_may_have_spaces_around_it(serve):
+    server = serve()
+    OpenAiLanguageModel(server.url, "m", lambda: f" {KEY}\n").bind(PROMPT, TAGS)
+    assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def echo(asked):
+    """A refusal that repeats the key."""
+    error = {"error": {"message": f"Incorrect API key provided: {asked.headers['authorization']}"}}
+    return Reply(status=401, body=json.dumps(error).encode())
 
 
 def test_a_refusal_names_cause_and_mend_and_not_the_key(serve):
     with pytest.raises(RealignError, match=r"did not answer for 'm' .*check that it runs") as told:
-        OpenAiLanguageModel(serve(status=401).url, "m", lambda: KEY).bind(PROMPT, TAGS)
+        OpenAiLanguageModel(serve(echo).url, "m", lambda: KEY).bind(PROMPT, TAGS)
     assert KEY not in str(told.value)
     assert told.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"message": "no such model"}}', b'{"detail": "no such model"}', b"no such model"]
+)
+def test_what_a_server_says_to_its_refusal_is_told(serve, body):
+    with pytest.raises(RealignError, match=r"status 404: .*no such model"):
+        OpenAiLanguageModel(serve(status=404, body=body).url, "m").bind(PROMPT, TAGS)
 
 
 def test_a_server_that_is_not_there_is_told():
     with pytest.raises(RealignError, match=r"127\.0\.0\.1:9 did not answer"):
         OpenAiLanguageModel("http://127.0.0.1:9/v1", "m", timeout=1).bind(PROMPT, TAGS)
+
+
+def test_a_server_that_is_not_there_may_leave_its_questions_to_the_offline_scorer():
+    model = OpenAiLanguageModel("http://127.0.0.1:9/v1", "m", timeout=1, or_offline=True)
+    with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:9 did not answer"):
+        model.bind(PROMPT, TAGS)
+    found = likelihoods(PROMPT, TAGS, model)
+    assert [(region.phrase, region.likelihood) for region in found] == [("a red circle", 2), ("a blue square", 2)]
+    (note,) = found.notes
+    assert note.startswith("The offline scorer answered instead of a language model. The LLM server 127.0.0.1:9 did")
+
+
+@pytest.mark.parametrize("proxy", ["nonsense://proxy", "socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_a_proxy_that_is_none_is_told(monkeypatch, proxy):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(RealignError, match=r"llm\.example\.com did not answer"):
+        OpenAiLanguageModel("http://llm.example.com/v1", "m", timeout=1).bind(PROMPT, TAGS)
+
+
+@pytest.mark.parametrize("host", ["a..b", "xn--", "-", "é" * 300])
+def test_an_address_that_only_looks_like_one_is_told(host):
+    with pytest.raises(RealignError):
+        OpenAiLanguageModel(f"http://{host}/v1", "m", timeout=1).bind(PROMPT, TAGS)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The LLM step without an LLM, and what becomes of anyone's answers."""
 
 import pytest
+from realigndiff.core.errors import NoAnswer
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY
 from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 
@@ -53,8 +54,8 @@ def test_an_answer_that_is_nonsense_leaves_the_prompts_own_phrases_and_says_so()
             return {"circle": "a lot"}
 
     regions = likelihoods("a red circle", ["circle"], Nonsense())
-    assert [(r.phrase, r.likelihood) for r in regions] == [("a red circle", 2), ("", 0)]
-    assert len(regions.notes) == 3
+    assert [(r.phrase, r.likelihood) for r in regions] == [("a red circle", 2)]
+    assert len(regions.notes) == 4
 
 
 class Answers:
@@ -118,7 +119,90 @@ def test_an_occurrence_counts_every_earlier_match_of_the_words(prompt, expected)
     assert [r[1:3] for r in told(prompt, [])] == expected
 
 
+class InTurn:
+    """A language model whose answers, to either question, come one after the other; an error is raised."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), []
+
+    def bind(self, prompt, tags):
+        self.asked.append(list(tags))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    score = bind
+
+
+THREE = ["circle", "square", "dog"]
+BOUND = {"circle": "a red circle", "square": "a blue square", "dog": []}
+SCORED = {"circle": 2, "square": 0.5, "dog": 0.5}
+RIGHT = [("circle", "a red circle", 0, CERTAIN), ("square", "a blue square", 0, MAYBE), ("dog", "", 0, MAYBE)]
+
+
+def test_a_whole_answer_is_asked_for_once():
+    model = InTurn(BOUND, SCORED)
+    assert told(TWO, THREE, model) == RIGHT
+    assert model.asked == [THREE, THREE]
+
+
+def test_what_is_missing_is_asked_for_once_more():
+    model = InTurn({"circle": "a red circle"}, BOUND, {"circle": 2, "square": "a lot"}, SCORED)
+    assert told(TWO, THREE, model) == RIGHT
+    assert model.asked == [THREE, ["square"], THREE, ["dog", "square"]]
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_once_more_in_another_order():
+    model = InTurn(None, BOUND, "sorry", SCORED)
+    assert told(TWO, THREE, model) == RIGHT
+    assert model.asked == [THREE, THREE[::-1]] * 2
+
+
+def test_what_is_missing_still_is_answered_offline_and_noted():
+    regions = likelihoods(TWO, THREE, InTurn({}, None, {}, {"dog": "perhaps"}))
+    assert [(r.tag, r.phrase, r.likelihood) for r in regions] == [
+        ("circle", "a red circle", CERTAIN),
+        ("square", "a blue square", CERTAIN),
+        ("dog", "", UNLIKELY),
+    ]
+    assert "No usable words came for 'circle', 'square': taken from the prompt offline." in regions.notes
+    assert "No usable score came for 'circle', 'square', 'dog': scored offline." in regions.notes
+
+
+def test_the_offline_scorer_given_answers_what_is_missing():
+    class Offline(OfflineScorer):
+        def score(self, prompt, tags):
+            return dict.fromkeys(tags, MAYBE)
+
+    regions = likelihoods(TWO, ["dog"], InTurn({}, {}, {}), Offline())
+    assert regions.regions[-1].likelihood == MAYBE
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([NoAnswer("It is gone.")], (CERTAIN, CERTAIN, UNLIKELY)),
+        ([BOUND, NoAnswer("It is gone.")], (CERTAIN, CERTAIN, UNLIKELY)),
+        ([BOUND, {"square": 0.5, "dog": 0.5}, NoAnswer("It is gone.")], (CERTAIN, MAYBE, MAYBE)),
+    ],
+    ids=["at once", "for the scores", "for what is missing"],
+)
+def test_a_model_that_cannot_answer_leaves_the_rest_to_the_offline_scorer(answers, expected):
+    model = InTurn(*answers)
+    regions = likelihoods(TWO, THREE, model)
+    assert tuple(r.likelihood for r in regions) == expected
+    assert [r.phrase for r in regions] == ["a red circle", "a blue square", ""]
+    assert regions.notes and not model.answers
+
+
+def test_without_tags_nobody_is_asked():
+    model = InTurn()
+    assert len(likelihoods(TWO, [], model)) == 2
+    assert model.asked == []
+
+
 def test_a_tag_of_the_prompt_that_got_no_score_is_certain_and_says_so():
     regions = likelihoods(TWO, ["circle", "dog"], Answers({"circle": "a red circle"}, "sorry"))
     assert [(r.tag, r.likelihood) for r in regions] == [("circle", CERTAIN), ("square", CERTAIN), ("dog", UNLIKELY)]
-    assert any("'circle' got no score and is taken as certain" in note for note in regions.notes)
+    assert "No usable score came for 'circle', 'dog': scored offline." in regions.notes

@@ -97,7 +97,11 @@ class TestWithoutOptionalPackages:
         run = visitor.run(
             {
                 "llm": {"class_type": "RealignLLM", "inputs": {**server, "timeout": 5}},
-                "out": {"class_type": "RealignLikelihoods", "inputs": {"prompt": "a red circle", "llm": ["llm", 0]}},
+                "tags": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "circle"}},
+                "out": {
+                    "class_type": "RealignLikelihoods",
+                    "inputs": {"prompt": "a red circle", "tags": ["tags", 0], "llm": ["llm", 0]},
+                },
             }
         )
         assert "run `pip install openai` in ComfyUI's Python" in run.error["exception_message"]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ class TestLikelihoods:
         def __init__(self):
             self.threads = set()
 
-        def bind(self, prompt, tags):
+        def bind(self, prompt, tags, stop):
             self.threads.add(threading.current_thread())
             return {}
 
@@ -114,11 +115,43 @@ class TestLikelihoods:
 
     def test_a_server_is_asked_in_another(self, hosting):
         from realigndiff.nodes.likelihoods import Likelihoods
-        from realigndiff.nodes.llm import AwaitedServer
+        from realigndiff.nodes.llm import AwaitedServer, HostedScorer
 
         asked = self.Asked()
-        Likelihoods.execute(self.PROMPT, tags="whale", llm=AwaitedServer(asked))
+        Likelihoods.execute(self.PROMPT, tags="whale", llm=AwaitedServer(asked, HostedScorer(None)))
         assert asked.threads and threading.current_thread() not in asked.threads
+
+    def test_a_server_is_asked_nothing_more_after_an_interrupt(self, hosting, interrupt):
+        from comfy.model_management import InterruptProcessingException
+        from realigndiff.nodes.likelihoods import Likelihoods
+        from realigndiff.nodes.llm import SERVER, LoadLlm
+        from realigndiff.tests.llm_server import LlmServer, Reply
+
+        server = LlmServer(lambda _: interrupt() or Reply(status=503, headers={"Retry-After": "0.3"}))
+        (llm,) = LoadLlm.execute(SERVER, server.url, uuid.uuid4().hex, 60, retries=10).result
+        with pytest.raises(InterruptProcessingException):
+            Likelihoods.execute(self.PROMPT, tags="whale", llm=llm)
+        asked = len(server.asked)
+        time.sleep(1)
+        assert len(server.asked) == asked
+        server.close()
+
+    def test_a_server_that_is_not_there_is_asked_once_for_a_batch(self, hosting):
+        from realigndiff.core.errors import NoAnswer
+        from realigndiff.nodes.llm import HostedScorer, UntilSilent
+
+        asked = []
+
+        class Silent(HostedScorer):
+            def bind(self, prompt, tags):
+                asked.append(tags)
+                raise NoAnswer("gone")
+
+        model = UntilSilent(Silent(None))
+        for _ in range(3):
+            with pytest.raises(NoAnswer):
+                model.bind(self.PROMPT, ["whale"])
+        assert len(asked) == 1
 
     def test_the_llm_node_gives_out_one_that_is_awaited(self, hosting):
         from realigndiff.nodes.llm import SERVER, AwaitedServer, LoadLlm

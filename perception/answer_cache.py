@@ -1,0 +1,67 @@
+"""A language model's answers on the disk, so that a question that was answered once is not asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+PART = "realigndiff-part-"
+"""How the name of a file begins while it is written."""
+
+
+class AnswerCache:
+    """A folder with one small file an answer, named by the SHA-256 of its question.
+
+    A file is written beside its place and then put there, so any number of programs may share a folder. One that cannot
+    be read is no answer, one that cannot be written is not kept: nothing here raises an error. Of more than `most`
+    answers those go that were used longest ago; an answer of more than `MAX_BYTES` is not kept.
+    """
+
+    MAX_BYTES = 16 * 1024
+
+    def __init__(self, folder: str | Path, most: int = 1000) -> None:
+        self.folder, self.most = Path(folder), most
+
+    def get(self, question: str) -> dict[str, Any] | None:
+        """The answer to a question, None if it is not here."""
+        file = self._file(question)
+        with suppress(OSError, ValueError, RecursionError):
+            with file.open("rb") as opened:
+                answer = json.loads(opened.read(self.MAX_BYTES))
+            with suppress(OSError):
+                os.utime(file)  # used now
+            return answer if isinstance(answer, dict) else None
+        return None
+
+    def put(self, question: str, answer: dict[str, Any]) -> None:
+        """Keep an answer."""
+        with suppress(OSError, ValueError, RecursionError):
+            data = json.dumps(answer).encode("ascii")
+            if len(data) > self.MAX_BYTES:
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=PART, delete=False) as part:
+                part.write(data)
+            try:
+                os.replace(part.name, self._file(question))
+            except OSError:  # another program is reading it, on Windows
+                os.unlink(part.name)
+            self._drop()
+
+    def _file(self, question: str) -> Path:
+        return self.folder / f"{sha256(question.encode('utf-8', 'replace')).hexdigest()}.json"
+
+    def _drop(self) -> None:
+        """Remove what is too much, also what a program left half written; files of others are left alone."""
+        with os.scandir(self.folder) as entries:
+            own = [e for e in entries if e.name.startswith(PART) or re.fullmatch(r"[0-9a-f]{64}\.json", e.name)]
+            files = sorted(((e.stat().st_mtime, e.path) for e in own), reverse=True)
+        for _, path in files[self.most :]:
+            with suppress(OSError):
+                os.unlink(path)
