@@ -18,7 +18,7 @@ from ..attention.tokens import token_positions
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..perception.grounded_sam import BOX_THRESHOLD, GroundedSam
-from ..perception.likelihood import LanguageModel, likelihoods
+from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
 from ..perception.tagger import Tagger
 from ..rewards.caption import CaptionReward
 from .settings import SamplingSettings
@@ -162,8 +162,9 @@ def find_regions(models: Models, images: Tensor, prompts: Sequence[str], setting
     if not len(images):
         return []
     tags = models.tagger.tag(images, threshold=settings.tag_threshold)
+    offline = OfflineScorer(models.reward.text_encoder)
     bound = [
-        likelihoods(prompt, [tag.name for tag in own], models.language_model)
+        likelihoods(prompt, [tag.name for tag in own], models.language_model, offline)
         for prompt, own in zip(prompts, tags, strict=True)
     ]
     return models.grounded_sam.ground(images, bound, box_threshold=settings.box_threshold)

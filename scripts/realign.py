@@ -32,6 +32,9 @@ from ..core.errors import RealignError
 from .caption import write_whole
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..perception.likelihood import LanguageModel
     from ..pipeline.realign import Models, RealignResult, RealignSettings
 
 DEMO = "demo"
@@ -59,6 +62,12 @@ def main() -> None:
     for name, (_, what) in MODELS.items():
         models.add_argument(f"--{name.replace('_', '-')}", required=True, metavar="PATH", help=what)
     models.add_argument("--lora", type=Path, help="what training/refl_train.py wrote")
+    models.add_argument(
+        "--llm",
+        help="address of an OpenAI-compatible server, or a Hugging Face folder of a language "
+        "model; the offline scorer without. A key comes from the environment: see docs/comfyui.md",
+    )
+    models.add_argument("--llm-model", default="", help="the model's name on the server")
     how = parser.add_argument_group("settings")
     how.add_argument("--steps", type=int, default=50)
     how.add_argument("--cfg", type=float, default=7.5)
@@ -83,7 +92,7 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """Re-align all prompts that are not done yet."""
     prompts, settings = prompts_of(options), settings_of(options)
-    made_of = {name: str(getattr(options, name)) for name in (*MODELS, "lora")}
+    made_of = {name: str(getattr(options, name)) for name in (*MODELS, "lora", "llm", "llm_model")}
     jobs = [(prompt, options.seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(options.count))]
     todo = [job for job in jobs if not done(options.out, *job, settings, made_of)]
     print(f"{len(jobs)} images, {len(jobs) - len(todo)} of them done.")
@@ -167,9 +176,23 @@ def load(options: argparse.Namespace) -> Models:
         sampler=sampler,
         reward=CaptionReward(Captioner.load(place["captioner"], device, dtype), text_encoder),
         tagger=Tagger.load(place["tagger"], device),
-        language_model=OfflineScorer(text_encoder),
+        language_model=OfflineScorer(text_encoder) if options.llm is None else language_model(options, device, dtype),
         grounded_sam=GroundedSam.load(place["detector"], place["segmenter"], device),
     )
+
+
+def language_model(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """The server or the local model of `--llm`; a server's answers are kept beside the images."""
+    if options.llm.lower().startswith(("http:", "https:")):
+        from ..perception.answer_cache import AnswerCache
+        from ..perception.api_keys import api_key_for
+        from ..perception.openai_client import OpenAiLanguageModel
+
+        cache = AnswerCache(options.out / "answers")
+        return OpenAiLanguageModel(options.llm, options.llm_model, lambda: api_key_for(options.llm), cache=cache)
+    from ..perception.logit_scorer import LogitScorer
+
+    return LogitScorer.load(options.llm, device, dtype)
 
 
 def folder_of(out: Path, prompt: str, seed: int) -> Path:

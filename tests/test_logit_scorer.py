@@ -129,3 +129,15 @@ def test_a_folder_is_read(tmp_path, dtype):
 def test_a_folder_of_another_model_is_told(tmp_path):
     with pytest.raises(RealignError, match="could not be read as"):
         LogitScorer.load(tmp_path)
+
+
+def test_a_folders_own_code_does_not_run(tmp_path):
+    folder, trace = save_language_model(tmp_path / "llm"), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    config |= {"model_type": "nobody_knows", "auto_map": own}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')", encoding="utf-8")
+    with pytest.raises(RealignError, match="could not be read"):
+        LogitScorer.load(folder)
+    assert not trace.exists()

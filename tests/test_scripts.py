@@ -11,6 +11,8 @@ from realigndiff.demo.train.data import draw_scenes
 from realigndiff.perception.images import to_pil
 from realigndiff.pipeline.settings import SamplingSettings
 from realigndiff.scripts import caption, realign
+from realigndiff.tests.llm_server import LlmServer, Reply
+from realigndiff.tests.tiny_llm import save_language_model
 
 DEMO = [f"--{name.replace('_', '-')}=demo" for name in realign.MODELS]
 QUICK = [*DEMO, "--steps=2", "--cfg=3"]
@@ -134,10 +136,25 @@ class TestRealign:
         saved = Image.open(next(tmp_path.glob("*/before.png")))
         assert torch.equal(torch.tensor(list(saved.getdata())), torch.tensor(list(to_pil(image)[0].getdata())))
 
+    @pytest.mark.parametrize("kind", ["server", "folder"])
+    def test_a_language_model_may_answer(self, call, tmp_path, monkeypatch, kind):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-alone")
+        server = LlmServer(Reply('{"circle": "a red circle", "square": 0.5}'))
+        where = [server.url, "--llm-model=any"] if kind == "server" else [save_language_model(tmp_path / "llm")]
+        code = call(realign, *QUICK, "--prompt", self.PROMPT, "--out", tmp_path / "out", "--llm", *where)
+        server.close()
+        assert code == 0
+        (report,) = (tmp_path / "out").glob("*/report.json")
+        told = json.loads(report.read_text(encoding="utf-8"))
+        assert [region["phrase"] for region in told["regions"] if region["phrase"]] == self.PROMPT.split(" and ")
+        assert bool(server.asked) == (kind == "server")
+        assert all("authorization" not in asked.headers for asked in server.asked)
+
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
             ([], "no prompt"),
+            (["--prompt", "x", "--llm=http://127.0.0.1:9/v1"], "No model is named"),
             (["--prompts", "nowhere.txt"], "cannot be read"),
             (["--prompt", "x", "--steps=0"], "steps is 0"),
             (["--prompt", "x", "--tagger=nowhere"], "nowhere"),
