@@ -41,7 +41,7 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     name = kind.__name__
     options: dict[str, Any] = {} if dtype is None else {"output_loading_info": True}
     try:
-        with _quiet():
+        with quiet():
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         if broken := _damage(error):
@@ -62,13 +62,13 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
             f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
         )
-    with _quiet():
+    with quiet():
         return model.to(dtype)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no reports of unused weights: what matters is checked, and told, by `from_folder`."""
+def quiet() -> Iterator[None]:
+    """No bars and no reports of unused weights: what matters is checked, and told, by who loads."""
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
     try:
