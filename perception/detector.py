@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -18,13 +17,12 @@ from ..core.words import content_words
 from .checkpoints.files import weights_file
 from .checkpoints.grounding_dino import load_grounding_dino, load_tokenizer
 from .images import to_pil
-from .loading import from_folder
+from .loading import from_folder, pillow_processor
 
 NMS = 0.6
 """IoU: boxes that overlap more are one thing found twice."""
 
-# Pillow's pixels, as the weights were trained on, also where torchvision is there.
-ImageProcessor = getattr(transformers, "GroundingDinoImageProcessorPil", transformers.GroundingDinoImageProcessor)
+ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 
 
 class Candidates(NamedTuple):
@@ -133,14 +131,13 @@ class Detector:
 
 
 class _OriginalLogit(TorchFunctionMode):
-    """Between two layers of the decoder a box's sides pass through a logit. The weights were trained with one that
-    keeps 1e-3 away from 0 and 1, transformers keeps 1e-5 away; what fills the image differs."""
+    """Between two layers of the decoder, a box's sides pass through a logit. The weights were trained with one that
+    stays 1e-3 away from infinity, transformers' is 1e-5 away: thin boxes and those that fill the image differ."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if func is torch.special.logit:
-            kwargs = {**kwargs, "eps": 1e-3}
-        return func(*args, **kwargs)
+            return torch.log(args[0].clamp(min=1e-3) / (1 - args[0]).clamp(min=1e-3))
+        return func(*args, **(kwargs or {}))
 
 
 def _passes(tokens: list[list[int]], room: int) -> list[slice]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -64,6 +65,13 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
         )
     with quiet():
         return model.to(dtype)
+
+
+def pillow_processor(name: str) -> type:
+    """A class of image processors of transformers which scales with Pillow, as the weights were trained, whether or
+    not torchvision is there: with it, newer transformers scale some pixels to other values."""
+    own = f"{name}Pil"
+    return getattr(transformers, own if hasattr(transformers, own) else name)
 
 
 @contextmanager

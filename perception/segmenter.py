@@ -20,13 +20,12 @@ from ..core.errors import RealignError
 from .checkpoints.files import weights_file
 from .checkpoints.sam import load_sam
 from .images import to_pil
-from .loading import from_folder
+from .loading import from_folder, pillow_processor
 
 BOXES_AT_ONCE = 32
 """So many masks are decoded together; more would only need more memory."""
 
-# Pillow's pixels, as the weights were trained on, also where torchvision is there.
-ImageProcessor = getattr(transformers, "SamImageProcessorPil", transformers.SamImageProcessor)
+ImageProcessor = pillow_processor("SamImageProcessor")
 
 
 class Segmenter:

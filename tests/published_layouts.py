@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +22,6 @@ PHRASES = ("red circle", "blue square", "circle")
 """What GroundingDINO is asked for in each."""
 EDGES = (96, 160)
 """The shortest side that GroundingDINO gets in place of 800, and the longest in place of 1333."""
-SEED = 0
 EVERY = 997
 """So many logits apart are those that the numbers keep."""
 
@@ -193,27 +191,37 @@ def dino_layout(size: DinoSize) -> Shapes:
     return out
 
 
-def seeded(layout: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """Weights for a layout: matrices that keep their input's size, norms near 1; the same on every machine."""
-    draw = np.random.RandomState(seed)
+def sam_weights(size: SamSize) -> dict[str, torch.Tensor]:
+    return _seeded(sam_layout(size), gain=2.0)
+
+
+def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
+    """Some boxes fill the image and some are lines; all layers share a box head, which files hold for each."""
+    tensors = _seeded(dino_layout(size), gain=1.0)
+    for name in tensors:
+        if name.endswith("position_ids"):
+            tensors[name] = torch.arange(512)[None]
+        elif name.endswith("relative_position_index"):
+            tensors[name] = _relative_positions(size.window)
+    tensors["bbox_embed.0.layers.2.weight"][2:] *= 40
+    for name in tensors:
+        if "bbox_embed." in name and "enc_out" not in name:
+            tensors[name] = tensors["bbox_embed.0." + name.split("bbox_embed.")[1].split(".", 1)[1]]
+    return tensors
+
+
+def _seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
+    """Weights that are the same on every machine: norms near 0.5, and matrices whose rows have the length `gain`."""
+    draw = np.random.RandomState(0)
     tensors = {}
     for name in sorted(layout):
         shape = layout[name]
-        if name.endswith("position_ids"):
-            tensors[name] = torch.arange(shape[1])[None]
-            continue
-        if name.endswith("relative_position_index"):
-            tensors[name] = _relative_positions(math.isqrt(shape[0]))
-            continue
         noise = torch.from_numpy(draw.standard_normal(shape).astype(np.float32))
         if len(shape) == 1:
-            centre = 1.0 if name.endswith(".weight") else 0.5 if ".gamma_" in name else 0.0
+            centre = 0.5 if name.endswith(".weight") or ".gamma_" in name else 0.0
             tensors[name] = centre + 0.1 * noise
         else:
-            tensors[name] = noise / math.sqrt(math.prod(shape[1:]))
-    for name in layout:  # one head for all layers, which the files hold under the name of each
-        if ".bbox_embed." in f".{name}":
-            tensors[name] = tensors[f"bbox_embed.0.{name.split('bbox_embed.')[1].split('.', 1)[1]}"]
+            tensors[name] = gain * noise / math.sqrt(math.prod(shape[1:]))
     return tensors
 
 

@@ -19,7 +19,7 @@ EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read
 
 @pytest.fixture(scope="module")
 def tensors():
-    return layouts.seeded(layouts.dino_layout(layouts.DINO["small"]), layouts.SEED)
+    return layouts.dino_weights(layouts.DINO["small"])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read
 
 @pytest.fixture(scope="module")
 def tensors():
-    return layouts.seeded(layouts.sam_layout(layouts.SAM["small"]), layouts.SEED)
+    return layouts.sam_weights(layouts.SAM["small"])
 
 
 @pytest.fixture(scope="module")

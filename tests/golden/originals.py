@@ -80,8 +80,7 @@ def original_dino(size: layouts.DinoSize, vocabulary: Path) -> torch.nn.Module:
     return model.build_groundingdino(argparse.Namespace(**options)).eval()
 
 
-def fill(model: torch.nn.Module, layout: layouts.Shapes) -> torch.nn.Module:
-    tensors = layouts.seeded(layout, layouts.SEED)
+def fill(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     model.load_state_dict({name: tensors[name] for name in model.state_dict()}, strict=True)
     return model
 
@@ -91,7 +90,7 @@ def masks() -> list:
     """Of each picture: every so-manieth of the logits [3 boxes, H, W]."""
     from segment_anything import SamPredictor
 
-    predictor = SamPredictor(fill(original_sam(layouts.SAM["small"]), layouts.sam_layout(layouts.SAM["small"])))
+    predictor = SamPredictor(fill(original_sam(layouts.SAM["small"]), layouts.sam_weights(layouts.SAM["small"])))
     said = []
     for seed, height, width in layouts.PICTURES:
         predictor.set_image(layouts.picture(seed, height, width))
@@ -108,7 +107,7 @@ def boxes() -> list:
     from groundingdino.datasets import transforms
 
     size = layouts.DINO["small"]
-    model = fill(original_dino(size, VOCABULARY), layouts.dino_layout(size))
+    model = fill(original_dino(size, VOCABULARY), layouts.dino_weights(size))
     shortest, longest = layouts.EDGES
     normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     steps = [transforms.RandomResize([shortest], max_size=longest), transforms.ToTensor(), normalize]
@@ -130,10 +129,9 @@ def numbers(values: torch.Tensor) -> list:
 
 def check() -> None:
     """The layouts are those of the original classes; what else the published files hold is listed."""
-    words = VOCABULARY.parent / "no vocabulary is needed to compare shapes"
     pairs = [(f"SAM {name}", original_sam(size), layouts.sam_layout(size)) for name, size in layouts.SAM.items()]
     for name, size in layouts.DINO.items():
-        pairs.append((f"GroundingDINO {name}", original_dino(size, VOCABULARY or words), layouts.dino_layout(size)))
+        pairs.append((f"GroundingDINO {name}", original_dino(size, VOCABULARY), layouts.dino_layout(size)))
     for name, model, layout in pairs:
         own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         wrong = [key for key, shape in own.items() if layout.get(key) != shape]
