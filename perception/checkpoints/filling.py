@@ -80,8 +80,9 @@ def from_tensors(
                 ignore_mismatched_sizes=True,  # to be told of them
             )
     except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else next(iter(str(error).splitlines()), "")[:200]
         raise RealignError(
-            f"'{file}' is not {wanted} of a known size ({error}): choose another file, or download it again."
+            f"'{file}' is not {wanted} of a known size ({reason}): choose another file, or download it again."
         ) from error
     _check(info["missing_keys"], info["unexpected_keys"], [key[0] for key in info["mismatched_keys"]], file, wanted)
     return model.to(dtype).requires_grad_(False)

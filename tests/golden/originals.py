@@ -1,7 +1,7 @@
 """What the original implementations say of models with seeded weights → originals.json, beside this file.
 
-Runs where `segment-anything` 1.0 and `groundingdino-py` 0.4.0 are installed, which need an old transformers (4.46.3) and
-torchvision: not in the pack's own environment.
+Runs where `segment-anything` 1.0 and `groundingdino-py` 0.4.0 are installed, which need torchvision and an old
+transformers (4.46.3): not in the pack's own environment.
 
     python tests/golden/originals.py
     python tests/golden/originals.py --check   # the layouts of all published sizes only; takes 3 GB of memory
@@ -135,9 +135,8 @@ def check() -> None:
     for name, model, layout in pairs:
         own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         wrong = [key for key, shape in own.items() if layout.get(key) != shape]
-        print(
-            f"{name}: {len(own)} tensors, {len(wrong)} of them differ; in files also {[k for k in layout if k not in own]}"
-        )
+        more = [key for key in layout if key not in own]
+        print(f"{name}: {len(own)} tensors, {len(wrong)} of them differ; a published file also has {more}")
 
 
 if __name__ == "__main__":
