@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import RealignError
@@ -57,14 +58,25 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if dtype is None:
         return loaded
     model, info = loaded
-    wrong = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
-    if wrong:
+    missing, _, other = differences(model, info)
+    if wrong := missing + other:
         raise RealignError(
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
-            f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
+            f"'{wrong[0]}' first; choose the folder of a {name}."
         )
     with quiet():
         return model.to(dtype)
+
+
+def differences(model: nn.Module, info: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """What transformers reports after loading: the names of weights that are missing, unknown, or of another shape.
+
+    Indices are not missed: they follow from the sizes, and only some versions of transformers save them.
+    """
+    indices = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    missing = sorted(set(info["missing_keys"]) - indices)
+    other = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    return missing, sorted(info["unexpected_keys"]), sorted(other)
 
 
 def pillow_processor(name: str) -> type:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import RealignError
-from ..loading import quiet
+from ..loading import differences, quiet
 from .kinds import looks_like
 
 T = TypeVar("T", bound=nn.Module)
@@ -84,12 +84,11 @@ def from_tensors(
         raise RealignError(
             f"'{file}' is not {wanted} of a known size ({reason}): choose another file, or download it again."
         ) from error
-    _check(info["missing_keys"], info["unexpected_keys"], [key[0] for key in info["mismatched_keys"]], file, wanted)
+    _check(*differences(model, info), file, wanted)
     return model.to(dtype).requires_grad_(False)
 
 
-def _check(missing: Iterable[str], left: Iterable[str], other: Iterable[str], file: str | Path, wanted: str) -> None:
-    missing, left, other = sorted(missing), sorted(left), sorted(other)
+def _check(missing: list[str], left: list[str], other: list[str], file: str | Path, wanted: str) -> None:
     if missing or left or other:
         first = (missing or left or other)[0]
         raise RealignError(
