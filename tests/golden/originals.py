@@ -129,14 +129,17 @@ def numbers(values: torch.Tensor) -> list:
 
 def check() -> None:
     """The layouts are those of the original classes; what else the published files hold is listed."""
-    pairs = [(f"SAM {name}", original_sam(size), layouts.sam_layout(size)) for name, size in layouts.SAM.items()]
+    for name, size in layouts.SAM.items():
+        compare(f"SAM {name}", original_sam(size), layouts.sam_layout(size))
     for name, size in layouts.DINO.items():
-        pairs.append((f"GroundingDINO {name}", original_dino(size, VOCABULARY), layouts.dino_layout(size)))
-    for name, model, layout in pairs:
-        own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        wrong = [key for key, shape in own.items() if layout.get(key) != shape]
-        more = [key for key in layout if key not in own]
-        print(f"{name}: {len(own)} tensors, {len(wrong)} of them differ; a published file also has {more}")
+        compare(f"GroundingDINO {name}", original_dino(size, VOCABULARY), layouts.dino_layout(size))
+
+
+def compare(name: str, model: torch.nn.Module, layout: layouts.Shapes) -> None:
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [key for key, shape in own.items() if layout.get(key) != shape]
+    more = [key for key in layout if key not in own]
+    print(f"{name}: {len(own)} tensors, {len(wrong)} of them differ; a published file also has {more}")
 
 
 if __name__ == "__main__":
