@@ -10,14 +10,19 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection
+from torch.overrides import TorchFunctionMode
+from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
 from ..core.words import content_words
+from .checkpoints.files import weights_file
+from .checkpoints.grounding_dino import load_grounding_dino, load_tokenizer
 from .images import to_pil
-from .loading import from_folder
+from .loading import from_folder, pillow_processor
 
-SAME_BOX_IOU = 0.6
-"""Boxes that overlap more are one thing found twice."""
+NMS = 0.6
+"""IoU: boxes that overlap more are one thing found twice."""
+
+ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 
 
 class Candidates(NamedTuple):
@@ -37,45 +42,63 @@ class Detector:
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        tokenizer: str | Path | None = None,
     ) -> Detector:
-        """Read a Hugging Face folder of GroundingDINO, e.g. `grounding-dino-tiny`."""
-        model = from_folder(GroundingDinoForObjectDetection, folder, dtype=dtype).to(device)
-        return cls(model, from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder))
+        """Read a GroundingDINO.
+
+        path: a Hugging Face folder, e.g. `grounding-dino-tiny`; or its authors' file, e.g.
+            `groundingdino_swint_ogc.pth`, or the folder that holds it.
+        tokenizer: for such a file, the folder of bert-base-uncased's tokenizer; searched for where not given.
+        """
+        file = weights_file(path)
+        if file is None:
+            model = from_folder(GroundingDinoForObjectDetection, path, dtype=dtype).to(device)
+            return cls(model, from_folder(AutoTokenizer, path), from_folder(ImageProcessor, path))
+        model = load_grounding_dino(file, dtype).to(device)
+        words = model.config.text_config.vocab_size
+        return cls(model, load_tokenizer(file, words, tokenizer), ImageProcessor())
 
     @torch.inference_mode()
-    def detect(self, images: Tensor, phrases: Sequence[Sequence[str]]) -> list[Candidates]:
+    def detect(self, images: Tensor, phrases: Sequence[Sequence[str]], *, nms: float = NMS) -> list[Candidates]:
         """images [B, H, W, 3] in [0, 1] and each image's own phrases → each image's candidates, best first.
 
         An image with more phrases than the model reads at once is shown to it several times.
+        nms: boxes with a higher IoU are one candidate; 1 keeps all.
         """
         pictures = to_pil(images)
         tokens = [[self._tokens(phrase) for phrase in own] for own in phrases]
         asked = [(i, some) for i, own in enumerate(tokens) for some in _passes(own, self._room)]
         found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in phrases]
         if asked:
-            boxes, read, spans = self._ask([pictures[i] for i, _ in asked], [tokens[i][some] for i, some in asked])
+            boxes, logits, spans = self._ask([pictures[i] for i, _ in asked], [tokens[i][some] for i, some in asked])
+            boxes, read = _corners(boxes), logits.sigmoid()
             for row, (i, some) in enumerate(asked):
                 scores = torch.zeros(boxes.shape[1], len(phrases[i]))  # [Q, P]: 0 for the phrases of other passes
                 scores[:, some] = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
-        return [_merge(*map(torch.cat, zip(*own, strict=True))) if own else nothing for own in found]
+        return [_merge(*map(torch.cat, zip(*own, strict=True)), nms) if own else nothing for own in found]
 
     def _ask(
         self, pictures: list[Image.Image], tokens: list[list[list[int]]]
     ) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Boxes [B, Q, 4] as corners, the probability of each token [B, Q, L], and where each phrase's tokens are."""
+        """Boxes [B, Q, 4] as cx, cy, w, h; each token's logits [B, Q, L]; and where each phrase's tokens are."""
         ids, mask, spans = self._encode(tokens)
         pixels = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
-        out = self.model(
-            pixel_values=pixels.pixel_values.to(self.model.dtype),
-            pixel_mask=pixels.get("pixel_mask"),
-            input_ids=ids,
-            attention_mask=mask,
-            token_type_ids=torch.zeros_like(ids),
-        )
-        return _corners(out.pred_boxes.float().cpu()), out.logits.float().sigmoid().cpu(), spans
+        with _OriginalLogit():
+            out = self.model(
+                pixel_values=pixels.pixel_values.to(self.model.dtype),
+                pixel_mask=pixels.get("pixel_mask"),
+                input_ids=ids,
+                attention_mask=mask,
+                token_type_ids=torch.zeros_like(ids),
+            )
+        return out.pred_boxes.float().cpu(), out.logits.float().cpu(), spans
 
     @property
     def _room(self) -> int:
@@ -107,6 +130,16 @@ class Detector:
         return ids.to(self.model.device), mask.to(self.model.device), spans
 
 
+class _OriginalLogit(TorchFunctionMode):
+    """Between two layers of the decoder, a box's sides pass through a logit. The weights were trained with one that
+    stays 1e-3 away from infinity, transformers' is 1e-5 away: thin boxes and those that fill the image differ."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.special.logit:
+            return torch.log(args[0].clamp(min=1e-3) / (1 - args[0]).clamp(min=1e-3))
+        return func(*args, **(kwargs or {}))
+
+
 def _passes(tokens: list[list[int]], room: int) -> list[slice]:
     """The phrases cut into runs, each as long as its tokens, with a dot each, have room."""
     starts, used = [], room
@@ -124,11 +157,11 @@ def _corners(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1).clamp(0, 1)
 
 
-def _merge(boxes: Tensor, scores: Tensor) -> Candidates:
+def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
     """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
-    same = (box_iou(boxes, boxes) > SAME_BOX_IOU).tolist()
+    same = (box_iou(boxes, boxes) > nms).tolist()
     kept: list[int] = []
     merged = scores.clone()
     for i in range(len(boxes)):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import RealignError
@@ -30,10 +32,6 @@ def existing_folder(folder: str | Path) -> Path:
     return folder
 
 
-_COMPUTED = ("relative_position_index", "position_ids")
-"""Buffers that a model computes for itself: some versions of transformers write them to files, others do not."""
-
-
 def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> T:
     """`kind.from_pretrained(folder)` for a tokenizer, processor, scheduler or model of transformers or diffusers.
 
@@ -46,13 +44,11 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     folder = existing_folder(folder)
     name = kind.__name__
     if name.startswith("Auto"):
-        options["trust_remote_code"] = (
-            False  # else a folder with code of its own makes transformers ask in the terminal
-        )
+        options["trust_remote_code"] = False  # else transformers asks in the terminal what to do with a folder's code
     if dtype is not None:
         options = {"output_loading_info": True, "torch_dtype": dtype, **options}
     try:
-        with _quiet(), _by_one_thread():
+        with reading():
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         if broken := _damage(error):
@@ -67,19 +63,43 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if dtype is None:
         return loaded
     model, info = loaded
-    missing = (key for key in info["missing_keys"] if not key.endswith(_COMPUTED))
-    wrong = [*missing, *(str(key[0]) for key in info["mismatched_keys"])]
-    if wrong:
+    missing, _, other = differences(model, info)
+    if wrong := missing + other:
         raise RealignError(
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
-            f"'{sorted(wrong)[0]}' first; choose the folder of a {name}."
+            f"'{wrong[0]}' first; choose the folder of a {name}."
         )
     return model
 
 
+def differences(model: nn.Module, info: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """What transformers reports after loading: the names of weights that are missing, unknown, or of another shape.
+
+    Indices are not missed: they follow from the sizes, and only some versions of transformers save them.
+    """
+    indices = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    missing = sorted(set(info["missing_keys"]) - indices)
+    other = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    return missing, sorted(info["unexpected_keys"]), sorted(other)
+
+
+def pillow_processor(name: str) -> type:
+    """A class of image processors of transformers which scales with Pillow, as the weights were trained, whether or
+    not torchvision is there: with it, newer transformers scale some pixels to other values."""
+    own = f"{name}Pil"
+    return getattr(transformers, own if hasattr(transformers, own) else name)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around everything that transformers and diffusers read."""
+    with _quiet(), _by_one_thread():
+        yield
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no reports of unused weights: what matters is checked, and told, by `from_folder`."""
+    """No bars and no reports of unused weights: what matters is checked, and told, by who loads."""
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
     try:

@@ -1,36 +1,65 @@
-"""SAM: boxes in, masks out."""
+"""SAM and SAM 2: boxes in, masks out."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
+from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, SamModel
+from transformers import SamModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
+from ..core.errors import RealignError
+from .checkpoints.files import weights_file
+from .checkpoints.sam import load_sam
 from .images import to_pil
-from .loading import from_folder
+from .loading import from_folder, pillow_processor
+
+BOXES_AT_ONCE = 32
+"""So many masks are decoded together; more would only need more memory."""
+
+ImageProcessor = pillow_processor("SamImageProcessor")
 
 
 class Segmenter:
-    """A `SamModel` with its image processor."""
+    """A `SamModel` with its image processor; `Sam2Segmenter` for a `Sam2Model`."""
 
     def __init__(self, model: SamModel, processor) -> None:
         self.model, self.processor = model.eval(), processor
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Segmenter:
-        """Read a Hugging Face folder of SAM, e.g. `sam-vit-base`."""
-        model = from_folder(SamModel, folder, dtype=dtype).to(device)
-        return cls(model, from_folder(AutoImageProcessor, folder))
+        """Read a SAM or a SAM 2.
+
+        path: a Hugging Face folder, e.g. `sam-vit-base` or `sam2.1-hiera-large`; or an original file of SAM, e.g.
+            `sam_vit_h_4b8939.pth`, or the folder that holds it.
+        """
+        file = weights_file(path)
+        if file is None:
+            if _model_type(path).startswith("sam2"):
+                return Sam2Segmenter(from_folder(_sam2_class(path), path, dtype=dtype).to(device))
+            model = from_folder(SamModel, path, dtype=dtype).to(device)
+            return cls(model, from_folder(ImageProcessor, path))
+        model = load_sam(file, dtype).to(device)
+        side = model.config.vision_config.image_size
+        return cls(model, ImageProcessor(size={"longest_edge": side}, pad_size={"height": side, "width": side}))
+
+    def masks(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """images [B, H, W, 3] in [0, 1], boxes [n_i, 4] as fractions → each image's masks [n_i, H, W], 0 or 1."""
+        return [(logits > 0).float() for logits in self.logits(images, boxes)]
 
     @torch.inference_mode()
-    def masks(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
-        """images [B, H, W, 3] in [0, 1], boxes [n_i, 4] as fractions → each image's masks [n_i, H, W], 0 or 1.
+    def logits(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """As `masks`, but what the model says of each pixel, which is the thing's where it is above 0.
 
         The images are encoded together; the mask of a box is decoded from its image's encoding.
         """
@@ -40,17 +69,73 @@ class Segmenter:
         if not wanted:
             return out
         pictures = to_pil(images)
-        inputs = self.processor(images=[pictures[i] for i in wanted], return_tensors="pt")
-        scaled_height, scaled_width = inputs["reshaped_input_sizes"][0].tolist()
-        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        pixels, inside = self._pixels([pictures[i] for i in wanted])
         encoded = self.model.get_image_embeddings(pixels)
-        scale = torch.tensor([scaled_width, scaled_height] * 2)
+        scale = torch.tensor([inside[1], inside[0]] * 2)
         for row, i in enumerate(wanted):
-            prompt = (boxes[i] * scale)[None].to(self.model.device, self.model.dtype)  # [1, n, 4]
-            logits = self.model(
-                image_embeddings=encoded[row : row + 1], input_boxes=prompt, multimask_output=False
-            ).pred_masks[0, :, :1]  # [n, 1, h, w]
-            padded = F.interpolate(logits.float(), pixels.shape[-2:], mode="bilinear")
-            real = padded[..., :scaled_height, :scaled_width]
-            out[i] = (F.interpolate(real, (height, width), mode="bilinear")[:, 0] > 0).float().cpu()
+            parts = []
+            for some in (boxes[i] * scale).split(BOXES_AT_ONCE):
+                coarse = self.model(
+                    image_embeddings=self._row(encoded, row),
+                    input_boxes=some[None].to(pixels),  # [1, n, 4]
+                    multimask_output=False,
+                ).pred_masks[0, :, :1]  # [n, 1, h, w]
+                parts.append(self._enlarged(coarse.float(), pixels.shape[-2:], inside, (height, width))[:, 0].cpu())
+            out[i] = torch.cat(parts)
         return out
+
+    def _pixels(self, pictures: list[Image.Image]) -> tuple[Tensor, tuple[int, int]]:
+        """What the model sees [B, 3, S, S], and the height and width that the image has in it."""
+        inputs = self.processor(images=pictures, return_tensors="pt")
+        height, width = inputs["reshaped_input_sizes"][0].tolist()
+        return inputs["pixel_values"].to(self.model.device, self.model.dtype), (height, width)
+
+    def _row(self, encoded: Tensor, row: int) -> Tensor:
+        return encoded[row : row + 1]
+
+    def _enlarged(self, coarse: Tensor, seen: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Logits [n, 1, h, w] of the padded square that was seen → [n, 1, H, W] of the image."""
+        padded = F.interpolate(coarse, seen, mode="bilinear")
+        return F.interpolate(padded[..., : inside[0], : inside[1]], size, mode="bilinear")
+
+
+class Sam2Segmenter(Segmenter):
+    """A `Sam2Model`, which sees the image stretched to a square.
+
+    transformers' image processor for it needs torchvision; two lines of torch do the same.
+    """
+
+    def __init__(self, model) -> None:
+        super().__init__(model, processor=None)
+
+    def _pixels(self, pictures: list[Image.Image]) -> tuple[Tensor, tuple[int, int]]:
+        side = self.model.config.prompt_encoder_config.image_size
+        pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])  # [B, H, W, 3]
+        pixels = pixels.to(self.model.device).permute(0, 3, 1, 2).float() / 255
+        pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return ((pixels - mean) / std).to(self.model.dtype), (side, side)
+
+    def _row(self, encoded: list[Tensor], row: int) -> list[Tensor]:
+        return [level[row : row + 1] for level in encoded]
+
+    def _enlarged(self, coarse: Tensor, seen: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        return F.interpolate(coarse, size, mode="bilinear")
+
+
+def _model_type(folder: str | Path) -> str:
+    """What a folder's `config.json` says it holds; nothing where it says nothing."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
+
+
+def _sam2_class(folder: str | Path) -> type:
+    if not hasattr(transformers, "Sam2Model"):
+        raise RealignError(
+            f"'{folder}' holds a SAM 2, for which transformers {transformers.__version__} is too old (4.56 is enough): "
+            "update it, or choose a SAM."
+        )
+    return transformers.Sam2Model

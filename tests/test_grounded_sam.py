@@ -1,6 +1,8 @@
-"""Boxes go to phrases one-to-one."""
+"""Boxes go to phrases one-to-one, or all to those that they fit best; no box goes to two."""
 
+import pytest
 import torch
+from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
@@ -15,8 +17,7 @@ class Detector:
     def __init__(self, boxes, scores):
         self.found = Candidates(torch.as_tensor(boxes), torch.as_tensor(scores))
 
-    def detect(self, images, phrases):
-        self.asked = phrases
+    def detect(self, images, phrases, *, nms):
         return [self.found]
 
 
@@ -30,8 +31,8 @@ class Segmenter:
         return [out]
 
 
-def ground(regions, boxes, scores, **options):
-    return GroundedSam(Detector(boxes, scores), Segmenter()).ground(IMAGE, [RegionSet("prompt", regions)], **options)[0]
+def ground(regions, found, scores, **options):
+    return GroundedSam(Detector(found, scores), Segmenter()).ground(IMAGE, [RegionSet("prompt", regions)], **options)[0]
 
 
 RED, BLUE = Region(tag="circle", phrase="a red circle"), Region(tag="circle", phrase="a blue circle")
@@ -67,3 +68,52 @@ def test_no_box_at_all_leaves_all_regions_without_masks():
     found = ground((RED, BLUE), torch.zeros(0, 4), torch.zeros(0, 2))
     assert found.active == ()
     assert len(found.missing) == 2
+
+
+SMALL = [0.45, 0.0, 0.5, 1.0]
+APPLES, PEAR = Region(tag="apple", phrase="three red apples"), Region(tag="pear", phrase="a pear")
+
+
+def test_a_phrase_takes_all_its_boxes_where_asked_to_and_they_are_one_region():
+    found = ground((APPLES, PEAR), [LEFT, RIGHT, SMALL], [[0.7, 0.1], [0.9, 0.2], [0.3, 0.6]], boxes="all")
+    apples, pear = found
+    assert apples.box == tuple(torch.tensor([0.0, 0.0, 1.0, 1.0]).tolist())
+    assert apples.detection == pytest.approx(0.9)
+    assert [float(apples.mask[0, x]) for x in (0, 30, 60)] == [1, 0, 1]
+    assert [float(pear.mask[0, x]) for x in (0, 30, 60)] == [0, 1, 0]
+    assert pear.detection == pytest.approx(0.6)
+
+
+def test_a_box_that_another_phrase_fits_better_is_not_taken_too():
+    apples, pear = ground((APPLES, PEAR), [LEFT, RIGHT], [[0.7, 0.5], [0.6, 0.8]], boxes="all")
+    assert apples.box[2] == pytest.approx(0.4)
+    assert pear.box[0] == pytest.approx(0.6)
+    found = ground((APPLES, PEAR), [LEFT, RIGHT], [[0.7, 0.5], [0.8, 0.6]], boxes="all")
+    assert found.missing == ("a pear",)
+
+
+def test_tags_outside_the_prompt_take_only_boxes_that_its_phrases_leave():
+    other = Region(tag="square", likelihood=0.0)
+    found = ground((other, RED), [LEFT, RIGHT], [[0.95, 0.5], [0.9, 0.2]], boxes="all")
+    assert found.regions[0].box[0] == pytest.approx(0.6)
+    assert found.regions[1].box[0] == 0
+
+
+def test_one_box_is_taken_where_nothing_else_is_asked_for():
+    assert ground((APPLES,), [LEFT, RIGHT], [[0.7], [0.9]]).regions[0].box[0] == pytest.approx(0.6)
+    with pytest.raises(RealignError, match='"one" box or "all"'):
+        ground((APPLES,), [LEFT], [[0.7]], boxes="two")
+
+
+@pytest.mark.parametrize("boxes", ["one", "all"])
+def test_no_box_passes_a_threshold_of_zero_with_nothing_for_it(boxes):
+    assert ground((RED,), [LEFT], [[0.0]], boxes=boxes, box_threshold=0.0).missing == ("a red circle",)
+    assert ground((RED, BLUE), torch.zeros(0, 4), torch.zeros(0, 2), boxes=boxes).active == ()
+
+
+def test_a_mask_that_is_too_small_is_not_found_and_the_note_says_why():
+    assert ground((PEAR,), [SMALL], [[0.9]], min_area=0.04).missing == ()
+    found = ground((PEAR, RED), [SMALL, LEFT], [[0.9, 0], [0, 0.9]], min_area=0.07)
+    assert found.missing == ("a pear",)
+    assert found.notes == ("'a pear' was not found in the image: its mask covers 6.25%, less than 7.00%.",)
+    assert found.regions[1].mask is not None

@@ -22,6 +22,24 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _GLOBAL = re.compile(r"(?:GLOBAL|Unsupported class) (\S+)")
 
 
+def weights_file(path: str | Path) -> Path | None:
+    """The file of weights that a path names, itself or as the only one in a folder; None for a Hugging Face folder.
+
+    Raises:
+        RealignError: a folder that is no Hugging Face folder holds several such files.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path if path.is_file() or path.suffix in WEIGHT_FILES else None
+    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_FILES and file.is_file())
+    if (path / "config.json").exists() or not files:
+        return None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise RealignError(f"'{path}' holds several files of weights ({names}): choose one of them.")
+    return files[0]
+
+
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
     """The named tensors of a file, on the CPU, without the wrappers that training scripts leave around them.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import RealignError
+from ..loading import differences, reading
 from .kinds import looks_like
+
+T = TypeVar("T", bound=nn.Module)
 
 
 @contextmanager
@@ -42,14 +46,55 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str | Path, want
     missing = [name for name in own if name not in tensors]
     left = [name for name in tensors if name not in own]
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    _check(missing, left, other, file, wanted)
+    model.load_state_dict(dict(tensors), strict=True, assign=True)
+    model.to(dtype).requires_grad_(False)
+
+
+def from_tensors(
+    kind: type[T],
+    config_of: Callable[[Mapping[str, Tensor]], Any],
+    converted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    tensors: Mapping[str, Tensor],
+    file: str | Path,
+    wanted: str,
+    dtype: torch.dtype,
+) -> T:
+    """A model of transformers from a file in its authors' layout.
+
+    config_of: reads the model's sizes from the tensors' shapes.
+    converted: gives the tensors the names of transformers' published folders. Which names the classes have inside
+        differs between its versions; `from_pretrained` knows.
+    wanted: what the file should be, e.g. `a SAM segmenter`.
+
+    Raises:
+        RealignError: a tensor is missing, unknown, or of another shape.
+    """
+    try:
+        with reading():
+            model, info = kind.from_pretrained(
+                None,
+                config=config_of(tensors),
+                state_dict=converted(tensors),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be told of them
+            )
+    except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else next(iter(str(error).splitlines()), "")[:200]
+        raise RealignError(
+            f"'{file}' is not {wanted} of a known size ({reason}): choose another file, or download it again."
+        ) from error
+    _check(*differences(model, info), file, wanted)
+    return model.to(dtype).requires_grad_(False)
+
+
+def _check(missing: list[str], left: list[str], other: list[str], file: str | Path, wanted: str) -> None:
     if missing or left or other:
         first = (missing or left or other)[0]
         raise RealignError(
             f"'{file}' is not {wanted} of a known size: {len(missing)} tensors are missing, {len(left)} unknown and "
             f"{len(other)} of another shape, '{first}' first; choose another file, or download it again."
         )
-    model.load_state_dict(dict(tensors), strict=True, assign=True)
-    model.to(dtype).requires_grad_(False)
 
 
 def wrong_file(file: str | Path, tensors: Mapping[str, Tensor], wanted: str) -> RealignError:

@@ -1,0 +1,149 @@
+"""What the original implementations say of models with seeded weights → originals.json, beside this file.
+
+Runs where `segment-anything` 1.0 and `groundingdino-py` 0.4.0 are installed, which need torchvision and an old
+transformers (4.46.3): not in the pack's own environment.
+
+    python tests/golden/originals.py
+    python tests/golden/originals.py --check   # the layouts of all published sizes only; takes 3 GB of memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+HERE = Path(__file__).parent
+VOCABULARY = HERE.parents[1] / "demo" / "weights" / "grounding_dino" / "vocab.txt"
+sys.path.insert(0, str(HERE.parent))
+
+import published_layouts as layouts
+
+# torchvision may not fit the torch that is there; its operators are not needed.
+torchvision_operators = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    torchvision_operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def original_sam(size: layouts.SamSize) -> torch.nn.Module:
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid = size.image // 16
+    encoder = ImageEncoderViT(
+        depth=size.depth,
+        embed_dim=size.width,
+        img_size=size.image,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        num_heads=size.heads,
+        use_rel_pos=True,
+        global_attn_indexes=size.whole,
+        window_size=size.window,
+        out_chans=size.prompt,
+    )
+    prompts = PromptEncoder(size.prompt, (grid, grid), (size.image, size.image), mask_in_chans=16)
+    two_way = TwoWayTransformer(depth=2, embedding_dim=size.prompt, mlp_dim=size.decoder_mlp, num_heads=8)
+    return Sam(encoder, prompts, MaskDecoder(transformer_dim=size.prompt, transformer=two_way)).eval()
+
+
+def original_dino(size: layouts.DinoSize, vocabulary: Path) -> torch.nn.Module:
+    import groundingdino.config.GroundingDINO_SwinT_OGC as published
+    from groundingdino.models.GroundingDINO import groundingdino as model
+    from groundingdino.models.GroundingDINO.backbone import backbone
+    from groundingdino.models.GroundingDINO.backbone.swin_transformer import SwinTransformer
+    from groundingdino.util import get_tokenlizer as text
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    bert = BertConfig(
+        vocab_size=size.words,
+        hidden_size=size.text,
+        num_hidden_layers=size.text_layers,
+        num_attention_heads=size.text // 64,
+        intermediate_size=4 * size.text,
+    )
+    text.get_tokenlizer = lambda _: BertTokenizer(str(vocabulary))
+    text.get_pretrained_language_model = lambda _: BertModel(bert)
+    backbone.build_swin_transformer = lambda *_, **__: SwinTransformer(
+        embed_dim=size.swin,
+        depths=list(size.depths),
+        num_heads=list(size.heads),
+        window_size=size.window,
+        out_indices=(1, 2, 3),
+    )
+    options = {name: value for name, value in vars(published).items() if not name.startswith("_")}
+    options |= {"enc_layers": size.layers, "dec_layers": size.layers, "dim_feedforward": size.mlp}
+    options |= {"num_queries": size.queries, "use_checkpoint": False, "use_transformer_ckpt": False}
+    return model.build_groundingdino(argparse.Namespace(**options)).eval()
+
+
+def fill(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    model.load_state_dict({name: tensors[name] for name in model.state_dict()}, strict=True)
+    return model
+
+
+@torch.no_grad()
+def masks() -> list:
+    """Of each picture: every so-manieth of the logits [3 boxes, H, W]."""
+    from segment_anything import SamPredictor
+
+    predictor = SamPredictor(fill(original_sam(layouts.SAM["small"]), layouts.sam_weights(layouts.SAM["small"])))
+    said = []
+    for seed, height, width in layouts.PICTURES:
+        predictor.set_image(layouts.picture(seed, height, width))
+        boxes = torch.tensor(layouts.BOXES) * torch.tensor([width, height, width, height])
+        asked = predictor.transform.apply_boxes_torch(boxes, (height, width))
+        logits, _, _ = predictor.predict_torch(None, None, asked, multimask_output=False, return_logits=True)
+        said.append(numbers(logits.flatten()[:: layouts.EVERY]))
+    return said
+
+
+@torch.no_grad()
+def boxes() -> list:
+    """Of each picture: the boxes [24, 4], and the logits of the text's tokens for each [24, L]."""
+    from groundingdino.datasets import transforms
+
+    size = layouts.DINO["small"]
+    model = fill(original_dino(size, VOCABULARY), layouts.dino_weights(size))
+    shortest, longest = layouts.EDGES
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    steps = [transforms.RandomResize([shortest], max_size=longest), transforms.ToTensor(), normalize]
+    caption = " . ".join(layouts.PHRASES) + " ."
+    length = len(model.tokenizer(caption).input_ids)
+    said = []
+    for picture in layouts.PICTURES:
+        pixels, _ = transforms.Compose(steps)(Image.fromarray(layouts.picture(*picture)), None)
+        out = model(pixels[None], captions=[caption])
+        said.append({"boxes": numbers(out["pred_boxes"][0]), "logits": numbers(out["pred_logits"][0, :, :length])})
+    return said
+
+
+def numbers(values: torch.Tensor) -> list:
+    if values.dim() > 1:
+        return [numbers(row) for row in values]
+    return [round(value, 6) for value in values.tolist()]
+
+
+def check() -> None:
+    """The layouts are those of the original classes; what else the published files hold is listed."""
+    for name, size in layouts.SAM.items():
+        compare(f"SAM {name}", original_sam(size), layouts.sam_layout(size))
+    for name, size in layouts.DINO.items():
+        compare(f"GroundingDINO {name}", original_dino(size, VOCABULARY), layouts.dino_layout(size))
+
+
+def compare(name: str, model: torch.nn.Module, layout: layouts.Shapes) -> None:
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [key for key, shape in own.items() if layout.get(key) != shape]
+    more = [key for key in layout if key not in own]
+    print(f"{name}: {len(own)} tensors, {len(wrong)} of them differ; a published file also has {more}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        check()
+    else:
+        (HERE / "originals.json").write_text(json.dumps({"sam": masks(), "grounding_dino": boxes()}) + "\n")
