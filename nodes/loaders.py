@@ -10,10 +10,11 @@ from comfy_api.latest import io
 
 from . import model_folders
 from .hosting import PRECISIONS, Hosted, dtype_of, shared
-from .sockets import Blip2, GroundedSam, Tagger
+from .sockets import Blip2, GroundedSam, Tagger, chosen
 
 CATEGORY = "RealignDiff/loaders"
 EIGHT_BIT = "8-bit"
+OWN_LABELS = "the model's own"
 
 
 def _model_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
@@ -95,18 +96,33 @@ class LoadRam(io.ComfyNode):
             node_id="RealignLoadRam",
             display_name="Load RAM",
             category=CATEGORY,
-            description="Loads a RAM tagger: it names the things that it sees in an image.",
-            inputs=[_model_input("model", "rams", "A RAM tagger."), _precision_input()],
+            description="Loads a RAM or RAM++ tagger: it names the things that it sees in an image.",
+            inputs=[
+                _model_input("model", "rams", "A tagger, e.g. ram_swin_large_14m.pth or ram_plus_swin_large_14m.pth."),
+                _precision_input(),
+                io.Combo.Input(
+                    "labels",
+                    options=[OWN_LABELS, *model_folders.labels()],
+                    default=OWN_LABELS,
+                    optional=True,
+                    tooltip="Tags of your own choice in place of those that the tagger was trained with: label "
+                    "embeddings under models/rams/labels.",
+                ),
+            ],
             outputs=[Tagger.Output(display_name="tagger")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, precision: str) -> str:
-        return model_folders.stamp("rams", model)
+    def fingerprint_inputs(cls, model: str, precision: str, labels: str = OWN_LABELS) -> str:
+        own = model_folders.labels().get(labels)
+        return model_folders.stamp("rams", model) + (model_folders.contents(own) if own else labels)
 
     @classmethod
-    def execute(cls, model: str, precision: str) -> io.NodeOutput:
-        return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram"), precision))
+    def execute(cls, model: str, precision: str, labels: str = OWN_LABELS) -> io.NodeOutput:
+        files = model_folders.labels()
+        if chosen("labels", labels, (OWN_LABELS, *files)) == OWN_LABELS:
+            return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram"), precision))
+        return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram"), precision, labels=files[labels]))
 
 
 class LoadGroundedSam(io.ComfyNode):
@@ -120,8 +136,12 @@ class LoadGroundedSam(io.ComfyNode):
             category=CATEGORY,
             description="Loads GroundingDINO, which finds the box of a phrase, and SAM, which cuts out what is in it.",
             inputs=[
-                _model_input("detector", "grounding-dino", "A GroundingDINO, e.g. grounding-dino-tiny."),
-                _model_input("segmenter", "sams", "A SAM, e.g. sam-vit-base."),
+                _model_input(
+                    "detector",
+                    "grounding-dino",
+                    "A GroundingDINO, e.g. grounding-dino-tiny or groundingdino_swint_ogc.pth.",
+                ),
+                _model_input("segmenter", "sams", "A SAM or SAM 2, e.g. sam-vit-base or sam_vit_h_4b8939.pth."),
                 _precision_input(),
                 _download_input(),
             ],
@@ -165,11 +185,11 @@ def blip2(captioner: Path, text_encoder: Path | None, precision: str = "auto") -
     return Hosted(Blip2Models(speaks, reads), speaks.model, reads.model)
 
 
-def tagger(model: Path, precision: str = "auto") -> Hosted:
-    """Read a RAM."""
+def tagger(model: Path, precision: str = "auto", **options: Any) -> Hosted:
+    """Read a RAM; options are those of `Tagger.load`."""
     from ..perception.tagger import Tagger as RamTagger
 
-    eyes = read(RamTagger, model, dtype=dtype_of(precision, halves=False))
+    eyes = read(RamTagger, model, dtype=dtype_of(precision, halves=False), **options)
     return Hosted(eyes, eyes.model)
 
 

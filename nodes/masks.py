@@ -9,7 +9,9 @@ from ..core.interchange import for_images, region_sets
 from .caption import CATEGORY
 from .hosting import each
 from .pictures import region_outputs, told
-from .sockets import GroundedSam, regions_input, text_input
+from .sockets import GroundedSam, chosen, regions_input, text_input
+
+BOXES = ("one", "all")
 
 
 class GroundedSamMasks(io.ComfyNode):
@@ -36,14 +38,52 @@ class GroundedSamMasks(io.ComfyNode):
                     tooltip="How sure the detector must be that a box is what the words say.",
                 ),
                 text_input("The prompt, where the regions do not bring one."),
+                io.Combo.Input(
+                    "boxes_per_region",
+                    options=list(BOXES),
+                    default="one",
+                    optional=True,
+                    tooltip="How many things a region's words may be: the best one, or all that they say better than "
+                    "another region's words do, as for “three red apples”.",
+                ),
+                io.Float.Input(
+                    "nms",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Boxes that overlap more than this (IoU) are one thing found twice.",
+                ),
+                io.Float.Input(
+                    "min_area",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="A mask that covers less of the image than this is none.",
+                ),
             ],
             outputs=region_outputs(),
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, grounded_sam, image: torch.Tensor, regions, threshold: float, text: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        grounded_sam,
+        image: torch.Tensor,
+        regions,
+        threshold: float,
+        text: str = "",
+        boxes_per_region: str = "one",
+        nms: float = 0.6,
+        min_area: float = 0.0,
+    ) -> io.NodeOutput:
+        boxes = chosen("boxes_per_region", boxes_per_region, BOXES)
+        how = {"box_threshold": threshold, "boxes": boxes, "nms": nms, "min_area": min_area}
         sets = for_images(region_sets(regions, text=text, size=tuple(image.shape[1:3])), len(image))
         with grounded_sam.at_work() as eyes:
-            found = each(len(image), lambda i: eyes.ground(image[i : i + 1], [sets[i]], box_threshold=threshold)[0])
+            found = each(len(image), lambda i: eyes.ground(image[i : i + 1], [sets[i]], **how)[0])
         return told(found, image, cls)

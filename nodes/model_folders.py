@@ -28,6 +28,8 @@ KNOWN = {
 """Hugging Face repositories that a loader's input offers to download."""
 SINGLE = ("rams", "grounding-dino", "sams")
 """Where single files are models too."""
+LABELS = "labels"
+"""The folder under `rams` that holds label embeddings, which are no models."""
 _FILES = (".safetensors", ".pth", ".pt")
 _DEPTH = 2
 
@@ -85,6 +87,12 @@ def contents(model: Path) -> str:
     return repr([(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files])
 
 
+def labels() -> dict[str, Path]:
+    """The files of label embeddings, by name."""
+    roots = [Path(root) / LABELS for root in folder_paths.get_folder_paths("rams")]
+    return {file.name: file for root in reversed(roots) for file in sorted(root.glob("*.safetensors"))}
+
+
 def _found(key: str) -> dict[str, Path]:
     """All models under the model folders, by their path below; the first of a name wins. What belongs to a download
     that is not complete is none, nor is a file in a model's folder."""
@@ -96,6 +104,7 @@ def _found(key: str) -> dict[str, Path]:
             for depth in range(_DEPTH + 1)
             for file in (root.glob("*/" * depth + "*") if key in SINGLE else ())
             if file.suffix in _FILES and file.is_file() and folders.isdisjoint(file.parents)
+            if not (key == "rams" and file.parent.name == LABELS)
         }
         for model in sorted(folders | files):
             below = model.relative_to(root)

@@ -52,4 +52,5 @@ class RamTags(io.ComfyNode):
                 len(image), lambda part, tell: eyes.tag(image[part], threshold=threshold or None, deny=denied)
             )
         shown = [", ".join(f"{tag.name} {tag.confidence:.2f}" for tag in own) or "nothing known" for own in tags]
-        return io.NodeOutput(tags, [", ".join(tag.name for tag in own) for own in tags], ui={"text": shown})
+        texts = [", ".join(tag.name for tag in own) for own in tags]
+        return io.NodeOutput(tags, texts, ui={"text": [*shown, *eyes.notes]})
