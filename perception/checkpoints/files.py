@@ -49,6 +49,19 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def weights_in(folder: Path) -> Path:
+    """The one file of weights in a folder.
+
+    Raises:
+        RealignError: there is none, or more than one.
+    """
+    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES)
+    if len(files) != 1:
+        found = f"{len(files)} files of weights ({', '.join(files[:3])}, …)" if files else "no file of weights"
+        raise RealignError(f"The folder '{folder}' holds {found}: choose a file, or a folder with one.")
+    return folder / files[0]
+
+
 def _start_of(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
