@@ -106,7 +106,8 @@ class Ram(nn.Module):
             config.image_size, config.embed_dim, config.depths, config.num_heads, config.window_size
         )
         self.image_proj = nn.Linear(self.visual_encoder.num_features, config.image_width)
-        self.label_embed = nn.Parameter(torch.randn(config.num_tags, config.label_width) * config.label_width**-0.5)
+        self.label_embed = nn.Parameter(torch.empty(config.num_tags, config.label_width))
+        nn.init.normal_(self.label_embed, std=config.label_width**-0.5)
         self.wordvec_proj = nn.Linear(config.label_width, width)
         self.tagging_head = nn.ModuleList(
             TaggingLayer(width, heads, config.head["intermediate_size"], config.image_width)
@@ -140,8 +141,8 @@ class RamPlus(Ram):
 
     def __init__(self, config: RamConfig, descriptions: int = 51) -> None:
         super().__init__(config)
-        # Zeros, which take no memory until written: the true size is half a gigabyte.
-        self.label_embed = nn.Parameter(torch.zeros(config.num_tags, descriptions, config.label_width))  # [K, N, W]
+        self.label_embed = nn.Parameter(torch.empty(config.num_tags, descriptions, config.label_width))  # [K, N, W]
+        nn.init.normal_(self.label_embed, std=config.label_width**-0.5)
         self.reweight_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def label_vectors(self, tokens: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import FOLDER
 from realigndiff.perception import labels
 from realigndiff.perception.checkpoints.ram import UNUSED, own_names
-from realigndiff.perception.ram import Ram, RamPlus
+from realigndiff.perception.ram import RamPlus
 from realigndiff.perception.tagger import Tagger
 from realigndiff.tests import published_ram
 from safetensors.torch import save_file
@@ -74,6 +74,43 @@ def logits(tagger):
 def test_the_logits_are_those_of_the_published_code(tmp_path, name, plus):
     tagger = Tagger.load(publish(tmp_path, plus, SIZES[name]))
     torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS[name, plus]), atol=1e-4, rtol=0)
+
+
+BIG = {  # every thousandth tag of the true sizes
+    ("l", 384, False): [
+        [-0.57685, -0.58283, -0.51897, -0.60768, -0.5736],
+        [0.85161, 0.88977, 0.89883, 0.8156, 0.8465],
+        [-0.5754, -0.52049, -0.49292, -0.63683, -0.54268],
+    ],
+    ("l", 384, True): [
+        [-0.50737, -0.57643, -0.5719, -0.53027, -0.54133],
+        [0.90628, 0.84913, 0.9024, 0.89654, 0.95731],
+        [-0.47047, -0.56808, -0.54593, -0.52605, -0.46523],
+    ],
+    ("b", 224, False): [
+        [0.06876, 0.24015, 0.31541, 0.12127, 0.1637],
+        [-0.27719, -0.09993, -0.05593, -0.22546, -0.14974],
+        [-0.74279, -0.55746, -0.52417, -0.63469, -0.56503],
+    ],
+    ("b", 224, True): [
+        [0.19567, 0.18543, 0.21539, 0.18391, 0.21829],
+        [-0.17158, -0.175, -0.13505, -0.19734, -0.10417],
+        [-0.61381, -0.55957, -0.59535, -0.60566, -0.53993],
+    ],
+}
+
+
+@pytest.mark.skipif(not os.environ.get("REALIGN_BIG"), reason="minutes and gigabytes; REALIGN_BIG=1 runs it")
+@pytest.mark.parametrize(("swin", "size", "plus"), BIG)
+def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, swin, size, plus):
+    channels, heads = {"l": (192, (6, 12, 24, 48)), "b": (128, (4, 8, 16, 32))}[swin]
+    sizes = {"embed": channels, "depths": (2, 2, 18, 2), "heads": heads, "window": size // 32, "tags": 4585}
+    file = publish(tmp_path, plus, {**sizes, "width": 768, "inner": 3072})
+    (tmp_path / "ram_tag_list.txt").write_text("\n".join(map(str, range(4585))), encoding="utf-8")
+    (tmp_path / "ram_tag_list_threshold.txt").unlink()
+    tagger = Tagger.load(file)
+    torch.testing.assert_close(logits(tagger)[:, ::1000], torch.tensor(BIG[swin, size, plus]), atol=1e-4, rtol=0)
+    file.unlink()
 
 
 @both
