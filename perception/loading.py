@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from ..core.errors import RealignError
 
 T = TypeVar("T")
+_CONSTANTS = ("relative_position_index",)
+"""What transformers 4 counts among the weights, and transformers 5 no longer writes; every model makes it itself."""
 
 
 def existing_folder(folder: str | Path) -> Path:
@@ -56,7 +58,8 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if dtype is None:
         return loaded
     model, info = loaded
-    wrong = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
+    missing = (key for key in info["missing_keys"] if not key.endswith(_CONSTANTS))
+    wrong = [*missing, *(str(key[0]) for key in info["mismatched_keys"])]
     if wrong:
         raise RealignError(
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "

@@ -46,6 +46,8 @@ def pack(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.suffix == ".safetensors":
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
+            if source.name == "text_encoder":
+                tensors = {_known_to_all(name): t for name, t in tensors.items()}
             if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors.values()):
                 raise SystemExit(f"{file}: a weight does not fit into half precision.")
             save_file(tensors, target / file.name, metadata={"format": "pt"})
@@ -55,6 +57,11 @@ def pack(source: Path, target: Path) -> None:
             (target / file.name).write_text(_without_paths(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, target / file.name)
+
+
+def _known_to_all(name: str) -> str:
+    """transformers 5 writes a CLIPTextModel without the prefix that transformers 4 wants; both read it with."""
+    return "text_model." + name.removeprefix("text_model.")
 
 
 def _without_paths(config: str) -> str:
