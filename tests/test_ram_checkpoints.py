@@ -12,7 +12,7 @@ import torch
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import FOLDER
 from realigndiff.perception import labels
-from realigndiff.perception.checkpoints.ram import UNUSED, own_names
+from realigndiff.perception.checkpoints.ram import own_names
 from realigndiff.perception.ram import RamPlus
 from realigndiff.perception.tagger import Tagger
 from realigndiff.tests import published_ram
@@ -115,12 +115,13 @@ def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, swin,
 
 @both
 def test_each_published_tensor_is_used_or_known_to_be_of_no_use(plus):
-    published = published_ram.tensors(SIZES["window 4"], plus)
-    used = own_names(published)
-    left = [name for name in published if name.replace("encoder.layer.", "", name.startswith("tagging")) not in used]
-    kinds = {"relative_position_index", "attn_mask"} | ({"weight", "bias"} if not plus else set())
-    assert {name.rsplit(".", 1)[1] for name in left} == kinds
-    assert len(UNUSED) == 3
+    published = published_ram.shapes(plus=plus, **SIZES["window 4"])
+    left = {name.replace("tagging_head.encoder.layer.", "tagging_head.") for name in published} - set(
+        own_names(published)
+    )
+    captions = {name for name in left if name.startswith(("tag_encoder.", "text_decoder."))}
+    assert {name.rsplit(".", 1)[1] for name in left - captions} == {"relative_position_index", "attn_mask"}
+    assert bool(captions) != plus
 
 
 @both
@@ -186,7 +187,12 @@ WRONG = {
     ),
     "Tag2Text": ({"vision_multi.x": 0, "visual_encoder.x": 0}, r"looks like a Tag2Text tagger"),
     "something": ({"x": 0}, r"an unknown model \(its first tensor is 'x'\)"),
-    "RAM of a ViT": ({"label_embed": 0, "tagging_head.encoder.layer.0.x": 0}, r"not a RAM tagger of a known build"),
+    "labels": ({"label_embed": 0}, r"an unknown model \(its first tensor is 'label_embed'\)"),
+    "RAM of a ViT": ({"label_embed": 0, "tagging_head.encoder.layer.0.x": 0}, r"a RAM tagger, but not .* with a Swin"),
+    "no blocks": (
+        {name: tensor for name, tensor in damaged().items() if ".blocks." not in name},
+        r"a RAM tagger, but not .* or not whole",
+    ),
     "a part": (damaged(**{"fc.weight": None}), r"not a RAM tagger of a known size: 1 tensors are missing.*'fc.weight'"),
     "more": (damaged(extra=torch.ones(1)), r"1 unknown.*'extra'"),
     "other sizes": (damaged(**{"fc.weight": torch.ones(1, 9)}), r"1 of another shape, 'fc.weight'"),

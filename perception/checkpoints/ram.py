@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..ram import Ram, RamConfig, RamPlus
 from ..swin import PATCH
 from .files import read_tensors
 from .filling import empty_weights, fill, wrong_file
+from .kinds import looks_like
 
 UNUSED = (
     r"tag_encoder\.|text_decoder\.",  # the half of RAM that writes captions
@@ -24,8 +25,10 @@ UNUSED = (
 """The names of published tensors that tagging has no use for, as patterns."""
 DESCRIPTIONS = 51
 """Texts a tag in a published RAM++."""
+_KINDS = ("a RAM tagger", "a RAM++ tagger")
 _HEADS = 4
-_TABLE = re.compile(r"visual_encoder\.layers\.(\d+)\.blocks\.\d+\.attn\.relative_position_bias_table")
+_TABLE_NAME = "visual_encoder.layers.{}.blocks.{}.attn.relative_position_bias_table"
+_TABLE = re.compile(_TABLE_NAME.replace(".", r"\.").format(r"(\d+)", r"\d+"))
 
 
 def load_ram(file: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
@@ -35,20 +38,21 @@ def load_ram(file: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
         RealignError: the file is damaged, no RAM, or of a RAM that is built otherwise.
     """
     tensors = own_names(read_tensors(file))
-    if "label_embed" not in tensors:
+    if (kind := looks_like(tensors)) not in _KINDS:
         raise wrong_file(file, tensors, "a RAM or RAM++ tagger")
-    plus = "reweight_scale" in tensors
+    plus = kind == _KINDS[1]
     try:
         config = config_of(tensors)
-        with empty_weights():
-            model = RamPlus(config, DESCRIPTIONS) if plus else Ram(config)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise RealignError(
-            f"'{file}' is not a RAM tagger of a known build ({error}): choose another file, or download it again."
+            f"'{file}' looks like {kind}, but not like one with a Swin, or not whole: choose another file, or download "
+            "it again."
         ) from error
+    with empty_weights():
+        model = RamPlus(config, DESCRIPTIONS) if plus else Ram(config)
     if plus and len(tensors["label_embed"]) == DESCRIPTIONS * config.num_tags:
         tensors["label_embed"] = tensors["label_embed"].unflatten(0, (-1, DESCRIPTIONS))  # [K, N, W]
-    fill(model, tensors, file, f"a {'RAM++' if plus else 'RAM'} tagger", dtype)
+    fill(model, tensors, file, kind, dtype)
     return model
 
 
@@ -64,27 +68,22 @@ def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
     makes the image 384 pixels for a window of 12, and 224 for one of 7.
 
     Raises:
-        KeyError, IndexError, ValueError: a tensor that tells a size is missing or has an odd shape.
+        KeyError, IndexError, TypeError: a tensor that tells a size is missing or has an odd shape.
     """
-    tables: dict[int, list[Tensor]] = defaultdict(list)  # of each stage, one a block: [(2 window - 1)², heads]
-    for name in tensors:
-        if found := _TABLE.fullmatch(name):
-            tables[int(found[1])].append(tensors[name])
-    offsets, _ = tables[0][0].shape
-    window = (round(offsets**0.5) + 1) // 2
-    stages = range(len(tables))
-    width, label_width = tensors["wordvec_proj.weight"].shape
+    depths = Counter(int(found[1]) for name in tensors if (found := _TABLE.fullmatch(name)))
+    tables = [tensors[_TABLE_NAME.format(stage, 0)] for stage in range(max(1, len(depths)))]  # [(2 window - 1)², heads]
+    window = (round(len(tables[0]) ** 0.5) + 1) // 2
     return RamConfig(
         image_size=PATCH * 2 ** (len(tables) - 1) * window,
         num_tags=len(tensors["label_embed"]) // (DESCRIPTIONS if "reweight_scale" in tensors else 1),
         embed_dim=len(tensors["visual_encoder.patch_embed.proj.weight"]),
-        depths=tuple(len(tables[i]) for i in stages),
-        num_heads=tuple(tables[i][0].shape[1] for i in stages),
+        depths=tuple(depths[stage] for stage in range(len(tables))),
+        num_heads=tuple(table.shape[1] for table in tables),
         window_size=window,
         image_width=len(tensors["image_proj.weight"]),
-        label_width=label_width,
+        label_width=tensors["wordvec_proj.weight"].shape[1],
         head={
-            "hidden_size": width,
+            "hidden_size": len(tensors["wordvec_proj.weight"]),
             "num_hidden_layers": len({name.split(".")[1] for name in tensors if name.startswith("tagging_head.")}),
             "num_attention_heads": _HEADS,
             "intermediate_size": len(tensors["tagging_head.0.intermediate.dense.weight"]),
