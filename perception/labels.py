@@ -39,7 +39,7 @@ def read_labels(file: str | Path) -> Labels:
     embed = tensors.get("label_embed")
     if embed is None or embed.ndim not in (2, 3):
         raise RealignError(f"'{file}' holds no label_embed [tags, width]: make it with scripts/label_embeddings.py.")
-    if not tags or len(embed) % len(tags) or (embed.ndim == 3 and len(embed) != len(tags)):
+    if not tags or not embed.numel() or len(embed) % len(tags) or (embed.ndim == 3 and len(embed) != len(tags)):
         raise RealignError(
             f"'{file}' holds {len(embed)} label embeddings, but '{file.stem}.txt' names {len(tags)} tags: give the "
             "list that they were made from."
@@ -49,7 +49,7 @@ def read_labels(file: str | Path) -> Labels:
         raise RealignError(f"A label embedding in '{file}' holds values that are not numbers: make it again.")
     thresholds = tensors.get("thresholds", torch.full((len(tags),), THRESHOLD))
     if thresholds.shape != (len(tags),):
-        raise RealignError(f"'{file}' holds {len(thresholds)} thresholds for {len(tags)} tags: give one a tag.")
+        raise RealignError(f"'{file}' holds {thresholds.numel()} thresholds for {len(tags)} tags: give one a tag.")
     return Labels(tags, F.normalize(embed, dim=-1), thresholds.float())
 
 

@@ -82,7 +82,8 @@ class Tagger:
     def tag(self, images: Tensor, *, threshold: float | None = None, deny: Collection[str] = ()) -> list[list[Tag]]:
         """images [B, H, W, 3] in [0, 1] → the tags of each, surest first; an empty list where none is found.
 
-        threshold: one for all tags, in [0, 1]; by default each tag's own. deny: tags never reported, in any case.
+        threshold: one for all tags, in [0, 1]; by default each tag's own. deny: tags never reported, in
+            capitals or not.
         """
         confidence = self.logits(images).sigmoid()
         limits = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
