@@ -1,22 +1,25 @@
-"""RAM (Recognize Anything): the architecture, on transformers' Swin and BERT blocks.
+"""RAM and RAM++ (Recognize Anything): the architectures, with the parameter names of the published checkpoints.
 
-Paper: "Recognize Anything: A Strong Image Tagging Model" (arXiv 2306.03514). The image tokens of a Swin are asked, by
-one label query a tag, whether the tag is there. Parameter names follow the published checkpoints where the blocks
-allow it, so that a key conversion stays a renaming.
+Papers: "Recognize Anything: A Strong Image Tagging Model" (arXiv 2306.03514) and "Open-Set Image Tagging with
+Multi-Grained Text Supervision" (RAM++, arXiv 2310.15200). The image tokens of a Swin are asked, by one label query a
+tag, whether the tag is there. In RAM the query comes from one text embedding a tag; in RAM++ from several, each of
+another description of the tag, of which those count most that are nearest to the image.
 
-Shapes: B images, T image tokens (the first is the mean of the others), K tags.
+Shapes: B images, T image tokens (the first is the mean of the others), K tags, N descriptions a tag, D the width of
+the tagging head.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, SwinConfig, SwinModel
-from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
+
+from .swin import Swin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class RamConfig:
             "intermediate_size": 3072,
         }
     )
-    """The tagging head, as `BertConfig` keywords."""
+    """The tagging head, as BERT's configurations name it."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,12 +51,12 @@ class RamConfig:
 class CrossAttention(nn.Module):
     """Label queries look at image tokens; the block that BERT calls `crossattention.self`."""
 
-    def __init__(self, config: BertConfig, encoder_width: int) -> None:
+    def __init__(self, width: int, heads: int, encoder_width: int) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(encoder_width, config.hidden_size)
-        self.value = nn.Linear(encoder_width, config.hidden_size)
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(encoder_width, width)
+        self.value = nn.Linear(encoder_width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """queries [B, K, D], tokens [B, T, E] → [B, K, D]."""
@@ -64,20 +67,32 @@ class CrossAttention(nn.Module):
         return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
+class AddNorm(nn.Module):
+    """A linear layer, the sum with what came before, a normalisation: how BERT ends both parts of a layer."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x) + before)
+
+
 class TaggingLayer(nn.Module):
     """A BERT layer without self-attention: cross-attention to the image, then the feed-forward part."""
 
-    def __init__(self, config: BertConfig, encoder_width: int) -> None:
+    def __init__(self, width: int, heads: int, inner_width: int, encoder_width: int) -> None:
         super().__init__()
         self.crossattention = nn.ModuleDict(
-            {"self": CrossAttention(config, encoder_width), "output": BertSelfOutput(config)}
+            {"self": CrossAttention(width, heads, encoder_width), "output": AddNorm(width, width)}
         )
-        self.intermediate = BertIntermediate(config)
-        self.output = BertOutput(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner_width)})
+        self.output = AddNorm(inner_width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         seen = self.crossattention["output"](self.crossattention["self"](queries, tokens), queries)
-        return self.output(self.intermediate(seen), seen)
+        return self.output(F.gelu(self.intermediate["dense"](seen)), seen)
 
 
 class Ram(nn.Module):
@@ -86,31 +101,32 @@ class Ram(nn.Module):
     def __init__(self, config: RamConfig) -> None:
         super().__init__()
         self.config = config
-        head = BertConfig(**config.head, hidden_dropout_prob=0.0)
-        swin = SwinConfig(
-            image_size=config.image_size,
-            patch_size=4,
-            embed_dim=config.embed_dim,
-            depths=list(config.depths),
-            num_heads=list(config.num_heads),
-            window_size=config.window_size,
-            drop_path_rate=0.0,
+        width, heads = config.head["hidden_size"], config.head["num_attention_heads"]
+        self.visual_encoder = Swin(
+            config.image_size, config.embed_dim, config.depths, config.num_heads, config.window_size
         )
-        self.visual_encoder = SwinModel(swin)
         self.image_proj = nn.Linear(self.visual_encoder.num_features, config.image_width)
-        self.label_embed = nn.Parameter(torch.randn(config.num_tags, config.label_width) * config.label_width**-0.5)
-        self.wordvec_proj = nn.Linear(config.label_width, head.hidden_size)
-        self.tagging_head = nn.ModuleList(TaggingLayer(head, config.image_width) for _ in range(head.num_hidden_layers))
-        self.fc = nn.Linear(head.hidden_size, 1)
+        self.label_embed = nn.Parameter(torch.empty(config.num_tags, config.label_width))
+        nn.init.normal_(self.label_embed, std=config.label_width**-0.5)
+        self.wordvec_proj = nn.Linear(config.label_width, width)
+        self.tagging_head = nn.ModuleList(
+            TaggingLayer(width, heads, config.head["intermediate_size"], config.image_width)
+            for _ in range(config.head["num_hidden_layers"])
+        )
+        self.fc = nn.Linear(width, 1)
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, S, S] normalised → [B, T, image_width]; the first token is the mean of the others."""
-        encoded = self.visual_encoder(pixel_values=pixel_values)
-        return self.image_proj(torch.cat([encoded.pooler_output[:, None], encoded.last_hidden_state], dim=1))
+        encoded = self.visual_encoder(pixel_values)
+        return self.image_proj(torch.cat([encoded.mean(dim=1, keepdim=True), encoded], dim=1))
+
+    def label_vectors(self, tokens: Tensor) -> Tensor:
+        """What each tag is called, for these image tokens: [1 or B, K, label_width]."""
+        return self.label_embed[None]
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, T, image_width] → logits [B, K]."""
-        queries = F.relu(self.wordvec_proj(self.label_embed)).expand(len(tokens), -1, -1)  # [B, K, D]
+        queries = F.relu(self.wordvec_proj(self.label_vectors(tokens))).expand(len(tokens), -1, -1)  # [B, K, D]
         for layer in self.tagging_head:
             queries = layer(queries, tokens)
         return self.fc(queries).squeeze(-1)
@@ -118,3 +134,23 @@ class Ram(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, S, S] normalised → logits [B, K]."""
         return self.classify(self.image_tokens(pixel_values))
+
+
+class RamPlus(Ram):
+    """RAM++: several descriptions a tag, weighted for each image by how near they are to it."""
+
+    def __init__(self, config: RamConfig, descriptions: int = 51) -> None:
+        super().__init__(config)
+        self.label_embed = nn.Parameter(torch.empty(config.num_tags, descriptions, config.label_width))  # [K, N, W]
+        nn.init.normal_(self.label_embed, std=config.label_width**-0.5)
+        self.reweight_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def label_vectors(self, tokens: Tensor) -> Tensor:
+        """The tags' descriptions, mixed for each image: [B, K, label_width].
+
+        The weights are a softmax of cosines times a large scale, so they are computed in fp32 whatever the model is.
+        """
+        image = F.normalize(tokens[:, 0].float(), dim=-1).to(tokens.dtype)  # [B, W]
+        near = (image @ self.label_embed.flatten(0, 1).T).float().unflatten(1, self.label_embed.shape[:2])  # [B, K, N]
+        weights = (self.reweight_scale.float().exp() * near).softmax(dim=-1).to(tokens.dtype)
+        return torch.einsum("bkn,knw->bkw", weights, self.label_embed)

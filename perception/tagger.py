@@ -1,4 +1,4 @@
-"""RAM as a tagger: images in, the names of what they show out (c_i)."""
+"""RAM or RAM++ as a tagger: images in, the names of what they show out (c_i)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import RealignError
+from .checkpoints.files import weights_file
+from .checkpoints.ram import load_ram
 from .images import to_pil
+from .labels import Labels, read_labels, read_lines
 from .loading import existing_folder
-from .ram import Ram, RamConfig
+from .ram import Ram, RamConfig, RamPlus
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
+"""What stands beside the weights; the published ones are in `ram/data` of github.com/xinyu1205/recognize-anything."""
+THRESHOLD = 0.68
+"""The published one for tags without their own."""
+_OWN = "model.safetensors"
 
 
 class Tag(NamedTuple):
@@ -30,54 +38,128 @@ class Tag(NamedTuple):
 
 
 class Tagger:
-    """A `Ram` with its list of tags and its threshold for each."""
+    """A `Ram` or `RamPlus` with its list of tags and its threshold for each."""
 
-    def __init__(self, model: Ram, tags: list[str], thresholds: Tensor) -> None:
+    def __init__(self, model: Ram, tags: list[str], thresholds: Tensor, notes: tuple[str, ...] = ()) -> None:
         self.model, self.tags, self.thresholds = model.eval(), tags, thresholds
+        self.notes = notes
+        """What a user should know of how it was loaded."""
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tagger:
-        """Read `config.json`, `model.safetensors`, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`."""
-        folder = existing_folder(folder)
-        try:
-            model = Ram(RamConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-            tags = (folder / "ram_tag_list.txt").read_text(encoding="utf-8").splitlines()
-            thresholds = [float(v) for v in (folder / "ram_tag_list_threshold.txt").read_text().split()]
-        except FileNotFoundError as error:
-            raise RealignError(f"The tagger's file '{error.filename}' is missing: copy it into the folder.") from error
-        except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise RealignError(
-                f"The files in '{folder}' are damaged or not a RAM ({reason}): copy or download them again."
-            ) from error
-        if not len(tags) == len(thresholds) == model.config.num_tags:
-            raise RealignError(
-                f"The tagger in '{folder}' knows {model.config.num_tags} tags, but its files list {len(tags)} tags and "
-                f"{len(thresholds)} thresholds: copy the list and the thresholds that belong to the weights."
-            )
-        return cls(model.to(device, dtype), tags, torch.tensor(thresholds))
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        labels: str | Path | None = None,
+    ) -> Tagger:
+        """Read a tagger and, from beside its weights, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`.
 
-    @torch.inference_mode()
+        path: a published file (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`), a folder that holds one, or a
+            folder with our `config.json` and `model.safetensors`.
+        labels: a file of label embeddings (`labels.read_labels`) whose tags replace the model's own.
+
+        Raises:
+            RealignError: a file is missing, damaged, or does not belong to the others.
+        """
+        file = weights_file(path)
+        if file is None:
+            folder = existing_folder(path)
+            model = _from_folder(folder).to(dtype)
+        else:
+            folder, model = file.parent, load_ram(file, dtype)
+        if labels is not None:
+            chosen = read_labels(labels)
+            _replace_labels(model, chosen, labels)
+            return cls(model.to(device), chosen.tags, chosen.thresholds)
+        tags, thresholds, notes = _lists(folder, len(model.label_embed))
+        return cls(model.to(device), tags, thresholds, notes)
+
     def tag(self, images: Tensor, *, threshold: float | None = None, deny: Collection[str] = ()) -> list[list[Tag]]:
         """images [B, H, W, 3] in [0, 1] → the tags of each, surest first; an empty list where none is found.
 
-        threshold: one for all tags, in [0, 1]; by default each tag's own. deny: tags never reported.
+        threshold: one for all tags, in [0, 1]; by default each tag's own. deny: tags never reported, in
+            capitals or not.
         """
+        confidence = self.logits(images).sigmoid()
+        limits = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
+        denied = {name.strip().casefold() for name in deny}
+        out = []
+        for row in confidence:
+            found = [Tag(self.tags[i], float(row[i])) for i in torch.nonzero(row > limits).flatten().tolist()]
+            allowed = (tag for tag in found if tag.name.casefold() not in denied)
+            out.append(sorted(allowed, key=lambda tag: -tag.confidence))
+        return out
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """images [B, H, W, 3] in [0, 1] → [B, K] in fp32 on the CPU."""
         size = self.model.config.image_size
         pixels = torch.stack([_pixels(picture, size) for picture in to_pil(images)])
         weight = self.model.fc.weight
-        confidence = self.model(pixels.to(weight.device, weight.dtype)).float().sigmoid().cpu()  # [B, K]
-        limits = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
-        out = []
-        for row in confidence:
-            found = [Tag(self.tags[i], float(row[i])) for i in torch.nonzero(row >= limits).flatten().tolist()]
-            out.append(sorted((t for t in found if t.name not in deny), key=lambda t: -t.confidence))
-        return out
+        return self.model(pixels.to(weight.device, weight.dtype)).float().cpu()
+
+
+def _from_folder(folder: Path) -> Ram:
+    """Our own layout: `config.json` with `RamConfig`'s fields and `model.safetensors`."""
+    try:
+        model = Ram(RamConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+        model.load_state_dict(load_file(folder / _OWN))
+    except FileNotFoundError as error:
+        raise RealignError(f"The tagger's file '{error.filename}' is missing: copy it into the folder.") from error
+    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise RealignError(
+            f"The files in '{folder}' are damaged or not a RAM ({reason}): copy or download them again."
+        ) from error
+    return model
+
+
+def _lists(folder: Path, count: int) -> tuple[list[str], Tensor, tuple[str, ...]]:
+    """The names and thresholds of `count` tags from the folder, and what to tell where there are no thresholds."""
+    if not (folder / TAG_LIST).is_file():
+        raise RealignError(
+            f"The names of the tagger's {count} tags are missing: put {TAG_LIST} (from ram/data of the repository "
+            f"github.com/xinyu1205/recognize-anything) into '{folder}'."
+        )
+    tags, notes = read_lines(folder / TAG_LIST, "The names of the tagger's tags"), ()
+    if (folder / THRESHOLD_LIST).is_file():
+        lines = read_lines(folder / THRESHOLD_LIST, "The tags' thresholds")
+    else:
+        lines, notes = [str(THRESHOLD)] * count, (f"{THRESHOLD_LIST} is not there: every tag's is {THRESHOLD}",)
+    try:
+        thresholds = torch.tensor([float(line) for line in lines])
+    except ValueError as error:
+        raise RealignError(
+            f"'{folder / THRESHOLD_LIST}' holds more than numbers ({error}): download it again."
+        ) from error
+    if not len(tags) == len(thresholds) == count:
+        raise RealignError(
+            f"The tagger in '{folder}' knows {count} tags, but its files list {len(tags)} tags and "
+            f"{len(thresholds)} thresholds: copy the list and the thresholds that belong to the weights."
+        )
+    return tags, thresholds, notes
+
+
+def _replace_labels(model: Ram, labels: Labels, file: str | Path) -> None:
+    _, descriptions, width = labels.embed.shape
+    if width != model.config.label_width:
+        raise RealignError(
+            f"The label embeddings in '{file}' are {width} wide, and the tagger's {model.config.label_width}: make "
+            "them with the text encoder of CLIP ViT-B/16."
+        )
+    many = isinstance(model, RamPlus)
+    if descriptions > 1 and not many:
+        raise RealignError(
+            f"'{file}' holds {descriptions} descriptions a tag, which only a RAM++ can read: give one embedding a tag."
+        )
+    embed = labels.embed if many else labels.embed[:, 0]
+    model.label_embed = nn.Parameter(embed.to(model.label_embed), requires_grad=False)
 
 
 def _pixels(picture: Image.Image, size: int) -> Tensor:
-    """[3, size, size], ImageNet's mean and spread; stretched, not cropped, as RAM was trained."""
-    array = np.asarray(picture.resize((size, size), Image.BICUBIC), np.float32) / 255
+    """[3, size, size], ImageNet's mean and spread; stretched, not cropped, and bilinear, as RAM was trained."""
+    array = np.asarray(picture.resize((size, size), Image.BILINEAR), np.float32) / 255
     array = (array - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     return torch.from_numpy(array).permute(2, 0, 1)

@@ -39,18 +39,15 @@ def main() -> None:
 
 
 def pack(source: Path, target: Path) -> None:
-    """Replace the folder `target` by `source`, its floating-point weights halved.
-
-    The text encoder's get the names of published checkpoints, which transformers 5 reads but no longer writes.
-    """
+    """Replace the folder `target` by `source`, its floating-point weights halved."""
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
         if file.suffix == ".safetensors":
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
-            if target.name == "text_encoder":
-                tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tensors.items()}
+            if source.name == "text_encoder":
+                tensors = {_known_to_all(name): t for name, t in tensors.items()}
             if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors.values()):
                 raise SystemExit(f"{file}: a weight does not fit into half precision.")
             save_file(tensors, target / file.name, metadata={"format": "pt"})
@@ -60,6 +57,11 @@ def pack(source: Path, target: Path) -> None:
             (target / file.name).write_text(_without_paths(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, target / file.name)
+
+
+def _known_to_all(name: str) -> str:
+    """transformers 5 writes a CLIPTextModel without the prefix that transformers 4 wants; both read it with."""
+    return "text_model." + name.removeprefix("text_model.")
 
 
 def _without_paths(config: str) -> str:

@@ -1,0 +1,73 @@
+"""Free tags: label embeddings that replace those which a RAM or RAM++ was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..core.errors import RealignError
+from .checkpoints.files import read_tensors
+
+THRESHOLD = 0.5
+"""The published one for tags that RAM was not trained with."""
+
+
+class Labels(NamedTuple):
+    """K tags, each with N descriptions as CLIP's text encoder (ViT-B/16) sees them."""
+
+    tags: list[str]
+    embed: Tensor
+    """[K, N, W], of unit length."""
+    thresholds: Tensor
+    """[K] in [0, 1]."""
+
+
+def read_labels(file: str | Path) -> Labels:
+    """Read `label_embed` ([K, W], [K · N, W] or [K, N, W]) and, where it is there, `thresholds` [K] from a file; the
+    tags' names stand beside it, one a line, in a text file of the same name.
+
+    Raises:
+        RealignError: a file is missing or damaged, or its numbers do not belong to the names.
+    """
+    file = Path(file)
+    tensors, tags = read_tensors(file), read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'")
+    embed = tensors.get("label_embed")
+    if embed is None or embed.ndim not in (2, 3):
+        raise RealignError(f"'{file}' holds no label_embed [tags, width]: make it with scripts/label_embeddings.py.")
+    if not tags or not embed.numel() or len(embed) % len(tags) or (embed.ndim == 3 and len(embed) != len(tags)):
+        raise RealignError(
+            f"'{file}' holds {len(embed)} label embeddings, but '{file.stem}.txt' names {len(tags)} tags: give the "
+            "list that they were made from."
+        )
+    embed = embed.float().reshape(len(tags), -1, embed.shape[-1])
+    if not torch.isfinite(embed).all():
+        raise RealignError(f"A label embedding in '{file}' holds values that are not numbers: make it again.")
+    thresholds = tensors.get("thresholds", torch.full((len(tags),), THRESHOLD))
+    if thresholds.shape != (len(tags),):
+        raise RealignError(f"'{file}' holds {thresholds.numel()} thresholds for {len(tags)} tags: give one a tag.")
+    return Labels(tags, F.normalize(embed, dim=-1), thresholds.float())
+
+
+def save_labels(file: str | Path, tags: list[str], embed: Tensor) -> None:
+    """Write what `read_labels` reads."""
+    save_file({"label_embed": embed.contiguous()}, file)
+    Path(file).with_suffix(".txt").write_text("\n".join(tags) + "\n", encoding="utf-8")
+
+
+def read_lines(file: Path, what: str) -> list[str]:
+    """The lines of a text file without blanks at their ends.
+
+    Raises:
+        RealignError: it cannot be read; `what` it holds is named.
+    """
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RealignError(
+            f"{what} cannot be read from '{file}': put a text file in UTF-8 there, with one a line."
+        ) from error

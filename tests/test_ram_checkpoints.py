@@ -1,0 +1,298 @@
+"""RAM and RAM++ from their published files say what the published code says.
+
+The expected logits were computed once with the code of github.com/xinyu1205/recognize-anything (transformers 4.30,
+torch 2.13, CPU, fp32) on the weights and images that `published_ram` makes; its small Swins are of the published class.
+"""
+
+import os
+import shutil
+
+import pytest
+import torch
+from realigndiff.core.errors import RealignError
+from realigndiff.demo.models import FOLDER
+from realigndiff.perception import labels
+from realigndiff.perception.checkpoints.ram import own_names
+from realigndiff.perception.ram import RamPlus
+from realigndiff.perception.tagger import Tagger
+from realigndiff.tests import published_ram
+from safetensors.torch import save_file
+
+SIZES = {
+    "window 4": {
+        "embed": 32,
+        "depths": (2, 2, 2),
+        "heads": (1, 2, 4),
+        "window": 4,
+        "tags": 5,
+        "width": 64,
+        "inner": 128,
+    },
+    "window 7": {"embed": 32, "depths": (2, 2), "heads": (2, 4), "window": 7, "tags": 5, "width": 64, "inner": 96},
+}
+LOGITS = {  # of two images of 80 x 48 pixels and one of 70 x 90
+    ("window 4", False): [
+        [-0.78366, -0.80823, -0.83695, -0.83975, -0.699],
+        [-0.44201, -0.37896, -0.55881, -0.61751, -0.28404],
+        [-1.37974, -1.38091, -1.41052, -1.50097, -1.42422],
+    ],
+    ("window 4", True): [
+        [-0.79674, -0.82113, -0.80991, -0.81658, -0.82906],
+        [-0.44935, -0.41694, -0.40685, -0.4088, -0.38755],
+        [-1.40434, -1.3829, -1.38171, -1.39251, -1.35039],
+    ],
+    ("window 7", False): [
+        [-1.59025, -1.55912, -1.6923, -1.66761, -1.56524],
+        [-0.83646, -0.84258, -0.77922, -0.90476, -0.81211],
+        [-1.37455, -1.3371, -1.36055, -1.36524, -1.35966],
+    ],
+    ("window 7", True): [
+        [-1.62082, -1.62097, -1.62426, -1.63445, -1.60444],
+        [-0.79538, -0.86194, -0.80936, -0.86405, -0.79472],
+        [-1.34562, -1.3469, -1.29568, -1.33166, -1.35587],
+    ],
+}
+TAGS = ["apple", "Boat", "cat", "dog", "elm"]
+both = pytest.mark.parametrize("plus", [False, True], ids=["RAM", "RAM++"])
+
+
+def publish(folder, plus, sizes=SIZES["window 4"], thresholds=True):
+    """A file as the authors' training leaves it, and the two lists beside it."""
+    file = folder / f"ram{'_plus' * plus}.pth"
+    torch.save({"model": published_ram.tensors(sizes, plus), "config": {"vit": "swin_l"}, "epoch": 4}, file)
+    (folder / "ram_tag_list.txt").write_text("\n".join(TAGS) + "\n", encoding="utf-8")
+    if thresholds:
+        (folder / "ram_tag_list_threshold.txt").write_text("0.3\n0.2\n0.4\n0.3\n0.99\n", encoding="utf-8")
+    return file
+
+
+def logits(tagger):
+    return torch.cat([tagger.logits(published_ram.images(*size)) for size in ((48, 80, 2), (90, 70, 1))])
+
+
+@pytest.mark.parametrize(("name", "plus"), LOGITS, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_logits_are_those_of_the_published_code(tmp_path, name, plus):
+    tagger = Tagger.load(publish(tmp_path, plus, SIZES[name]))
+    torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS[name, plus]), atol=1e-4, rtol=0)
+
+
+BIG = {  # every thousandth tag of the true sizes
+    ("l", 384, False): [
+        [-0.57685, -0.58283, -0.51897, -0.60768, -0.5736],
+        [0.85161, 0.88977, 0.89883, 0.8156, 0.8465],
+        [-0.5754, -0.52049, -0.49292, -0.63683, -0.54268],
+    ],
+    ("l", 384, True): [
+        [-0.50737, -0.57643, -0.5719, -0.53027, -0.54133],
+        [0.90628, 0.84913, 0.9024, 0.89654, 0.95731],
+        [-0.47047, -0.56808, -0.54593, -0.52605, -0.46523],
+    ],
+    ("b", 224, False): [
+        [0.06876, 0.24015, 0.31541, 0.12127, 0.1637],
+        [-0.27719, -0.09993, -0.05593, -0.22546, -0.14974],
+        [-0.74279, -0.55746, -0.52417, -0.63469, -0.56503],
+    ],
+    ("b", 224, True): [
+        [0.19567, 0.18543, 0.21539, 0.18391, 0.21829],
+        [-0.17158, -0.175, -0.13505, -0.19734, -0.10417],
+        [-0.61381, -0.55957, -0.59535, -0.60566, -0.53993],
+    ],
+}
+
+
+@pytest.mark.skipif(not os.environ.get("REALIGN_BIG"), reason="minutes and gigabytes; REALIGN_BIG=1 runs it")
+@pytest.mark.parametrize(("swin", "size", "plus"), BIG)
+def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, swin, size, plus):
+    channels, heads = {"l": (192, (6, 12, 24, 48)), "b": (128, (4, 8, 16, 32))}[swin]
+    sizes = {"embed": channels, "depths": (2, 2, 18, 2), "heads": heads, "window": size // 32, "tags": 4585}
+    file = publish(tmp_path, plus, {**sizes, "width": 768, "inner": 3072})
+    (tmp_path / "ram_tag_list.txt").write_text("\n".join(map(str, range(4585))), encoding="utf-8")
+    (tmp_path / "ram_tag_list_threshold.txt").unlink()
+    tagger = Tagger.load(file)
+    torch.testing.assert_close(logits(tagger)[:, ::1000], torch.tensor(BIG[swin, size, plus]), atol=1e-4, rtol=0)
+    file.unlink()
+
+
+@both
+def test_each_published_tensor_is_used_or_known_to_be_of_no_use(plus):
+    published = published_ram.shapes(plus=plus, **SIZES["window 4"])
+    left = {name.replace("tagging_head.encoder.layer.", "tagging_head.") for name in published} - set(
+        own_names(published)
+    )
+    captions = {name for name in left if name.startswith(("tag_encoder.", "text_decoder."))}
+    assert {name.rsplit(".", 1)[1] for name in left - captions} == {"relative_position_index", "attn_mask"}
+    assert bool(captions) != plus
+
+
+@both
+def test_a_folder_with_the_file_alone_and_safetensors_are_read_too(tmp_path, plus):
+    file = publish(tmp_path, plus)
+    assert Tagger.load(tmp_path).tags == TAGS
+    save_file(torch.load(file)["model"], file.with_suffix(".safetensors"))
+    file.unlink()
+    expected = torch.tensor(LOGITS["window 4", plus])
+    torch.testing.assert_close(logits(Tagger.load(tmp_path)), expected, atol=1e-4, rtol=0)
+
+
+@both
+def test_half_precision_says_the_same(tmp_path, plus):
+    tagger = Tagger.load(publish(tmp_path, plus), dtype=torch.float16)
+    assert {p.dtype for p in tagger.model.parameters()} == {torch.float16}
+    torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS["window 4", plus]), atol=0.02, rtol=0)
+
+
+@both
+def test_each_tag_has_its_own_threshold_and_denied_tags_are_never_told(tmp_path, plus):
+    tagger = Tagger.load(publish(tmp_path, plus))
+    images = published_ram.images(48, 80, 2)
+    assert [{tag.name for tag in own} for own in tagger.tag(images)] == [{"apple", "Boat", "dog"}] * 2
+    assert {tag.name for tag in tagger.tag(images, threshold=0.2, deny=["boat ", "ELM"])[0]} == {"apple", "cat", "dog"}
+    assert tagger.tag(images, threshold=0.9) == [[], []]
+    assert tagger.notes == ()
+
+
+def test_without_thresholds_the_published_default_holds_and_it_is_told(tmp_path):
+    tagger = Tagger.load(publish(tmp_path, plus=False, thresholds=False))
+    assert tagger.thresholds.tolist() == pytest.approx([0.68] * 5)
+    assert "0.68" in tagger.notes[0]
+
+
+def test_without_a_tag_list_it_is_said_where_to_get_one(tmp_path):
+    file = publish(tmp_path, plus=False)
+    (tmp_path / "ram_tag_list.txt").unlink()
+    with pytest.raises(RealignError, match=r"5 tags.*put ram_tag_list.txt .*xinyu1205/recognize-anything"):
+        Tagger.load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("0.3\n", "5 tags, but its files list 5 tags and 1 thresholds"), ("high\n", "more than numbers")]
+)
+def test_thresholds_of_something_else_are_told(tmp_path, text, told):
+    file = publish(tmp_path, plus=False)
+    (tmp_path / "ram_tag_list_threshold.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(RealignError, match=told):
+        Tagger.load(file)
+
+
+def damaged(**change):
+    """A RAM's tensors, some replaced, or left out where the change is None."""
+    tensors = published_ram.tensors(SIZES["window 4"], plus=False) | change
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+WRONG = {
+    "SAM": (
+        {"image_encoder.blocks.0.norm1.weight": 0, "prompt_encoder.x": 0, "mask_decoder.y": 0},
+        r"looks like a SAM segmenter, but a RAM or RAM\+\+ tagger is wanted",
+    ),
+    "Tag2Text": ({"vision_multi.x": 0, "visual_encoder.x": 0}, r"looks like a Tag2Text tagger"),
+    "something": ({"x": 0}, r"an unknown model \(its first tensor is 'x'\)"),
+    "labels": ({"label_embed": 0}, r"an unknown model \(its first tensor is 'label_embed'\)"),
+    "RAM of a ViT": ({"label_embed": 0, "tagging_head.encoder.layer.0.x": 0}, r"a RAM tagger, but not .* with a Swin"),
+    "no blocks": (
+        {name: tensor for name, tensor in damaged().items() if ".blocks." not in name},
+        r"a RAM tagger, but not .* or not whole",
+    ),
+    "a part": (damaged(**{"fc.weight": None}), r"not a RAM tagger of a known size: 1 tensors are missing.*'fc.weight'"),
+    "more": (damaged(extra=torch.ones(1)), r"1 unknown.*'extra'"),
+    "other sizes": (damaged(**{"fc.weight": torch.ones(1, 9)}), r"1 of another shape, 'fc.weight'"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), WRONG.values(), ids=WRONG)
+def test_another_model_is_told_apart(tmp_path, content, told):
+    content = {name: torch.zeros(1) if isinstance(value, int) else value for name, value in content.items()}
+    torch.save(content, tmp_path / "ram.pth")
+    with pytest.raises(RealignError, match=told) as error:
+        Tagger.load(tmp_path / "ram.pth")
+    assert str(tmp_path / "ram.pth") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_off_or_a_web_page_is_told(tmp_path):
+    file = publish(tmp_path, plus=False)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(RealignError, match="cut off"):
+        Tagger.load(file)
+    file.write_text("<!doctype html><title>Hugging Face</title>", encoding="utf-8")
+    with pytest.raises(RealignError, match="a web page"):
+        Tagger.load(file)
+    with pytest.raises(RealignError, match="cannot be read"):
+        Tagger.load(tmp_path / "nowhere.pth")
+
+
+def test_a_folder_without_weights_or_with_several_is_told(tmp_path):
+    with pytest.raises(RealignError, match="no file of weights"):
+        Tagger.load(tmp_path)
+    for name in ("a.pth", "b.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(RealignError, match=r"2 files of weights \(a.pth, b.safetensors"):
+        Tagger.load(tmp_path)
+
+
+def test_our_own_layout_is_read_by_its_folder_or_its_file(tmp_path):
+    folder = shutil.copytree(FOLDER / "ram", tmp_path / "ram")
+    sizes = {Tagger.load(path).model.config.image_size for path in (folder, folder / "model.safetensors")}
+    assert sizes == {64}
+
+
+class TestLabels:
+    """Free tags in place of those of the file."""
+
+    @pytest.fixture
+    def words(self):
+        return torch.nn.functional.normalize(torch.randn(3, 512, generator=torch.Generator().manual_seed(1)), dim=-1)
+
+    @both
+    def test_the_models_own_labels_as_free_tags_change_nothing(self, tmp_path, plus):
+        file = publish(tmp_path, plus)
+        labels.save_labels(tmp_path / "own.safetensors", TAGS, torch.load(file)["model"]["label_embed"])
+        tagger = Tagger.load(file, labels=tmp_path / "own.safetensors")
+        torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS["window 4", plus]), atol=1e-4, rtol=0)
+        assert tagger.thresholds.tolist() == [0.5] * 5
+
+    @both
+    def test_they_need_no_tag_list_and_any_length_will_do(self, tmp_path, plus, words):
+        file = publish(tmp_path, plus)
+        (tmp_path / "ram_tag_list.txt").unlink()
+        for name, scale in (("unit", 1), ("long", 30)):
+            labels.save_labels(tmp_path / f"{name}.safetensors", ["Ufo", "yeti", "kraken"], scale * words)
+        unit, long = (Tagger.load(file, labels=tmp_path / f"{name}.safetensors") for name in ("unit", "long"))
+        torch.testing.assert_close(logits(unit), logits(long), atol=1e-5, rtol=0)
+        found = unit.tag(published_ram.images(48, 80, 1), threshold=0.0, deny=["ufo"])[0]
+        assert {tag.name for tag in found} == {"yeti", "kraken"}
+
+    def test_several_descriptions_a_tag_are_for_ram_plus_only(self, tmp_path, words):
+        file = tmp_path / "two.safetensors"
+        labels.save_labels(file, ["Ufo", "yeti", "kraken"], words[:, None].expand(3, 2, 512))
+        two = Tagger.load(publish(tmp_path, plus=True), labels=file)
+        labels.save_labels(tmp_path / "one.safetensors", ["Ufo", "yeti", "kraken"], words)
+        one = Tagger.load(publish(tmp_path, plus=True), labels=tmp_path / "one.safetensors")
+        assert isinstance(two.model, RamPlus)
+        torch.testing.assert_close(logits(two), logits(one), atol=1e-5, rtol=0)  # both say the same twice
+        with pytest.raises(RealignError, match=r"2 descriptions a tag, which only a RAM\+\+ can read"):
+            Tagger.load(publish(tmp_path, plus=False), labels=file)
+
+    def test_thresholds_of_their_own_are_used(self, tmp_path, words):
+        save_file({"label_embed": words, "thresholds": torch.tensor([0.0, 1.0, 1.0])}, tmp_path / "x.safetensors")
+        (tmp_path / "x.txt").write_text("Ufo\nyeti\nkraken\n", encoding="utf-8")
+        tagger = Tagger.load(publish(tmp_path, plus=False), labels=tmp_path / "x.safetensors")
+        assert [tag.name for tag in tagger.tag(published_ram.images(48, 80, 1))[0]] == ["Ufo"]
+
+    @pytest.mark.parametrize(
+        ("tensors", "names", "told"),
+        [
+            ({"x": torch.ones(3, 512)}, 3, "holds no label_embed"),
+            ({"label_embed": torch.ones(3, 512)}, 2, "3 label embeddings, but 'x.txt' names 2 tags"),
+            ({"label_embed": torch.ones(3, 512)}, 0, "names 0 tags"),
+            ({"label_embed": torch.ones(3, 512)}, None, "names of the tags in 'x.safetensors' cannot be read"),
+            ({"label_embed": torch.ones(3, 768)}, 3, "are 768 wide, and the tagger's 512"),
+            ({"label_embed": torch.full((3, 512), float("nan"))}, 3, "not numbers"),
+            ({"label_embed": torch.ones(3, 512), "thresholds": torch.ones(2)}, 3, "2 thresholds for 3 tags"),
+        ],
+    )
+    def test_what_does_not_fit_is_told(self, tmp_path, tensors, names, told):
+        save_file(tensors, tmp_path / "x.safetensors")
+        if names is not None:
+            (tmp_path / "x.txt").write_text("\n".join(["Ufo", "yeti", "kraken"][:names]), encoding="utf-8")
+        with pytest.raises(RealignError, match=told):
+            Tagger.load(publish(tmp_path, plus=False), labels=tmp_path / "x.safetensors")
