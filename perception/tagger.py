@@ -64,11 +64,11 @@ class Tagger:
             RealignError: a file is missing, damaged, or does not belong to the others.
         """
         file = weights_file(path)
-        if file is None:
-            folder = existing_folder(path)
-            model = _from_folder(folder).to(dtype)
-        else:
-            folder, model = file.parent, load_ram(file, dtype)
+        folder = existing_folder(path) if file is None else file.parent
+        own = (folder / "config.json").is_file()
+        if file is None and not own:
+            raise RealignError(f"The folder '{folder}' holds no file of weights: put a RAM's or RAM++'s there.")
+        model = _from_folder(folder).to(dtype) if own else load_ram(file, dtype)
         if labels is not None:
             chosen = read_labels(labels)
             _replace_labels(model, chosen, labels)

@@ -14,7 +14,7 @@ SKIPPED = (".git", ".venv", "out", "weights", "__pycache__", ".pytest_cache", ".
 SCRIPTS = [
     file.relative_to(ROOT)
     for file in sorted(ROOT.rglob("*.py"))
-    if file.relative_to(ROOT).parts[0] not in (*SKIPPED, "tests") and "ArgumentParser" in file.read_text("utf-8")
+    if file.relative_to(ROOT).parts[0] not in (*SKIPPED, "tests") and "ArgumentParser(" in file.read_text("utf-8")
 ]
 
 

@@ -225,7 +225,7 @@ def test_a_folder_without_weights_or_with_several_is_told(tmp_path):
         Tagger.load(tmp_path)
     for name in ("a.pth", "b.safetensors"):
         (tmp_path / name).touch()
-    with pytest.raises(RealignError, match=r"2 files of weights \(a.pth, b.safetensors"):
+    with pytest.raises(RealignError, match=r"several files of weights \(a.pth, b.safetensors\)"):
         Tagger.load(tmp_path)
 
 
