@@ -10,8 +10,9 @@ export PROMPT SEED
 READY := .venv/ready
 RUN := .venv/bin/python
 OLDEST := .venv-oldest/ready
-PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_sam language_models likelihood loading \
-	perception realign scripts validator weight_files)
+PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_sam grounding_dino_checkpoints \
+	label_embeddings language_models likelihood llm_faults loading logit_scorer perception ram_checkpoints realign \
+	sam_checkpoints scripts validator weight_files)
 
 .PHONY: demo refl-demo table test test-oldest lint benchmark demo-models demo-metrics clean
 

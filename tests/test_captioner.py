@@ -93,15 +93,12 @@ def test_weights_in_several_files_are_read(folder, tmp_path):
         Captioner.load(many)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kept"),
-    [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)],
-    ids=["fp16", "bf16"],
-)
-def test_half_precision_sees_nearly_the_same(models, dtype, kept):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_half_precision_sees_nearly_the_same(models, dtype):
     whole, half = models.reward.captioner, Captioner.load(DEMO, dtype=dtype)
     assert half.model.language_projection.weight.dtype == dtype
-    assert half.model.qformer.layernorm.weight.dtype == kept
+    if dtype == torch.float16:
+        assert half.model.qformer.layernorm.weight.dtype == torch.float32
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         exact = whole.see(pixels)
