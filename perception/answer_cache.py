@@ -59,9 +59,12 @@ class AnswerCache:
 
     def _drop(self) -> None:
         """Remove what is too much, also what a program left half written; files of others are left alone."""
+        files = []
         with os.scandir(self.folder) as entries:
-            own = [e for e in entries if e.name.startswith(PART) or re.fullmatch(r"[0-9a-f]{64}\.json", e.name)]
-            files = sorted(((e.stat().st_mtime, e.path) for e in own), reverse=True)
-        for _, path in files[self.most :]:
+            for entry in entries:
+                if entry.name.startswith(PART) or re.fullmatch(r"[0-9a-f]{64}\.json", entry.name):
+                    with suppress(OSError):  # another program has just dropped it
+                        files.append((entry.stat().st_mtime, entry.path))
+        for _, path in sorted(files, reverse=True)[self.most :]:
             with suppress(OSError):
                 os.unlink(path)
