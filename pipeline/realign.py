@@ -17,7 +17,8 @@ from ..attention.settings import ModulationSettings
 from ..attention.tokens import token_positions
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
-from ..perception.grounded_sam import BOX_THRESHOLD, GroundedSam
+from ..perception.detector import NMS
+from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam
 from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
 from ..perception.tagger import Tagger
 from ..rewards.caption import CaptionReward
@@ -61,6 +62,12 @@ class RealignSettings:
     """Confidence from which a tag counts, in [0, 1]; None: each tag's own threshold."""
     box_threshold: float = BOX_THRESHOLD
     """Grounding score from which a box counts, in [0, 1]."""
+    boxes: Boxes = "one"
+    """Whether a phrase takes one box, or all that are more its than another phrase's ("three red apples")."""
+    nms: float = NMS
+    """IoU from which two boxes are one thing found twice, in [0, 1]."""
+    min_area: float = 0.0
+    """The fraction of the image that a mask must cover to count, in [0, 1]."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,7 +174,8 @@ def find_regions(models: Models, images: Tensor, prompts: Sequence[str], setting
         likelihoods(prompt, [tag.name for tag in own], models.language_model, offline)
         for prompt, own in zip(prompts, tags, strict=True)
     ]
-    return models.grounded_sam.ground(images, bound, box_threshold=settings.box_threshold)
+    how = {name: getattr(settings, name) for name in ("box_threshold", "boxes", "nms", "min_area")}
+    return models.grounded_sam.ground(images, bound, **how)
 
 
 def readable(regions: RegionSet, tokenizer: CLIPTokenizer) -> RegionSet:

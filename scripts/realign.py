@@ -75,6 +75,9 @@ def main() -> None:
     how.add_argument("--keep-better", action="store_true", help="keep the image of the two with the higher reward")
     how.add_argument("--tag-threshold", type=float, help="of the tagger (each tag's own)")
     how.add_argument("--box-threshold", type=float, default=0.25)
+    how.add_argument("--boxes", choices=("one", "all"), default="one", help="boxes that a phrase may take")
+    how.add_argument("--nms", type=float, default=0.6, help="IoU from which two boxes are one thing found twice")
+    how.add_argument("--min-area", type=float, default=0.0, help="fraction of the image that a mask must cover")
     for name in STRENGTHS:
         how.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(ModulationSettings(), name))
     from .hardware import add_arguments
@@ -144,8 +147,7 @@ def settings_of(options: argparse.Namespace) -> RealignSettings:
         modulation=ModulationSettings(**{name: getattr(options, name) for name in STRENGTHS}),
         gate=options.gate,
         keep_better=options.keep_better,
-        tag_threshold=options.tag_threshold,
-        box_threshold=options.box_threshold,
+        **{name: getattr(options, name) for name in ("tag_threshold", "box_threshold", "boxes", "nms", "min_area")},
     )
 
 
