@@ -1,34 +1,16 @@
-"""The LLM step through any server that speaks OpenAI's chat API: OpenAI itself, Ollama, LM Studio, llama.cpp, vLLM.
-
-A server may do anything: keep silent, refuse, break off, write without end. What it does takes `timeout` seconds a
-question at most, in all, and ends in an answer, which may be nonsense (`likelihoods` expects that), or in one error.
-"""
+"""The LLM step through any server that speaks OpenAI's chat API: OpenAI itself, Ollama, LM Studio, llama.cpp, vLLM."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from email.utils import parsedate_to_datetime
-from functools import cache, partial
-from importlib import import_module
-from threading import Thread
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..core.errors import NoAnswer, RealignError
 from .answer_cache import AnswerCache
 from .answers import read_json
+from .chat_server import ChatServer
 from .questions import Question, binding_question, score_question
-
-MOST_BYTES = 4 * 1024 * 1024
-"""Of a server's answer; a longer one is none."""
-MOST_TOKENS = 8192
-"""What a model may write, with its thinking, so that one that finds no end does not write for hours."""
-BACK_OFF = 0.5
-"""Seconds until a question is asked again, doubled each time; a server's Retry-After wins."""
 
 
 class OpenAiLanguageModel:
@@ -56,14 +38,11 @@ class OpenAiLanguageModel:
         Raises:
             RealignError: the address is none, holds a password, or no model is named.
         """
-        self.base_url, self.model, self.timeout = base_url.strip(), model.strip(), timeout
-        self._host = _host(self.base_url)
-        if not self.model:
+        self.server = ChatServer(base_url, model.strip(), timeout, retries, seed)
+        if not self.server.model:
             raise RealignError("No model is named: fill in the name that the server knows it by.")
-        self.retries, self.seed, self.cache, self.or_offline = retries, seed, cache, or_offline
+        self.cache, self.or_offline = cache, or_offline
         self._api_key = api_key
-        self._refused: set[str] = set()
-        """The options that this server does not take."""
 
     def bind(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
         """stop: looked at all the time; once it is true, nothing more is asked."""
@@ -79,12 +58,13 @@ class OpenAiLanguageModel:
             NoAnswer: with `or_offline`, the server cannot be reached, refuses, or writes no completion.
             RealignError: the same without; and openai is not installed, or the key cannot be sent.
         """
-        asked = json.dumps([self.base_url, self.model, self.seed, question.messages])
+        server = self.server
+        asked = json.dumps([server.base_url, server.model, server.seed, question.messages])
         if self.cache is not None and (known := self.cache.get(asked)) is not None:
             return known
         key = self._key()
         try:
-            text = self._text(question, key, stop)
+            text = server.said(question, key, stop)
         except RealignError:
             raise
         except Exception as trouble:  # also of openai with the address, a proxy or a certificate
@@ -100,214 +80,18 @@ class OpenAiLanguageModel:
     def _key(self) -> str | None:
         key = (self._api_key() or "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise RealignError(f"The key for {self._host} has characters that cannot be sent: copy it there again.")
-        return key or None
-
-    def _text(self, question: Question, key: str | None, stop: Callable[[], bool]) -> str:
-        """What the server's model wrote."""
-        _httpx()  # what takes long, before the time begins
-        asking = asyncio.run_coroutine_threadsafe(self._in_time(question, key, stop), _loop())
-        try:
-            return asking.result()
-        finally:
-            asking.cancel()
-
-    async def _in_time(self, question: Question, key: str | None, stop: Callable[[], bool]) -> str:
-        """The same, before the time is up.
-
-        httpx's own timeout is one of each read, which a server that writes a byte now and then never reaches.
-        """
-        ends = time.monotonic() + self.timeout
-        troubles: list[_Trouble] = []
-        asking = asyncio.create_task(self._with_retries(question, key, ends, troubles))
-        try:
-            while not asking.done():
-                left = ends - time.monotonic()
-                if left <= 0:
-                    raise _Trouble("; ".join([f"timed out after {self.timeout:g} s", *map(str, troubles[-1:])]))
-                if stop():
-                    raise _Trouble("nobody waits any more")
-                await asyncio.wait({asking}, timeout=min(left, 0.05))
-            return asking.result()
-        finally:
-            asking.cancel()
-
-    async def _with_retries(self, question: Question, key: str | None, ends: float, troubles: list[_Trouble]) -> str:
-        """The same however long it takes; `troubles` gets what went wrong on the way."""
-        openai, (httpx, trusted) = _openai(), _httpx()
-        hooks = {"request": [_sends_only(key)], "response": [_bound]}
-        async with openai.DefaultAsyncHttpxClient(event_hooks=hooks, follow_redirects=False, verify=trusted) as http:
-            client = openai.AsyncOpenAI(
-                base_url=self.base_url, api_key="none", timeout=self.timeout, max_retries=0, http_client=http
+            raise RealignError(
+                f"The key for {self.server.host} has characters that cannot be sent: copy it there again."
             )
-            # The answer as it comes: openai would build its types from whatever a server wrote.
-            post = partial(client.post, "/chat/completions", cast_to=httpx.Response)
-            while True:
-                try:
-                    return await self._once(post, question)
-                except _Trouble as trouble:
-                    troubles.append(trouble)
-                    wait = trouble.retry_after
-                    if wait is None:
-                        wait = BACK_OFF * 2 ** (len(troubles) - 1)
-                    if not trouble.passes or len(troubles) > self.retries or time.monotonic() + wait >= ends:
-                        raise
-                    await asyncio.sleep(wait)
-
-    async def _once(self, post: Callable[..., Any], question: Question) -> str:
-        """The same without retries, but asked with fewer options as long as the server refuses some: servers differ
-        in what they take, and what one refused it is not sent again."""
-        form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": question.schema}}
-        options = {"temperature": 0, "seed": self.seed, "max_tokens": MOST_TOKENS}
-        options |= {} if question.schema is None else {"response_format": form}
-        refused = set(self._refused)
-        while True:
-            sent = {name: value for name, value in options.items() if name not in refused}
-            body = {"model": self.model, "messages": question.messages, **sent}
-            try:
-                said = await post(body=body)
-            except _openai().APIStatusError as error:
-                trouble = _Trouble.of_status(error)
-                if error.status_code not in (400, 422) or not sent:
-                    raise trouble from error
-                named = {name for name in sent if name in str(trouble)}
-                refused |= named or set(sent) - {"temperature"} or set(sent)
-            except Exception as error:  # openai's, and those of what it is built on
-                reason = str(error.__cause__ or "") or str(error) or type(error).__name__
-                raise _Trouble(reason, passes=True) from error
-            else:
-                self._refused = refused
-                return _said(said.content)
+        return key or None
 
     def _told(self, trouble: Exception, key: str | None) -> str:
         said = " ".join(str(trouble).split()) or type(trouble).__name__
         said = (said.replace(key, "***") if key else said)[:200]
         return (
-            f"The LLM server {self._host} did not answer for '{self.model}' ({said}): check that "
+            f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({said}): check that "
             "it runs, its address, the model's name and the key, or choose the offline scorer."
         )
-
-
-class _Trouble(Exception):
-    """Why a question got no answer. `passes`: it may get one when it is asked again, `retry_after` seconds later if
-    the server said so."""
-
-    def __init__(self, reason: str, *, passes: bool = False, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.passes, self.retry_after = passes, retry_after
-
-    @classmethod
-    def of_status(cls, error: Any) -> _Trouble:
-        """What an openai.APIStatusError means. It tells itself only what is in OpenAI's own form."""
-        status, told = error.status_code, error.response.content[:2000].decode("utf-8", "replace")
-        passes = status in (408, 409, 429) or status >= 500
-        retry_after = _seconds(error.response.headers.get("Retry-After", ""))
-        return cls(f"status {status}: {told}", passes=passes, retry_after=retry_after)
-
-
-def _openai() -> ModuleType:
-    try:
-        import openai
-    except ImportError as error:
-        raise RealignError(
-            "Asking a server needs the package openai: run `pip install openai` in ComfyUI's Python, or choose "
-            "the offline scorer."
-        ) from error
-    return openai
-
-
-@cache
-def _httpx() -> tuple[ModuleType, Any]:
-    """What openai is built on, httpx or its successor, and the certificates that it trusts: reading them takes longer
-    than all else that is done for a question here."""
-    httpx = import_module(_openai().DefaultAsyncHttpxClient.__mro__[-2].__module__.partition(".")[0])
-    return httpx, httpx.create_ssl_context()
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """Where all servers are waited for: an event loop in a thread of its own, as whoever asks may run in another loop
-    already, in ComfyUI and in notebooks. It ends with the program."""
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, daemon=True).start()
-    return loop
-
-
-def _sends_only(key: str | None) -> Callable[[Any], Coroutine[Any, Any, None]]:
-    """Leaves of a request's headers what a server needs: openai adds some from the environment, such as the headers
-    in OPENAI_CUSTOM_HEADERS and who pays at OpenAI, whatever the server is."""
-
-    async def clean(request: Any) -> None:
-        request.headers.clear()
-        request.headers.update(
-            {
-                "Host": request.url.netloc.decode("ascii"),
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-                "Content-Length": str(len(request.content)),
-                "User-Agent": "RealignDiff",
-                **({"Authorization": f"Bearer {key}"} if key else {}),
-            }
-        )
-
-    return clean
-
-
-async def _bound(response: Any) -> None:
-    """Lets a response end at MOST_BYTES, and none be unpacked: nobody asked for a packed one."""
-    response.headers.pop("Content-Encoding", None)
-    whole = response.stream
-
-    class Bounded(_httpx()[0].AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = MOST_BYTES
-            async for part in whole:
-                yield part[:left]
-                left -= len(part)
-                if left <= 0:
-                    return
-
-        async def aclose(self) -> None:
-            await whole.aclose()
-
-    response.stream = Bounded()
-
-
-def _seconds(retry_after: str) -> float | None:
-    """The seconds of a Retry-After header, which may also name a date."""
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError, OSError):
-        return None
-
-
-def _said(body: bytes) -> str:
-    """The text in the body of a chat completion, empty if it has none; its content may come in parts.
-
-    Raises:
-        _Trouble: it is no chat completion.
-    """
-    if len(body) >= MOST_BYTES:
-        return ""
-    try:
-        completion = json.loads(body.decode("utf-8-sig", "replace"))
-    except (ValueError, RecursionError):
-        raise _Trouble("it wrote no chat completion", passes=True) from None
-    try:
-        message = completion["choices"][0]["message"] or {}
-        content = message.get("content")
-    except (LookupError, TypeError, AttributeError):
-        told = completion.get("error") if isinstance(completion, dict) else None
-        detail = f": {json.dumps(told, ensure_ascii=False)}" if told else ""
-        raise _Trouble(f"it wrote no chat completion{detail}", passes=True) from None
-    parts = content if isinstance(content, list) else [{"text": content}]
-    texts = [part.get("text") for part in parts if isinstance(part, dict)]
-    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _holds(answer: dict[str, Any], key: str) -> bool:
@@ -316,23 +100,3 @@ def _holds(answer: dict[str, Any], key: str) -> bool:
         return len(key) >= 8 and key in json.dumps(answer, ensure_ascii=False)
     except RecursionError:
         return True
-
-
-def _host(base_url: str) -> str:
-    """The host, with its port, of a server's address.
-
-    Raises:
-        RealignError: the address is none, or holds a password.
-    """
-    try:
-        parts = urlsplit(base_url)
-        host, _ = parts.hostname, parts.port  # the latter is looked at by asking for it
-    except ValueError:
-        parts = host = None
-    printable = base_url.isprintable() and not set(base_url) & {" ", "\\"}
-    if not host or not printable or parts.scheme not in ("http", "https"):
-        short = " ".join(base_url.split())[:100]
-        raise RealignError(f"'{short}' is no server address: give one like http://127.0.0.1:11434/v1.")
-    if parts.username or parts.password:
-        raise RealignError("The server address holds a password, which would be saved with the workflow: leave it out.")
-    return parts.netloc

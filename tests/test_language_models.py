@@ -11,7 +11,7 @@ from email.utils import formatdate
 
 import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
-from realigndiff.perception import openai_client
+from realigndiff.perception import chat_server
 from realigndiff.perception.answer_cache import AnswerCache
 from realigndiff.perception.answers import GivenAnswers, read_json
 from realigndiff.perception.likelihood import likelihoods
@@ -68,7 +68,7 @@ def test_the_first_object_of_a_text_is_read():
 @pytest.fixture
 def serve(monkeypatch):
     """Starts LLM servers, which end with the test. Who asks them again does not wait long."""
-    monkeypatch.setattr(openai_client, "BACK_OFF", 0.01)
+    monkeypatch.setattr(chat_server, "BACK_OFF", 0.01)
     servers = []
 
     def start(reply=None, **options):

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from realigndiff.core.regions import LIKELIHOODS
 from realigndiff.core.words import noun_phrases
-from realigndiff.perception import openai_client
+from realigndiff.perception import chat_server
 from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 from realigndiff.perception.openai_client import OpenAiLanguageModel
 from realigndiff.tests.llm_server import FAULTS, LlmServer, Reply
@@ -102,7 +102,7 @@ def test_every_answer_is_survived(server, prompt, tags, in_turn, question):
     """Of the two questions one is asked; the other is left to the offline scorer, which saves half the time."""
     left = list(in_turn)
     server.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
-    openai_client.BACK_OFF, patience = 0.01, openai_client.BACK_OFF
+    chat_server.BACK_OFF, patience = 0.01, chat_server.BACK_OFF
     model = OfflineScorer()
     setattr(
         model,
@@ -112,7 +112,7 @@ def test_every_answer_is_survived(server, prompt, tags, in_turn, question):
     try:
         found = likelihoods(prompt, tags, model)
     finally:
-        openai_client.BACK_OFF = patience
+        chat_server.BACK_OFF = patience
     assert all(region.phrase in prompt for region in found)
     assert [region.phrase for region in found if region.phrase] == noun_phrases(prompt)
     assert all(region.likelihood in LIKELIHOODS for region in found)
