@@ -46,12 +46,11 @@ class Caption(io.ComfyNode):
                     tooltip="Above 0 the tokens are drawn by chance, the more freely the higher.",
                 ),
                 io.Int.Input(
-                    "seed",
+                    "caption_seed",  # not seed: newer frontends add to that what becomes of it after a run
                     optional=True,
                     default=0,
                     min=0,
                     max=2**63 - 1,
-                    control_after_generate=False,
                     tooltip="What is drawn, with a temperature above 0.",
                 ),
             ],
@@ -65,7 +64,13 @@ class Caption(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, blip2, image: torch.Tensor, max_tokens: int, num_beams: int = 1, temperature: float = 0.0, seed: int = 0
+        cls,
+        blip2,
+        image: torch.Tensor,
+        max_tokens: int,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        caption_seed: int = 0,
     ) -> io.NodeOutput:
         with blip2.at_work() as models:
 
@@ -75,7 +80,7 @@ class Caption(io.ComfyNode):
                     max_tokens=max_tokens,
                     num_beams=num_beams,
                     temperature=temperature,
-                    seed=seed,
+                    seed=caption_seed,
                     on_token=lambda done, most: tell(done / most),
                 )
 
