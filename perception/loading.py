@@ -50,14 +50,20 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     try:
         with reading():
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except ImportError as error:  # as for weights in a form that needs a package of its own
+        raise RealignError(
+            f"Reading '{folder}' needs a package that is not here ({_first_line(error)}): install it, or choose a model "
+            "without."
+        ) from error
+    except Exception as error:  # the libraries raise errors of many kinds
         if broken := _damage(error):
             raise RealignError(
                 f"A weight file in '{folder}' is damaged or cut off ({broken}): copy or download it again."
             ) from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RealignError(
-            f"The folder '{folder}' could not be read as {name} ({reason[0][:200]}): check that all of the model's "
+            f"The folder '{folder}' could not be read as {name} ({_first_line(error)}): check that all of the model's "
             "files are there."
         ) from error
     if dtype is None:
@@ -127,6 +133,10 @@ def _by_one_thread() -> Iterator[None]:
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _damage(error: BaseException | None) -> SafetensorError | None:

@@ -141,3 +141,19 @@ def test_a_folders_own_code_does_not_run(tmp_path):
     with pytest.raises(RealignError, match="could not be read"):
         LogitScorer.load(folder)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "needs a package that is not here"),
+        ({"hidden_size": "many"}, "could not be read"),
+    ],
+    ids=["quantised", "sizes that are none"],
+)
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, change, told):
+    folder = save_language_model(tmp_path / "llm")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    with pytest.raises(RealignError, match=told):
+        LogitScorer.load(folder)
