@@ -23,10 +23,10 @@ euler, normal, cfg 7. Both must stay the same.
 LOADERS = {
     "checkpoint": "- **Load Checkpoint**: a Stable Diffusion 1.5 or SDXL checkpoint",
     "blip2": "- **Load BLIP-2**: *blip2-opt-2.7b* as captioner, *blip2-itm-vit-g* as text encoder",
-    "ram": "- **Load RAM**: a RAM tagger's folder in `models/rams`",
+    "ram": "- **Load RAM**: *ram_plus_swin_large_14m.pth*, with its list of tags beside it in `models/rams`",
     "grounded_sam": "- **Load Grounded-SAM**: *grounding-dino-tiny* and *sam-vit-base*",
     "lora": "- **Load LoRA** stays, with a LoRA that was trained on that checkpoint",
-    "llm": "- **LLM**: the offline scorer, or an OpenAI-compatible server",
+    "llm": "- **LLM**: the offline scorer, an OpenAI-compatible server, or a local model",
 }
 
 

@@ -55,7 +55,7 @@ Box = tuple[int, int, int, int]
 """x, y, width, height."""
 
 ADD_SEED = """() => {
-    const samplers = app.graph.nodes.filter(node => node.inputs?.some(input => input.name === 'seed'))
+    const samplers = app.graph.nodes.filter(node => node.type.endsWith('KSampler'))
     if (samplers.length < 2) return null
     const node = LiteGraph.createNode('PrimitiveNode')
     app.graph.add(node)
