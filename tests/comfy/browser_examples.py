@@ -94,7 +94,7 @@ found; *Keep the better* compares both images with the prompt and saves the one 
             (Group("Re-aligned image", AFTER, (("11", "12", "16"),)),),
             (Group("The better one", RESULT, (("13", "14", "17"),), WIDE),),
         ),
-        heights={"2": 110, "10": 560, "15": PICTURE, "16": PICTURE, "17": PICTURE, "14": 190},
+        heights={"2": 110, "10": 630, "15": PICTURE, "16": PICTURE, "17": PICTURE, "14": 190},
         panels=(
             ("coarse image", "Coarse image", 0),
             ("what was seen", "Grounded-SAM Masks", 0),
@@ -201,7 +201,7 @@ ControlNet and the rest.
             (Group("After", AFTER, (("11", "10", "12", "13"),)),),
             (Group("Compare", RESULT, (("14", "15", "16"),), WIDE),),
         ),
-        heights={"2": 110, "9": 500, "16": 400},
+        heights={"2": 110, "9": 570, "16": 400},
         panels=(("before", "Before, after", 0), ("after", "Before, after", 1)),
         shows={
             "Likelihoods": "0  “a red circle”",
@@ -258,7 +258,7 @@ BLUEPRINT = Example(
         (Group("Re-aligned image", AFTER, (("11", "12"),)),),
         (Group("The better one", RESULT, (("13", "14"),), WIDE),),
     ),
-    heights={"10": 560, "14": 190},
+    heights={"10": 630, "14": 190},
 )
 """The loop as one node; `note` is its description."""
 BLUEPRINT_ALIASES = ["realign", "attribute binding", "mixed-up colors"]
