@@ -234,7 +234,7 @@ the paper, done once instead of at each image. It goes with any sampler, and wit
             (Group("With the LoRA", AFTER, (("17", "12", "13", "15"),)),),
             (Group("Compare", RESULT, (("16", "18"),), WIDE),),
         ),
-        heights={"2": 110, "14": 170, "15": 170, "16": 400, "18": 400},
+        heights={"2": 110, "14": 240, "15": 240, "16": 400, "18": 400},
         panels=(
             *(("without", "Images without the LoRA", i) for i in range(4)),
             *(("with", "Images with the LoRA", i) for i in range(4)),
