@@ -54,8 +54,8 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
         raise
     except ImportError as error:  # as for weights in a form that needs a package of its own
         raise RealignError(
-            f"Reading '{folder}' needs a package that is not here ({_first_line(error)}): install it, or choose a model "
-            "without."
+            f"Reading '{folder}' needs a package that is not here ({_first_line(error)}): install it, or choose another "
+            "model."
         ) from error
     except Exception as error:  # the libraries raise errors of many kinds
         if broken := _damage(error):

@@ -23,10 +23,10 @@ euler, normal, cfg 7. Both must stay the same.
 LOADERS = {
     "checkpoint": "- **Load Checkpoint**: a Stable Diffusion 1.5 or SDXL checkpoint",
     "blip2": "- **Load BLIP-2**: *blip2-opt-2.7b* as captioner, *blip2-itm-vit-g* as text encoder",
-    "ram": "- **Load RAM**: a RAM tagger's folder in `models/rams`",
+    "ram": "- **Load RAM**: *ram_plus_swin_large_14m.pth*, with its list of tags beside it in `models/rams`",
     "grounded_sam": "- **Load Grounded-SAM**: *grounding-dino-tiny* and *sam-vit-base*",
     "lora": "- **Load LoRA** stays, with a LoRA that was trained on that checkpoint",
-    "llm": "- **LLM**: the offline scorer, or an OpenAI-compatible server",
+    "llm": "- **LLM**: the offline scorer, an OpenAI-compatible server, or a local model",
 }
 
 
@@ -94,7 +94,7 @@ found; *Keep the better* compares both images with the prompt and saves the one 
             (Group("Re-aligned image", AFTER, (("11", "12", "16"),)),),
             (Group("The better one", RESULT, (("13", "14", "17"),), WIDE),),
         ),
-        heights={"2": 110, "10": 560, "15": PICTURE, "16": PICTURE, "17": PICTURE, "14": 190},
+        heights={"2": 110, "10": 630, "15": PICTURE, "16": PICTURE, "17": PICTURE, "14": 190},
         panels=(
             ("coarse image", "Coarse image", 0),
             ("what was seen", "Grounded-SAM Masks", 0),
@@ -201,7 +201,7 @@ ControlNet and the rest.
             (Group("After", AFTER, (("11", "10", "12", "13"),)),),
             (Group("Compare", RESULT, (("14", "15", "16"),), WIDE),),
         ),
-        heights={"2": 110, "9": 500, "16": 400},
+        heights={"2": 110, "9": 570, "16": 400},
         panels=(("before", "Before, after", 0), ("after", "Before, after", 1)),
         shows={
             "Likelihoods": "0  “a red circle”",
@@ -234,7 +234,7 @@ the paper, done once instead of at each image. It goes with any sampler, and wit
             (Group("With the LoRA", AFTER, (("17", "12", "13", "15"),)),),
             (Group("Compare", RESULT, (("16", "18"),), WIDE),),
         ),
-        heights={"2": 110, "14": 170, "15": 170, "16": 400, "18": 400},
+        heights={"2": 110, "14": 240, "15": 240, "16": 400, "18": 400},
         panels=(
             *(("without", "Images without the LoRA", i) for i in range(4)),
             *(("with", "Images with the LoRA", i) for i in range(4)),
@@ -258,7 +258,7 @@ BLUEPRINT = Example(
         (Group("Re-aligned image", AFTER, (("11", "12"),)),),
         (Group("The better one", RESULT, (("13", "14"),), WIDE),),
     ),
-    heights={"10": 560, "14": 190},
+    heights={"10": 630, "14": 190},
 )
 """The loop as one node; `note` is its description."""
 BLUEPRINT_ALIASES = ["realign", "attribute binding", "mixed-up colors"]

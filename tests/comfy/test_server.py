@@ -458,7 +458,8 @@ class TestProgress:
                 out=previewed(["image", 0]),
             )
         )
-        assert run.progress("caption") == [(1, 3), (2, 3), (3, 3)]
+        told = run.progress("caption")  # the images are captioned together, token by token
+        assert len(told) > 3 and told == sorted(set(told)) and told[-1] == (300, 300)
         assert run.progress("drawn") == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
