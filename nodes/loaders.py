@@ -194,17 +194,20 @@ def tagger(model: Path, precision: str = "auto", **options: Any) -> Hosted:
 
 
 def grounded_sam(detector: Path, segmenter: Path, precision: str = "auto") -> Hosted:
-    """Read a GroundingDINO and a SAM."""
+    """Read a GroundingDINO, always in fp32, as half precision changes its scores, and a SAM."""
     from ..perception.detector import Detector
     from ..perception.grounded_sam import GroundedSam as Eyes
     from ..perception.segmenter import Segmenter
 
-    dtype = dtype_of(precision, halves=False)
-    eyes = Eyes(read(Detector, detector, dtype=dtype), read(Segmenter, segmenter, dtype=dtype))
+    eyes = Eyes(read(Detector, detector), read(Segmenter, segmenter, dtype=dtype_of(precision, halves=False)))
     return Hosted(eyes, eyes.detector.model, eyes.segmenter.model)
 
 
 def read(kind: type, model: Path, **options: Any) -> Any:
     """`kind.load(model)`; one copy in memory for all loaders that read the same files in the same way."""
-    key = (kind.__name__, model_folders.contents(model), *sorted((name, str(value)) for name, value in options.items()))
+    how = [
+        (name, model_folders.contents(value) if isinstance(value, Path) else str(value))
+        for name, value in sorted(options.items())
+    ]
+    key = (kind.__name__, model_folders.contents(model), *how)
     return shared(key, lambda: kind.load(model, **options))

@@ -82,9 +82,15 @@ def stamp(key: str, name: str) -> str:
 
 
 def contents(model: Path) -> str:
-    """What a model's files are: path, time and size of each."""
-    files = [model] if model.is_file() else sorted(file for file in model.rglob("*") if file.is_file())
-    return repr([(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files])
+    """What a model's files are: path, time and size of each; for a single file also of the lists and tokenizers that
+    its readers look for around it."""
+    if model.is_file():
+        around = [model.parent.glob("*.txt"), model.parent.glob("*.json")]
+        around += [folder.glob("bert-base-uncased/*") for folder in (model.parent, model.parent.parent)]
+        files = [model, *sorted(file for found in around for file in found)]
+    else:
+        files = sorted(model.rglob("*"))
+    return repr([(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
 
 
 def labels() -> dict[str, Path]:

@@ -46,7 +46,7 @@ class RamTags(io.ComfyNode):
 
     @classmethod
     def execute(cls, tagger, image: torch.Tensor, threshold: float, deny: str) -> io.NodeOutput:
-        denied = {tag.strip().lower() for tag in deny.split(",")}
+        denied = deny.split(",")
         with tagger.at_work() as eyes:
             tags = in_batches(
                 len(image), lambda part, tell: eyes.tag(image[part], threshold=threshold or None, deny=denied)

@@ -98,7 +98,9 @@ class Captioner:
 
     def _start(self, count: int) -> Tensor:
         """The token before the first word, as embeddings: [count, 1, D]."""
-        start = self.model.config.text_config.bos_token_id
+        text = self.model.config.text_config
+        names = ("bos_token_id", "decoder_start_token_id", "eos_token_id")  # a T5's folder may leave the first out
+        start = next(token for name in names if (token := getattr(text, name, None)) is not None)
         embed = self.model.get_input_embeddings()
         return embed(torch.full((count, 1), start, device=embed.weight.device))
 

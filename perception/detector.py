@@ -79,7 +79,8 @@ class Detector:
             boxes, read = _corners(boxes), logits.sigmoid()
             for row, (i, some) in enumerate(asked):
                 scores = torch.zeros(boxes.shape[1], len(phrases[i]))  # [Q, P]: 0 for the phrases of other passes
-                scores[:, some] = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
+                own = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
+                scores[:, some] = own.nan_to_num(0.0)  # a phrase without any token is nowhere
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
         return [_merge(*map(torch.cat, zip(*own, strict=True)), nms) if own else nothing for own in found]

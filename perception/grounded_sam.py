@@ -66,6 +66,9 @@ class GroundedSam:
         """
         if boxes not in get_args(Boxes):
             raise RealignError(f'A phrase takes "one" box or "all" of its boxes, not \'{boxes}\'.')
+        for name, value in (("box_threshold", box_threshold), ("nms", nms), ("min_area", min_area)):
+            if not 0 <= value <= 1:
+                raise RealignError(f"{name} is {value:g}: give a number from 0 to 1.")
         assign = {"one": _assign_one, "all": _assign_all}[boxes]
         asked = [[region.phrase or region.tag for region in regions] for regions in region_sets]
         candidates = self.detector.detect(images, asked, nms=nms)
@@ -124,11 +127,11 @@ def _filled(
     parts = masks.split([len(own) for own in chosen])
     for i, (region, own, part) in enumerate(zip(regions, chosen, parts, strict=True)):
         mask = part.amax(0) if own else None  # united
-        small = mask is not None and float(mask.mean()) < min_area
+        small = mask is not None and (not mask.any() or float(mask.mean()) < min_area)
         if mask is None or small:
             out.append(replace(region, box=None, mask=None, detection=None))
             if region.phrase:
-                reason = f": its mask covers {mask.mean():.2%}, less than {min_area:.2%}" if small else ""
+                reason = f": its mask covers {mask.mean():.2%} of the image" if small else ""
                 notes.append(f"'{region.phrase}' was not found in the image{reason}.")
             continue
         boxes = candidates.boxes[own]

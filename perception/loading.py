@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import RealignError
+from .checkpoints.files import refusal
+from .checkpoints.pickles import foreign_code
 
 T = TypeVar("T")
 
@@ -46,7 +49,8 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if name.startswith("Auto"):
         options["trust_remote_code"] = False  # else transformers asks in the terminal what to do with a folder's code
     if dtype is not None:
-        options = {"output_loading_info": True, "torch_dtype": dtype, **options}
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to be told of them, not stopped
+        options = {**told, "torch_dtype": dtype, **options}
     try:
         with reading():
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
@@ -54,10 +58,12 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
         raise
     except ImportError as error:  # as for weights in a form that needs a package of its own
         raise RealignError(
-            f"Reading '{folder}' needs a package that is not here ({_first_line(error)}): install it, or choose another "
-            "model."
+            f"Reading '{folder}' needs a package that is not here ({_first_line(error)}): install it, or choose "
+            "another model."
         ) from error
     except Exception as error:  # the libraries raise errors of many kinds
+        if unsafe := _pickled_code(folder, error):
+            raise unsafe from error
         if broken := _damage(error):
             raise RealignError(
                 f"A weight file in '{folder}' is damaged or cut off ({broken}): copy or download it again."
@@ -137,6 +143,16 @@ def _by_one_thread() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _pickled_code(folder: Path, error: BaseException | None) -> RealignError | None:
+    """The refusal of a folder's pickle that holds code, if that is what went wrong."""
+    while error is not None and not isinstance(error, pickle.UnpicklingError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    refusals = (refusal(file, error) for file in sorted(folder.glob("*.bin")) if foreign_code(file))
+    return next((found for found in refusals if isinstance(found, RealignError)), None)
 
 
 def _damage(error: BaseException | None) -> SafetensorError | None:

@@ -65,10 +65,13 @@ class Tagger:
         """
         file = weights_file(path)
         folder = existing_folder(path) if file is None else file.parent
-        own = (folder / "config.json").is_file()
-        if file is None and not own:
+        own = all((folder / name).is_file() for name in ("config.json", _OWN))
+        if own and (file is None or file.name == _OWN):
+            model = _from_folder(folder).to(dtype)
+        elif file is None:
             raise RealignError(f"The folder '{folder}' holds no file of weights: put a RAM's or RAM++'s there.")
-        model = _from_folder(folder).to(dtype) if own else load_ram(file, dtype)
+        else:
+            model = load_ram(file, dtype)
         if labels is not None:
             chosen = read_labels(labels)
             _replace_labels(model, chosen, labels)
@@ -106,9 +109,7 @@ def _from_folder(folder: Path) -> Ram:
     try:
         model = Ram(RamConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
         model.load_state_dict(load_file(folder / _OWN))
-    except FileNotFoundError as error:
-        raise RealignError(f"The tagger's file '{error.filename}' is missing: copy it into the folder.") from error
-    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RealignError(
             f"The files in '{folder}' are damaged or not a RAM ({reason}): copy or download them again."

@@ -115,5 +115,22 @@ def test_a_mask_that_is_too_small_is_not_found_and_the_note_says_why():
     assert ground((PEAR,), [SMALL], [[0.9]], min_area=0.04).missing == ()
     found = ground((PEAR, RED), [SMALL, LEFT], [[0.9, 0], [0, 0.9]], min_area=0.07)
     assert found.missing == ("a pear",)
-    assert found.notes == ("'a pear' was not found in the image: its mask covers 6.25%, less than 7.00%.",)
+    assert found.notes == ("'a pear' was not found in the image: its mask covers 6.25% of the image.",)
     assert found.regions[1].mask is not None
+
+
+def test_an_empty_mask_is_none():
+    class Blind(Segmenter):
+        def masks(self, images, boxes):
+            return [torch.zeros(len(boxes[0]), 64, 64)]
+
+    sets = [RegionSet("prompt", (RED,))]
+    found = GroundedSam(Detector([LEFT], [[0.9]]), Blind()).ground(IMAGE, sets)[0]
+    assert found.missing == ("a red circle",)
+    assert found.notes == ("'a red circle' was not found in the image: its mask covers 0.00% of the image.",)
+
+
+@pytest.mark.parametrize("setting", ["box_threshold", "nms", "min_area"])
+def test_a_setting_out_of_its_range_is_told(setting):
+    with pytest.raises(RealignError, match=f"{setting} is 7: give a number from 0 to 1"):
+        ground((RED,), [LEFT], [[0.9]], **{setting: 7})

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = (".git", ".venv", "out", "weights", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
+SKIPPED = (
+    ".git",
+    ".venv",
+    ".venv-oldest",
+    "out",
+    "weights",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+)
 SCRIPTS = [
     file.relative_to(ROOT)
     for file in sorted(ROOT.rglob("*.py"))

@@ -177,3 +177,11 @@ def test_a_phrase_that_is_longer_than_the_detector_reads_is_cut(models, images):
 
 def test_no_phrases_give_no_candidates(models, images):
     assert models.grounded_sam.detector.detect(images[:1], [[]])[0].boxes.shape == (0, 4)
+
+
+def test_a_phrase_without_any_word_is_nowhere_and_spoils_no_other(models, scenes, images):
+    own = world.phrase(scenes.things[0][0].pair)
+    alone, beside = (models.grounded_sam.detector.detect(images[:1], [asked])[0] for asked in ([own], [own, "\u200b"]))
+    assert beside.scores[:, 1].max() == 0
+    assert torch.isfinite(beside.scores).all()
+    assert len(beside.boxes) == len(alone.boxes)

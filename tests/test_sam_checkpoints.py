@@ -101,7 +101,12 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_file_of_another_model_is_named(kind, tmp_path):
     torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, but a SAM segmenter of segment-anything"):
+    told = (
+        "which needs its folder"
+        if kind == "a SAM segmenter of transformers"
+        else "but a SAM segmenter of segment-anything"
+    )
+    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {told}"):
         Segmenter.load(tmp_path / "x.pth")
 
 

@@ -30,7 +30,7 @@ def test_the_memory_told_is_that_of_the_tensors(train):
     assert told["AdamW's moments"] == bytes_of(moments)
     assert told["gradient"] == bytes_of(weight.grad for weight in models.weights)
     captioner = models.reward.captioner.model
-    assert {weight.dtype for weight in captioner.parameters()} == {torch.float16}
+    assert {weight.dtype for weight in captioner.vision_model.parameters()} == {torch.float16}
     assert told["captioner"] == bytes_of([*captioner.parameters(), *captioner.buffers()])
     assert told["model/unet"] == bytes_of([*models.sampler.unet.parameters(), *models.sampler.unet.buffers()])
     assert {weight.dtype for weight in models.weights} == {torch.float32}

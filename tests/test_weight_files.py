@@ -1,14 +1,22 @@
 """A single file of weights is read safely, and what is wrong with one is said in one sentence."""
 
+import contextlib
 import pickle
+import random
+import shutil
 import zipfile
 
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
+from realigndiff.demo.models import FOLDER
+from realigndiff.perception.captioner import Captioner
 from realigndiff.perception.checkpoints.files import read_tensors
 from realigndiff.perception.checkpoints.filling import empty_weights, fill
 from realigndiff.perception.checkpoints.kinds import looks_like
+from realigndiff.perception.detector import Detector
+from realigndiff.perception.segmenter import Segmenter
+from realigndiff.perception.text_encoder import TextEncoder
 from safetensors.torch import save_file
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(3)}
@@ -50,17 +58,43 @@ def test_safetensors_are_read_whatever_their_name(tmp_path, name):
     same(read_tensors(tmp_path / name))
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("how", ["torch", "plain pickle", "before torch 1.6"])
-def test_a_pickle_with_code_is_refused_by_name_and_nothing_runs(tmp_path, how):
+def test_a_pickle_with_code_is_refused_by_name_and_nothing_runs(tmp_path, how, protocol):
     trace, file = tmp_path / "ran", tmp_path / "x.pth"
     content = {**TENSORS, "code": Trace(trace)}
     if how == "plain pickle":
-        file.write_bytes(pickle.dumps(content["code"], protocol=2))
+        file.write_bytes(pickle.dumps(content["code"], protocol=protocol))
     else:
-        torch.save(content, file, _use_new_zipfile_serialization=how == "torch")
+        zipped = how == "torch"
+        torch.save(content, file, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     with pytest.raises(RealignError, match=r"nothing in it ran.*\(\S*open\)"):
         read_tensors(file)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("kind", ["sam", "blip2_captioner", "blip2_itm", "grounding_dino"])
+def test_a_folders_pickle_with_code_is_refused_by_name_too(tmp_path, kind):
+    folder = shutil.copytree(FOLDER / kind, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({**TENSORS, "code": Trace(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    reader = {"sam": Segmenter, "blip2_captioner": Captioner, "blip2_itm": TextEncoder, "grounding_dino": Detector}
+    with pytest.raises(RealignError, match=r"pytorch_model.bin' was not read, and nothing in it ran.*\(\S*open\)"):
+        reader[kind].load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_damaged_file_is_told_wherever_it_is_damaged(tmp_path, zipped):
+    file, chance = tmp_path / "x.pth", random.Random(4)
+    torch.save({"model": TENSORS}, file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        file.write_bytes(damaged)
+        with contextlib.suppress(RealignError):  # some bytes matter to nobody
+            read_tensors(file)
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pickle
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ...core.errors import RealignError
+from .pickles import foreign_code
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 """How the names of files that `read_tensors` may read end."""
@@ -57,7 +56,9 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         found = load_file(file) if _is_safetensors(start) else _unpickled(file)
     except RealignError:
         raise
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged pickle come errors of all kinds
         raise RealignError(
             f"'{file}' is damaged, cut off or no file of weights ({_first_line(error)}): copy or download it again."
         ) from error
@@ -102,13 +103,19 @@ def _unpickled(file: Path) -> Any:
                 raise
             return torch.load(file, map_location="cpu", weights_only=True)  # the layout before torch 1.6
     except pickle.UnpicklingError as error:
-        named = _GLOBAL.search(str(error))
-        if named is None:
-            raise RuntimeError("no pickle of tensors") from error
-        raise RealignError(
-            f"'{file}' was not read, and nothing in it ran: beside weights it holds code ({named[1]}). Get "
-            "it as safetensors, or from the model's own authors."
-        ) from error
+        raise refusal(file, error) from error
+
+
+def refusal(file: Path, error: pickle.UnpicklingError) -> Exception:
+    """Why torch does not unpickle a file safely: the code in it by name, or an error that tells that there is none."""
+    named = _GLOBAL.search(str(error))
+    code = foreign_code(file) or (named and named[1])
+    if code:
+        return RealignError(
+            f"'{file}' was not read, and nothing in it ran: beside weights it holds code ({code}). Get it as "
+            "safetensors, or from the model's own authors."
+        )
+    return RuntimeError("no pickle that can be read safely")
 
 
 def _unwrapped(found: Any) -> dict[str, Tensor]:

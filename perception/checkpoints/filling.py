@@ -99,4 +99,7 @@ def _check(missing: list[str], left: list[str], other: list[str], file: str | Pa
 
 def wrong_file(file: str | Path, tensors: Mapping[str, Tensor], wanted: str) -> RealignError:
     """The error for a file that is whole, but some other model's."""
-    return RealignError(f"'{file}' looks like {looks_like(tensors)}, but {wanted} is wanted: choose another file.")
+    kind = looks_like(tensors)
+    if kind.endswith(" of transformers") and wanted.startswith(kind.removesuffix(" of transformers")):
+        return RealignError(f"'{file}' looks like {kind}, which needs its folder: put its config.json beside it.")
+    return RealignError(f"'{file}' looks like {kind}, but {wanted} is wanted: choose another file.")

@@ -16,6 +16,8 @@ from .names import count, renamed
 
 KIND = "a SAM segmenter"
 
+UNUSED = ("pixel_mean", "pixel_std")
+"""Constants that some files hold; the image processor has them."""
 _NAMES = (
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
@@ -61,7 +63,7 @@ def load_sam(file: str | Path, dtype: torch.dtype = torch.float32) -> SamModel:
 
 def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names that transformers publishes them by."""
-    return {renamed(name, _NAMES): tensor for name, tensor in tensors.items()}
+    return {renamed(name, _NAMES): tensor for name, tensor in tensors.items() if name not in UNUSED}
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> SamConfig:
@@ -72,7 +74,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> SamConfig:
     layers = count(tensors, "image_encoder.blocks.")
     reach, head_width = zip(*(shape[f"image_encoder.blocks.{i}.attn.rel_pos_h"] for i in range(layers)), strict=True)
     whole = [i for i in range(layers) if reach[i] == 2 * grid - 1]  # these look at the whole image
-    window = next((reach[i] + 1) // 2 for i in range(layers) if i not in whole)
+    window = next(((reach[i] + 1) // 2 for i in range(layers) if i not in whole), 0)
     prompt = shape["prompt_encoder.no_mask_embed.weight"][1]
     head = "mask_decoder.iou_prediction_head.layers."
     inner = shape["mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"][0]
