@@ -42,10 +42,11 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# Ours, the obvious implementation and plain attention, side by side.
+# Ours, the obvious implementation and plain attention, side by side; a training step; what looking costs.
 benchmark: $(READY)
 	$(RUN) benchmarks/attention.py
 	$(RUN) benchmarks/refl.py
+	$(RUN) benchmarks/perception.py
 
 # Train all demo models again (core-minutes: demo/README.md) and measure them → demo/weights.
 demo-models: $(READY)

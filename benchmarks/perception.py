@@ -149,7 +149,7 @@ def write_dino(folder: Path) -> Path:
 def load_dino(file: Path, device: torch.device, dtype: torch.dtype) -> tuple[Look, list[torch.nn.Module]]:
     from ..perception.detector import Detector
 
-    detector = Detector.load(file, device)  # fp32: half precision breaks it
+    detector = Detector.load(file, device)  # always fp32: half precision changes its scores
     return lambda images: detector.detect(images, [["a red circle", "a blue square"]] * len(images)), [detector.model]
 
 
