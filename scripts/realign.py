@@ -48,6 +48,8 @@ MODELS = {
     "segmenter": ("sam", "SAM or SAM 2"),
 }
 """The models' options: their folders among the embedded ones, and what they are."""
+WORDS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "tokenizer.json", "vocab.txt")
+"""What a tagger or detector that is a single file reads beside it."""
 STRENGTHS = ("cross_strength", "self_strength", "power", "start", "end", "outside")
 
 
@@ -163,7 +165,7 @@ def places(options: argparse.Namespace) -> dict[str, Path]:
     return {name: FOLDER / MODELS[name][0] if path == DEMO else Path(path) for name, path in said.items()}
 
 
-def origin(options: argparse.Namespace) -> dict[str, str | None]:
+def origin(options: argparse.Namespace) -> dict[str, str]:
     """What an image is made of besides its settings; it is made again once something in it changes.
 
     Raises:
@@ -185,15 +187,15 @@ def origin(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def stamp(model: Path, name: str) -> str:
-    """A model's path, and 8 hexadecimal digits that change when the size or the time of one of its files does. Lists of
-    words beside a single file belong to it.
+    """A model's path, and 8 hexadecimal digits that change when the size or the time of one of its files does. The
+    lists of words beside a single file belong to it.
 
     Raises:
         RealignError: there is nothing at this path.
     """
     if not model.exists():
         raise RealignError(f"There is no '{model}': check the path at --{name.replace('_', '-')}.")
-    files = [model, *model.parent.glob("*.txt")] if model.is_file() else model.rglob("*")
+    files = model.rglob("*") if model.is_dir() else [model, *(model.with_name(name) for name in WORDS)]
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
     return f"{model.resolve()} ({short_hash(repr(states))})"
 
@@ -254,7 +256,7 @@ def folder_of(out: Path, prompt: str, seed: int) -> Path:
     return out / f"{words}-{short_hash(prompt)}-{seed}".lstrip("-")
 
 
-def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str | None]) -> bool:
+def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:
     """Whether the image is there, of this prompt and made in this way."""
     try:
         told = json.loads((folder_of(out, prompt, seed) / "report.json").read_text(encoding="utf-8"))
@@ -263,7 +265,7 @@ def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: 
     return (told.get("prompt"), told.get("settings"), told.get("models")) == (prompt, settings.to_dict(), made_of)
 
 
-def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str | None]) -> None:
+def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
     """The pictures, then the report, which says that they are there."""
     from ..perception.images import to_pil
     from ..pipeline.panel import panel
