@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -25,6 +26,8 @@ from .images import to_pil
 from .loading import from_folder
 
 MAX_TOKENS = 32
+MIN_TEMPERATURE = 1e-3
+"""It draws the likeliest token, as 0 does; logits divided by far less would leave the range of floats."""
 OnToken = Callable[[int, int], None]
 """Called with (tokens written, at most) after each token of a batch; raise in it to interrupt."""
 
@@ -71,7 +74,11 @@ class Captioner:
 
         num_beams: 1 is greedy search, more is beam search. temperature: above 0 each token is drawn instead, from
         the distribution softened (> 1) or sharpened (< 1) by it; what is drawn follows from `seed` and the batch.
+
+        Raises:
+            RealignError: one of these is out of its range (see `check_writing`).
         """
+        check_writing(max_tokens, num_beams, temperature, seed)
         pictures = to_pil(images) if isinstance(images, Tensor) else list(images)
         seen = self.see(self.processor(images=pictures, return_tensors="pt").pixel_values)
         seen = torch.cat([seen, self._start(len(seen))], dim=1)
@@ -103,6 +110,22 @@ class Captioner:
         start = next(token for name in names if (token := getattr(text, name, None)) is not None)
         embed = self.model.get_input_embeddings()
         return embed(torch.full((count, 1), start, device=embed.weight.device))
+
+
+def check_writing(max_tokens: int, num_beams: int, temperature: float, seed: int) -> None:
+    """Whether captions can be written so.
+
+    Raises:
+        RealignError: a value is out of its range.
+    """
+    if max_tokens < 1:
+        raise RealignError(f"max_tokens is {max_tokens}; give a whole number of at least 1.")
+    if num_beams < 1:
+        raise RealignError(f"num_beams is {num_beams}; give a whole number of at least 1.")
+    if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
+        raise RealignError(f"temperature is {temperature}; give 0, or a number of at least {MIN_TEMPERATURE}.")
+    if not 0 <= seed < 2**64:
+        raise RealignError(f"seed is {seed}; give a whole number from 0 to 2^64 - 1.")
 
 
 class _Counting(StoppingCriteria):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,9 +55,42 @@ def read_labels(file: str | Path) -> Labels:
 
 
 def save_labels(file: str | Path, tags: list[str], embed: Tensor) -> None:
-    """Write what `read_labels` reads."""
-    save_file({"label_embed": embed.contiguous()}, file)
-    Path(file).with_suffix(".txt").write_text("\n".join(tags) + "\n", encoding="utf-8")
+    """Write what `read_labels` reads.
+
+    Raises:
+        RealignError: the files cannot be written, or something else would be lost (see `check_place`).
+    """
+    file = check_place(file, tags)
+    try:
+        save_file({"label_embed": embed.contiguous()}, file)
+        file.with_suffix(".txt").write_text("\n".join(tags) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise RealignError(
+            f"The label embeddings cannot be written to '{file}' ({error}): give another place."
+        ) from error
+
+
+def check_place(file: str | Path, tags: list[str]) -> Path:
+    """The file, where the label embeddings of these tags may be written to it, and their names beside it.
+
+    Raises:
+        RealignError: its name does not end in .safetensors, its folder is not there, or the text file beside it holds
+            something else than the tags.
+    """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        raise RealignError(f"'{file}' does not end in .safetensors: give such a name; the tags go to a .txt beside it.")
+    if not file.parent.is_dir():
+        raise RealignError(f"There is no folder '{file.parent}' for '{file.name}': make it, or give another.")
+    names = file.with_suffix(".txt")
+    if names.exists():
+        there = [line for line in read_lines(names, "What would be overwritten") if line]
+        if list(dict.fromkeys(there)) != tags:
+            raise RealignError(
+                f"'{names}' holds something else than these tags, whose place it is: move it away, or choose another "
+                f"name than '{file.name}'."
+            )
+    return file
 
 
 def read_lines(file: Path, what: str) -> list[str]:

@@ -3,8 +3,8 @@
     python scripts/caption.py photos --captioner models/blip2-opt-2.7b
     python scripts/caption.py photos --captioner models/blip2-flan-t5-xl --num-beams 5 --recursive
 
-Images that have a .txt already are passed over, so a run that was stopped goes on where it was. A text is there whole
-or not at all. An image that cannot be read is told, and the others go on.
+Images that have a .txt already are passed over, so a run that was stopped goes on where it was; with --overwrite it
+starts over. A text is there whole or not at all. An image that cannot be read is told, and the others go on.
 """
 
 if not __package__:
@@ -14,15 +14,16 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from .files import write_whole
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -45,25 +46,27 @@ def main() -> None:
     options = parser.parse_args()
     try:
         failed = run(options)
-    except RealignError as error:
+    except (RealignError, OSError) as error:
         sys.exit(f"caption: {error}")
     except KeyboardInterrupt:
-        sys.exit("caption: stopped; the same command goes on where it was.")
+        again = "captions every image again" if options.overwrite else "goes on where it was"
+        sys.exit(f"caption: stopped; the same command {again}.")
     sys.exit(1 if failed else 0)
 
 
 def run(options: argparse.Namespace) -> int:
     """Caption what has no caption yet; returns how many images could not be read."""
-    from ..perception.captioner import Captioner
+    from ..perception.captioner import Captioner, check_writing
     from .hardware import chosen
 
+    writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
+    check_writing(**writing)
     found = images_in(options.folder, options.recursive)
     todo = [file for file in found if options.overwrite or not text_of(file).exists()]
     print(f"{len(found)} images, {len(found) - len(todo)} of them with a caption.")
     if not todo:
         return 0
     captioner = Captioner.load(options.captioner, *chosen(options), eight_bit=options.eight_bit)
-    writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
     failed = 0
     with tqdm(total=len(todo), unit="image") as bar:
         for files in batches(todo, options.batch_size):
@@ -71,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
             for file in files:
                 try:
                     pictures[file] = opened(file)
-                except (OSError, ValueError, Image.DecompressionBombError) as error:
+                except Exception as error:  # Pillow raises errors of many kinds
                     bar.write(f"caption: '{file}' was left out, it cannot be read ({error}).", file=sys.stderr)
             captions = captioner.caption(list(pictures.values()), **writing) if pictures else []
             for file, caption in zip(pictures, captions, strict=True):
@@ -112,23 +115,40 @@ def text_of(image: Path) -> Path:
 def opened(file: Path) -> Image.Image:
     """The image, upright, in RGB; what is transparent becomes white."""
     with Image.open(file) as picture:
-        picture = ImageOps.exif_transpose(picture)
+        picture.load()
+        picture = upright(picture)
+        if picture.mode.startswith(("I", "F")):
+            return eight_bits(picture).convert("RGB")
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("RGB")
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, or as it is where the EXIF is damaged."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # of many kinds, as from reading the picture
+        return picture
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits (Pillow's I;16, I, F), which Pillow itself would cut off at 255, in 8 bits.
+
+    White is 65535 in 16 bits; else 1 (F only), 255 or 65535, whichever is the least that no value exceeds, or the
+    highest value.
+    """
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    highest = values.max()
+    whites = {"I": (255, 65535, highest), "F": (1, 255, 65535, highest)}.get(picture.mode, (65535,))
+    white = next(white for white in whites if white >= highest)
+    return Image.fromarray((values.clip(min=0) / white * 255).round().astype(np.uint8))
+
+
 def batches(files: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
     size = max(1, size)
     return (files[start : start + size] for start in range(0, len(files), size))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is never there in part."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import argparse
 
 import torch
 
+from ..core.errors import RealignError
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -18,8 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype that the arguments mean on this machine."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(best if options.device == "auto" else options.device)
+    """The device and the dtype that the arguments mean on this machine.
+
+    Raises:
+        RealignError: there is no such device.
+    """
+    device = device_of(options.device)
     automatic = torch.float16 if device.type == "cuda" else torch.float32
     return device, DTYPES.get(options.precision, automatic)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; `auto` is the best that is there.
+
+    Raises:
+        RealignError: PyTorch knows none of this name, or cannot compute on it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except Exception as error:  # PyTorch raises errors of many kinds
+        raise RealignError(f"PyTorch cannot compute on '{name}' here: give another --device, or auto.") from error
+    return device

@@ -30,8 +30,9 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from ..core.errors import RealignError
-from ..perception.labels import read_lines, save_labels
+from ..perception.labels import check_place, read_lines, save_labels
 from ..perception.loading import from_folder
+from .hardware import device_of
 
 LOOKS = ("good", "bad", "bright", "dark", "low resolution", "cropped", "close-up", "jpeg corrupted", "blurry")
 LOOKS += ("pixelated", "black and white")
@@ -44,15 +45,20 @@ def main() -> None:
     parser.add_argument("tags", type=Path, help="a .txt of tags, or a .json of tags and their descriptions")
     parser.add_argument("--clip", type=Path, required=True, help="a Hugging Face folder of CLIP ViT-B/16")
     parser.add_argument("--out", type=Path, help="default: like tags, but .safetensors")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cuda, cuda:1, mps …; auto: the best that is there (cpu)")
     options = parser.parse_args()
     out = options.out or options.tags.with_suffix(".safetensors")
     try:
         described = read_descriptions(options.tags)
-        embed = label_embeddings(described, options.clip, options.device, mean=options.tags.suffix != ".json")
+        check_place(out, list(described))
+        embed = label_embeddings(
+            described, options.clip, device_of(options.device), mean=options.tags.suffix != ".json"
+        )
         save_labels(out, list(described), embed)
-    except RealignError as error:
+    except (RealignError, OSError) as error:
         sys.exit(f"label_embeddings: {error}")
+    except KeyboardInterrupt:
+        sys.exit("label_embeddings: stopped; nothing was written.")
     print(f"{out}: {len(embed)} tags, {embed.shape[1]} embedding{'s' * (embed.shape[1] > 1)} each")
 
 
@@ -60,16 +66,29 @@ def read_descriptions(file: Path) -> dict[str, list[str]]:
     """Tags and the texts that describe them, as many for each.
 
     Raises:
-        RealignError: the file cannot be read, or the numbers of texts differ.
+        RealignError: the file cannot be read, names no tags, or a tag's descriptions are none or of another number.
     """
     lines = read_lines(file, "The tags")
-    if file.suffix != ".json":
-        return {tag: sentences(tag) for tag in lines if tag}
+    described = {tag: sentences(tag) for tag in lines if tag} if file.suffix != ".json" else from_json(file, lines)
+    if not described:
+        raise RealignError(f"There is no tag in '{file}': write the things to look for into it.")
+    return described
+
+
+def from_json(file: Path, lines: Sequence[str]) -> dict[str, list[str]]:
+    """Tags and their descriptions from a list of {tag: [description, …]}; a tag's name becomes one line."""
     try:
-        described = {tag: list(texts) for entry in json.loads("\n".join(lines)) for tag, texts in entry.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        described = {
+            " ".join(tag.split()): texts for entry in json.loads("\n".join(lines)) for tag, texts in entry.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RealignError(f"'{file}' is no list of {{tag: [description, …]}} in JSON: {error}.") from error
-    if len({len(texts) for texts in described.values()}) != 1:
+    for tag, texts in described.items():
+        if not tag or not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise RealignError(
+                f"The tag '{tag}' in '{file}' has no list of descriptions: give it a name and some texts."
+            )
+    if len({len(texts) for texts in described.values()}) > 1:
         raise RealignError(f"The tags in '{file}' have different numbers of descriptions: give as many for each.")
     return described
 
@@ -90,7 +109,7 @@ def sentences(tag: str) -> list[str]:
 
 
 @torch.inference_mode()
-def label_embeddings(described: dict[str, Sequence[str]], clip: Path, device: str, *, mean: bool) -> Tensor:
+def label_embeddings(described: dict[str, Sequence[str]], clip: Path, device: torch.device, *, mean: bool) -> Tensor:
     """Unit vectors [K, N, W] of K tags with N texts each; [K, 1, W] where their mean stands for all."""
     tokenizer = from_folder(AutoTokenizer, clip)
     model = from_folder(CLIPTextModelWithProjection, clip, dtype=torch.float32).to(device).eval()

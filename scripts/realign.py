@@ -6,7 +6,7 @@
         --segmenter models/sam_vit_h_4b8939.pth --out out/realign
 
 A model is a Hugging Face folder, a file as its authors published it, or the word `demo` for the embedded one. Each
-prompt gets a folder with before.png, after.png, panel.png and report.json. What is there already, made by the same
+image gets a folder with before.png, after.png, panel.png and report.json. What is there already, made by the same
 models and settings, is passed over, so a run that was stopped goes on where it was.
 """
 
@@ -22,6 +22,7 @@ import argparse
 import json
 import re
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from ..attention.settings import ModulationSettings
 from ..core.errors import RealignError
-from .caption import write_whole
+from .files import make_folder, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,8 @@ MODELS = {
     "segmenter": ("sam", "SAM or SAM 2"),
 }
 """The models' options: their folders among the embedded ones, and what they are."""
+WORDS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "tokenizer.json", "vocab.txt")
+"""What a tagger or detector that is a single file reads beside it."""
 STRENGTHS = ("cross_strength", "self_strength", "power", "start", "end", "outside")
 
 
@@ -55,7 +58,7 @@ def main() -> None:
     told = parser.add_argument_group("prompts")
     told.add_argument("--prompt", action="append", default=[], help="may be repeated")
     told.add_argument("--prompts", type=Path, help="a text file, one prompt a line")
-    told.add_argument("--seed", type=int, default=42, help="of the first image; each further one has the next (42)")
+    told.add_argument("--seed", type=int, default=42, help="of a prompt's first image; its next ones count on (42)")
     told.add_argument("--count", type=int, default=1, help="images a prompt (1)")
     told.add_argument("--out", type=Path, default=Path("out/realign"))
     models = parser.add_argument_group("models")
@@ -86,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         run(options)
-    except RealignError as error:
+    except (RealignError, OSError) as error:
         sys.exit(f"realign: {error}")
     except KeyboardInterrupt:
         sys.exit("realign: stopped; the same command goes on where it was.")
@@ -95,12 +98,13 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """Re-align all prompts that are not done yet."""
     prompts, settings = prompts_of(options), settings_of(options)
-    made_of = {name: str(getattr(options, name)) for name in (*MODELS, "lora", "llm", "llm_model")}
-    jobs = [(prompt, options.seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(options.count))]
+    made_of = origin(options)
+    jobs = [(prompt, options.seed + number) for prompt in prompts for number in range(options.count)]
     todo = [job for job in jobs if not done(options.out, *job, settings, made_of)]
     print(f"{len(jobs)} images, {len(jobs) - len(todo)} of them done.")
     if not todo:
         return
+    make_folder(options.out)
     models = load(options)
     from ..pipeline.realign import realign
 
@@ -119,10 +123,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
-    """The prompts, without empty lines.
+    """The prompts, each once, without empty lines.
 
     Raises:
-        RealignError: there are none, or the file cannot be read.
+        RealignError: there are none, no image is wanted, or the file cannot be read.
     """
     lines = list(options.prompt)
     if options.prompts is not None:
@@ -132,9 +136,11 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
             raise RealignError(
                 f"The prompts in '{options.prompts}' cannot be read ({error}): give a text file in UTF-8."
             ) from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise RealignError("There is no prompt: give --prompt TEXT or --prompts FILE.")
+    if options.count < 1:
+        raise RealignError(f"--count is {options.count}; give a whole number of at least 1.")
     return prompts
 
 
@@ -151,9 +157,59 @@ def settings_of(options: argparse.Namespace) -> RealignSettings:
     )
 
 
+def places(options: argparse.Namespace) -> dict[str, Path]:
+    """Where the models lie."""
+    from ..demo.models import FOLDER
+
+    said = {name: getattr(options, name) for name in MODELS}
+    return {name: FOLDER / MODELS[name][0] if path == DEMO else Path(path) for name, path in said.items()}
+
+
+def origin(options: argparse.Namespace) -> dict[str, str]:
+    """What an image is made of besides its settings; it is made again once something in it changes.
+
+    Raises:
+        RealignError: a model or the device is not there, or a server's model has no name.
+    """
+    from .hardware import chosen
+
+    device, dtype = chosen(options)
+    files: dict[str, Path] = places(options)
+    if options.lora is not None:
+        files["lora"] = options.lora
+    if options.llm is not None and not is_server(options.llm):
+        files["llm"] = Path(options.llm)
+    made_of = {name: stamp(path, name) for name, path in files.items()}
+    if options.llm is not None and is_server(options.llm):
+        language_model(options, device, dtype)  # tells what is wrong with the address and the name
+        made_of |= {"llm": options.llm, "llm_model": options.llm_model}
+    return {**made_of, "device": device.type, "precision": str(dtype).removeprefix("torch.")}
+
+
+def stamp(model: Path, name: str) -> str:
+    """A model's path, and 8 hexadecimal digits that change when the size or the time of one of its files does. The
+    lists of words beside a single file belong to it.
+
+    Raises:
+        RealignError: there is nothing at this path.
+    """
+    if not model.exists():
+        raise RealignError(f"There is no '{model}': check the path at --{name.replace('_', '-')}.")
+    files = model.rglob("*") if model.is_dir() else [model, *(model.with_name(name) for name in WORDS)]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
+    return f"{model.resolve()} ({short_hash(repr(states))})"
+
+
+def short_hash(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def is_server(llm: str) -> bool:
+    return llm.lower().startswith(("http:", "https:"))
+
+
 def load(options: argparse.Namespace) -> Models:
     """All models, on the device. What detects and reads is in fp32: half precision breaks it, or it is small."""
-    from ..demo.models import FOLDER
     from ..perception.captioner import Captioner
     from ..perception.grounded_sam import GroundedSam
     from ..perception.likelihood import OfflineScorer
@@ -166,10 +222,7 @@ def load(options: argparse.Namespace) -> Models:
     from .hardware import chosen
 
     device, dtype = chosen(options)
-    place = {
-        name: FOLDER / demo if getattr(options, name) == DEMO else Path(getattr(options, name))
-        for name, (demo, _) in MODELS.items()
-    }
+    place = places(options)
     sampler = DiffusersSampler.load(place["model"], device, dtype)
     if options.lora is not None:
         load_back(sampler.unet, options.lora)
@@ -185,7 +238,7 @@ def load(options: argparse.Namespace) -> Models:
 
 def language_model(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> LanguageModel:
     """The server or the local model of `--llm`; a server's answers are kept beside the images."""
-    if options.llm.lower().startswith(("http:", "https:")):
+    if is_server(options.llm):
         from ..perception.answer_cache import AnswerCache
         from ..perception.api_keys import api_key_for
         from ..perception.openai_client import OpenAiLanguageModel
@@ -198,9 +251,9 @@ def language_model(options: argparse.Namespace, device: torch.device, dtype: tor
 
 
 def folder_of(out: Path, prompt: str, seed: int) -> Path:
-    """Where an image belongs: `a-red-book-and-a-yellow-pen-42`."""
-    words = "-".join(re.findall(r"\w+", prompt.lower()))[:80]
-    return out / f"{words}-{seed}"
+    """Where an image belongs, e.g. `a-red-book-and-a-yellow-pen-0f5ae1b2-42`: words, hash of the prompt, seed."""
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:50].strip("-")
+    return out / f"{words}-{short_hash(prompt)}-{seed}".lstrip("-")
 
 
 def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:

@@ -8,6 +8,27 @@ from typing import Any
 import torch
 
 DESCRIPTIONS = 51
+HEAD = {"tags": 4585, "width": 768, "inner": 3072}
+SMALL = {
+    "window 4": {
+        "embed": 32,
+        "depths": (2, 2, 2),
+        "heads": (1, 2, 4),
+        "window": 4,
+        "tags": 5,
+        "width": 64,
+        "inner": 128,
+    },
+    "window 7": {"embed": 32, "depths": (2, 2), "heads": (2, 4), "window": 7, "tags": 5, "width": 64, "inner": 96},
+}
+TRUE = {
+    "Swin-L 384": {"embed": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48), "window": 12, **HEAD},
+    "Swin-B 224": {"embed": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "window": 7, **HEAD},
+}
+PICTURES = ((48, 80, 2), (90, 70, 1))
+"""Height, width and number of the images that the numbers in `golden/originals.json` are about."""
+EVERY = {5: 1, 4585: 1000}
+"""Of so many tags each so-manieth is in there."""
 
 
 def tensors(sizes: dict[str, Any], plus: bool) -> dict[str, torch.Tensor]:

@@ -114,6 +114,22 @@ def test_drawn_captions_follow_from_their_seed_and_leave_the_generator_alone(fol
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_tokens", 0),
+        ("num_beams", 0),
+        ("temperature", -1.0),
+        ("temperature", 1e-40),
+        ("temperature", float("inf")),
+        ("seed", 2**64),
+    ],
+)
+def test_an_option_out_of_its_range_is_told(models, option, value):
+    with pytest.raises(RealignError, match=f"^{option} is .*; give"):
+        models.reward.captioner.caption(IMAGES, **{option: value})
+
+
 def test_a_low_temperature_draws_the_surest_words(folder):
     assert captions(folder, temperature=1e-3) == captions(folder)
 

@@ -63,12 +63,48 @@ def test_descriptions_stay_apart(tmp_path, monkeypatch, clip):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [('[{"cat": ["a"]}, {"dog": ["a", "b"]}]', "different numbers"), ("cat", "no list"), ('["cat"]', "no list")],
+    [
+        ('[{"cat": ["a"]}, {"dog": ["a", "b"]}]', "different numbers"),
+        ("cat", "no list"),
+        ('["cat"]', "no list"),
+        ("[]", "no tag in"),
+        ('[{"cat": []}]', "'cat' in .* has no list of descriptions"),
+        ('[{"cat": [1, 2]}]', "'cat' in .* has no list of descriptions"),
+        ('[{"cat": "a small animal"}]', "'cat' in .* has no list of descriptions"),
+        ('[{" ": ["a"]}]', "'' in .* has no list of descriptions"),
+    ],
 )
 def test_descriptions_that_are_none_are_told(tmp_path, monkeypatch, text, told):
     (tmp_path / "pets.json").write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit, match=told):
         run(monkeypatch, tmp_path / "pets.json", "--clip", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "options", "told"),
+    [
+        ("\n\n", [], "no tag in"),
+        ("cat", ["--out", "nowhere/pets.safetensors"], "no folder"),
+        ("cat", ["--out", "pets2.txt"], r"does not end in \.safetensors"),
+        ("cat", ["--device", "gpu"], "cannot compute on 'gpu'"),
+        ("cat", [], "no model folder"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_sentence(tmp_path, monkeypatch, tags, options, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets.txt").write_text(tags, encoding="utf-8")
+    with pytest.raises(SystemExit, match=told):
+        run(monkeypatch, tmp_path / "pets.txt", "--clip", tmp_path / "absent", *options)
+
+
+def test_a_text_of_something_else_is_never_overwritten(tmp_path, monkeypatch, clip):
+    (tmp_path / "pets.json").write_text(json.dumps([DESCRIBED]), encoding="utf-8")
+    (tmp_path / "pets.txt").write_text("my notes", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"pets\.txt' holds something else"):
+        run(monkeypatch, tmp_path / "pets.json", "--clip", clip[1])
+    assert (tmp_path / "pets.txt").read_text(encoding="utf-8") == "my notes"
+    (tmp_path / "pets.txt").write_text("cat\n\ncat\nred_panda", encoding="utf-8")  # its tags, and one of them twice
+    assert run(monkeypatch, tmp_path / "pets.json", "--clip", clip[1]).tags == list(DESCRIBED)
 
 
 def test_the_sentences_are_those_of_ram():

@@ -1,11 +1,13 @@
 """RAM and RAM++ from their published files say what the published code says.
 
-The expected logits were computed once with the code of github.com/xinyu1205/recognize-anything (transformers 4.30,
-torch 2.13, CPU, fp32) on the weights and images that `published_ram` makes; its small Swins are of the published class.
+The expected logits are in `golden/originals.json`: those of the code of github.com/xinyu1205/recognize-anything on the
+weights and images that `published_ram` makes. `python tests/golden/originals.py --ram-checkout PATH` makes them again.
 """
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,45 +20,13 @@ from realigndiff.perception.tagger import Tagger
 from realigndiff.tests import published_ram
 from safetensors.torch import save_file
 
-SIZES = {
-    "window 4": {
-        "embed": 32,
-        "depths": (2, 2, 2),
-        "heads": (1, 2, 4),
-        "window": 4,
-        "tags": 5,
-        "width": 64,
-        "inner": 128,
-    },
-    "window 7": {"embed": 32, "depths": (2, 2), "heads": (2, 4), "window": 7, "tags": 5, "width": 64, "inner": 96},
-}
-LOGITS = {  # of two images of 80 x 48 pixels and one of 70 x 90
-    ("window 4", False): [
-        [-0.78366, -0.80823, -0.83695, -0.83975, -0.699],
-        [-0.44201, -0.37896, -0.55881, -0.61751, -0.28404],
-        [-1.37974, -1.38091, -1.41052, -1.50097, -1.42422],
-    ],
-    ("window 4", True): [
-        [-0.79674, -0.82113, -0.80991, -0.81658, -0.82906],
-        [-0.44935, -0.41694, -0.40685, -0.4088, -0.38755],
-        [-1.40434, -1.3829, -1.38171, -1.39251, -1.35039],
-    ],
-    ("window 7", False): [
-        [-1.59025, -1.55912, -1.6923, -1.66761, -1.56524],
-        [-0.83646, -0.84258, -0.77922, -0.90476, -0.81211],
-        [-1.37455, -1.3371, -1.36055, -1.36524, -1.35966],
-    ],
-    ("window 7", True): [
-        [-1.62082, -1.62097, -1.62426, -1.63445, -1.60444],
-        [-0.79538, -0.86194, -0.80936, -0.86405, -0.79472],
-        [-1.34562, -1.3469, -1.29568, -1.33166, -1.35587],
-    ],
-}
+ORIGINALS = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))["ram"]
+LOGITS = {(name, kind == "RAM++"): said[kind] for name, said in ORIGINALS.items() for kind in said}
 TAGS = ["apple", "Boat", "cat", "dog", "elm"]
 both = pytest.mark.parametrize("plus", [False, True], ids=["RAM", "RAM++"])
 
 
-def publish(folder, plus, sizes=SIZES["window 4"], thresholds=True):
+def publish(folder, plus, sizes=published_ram.SMALL["window 4"], thresholds=True):
     """A file as the authors' training leaves it, and the two lists beside it."""
     file = folder / f"ram{'_plus' * plus}.pth"
     torch.save({"model": published_ram.tensors(sizes, plus), "config": {"vit": "swin_l"}, "epoch": 4}, file)
@@ -67,55 +37,32 @@ def publish(folder, plus, sizes=SIZES["window 4"], thresholds=True):
 
 
 def logits(tagger):
-    return torch.cat([tagger.logits(published_ram.images(*size)) for size in ((48, 80, 2), (90, 70, 1))])
+    return torch.cat([tagger.logits(published_ram.images(*size)) for size in published_ram.PICTURES])
 
 
-@pytest.mark.parametrize(("name", "plus"), LOGITS, ids=lambda value: value if isinstance(value, str) else "")
+@both
+@pytest.mark.parametrize("name", published_ram.SMALL)
 def test_the_logits_are_those_of_the_published_code(tmp_path, name, plus):
-    tagger = Tagger.load(publish(tmp_path, plus, SIZES[name]))
+    tagger = Tagger.load(publish(tmp_path, plus, published_ram.SMALL[name]))
     torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS[name, plus]), atol=1e-4, rtol=0)
 
 
-BIG = {  # every thousandth tag of the true sizes
-    ("l", 384, False): [
-        [-0.57685, -0.58283, -0.51897, -0.60768, -0.5736],
-        [0.85161, 0.88977, 0.89883, 0.8156, 0.8465],
-        [-0.5754, -0.52049, -0.49292, -0.63683, -0.54268],
-    ],
-    ("l", 384, True): [
-        [-0.50737, -0.57643, -0.5719, -0.53027, -0.54133],
-        [0.90628, 0.84913, 0.9024, 0.89654, 0.95731],
-        [-0.47047, -0.56808, -0.54593, -0.52605, -0.46523],
-    ],
-    ("b", 224, False): [
-        [0.06876, 0.24015, 0.31541, 0.12127, 0.1637],
-        [-0.27719, -0.09993, -0.05593, -0.22546, -0.14974],
-        [-0.74279, -0.55746, -0.52417, -0.63469, -0.56503],
-    ],
-    ("b", 224, True): [
-        [0.19567, 0.18543, 0.21539, 0.18391, 0.21829],
-        [-0.17158, -0.175, -0.13505, -0.19734, -0.10417],
-        [-0.61381, -0.55957, -0.59535, -0.60566, -0.53993],
-    ],
-}
-
-
 @pytest.mark.skipif(not os.environ.get("REALIGN_BIG"), reason="minutes and gigabytes; REALIGN_BIG=1 runs it")
-@pytest.mark.parametrize(("swin", "size", "plus"), BIG)
-def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, swin, size, plus):
-    channels, heads = {"l": (192, (6, 12, 24, 48)), "b": (128, (4, 8, 16, 32))}[swin]
-    sizes = {"embed": channels, "depths": (2, 2, 18, 2), "heads": heads, "window": size // 32, "tags": 4585}
-    file = publish(tmp_path, plus, {**sizes, "width": 768, "inner": 3072})
-    (tmp_path / "ram_tag_list.txt").write_text("\n".join(map(str, range(4585))), encoding="utf-8")
+@both
+@pytest.mark.parametrize("name", published_ram.TRUE)
+def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, name, plus):
+    sizes = published_ram.TRUE[name]
+    file = publish(tmp_path, plus, sizes)
+    (tmp_path / "ram_tag_list.txt").write_text("\n".join(map(str, range(sizes["tags"]))), encoding="utf-8")
     (tmp_path / "ram_tag_list_threshold.txt").unlink()
-    tagger = Tagger.load(file)
-    torch.testing.assert_close(logits(tagger)[:, ::1000], torch.tensor(BIG[swin, size, plus]), atol=1e-4, rtol=0)
+    said = logits(Tagger.load(file))[:, :: published_ram.EVERY[sizes["tags"]]]
+    torch.testing.assert_close(said, torch.tensor(LOGITS[name, plus]), atol=1e-4, rtol=0)
     file.unlink()
 
 
 @both
 def test_each_published_tensor_is_used_or_known_to_be_of_no_use(plus):
-    published = published_ram.shapes(plus=plus, **SIZES["window 4"])
+    published = published_ram.shapes(plus=plus, **published_ram.SMALL["window 4"])
     left = {name.replace("tagging_head.encoder.layer.", "tagging_head.") for name in published} - set(
         own_names(published)
     )
@@ -176,7 +123,7 @@ def test_thresholds_of_something_else_are_told(tmp_path, text, told):
 
 def damaged(**change):
     """A RAM's tensors, some replaced, or left out where the change is None."""
-    tensors = published_ram.tensors(SIZES["window 4"], plus=False) | change
+    tensors = published_ram.tensors(published_ram.SMALL["window 4"], plus=False) | change
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 

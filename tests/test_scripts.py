@@ -1,11 +1,15 @@
 """The headless scripts, on the demo models: what they write, what they pass over, and what they say."""
 
 import json
+import os
+import shutil
 import sys
+from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from realigndiff.demo.models import FOLDER
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.perception.images import to_pil
@@ -82,6 +86,73 @@ class TestCaption:
         assert "0.png' was left out" in told.err and "5.jpg' was left out" in told.err
         assert "2 images could not be read" in told.out
 
+    @pytest.mark.parametrize("error", [SyntaxError, TypeError, IndexError])
+    def test_whatever_pillow_raises_is_told(self, call, photos, monkeypatch, capsys, error):
+        def broken(file):
+            if file.name == "1.png":
+                raise error("broken")
+            return opened(file)
+
+        opened = caption.opened
+        monkeypatch.setattr(caption, "opened", broken)
+        assert self.run(call, photos) == 1
+        assert set(self.texts(photos)) == {"2.txt", "3.txt"} and "1.png' was left out" in capsys.readouterr().err
+
+    def test_an_image_outlives_its_exif(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010E] = 6, "hello"
+        damaged = exif.tobytes().replace(b"\x01\x0e", b"\x01\x3f")  # text where fractions belong
+        Image.new("RGB", (9, 5), "red").save(tmp_path / "bad.jpg", exif=damaged)
+        with pytest.raises(TypeError), Image.open(tmp_path / "bad.jpg") as picture:
+            ImageOps.exif_transpose(picture)
+        assert caption.opened(tmp_path / "bad.jpg").getpixel((0, 0))[0] > 250
+
+    @pytest.mark.parametrize(
+        ("kind", "dtype", "white"),
+        [
+            ("png", np.uint16, 65535),
+            ("tif", np.uint16, 65535),
+            ("tif", np.int32, 65535),
+            ("tif", np.int32, 255),
+            ("tif", np.float32, 1),
+            ("tif", np.float32, 255),
+            ("tif", np.float32, 1e6),
+        ],
+    )
+    def test_grey_of_more_bits_looks_as_in_8(self, tmp_path, kind, dtype, white):
+        grey = np.arange(256, dtype=np.float64).reshape(16, 16)
+        Image.fromarray((grey / 255 * white).astype(dtype)).save(tmp_path / f"grey.{kind}")
+        assert np.array_equal(np.asarray(caption.opened(tmp_path / f"grey.{kind}"))[..., 1], grey)
+
+    @pytest.mark.parametrize(
+        ("option", "told"),
+        [
+            ("--device=gpu", "cannot compute on 'gpu'"),
+            ("--device=cuda:99", "cannot compute on 'cuda:99'"),
+            ("--num-beams=0", "num_beams is 0"),
+            ("--max-tokens=0", "max_tokens is 0"),
+            ("--temperature=-1", "temperature is -1.0"),
+            ("--temperature=nan", "temperature is nan"),
+            ("--seed=-1", "seed is -1"),
+        ],
+    )
+    def test_bad_arguments_are_told_in_one_sentence(self, call, photos, option, told):
+        said = self.run(call, photos, option)
+        assert told in said and said.startswith("caption: ")
+        assert not self.texts(photos)
+
+    def test_a_text_that_cannot_be_written_is_told(self, call, photos):
+        (photos / "1.txt").mkdir()
+        assert "1.txt' cannot be written" in self.run(call, photos, "--overwrite")
+        assert not list(photos.glob("*.partial"))
+
+    def test_a_stopped_run_that_overwrites_says_that_it_starts_over(self, call, photos, monkeypatch):
+        def stopped(file, text):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(caption, "write_whole", stopped)
+        assert "captions every image again" in self.run(call, photos, "--overwrite")
+
     def test_a_stopped_run_leaves_whole_texts_and_goes_on(self, call, photos, monkeypatch):
         write, written = caption.write_whole, []
 
@@ -110,24 +181,65 @@ class TestCaption:
 class TestRealign:
     PROMPT = "a red circle and a blue square"
 
-    def test_each_image_gets_a_folder_and_is_made_once(self, call, tmp_path, capsys):
+    def test_each_image_gets_a_folder_and_is_made_once(self, call, tmp_path, capsys, monkeypatch):
         (tmp_path / "prompts.txt").write_text(f"\n{self.PROMPT}\n\n", encoding="utf-8")
         arguments = [*QUICK, "--prompts", tmp_path / "prompts.txt", "--count=2", "--seed=3", "--out", tmp_path / "out"]
         assert call(realign, *arguments) == 0
         folders = sorted(path.name for path in (tmp_path / "out").iterdir())
-        assert folders == ["a-red-circle-and-a-blue-square-3", "a-red-circle-and-a-blue-square-4"]
+        name = f"a-red-circle-and-a-blue-square-{sha256(self.PROMPT.encode()).hexdigest()[:8]}"
+        assert folders == [f"{name}-3", f"{name}-4"]
         made = tmp_path / "out" / folders[0]
         assert {file.name for file in made.iterdir()} == {"before.png", "after.png", "panel.png", "report.json"}
         told = json.loads((made / "report.json").read_text(encoding="utf-8"))
-        assert (told["prompt"], told["seed"], told["models"]["tagger"]) == (self.PROMPT, 3, "demo")
+        assert (told["prompt"], told["seed"], told["models"]["device"]) == (self.PROMPT, 3, "cpu")
         capsys.readouterr()
         assert call(realign, *arguments) == 0
         assert "2 images, 2 of them done" in capsys.readouterr().out
+
+        def stopped(options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(realign, "load", stopped)  # what is made stays done with more images and prompts
+        more = ["--count=3", "--prompt", self.PROMPT.upper(), "--prompt", self.PROMPT]
+        assert "goes on where it was" in call(realign, *arguments, *more)
+        assert "6 images, 2 of them done" in capsys.readouterr().out
+
+    def test_prompts_of_the_same_words_have_folders_of_their_own(self, tmp_path):
+        prompts = ("a cat", "A cat", "a, cat", "a cat?", "x" * 90, "x" * 91, "?", "!", "犬" * 200)
+        folders = {realign.folder_of(tmp_path, prompt, 2**64 - 1).name.lower() for prompt in prompts}
+        assert len(folders) == len(prompts) and max(len(name.encode()) for name in folders) < 255
 
     def test_other_settings_make_an_image_again(self, call, tmp_path, capsys):
         for power in (5, 2):
             assert call(realign, *QUICK, "--prompt", self.PROMPT, f"--power={power}", "--out", tmp_path) == 0
             assert "0 of them done" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "change", ["another file", "another list", "a touched folder", "another precision", "none"]
+    )
+    def test_what_is_made_of_other_weights_is_made_again(self, tmp_path, monkeypatch, change):
+        tagger, detector = tmp_path / "ram.pth", tmp_path / "dino"
+        tagger.write_bytes(b"one")
+        shutil.copytree(FOLDER / "grounding_dino", detector)
+        arguments = ["x", *DEMO, "--prompt=x", "--tagger", str(tagger), "--detector", str(detector)]
+        made = []
+        monkeypatch.setattr(realign, "done", lambda *job: made.append(job[-1]) or True)
+        monkeypatch.setattr(sys, "argv", arguments)
+        realign.main()
+        if change == "another file":
+            tagger.write_bytes(b"another")
+        elif change == "another list":
+            (tmp_path / "ram_tag_list.txt").write_text("cat", encoding="utf-8")
+        elif change == "a touched folder":
+            os.utime(detector / "config.json", (1, 1))
+        elif change == "another precision":
+            arguments.append("--precision=bf16")
+        else:  # the same by another name
+            monkeypatch.chdir(tmp_path)
+            (tmp_path / "prompts.txt").write_text("x", encoding="utf-8")
+            arguments[arguments.index(str(tagger))] = "ram.pth"
+        realign.main()
+        assert (made[0] == made[1]) == (change == "none")
 
     def test_the_image_is_the_one_that_the_library_makes(self, call, tmp_path, models):
         call(realign, *QUICK, "--prompt", self.PROMPT, "--out", tmp_path)
@@ -157,9 +269,16 @@ class TestRealign:
             (["--prompt", "x", "--llm=http://127.0.0.1:9/v1"], "No model is named"),
             (["--prompts", "nowhere.txt"], "cannot be read"),
             (["--prompt", "x", "--steps=0"], "steps is 0"),
-            (["--prompt", "x", "--tagger=nowhere"], "nowhere"),
+            (["--prompt", "x", "--tagger=nowhere"], "no 'nowhere': check the path at --tagger"),
+            (["--prompt", "x", "--text-encoder=nowhere"], "check the path at --text-encoder"),
+            (["--prompt", "x", "--lora=nowhere"], "check the path at --lora"),
+            (["--prompt", "x", "--llm=nowhere"], "check the path at --llm"),
+            (["--prompt", "x", "--out", __file__], "is no folder to write to"),
+            (["--prompt", "x", "--device=gpu"], "cannot compute on 'gpu'"),
+            (["--prompt", "x", "--count=0"], "--count is 0"),
         ],
     )
-    def test_bad_arguments_are_told_in_one_sentence(self, call, tmp_path, arguments, told):
+    def test_bad_arguments_are_told_before_a_model_is_read(self, call, tmp_path, monkeypatch, arguments, told):
+        monkeypatch.setattr(realign, "load", lambda options: pytest.fail("read"))
         said = call(realign, *QUICK, "--out", tmp_path, *arguments)
         assert told in said and said.startswith("realign: ")

@@ -1,19 +1,27 @@
 """What the original implementations say of models with seeded weights → originals.json, beside this file.
 
-Runs where `segment-anything` 1.0 and `groundingdino-py` 0.4.0 are installed, which need torchvision and an old
-transformers (4.46.3): not in the pack's own environment.
+SAM and GroundingDINO, where `segment-anything` 1.0 and `groundingdino-py` 0.4.0 are installed, which need torchvision
+and an old transformers (4.46.3), so not in the pack's own environment:
 
     python tests/golden/originals.py
     python tests/golden/originals.py --check   # the layouts of all published sizes only; takes 3 GB of memory
+
+RAM and RAM++, with a checkout of github.com/xinyu1205/recognize-anything, where torchvision, transformers 4.30.2,
+timm 0.4.12 and numpy 1 are installed (a minute, 4 GB of memory):
+
+    python tests/golden/originals.py --ram-checkout recognize-anything
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import torch
 from PIL import Image
@@ -23,6 +31,7 @@ VOCABULARY = HERE.parents[1] / "demo" / "weights" / "grounding_dino" / "vocab.tx
 sys.path.insert(0, str(HERE.parent))
 
 import published_layouts as layouts
+import published_ram
 
 # torchvision may not fit the torch that is there; its operators are not needed.
 torchvision_operators = torch.library.Library("torchvision", "DEF")
@@ -80,6 +89,41 @@ def original_dino(size: layouts.DinoSize, vocabulary: Path) -> torch.nn.Module:
     return model.build_groundingdino(argparse.Namespace(**options)).eval()
 
 
+def original_ram(size: dict, plus: bool, checkout: Path) -> torch.nn.Module:
+    sys.path.insert(0, str(checkout))
+    for name in ("fairscale.nn.checkpoint.checkpoint_activations", "clip"):
+        sys.modules.setdefault(name, MagicMock())  # for training, and for tags of one's own
+    swin = importlib.import_module("ram.models.swin_transformer").SwinTransformer
+    bert = importlib.import_module("ram.models.bert").BertConfig
+    published = importlib.import_module("ram.models.ram_plus" if plus else "ram.models.ram")
+
+    def head(_: str) -> bert:
+        config = bert.from_json_file(checkout / "ram" / "configs" / "q2l_config.json")
+        config.hidden_size, config.intermediate_size = size["width"], size["inner"]
+        return config
+
+    names = {"embed_dim": "embed", "depths": "depths", "num_heads": "heads", "window_size": "window"}
+    vision = {"image_res": 384, "vision_width": ram_width(size)}
+    published.read_json = lambda _: vision | {theirs: size[ours] for theirs, ours in names.items()}
+    published.SwinTransformer = lambda img_size, **options: swin(img_size=ram_edge(size), **options)
+    published.BertConfig = SimpleNamespace(from_json_file=head)  # the half that writes captions is made as small
+    published.init_tokenizer = lambda _: MagicMock(__len__=lambda _: 30524)
+    model = (published.RAM_plus if plus else published.RAM)(image_size=384, vit="swin_l")
+    model.num_class = size["tags"]
+    model.class_threshold = torch.ones(size["tags"])
+    model.label_embed = torch.nn.Parameter(torch.zeros(size["tags"] * (published_ram.DESCRIPTIONS if plus else 1), 512))
+    return model.eval()
+
+
+def ram_width(size: dict) -> int:
+    return size["embed"] * 2 ** (len(size["depths"]) - 1)
+
+
+def ram_edge(size: dict) -> int:
+    """Of the images that a Swin sees, of which the last layer's map is one window."""
+    return 4 * size["window"] * 2 ** (len(size["depths"]) - 1)
+
+
 def fill(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     model.load_state_dict({name: tensors[name] for name in model.state_dict()}, strict=True)
     return model
@@ -121,6 +165,32 @@ def boxes() -> list:
     return said
 
 
+@torch.no_grad()
+def tags(checkout: Path) -> dict:
+    """Of each size, RAM's and RAM++'s logits of three pictures [3, K]."""
+    said = {}
+    for name, size in {**published_ram.SMALL, **published_ram.TRUE}.items():
+        said[name] = {kind: tag_logits(size, kind == "RAM++", checkout) for kind in ("RAM", "RAM++")}
+        print(name, said[name], flush=True)
+    return said
+
+
+def tag_logits(size: dict, plus: bool, checkout: Path) -> list:
+    model = original_ram(size, plus, checkout)
+    tensors = published_ram.tensors(size, plus)
+    # What the published files do not hold or the published code computes by itself.
+    other = ("tag_encoder.", "text_decoder."), ("relative_position_index", "attn_mask")
+    own = [key for key in model.state_dict() if not (key.startswith(other[0]) or key.endswith(other[1]))]
+    model.load_state_dict({key: tensors[key] for key in own}, strict=False)
+    transform = importlib.import_module("ram.transform").get_transform(ram_edge(size))
+    logits = []
+    model.fc.register_forward_hook(lambda module, inputs, out: logits.append(out.reshape(-1)))
+    for picture in published_ram.PICTURES:
+        for image in published_ram.images(*picture):
+            model.generate_tag(transform(Image.fromarray((image * 255).round().byte().numpy()))[None])
+    return numbers(torch.stack(logits)[:, :: published_ram.EVERY[size["tags"]]])
+
+
 def numbers(values: torch.Tensor) -> list:
     if values.dim() > 1:
         return [numbers(row) for row in values]
@@ -142,8 +212,20 @@ def compare(name: str, model: torch.nn.Module, layout: layouts.Shapes) -> None:
     print(f"{name}: {len(own)} tensors, {len(wrong)} of them differ; a published file also has {more}")
 
 
+def write(said: dict) -> None:
+    """Put these models' numbers in the place of their old ones."""
+    file = HERE / "originals.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said) + "\n")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="the layouts only")
+    parser.add_argument("--ram-checkout", type=Path, help="RAM and RAM++, by the code in this folder")
+    options = parser.parse_args()
+    if options.check:
         check()
+    elif options.ram_checkout:
+        write({"ram": tags(options.ram_checkout)})
     else:
-        (HERE / "originals.json").write_text(json.dumps({"sam": masks(), "grounding_dino": boxes()}) + "\n")
+        write({"sam": masks(), "grounding_dino": boxes()})
