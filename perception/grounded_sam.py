@@ -64,11 +64,7 @@ class GroundedSam:
         nms: boxes with a higher IoU are one thing found twice, in [0, 1].
         min_area: a smaller mask, as a fraction of the image, counts as not found, in [0, 1].
         """
-        if boxes not in get_args(Boxes):
-            raise RealignError(f'A phrase takes "one" box or "all" of its boxes, not \'{boxes}\'.')
-        for name, value in (("box_threshold", box_threshold), ("nms", nms), ("min_area", min_area)):
-            if not 0 <= value <= 1:
-                raise RealignError(f"{name} is {value:g}: give a number from 0 to 1.")
+        check_settings(box_threshold=box_threshold, boxes=boxes, nms=nms, min_area=min_area)
         assign = {"one": _assign_one, "all": _assign_all}[boxes]
         asked = [[region.phrase or region.tag for region in regions] for regions in region_sets]
         candidates = self.detector.detect(images, asked, nms=nms)
@@ -77,6 +73,15 @@ class GroundedSam:
         masks = self.segmenter.masks(images, wanted)
         parts = zip(region_sets, chosen, candidates, masks, strict=True)
         return [_filled(*own, min_area) for own in parts]
+
+
+def check_settings(*, box_threshold: float, boxes: str, nms: float, min_area: float) -> None:
+    """Raise a RealignError where a setting of `GroundedSam.ground` is out of its range."""
+    if boxes not in get_args(Boxes):
+        raise RealignError(f'A phrase takes "one" box or "all" of its boxes, not \'{boxes}\'.')
+    for name, value in (("box_threshold", box_threshold), ("nms", nms), ("min_area", min_area)):
+        if not 0 <= value <= 1:
+            raise RealignError(f"{name} is {value:g}: give a number from 0 to 1.")
 
 
 def _assign_one(candidates: Candidates, regions: RegionSet, threshold: float) -> list[list[int]]:

@@ -18,7 +18,7 @@ from ..attention.tokens import token_positions
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..perception.detector import NMS
-from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam
+from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
 from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
 from ..perception.tagger import Tagger
 from ..rewards.caption import CaptionReward
@@ -68,6 +68,14 @@ class RealignSettings:
     """IoU from which two boxes are one thing found twice, in [0, 1]."""
     min_area: float = 0.0
     """The fraction of the image that a mask must cover to count, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        check_settings(**self.grounding)
+
+    @property
+    def grounding(self) -> dict[str, Any]:
+        """The settings of `GroundedSam.ground`."""
+        return {name: getattr(self, name) for name in ("box_threshold", "boxes", "nms", "min_area")}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -174,8 +182,7 @@ def find_regions(models: Models, images: Tensor, prompts: Sequence[str], setting
         likelihoods(prompt, [tag.name for tag in own], models.language_model, offline)
         for prompt, own in zip(prompts, tags, strict=True)
     ]
-    how = {name: getattr(settings, name) for name in ("box_threshold", "boxes", "nms", "min_area")}
-    return models.grounded_sam.ground(images, bound, **how)
+    return models.grounded_sam.ground(images, bound, **settings.grounding)
 
 
 def readable(regions: RegionSet, tokenizer: CLIPTokenizer) -> RegionSet:

@@ -209,7 +209,7 @@ def is_server(llm: str) -> bool:
 
 
 def load(options: argparse.Namespace) -> Models:
-    """All models, on the device. What detects and reads is in fp32: half precision breaks it, or it is small."""
+    """All models, on the device. What looks for boxes and reads is in fp32: half precision changes its scores."""
     from ..perception.captioner import Captioner
     from ..perception.grounded_sam import GroundedSam
     from ..perception.likelihood import OfflineScorer

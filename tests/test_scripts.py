@@ -269,6 +269,7 @@ class TestRealign:
             (["--prompt", "x", "--llm=http://127.0.0.1:9/v1"], "No model is named"),
             (["--prompts", "nowhere.txt"], "cannot be read"),
             (["--prompt", "x", "--steps=0"], "steps is 0"),
+            (["--prompt", "x", "--nms=7"], "nms is 7: give a number from 0 to 1"),
             (["--prompt", "x", "--tagger=nowhere"], "no 'nowhere': check the path at --tagger"),
             (["--prompt", "x", "--text-encoder=nowhere"], "check the path at --text-encoder"),
             (["--prompt", "x", "--lora=nowhere"], "check the path at --lora"),
