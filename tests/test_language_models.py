@@ -446,7 +446,7 @@ def test_another_question_is_asked(serve, cache):
         Reply(status=500),
         Reply("{}"),
         Reply('{"error": "model overloaded, try again"}'),
-        Reply('{"circle": "a green hexagon, perhaps"}'),
+        Reply('{"hexagon": "a green hexagon"}'),
         Reply('{"circle": "a blue square"}', finish="length"),
         Reply('<think>If I said {"circle": "a blue square"}', finish="length"),
     ],
