@@ -251,6 +251,7 @@ def test_a_server_is_asked_nothing_more_when_nobody_waits(serve):
     server = serve(lambda _: gone.set() or Reply(status=503))
     with pytest.raises(RealignError, match="nobody waits"):
         OpenAiLanguageModel(server.url, "m", retries=1000, timeout=60).bind(PROMPT, TAGS, stop=gone.is_set)
+    time.sleep(0.1)  # what was on its way arrives
     asked = len(server.asked)
     time.sleep(0.2)
     assert len(server.asked) == asked
