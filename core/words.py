@@ -11,6 +11,8 @@ _BREAKS = frozenset(
     "is are has have that which left right".split()
 )
 """Words that end one thing and begin another in a prompt."""
+MOST_WORDS = 20
+"""The last words of a phrase that are looked for in a prompt."""
 
 
 def unweighted(prompt: str) -> str:
@@ -104,14 +106,18 @@ def nearest_span(phrase: str, prompt: str) -> str | None:
     two things. Of spans that share equally many words, one with the phrase's last word, which names the thing, wins;
     then the shortest, then the first.
     """
-    wanted = content_words(phrase)
+    wanted = [(word, _stems(word)) for word in content_words(phrase)[-MOST_WORDS:]]
     best: tuple[tuple[int, bool, int], list[re.Match[str]]] | None = None
     for piece in _pieces(prompt):
-        hits = [next((w for w in wanted if same_word(w, match.group())), None) for match in piece]
+        stems = [_stems(match.group()) for match in piece]
+        hits = [next((word for word, own in wanted if own & here), None) for here in stems]
         for start in (i for i, hit in enumerate(hits) if hit is not None):
-            for stop in range(start + 1, min(len(piece), start + 2 * len(wanted)) + 1):
-                shared = set(hits[start:stop]) - {None}
-                key = -len(shared), wanted[-1] not in shared, stop - start
+            shared = set()
+            for stop, hit in enumerate(hits[start : start + 2 * len(wanted)], start + 1):
+                if hit is None or hit in shared:
+                    continue
+                shared.add(hit)
+                key = -len(shared), wanted[-1][0] not in shared, stop - start
                 if best is None or key < best[0]:
                     article = start > 0 and piece[start - 1].group().lower() in ARTICLES
                     best = key, piece[start - article : stop]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
@@ -19,6 +21,8 @@ from .sockets import Blip2, Llm, chosen
 OFFLINE, SERVER, LOCAL = "offline scorer", "OpenAI-compatible server", "local model (log-likelihood)"
 ERROR = "error"
 FOLDERS = "LLM"
+_silences: Counter[str] = Counter()
+"""How often the server of an address gave no answer."""
 
 
 class LoadLlm(io.ComfyNode):
@@ -95,8 +99,13 @@ class LoadLlm(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, provider: str, local_model: str = model_folders.NONE, **_: Any) -> str:
-        return model_folders.stamp(FOLDERS, local_model) if provider == LOCAL else ""
+    def fingerprint_inputs(
+        cls, provider: str, base_url: str = "", local_model: str = model_folders.NONE, **_: Any
+    ) -> str:
+        """Another one also after a server gave no answer, so that it is asked again, not ComfyUI's cache."""
+        if provider == LOCAL:
+            return model_folders.stamp(FOLDERS, local_model)
+        return str(_silences[base_url]) if provider == SERVER else ""
 
     @classmethod
     def execute(
@@ -130,7 +139,7 @@ class LoadLlm(io.ComfyNode):
             cache=AnswerCache(Path(folder_paths.get_user_directory()) / "realigndiff" / "answers"),
             or_offline=chosen("if_unreachable", if_unreachable, (ERROR, OFFLINE)) == OFFLINE,
         )
-        return io.NodeOutput(AwaitedServer(server, offline))
+        return io.NodeOutput(AwaitedServer(server, offline, base_url))
 
 
 def _local(name: str) -> Hosted:
@@ -143,7 +152,13 @@ def _local(name: str) -> Hosted:
     device = comfy.model_management.get_torch_device()
     wide = comfy.model_management.should_use_bf16(device)  # language models are trained so, and may overflow in fp16
     scorer = read(LogitScorer, folder, dtype=dtype_of("bf16" if wide else "auto", halves=True))
+    scorer.on_step = _show
     return Hosted(scorer, scorer.model)
+
+
+def _show(done: int, total: int) -> None:
+    """On the progress bar of the node that asks."""
+    comfy.utils.ProgressBar(total).update_absolute(done)
 
 
 class HostedScorer:
@@ -185,9 +200,9 @@ class HostedLlm:
 class AwaitedServer:
     """A language model on a server, whose answers an interrupt does not wait for; nor is it asked on then."""
 
-    def __init__(self, server: Any, offline: HostedScorer) -> None:
+    def __init__(self, server: Any, offline: HostedScorer, base_url: str = "") -> None:
         """server: a `LanguageModel` whose questions take `stop`, as `OpenAiLanguageModel`'s do."""
-        self.server, self.offline = server, offline
+        self.server, self.offline, self.base_url = server, offline, base_url
 
     def bind(self, prompt: str, tags: list[str]):
         return self._wait(self.server.bind, prompt, tags)
@@ -195,11 +210,13 @@ class AwaitedServer:
     def score(self, prompt: str, tags: list[str]):
         return self._wait(self.server.score, prompt, tags)
 
-    @staticmethod
-    def _wait(ask, prompt: str, tags: list[str]):
+    def _wait(self, ask, prompt: str, tags: list[str]):
         gone = Event()
         try:
             return waiting(lambda: ask(prompt, tags, stop=gone.is_set))
+        except NoAnswer:
+            _silences[self.base_url] += 1
+            raise
         finally:
             gone.set()
 

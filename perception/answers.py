@@ -10,8 +10,9 @@ from ..core.json_text import json_values
 
 MOST_CHARACTERS = 100_000
 """Of a text, that are looked through for JSON."""
+_THINKS = re.compile(r"<think(?:ing)?>|\[THINK\]|◁think▷", re.IGNORECASE)
 _THOUGHT = re.compile(r"</think(?:ing)?>|\[/THINK\]|◁/think▷|<\|message\|>", re.IGNORECASE)
-"""Where thinking ends and the answer begins."""
+"""Where thinking begins, and where it ends and the answer begins."""
 
 
 class GivenAnswers:
@@ -41,17 +42,29 @@ class GivenAnswers:
         return {key: value for key, value in answer.items() if isinstance(value, kinds)}
 
 
-def read_json(text: str, tags: Sequence[str] = ()) -> dict[str, Any] | None:
+def read_json(text: str, tags: Sequence[str] = (), *, cut: bool = False) -> dict[str, Any] | None:
     """The JSON object in a text, bare, in a fence or in prose; None where there is none.
 
-    Of several the first that answers most of the tags. What a reasoning model wrote after it had thought is read first,
-    as it tries out answers while it thinks.
+    Of several the first that answers most of the tags; a list of objects is one. What a reasoning model wrote after it
+    had thought is read first, as it tries out answers while it thinks; what it wrote in a thought that never ended is
+    not, nor is any thought of one that was `cut` off.
     """
     wanted = {tag.lower() for tag in tags}
-    for part in dict.fromkeys((_THOUGHT.split(text)[-1], text)):
+    thought = [match.end() for match in _THOUGHT.finditer(text)][-1:]
+    begun = _THINKS.search(text, *thought)
+    text = text[: begun.start()] if begun else text
+    answer = text[slice(*thought, None)]
+    for part in (answer,) if cut else dict.fromkeys((answer, text)):
         values = json_values(part[:MOST_CHARACTERS])
-        ones = (one for value in values for one in (value if isinstance(value, list) else [value]))
-        objects = [one for one in ones if isinstance(one, dict)]
+        objects = [one for value in values if (one := _object(value)) is not None]
         if objects:
             return max(objects, key=lambda one: len(wanted & {key.strip().lower() for key in one}))
     return None
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """An object, or the objects of a list as one, in which the first with a key has it."""
+    if isinstance(value, dict):
+        return value
+    ones = [one for one in value if isinstance(one, dict)]
+    return {key: one[key] for one in reversed(ones) for key in one} if ones else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -35,11 +35,15 @@ def is_for(owner: str, base_url: str) -> bool:
         there = urlsplit(base_url.strip())
         scheme = own.scheme or there.scheme
         same = own.hostname == there.hostname and scheme == there.scheme and scheme in _PORTS
-        if not same or not own.hostname or (own.port or _PORTS[scheme]) != (there.port or _PORTS[scheme]):
+        if not same or not own.hostname or _port(own, scheme) != _port(there, scheme):
             return False
     except ValueError:  # one of them is no address
         return False
     return scheme == "https" or bool(own.scheme) or _near(own.hostname)
+
+
+def _port(address: SplitResult, scheme: str) -> int:
+    return _PORTS[scheme] if address.port is None else address.port  # port 0 is one
 
 
 def _near(host: str) -> bool:

@@ -8,11 +8,10 @@ the offline scorer what is missing still. So every answer is survived, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from ..core.errors import NoAnswer
+from ..core.errors import NoAnswer, RealignError
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
 from ..core.words import content_words, names, noun_phrase_spans, noun_phrases, occurrences, same_word
 from .text_encoder import TextEncoder
@@ -83,35 +82,37 @@ def likelihoods(
         likelihood = max((scores[tag] for tag in own), default=CERTAIN)
         occurrence = sum(at < start for at, _ in occurrences(phrase, prompt))
         regions.append(Region(tag=_head(phrase, own), phrase=phrase, likelihood=likelihood, occurrence=occurrence))
-    regions += [Region(tag=tag, likelihood=scores[tag]) for tag in tags if tag not in bindings]
+    regions += [Region(tag=tag, likelihood=scores[tag]) for tag in tags if not bindings.get(tag)]
     return RegionSet(prompt, tuple(regions), tuple(notes))
 
 
 def _answers(
     prompt: str, tags: list[str], model: LanguageModel, offline: LanguageModel
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, float], list[str]]:
-    """The words of each tag that has any, the score of every tag, and notes."""
+    """The words of each tag (none where the model says so), the score of every tag, and notes."""
     named, _ = valid_bindings(offline.bind(prompt, tags), prompt, tags)
     bound: dict[str, tuple[str, ...]] = {}
     scores: dict[str, float] = {}
     notes: list[str] = []
-    silent = ""
+    silent = "answered"
     try:
         bound, notes = _asked(partial(model.bind, prompt), lambda said: valid_bindings(said, prompt, tags), tags, named)
+        silent = "scored the tags"
         scores, more = _asked(partial(model.score, prompt), lambda said: valid_scores(said, tags), tags, tags)
         notes += more
+        silent = ""
     except NoAnswer as reason:
-        silent = str(reason)
+        notes.append(f"The offline scorer {silent} instead of a language model. {reason}")
     unbound, unscored = [tag for tag in named if tag not in bound], [tag for tag in tags if tag not in scores]
-    bound |= {tag: named[tag] for tag in unbound}
-    unsure = [tag for tag in unscored if tag not in bound]
+    # A word of the prompt that the model calls unlikely is part of another thing, as in "a hot dog".
+    bound |= {tag: named[tag] for tag in unbound if scores.get(tag) != UNLIKELY}
+    unsure = [tag for tag in unscored if not bound.get(tag)]
     guessed, _ = valid_scores(offline.score(prompt, unsure), unsure)
-    scores |= {tag: guessed.get(tag, CERTAIN if tag in bound else UNLIKELY) for tag in unscored}
-    if silent:
-        notes.append(f"The offline scorer answered instead of a language model. {silent}")
-    else:
-        notes += [f"No usable words came for {_listed(unbound)}: taken from the prompt offline."] if unbound else []
-        notes += [f"No usable score came for {_listed(unscored)}: scored offline."] if unscored else []
+    scores |= {tag: guessed.get(tag, CERTAIN if bound.get(tag) else UNLIKELY) for tag in unscored}
+    if unbound and silent != "answered":
+        notes.append(f"No usable words came for {_listed(unbound)}: taken from the prompt offline.")
+    if unscored and not silent:
+        notes.append(f"No usable score came for {_listed(unscored)}: scored offline.")
     return bound, scores, notes
 
 
@@ -130,10 +131,12 @@ def _asked(
     got, notes = check(answer)
     missing = [tag for tag in (wanted if isinstance(answer, Mapping) else tags) if tag not in got]
     if missing:
-        with suppress(NoAnswer):  # what was answered before stays
+        try:
             again, more = check(ask(missing[::-1]))
-            got |= {tag: again[tag] for tag in missing if tag in again}
-            notes += [note for note in more if note not in notes]
+        except RealignError as reason:  # what was answered before stays
+            again, more = {}, [f"What was missing could not be asked for once more. {reason}"]
+        got |= {tag: again[tag] for tag in missing if tag in again}
+        notes += [note for note in more if note not in notes]
     return got, notes
 
 

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,10 @@ class LogitScorer:
         model = from_folder(AutoModelForCausalLM, folder, dtype=dtype).to(device)
         return cls(model, from_folder(AutoTokenizer, folder))
 
-    def bind(self, prompt: str, tags: Sequence[str]) -> dict[str, str]:
-        """Each tag with the noun phrase of the prompt that it is, unless "none of them" is likelier."""
+    def bind(self, prompt: str, tags: Sequence[str]) -> dict[str, str | None]:
+        """Each tag with the noun phrase of the prompt that it is, or None where that is likelier."""
         phrases = list(dict.fromkeys(noun_phrases(prompt)))
-        chosen = self._likeliest(BIND, prompt, tags, [*phrases, None]) if phrases else {}
-        return {tag: phrase for tag, phrase in chosen.items() if phrase is not None}
+        return self._likeliest(BIND, prompt, tags, [*phrases, None]) if phrases else {}
 
     def score(self, prompt: str, tags: Sequence[str]) -> dict[str, float]:
         """2, 0.5 or 0 for each tag."""
@@ -123,13 +123,15 @@ class LogitScorer:
         """
         batch = len(ids)
         whole = torch.cat([torch.ones_like(question).expand(batch, -1), mask], dim=1)
-        if not hasattr(read, "batch_repeat_interleave"):
-            both = torch.cat([question.expand(batch, -1), ids], dim=1)
-            return self.model(input_ids=both, attention_mask=whole).logits[:, question.shape[1] - 1 : -1]
-        past = copy.deepcopy(read)  # a model writes into the cache that it is given
-        past.batch_repeat_interleave(batch)
-        after = self.model(input_ids=ids, attention_mask=whole, past_key_values=past, use_cache=True).logits
-        return torch.cat([first.expand(batch, -1, -1), after[:, :-1]], dim=1)
+        if _repeats(read):
+            # Every new kind of model may bring a cache of its own; what else goes wrong here does so below as well.
+            with suppress(AttributeError, LookupError, TypeError, ValueError, RuntimeError):
+                past = copy.deepcopy(read)  # a model writes into the cache that it is given
+                past.batch_repeat_interleave(batch)
+                after = self.model(input_ids=ids, attention_mask=whole, past_key_values=past, use_cache=True).logits
+                return torch.cat([first.expand(batch, -1, -1), after[:, :-1]], dim=1)
+        both = torch.cat([question.expand(batch, -1), ids], dim=1)
+        return self.model(input_ids=both, attention_mask=whole, use_cache=False).logits[:, question.shape[1] - 1 : -1]
 
     def _check_length(self, length: int) -> None:
         most = getattr(self.model.config, "max_position_embeddings", None) or length
@@ -138,6 +140,12 @@ class LogitScorer:
                 f"The prompt is too long for this language model ({length} of {most} tokens): shorten it, or choose "
                 "another model or the offline scorer."
             )
+
+
+def _repeats(read: Any) -> bool:
+    """Whether a cache can be repeated for a batch: not the states of hybrid models such as Qwen3.5, LFM2, Granite 4."""
+    states = any(hasattr(layer, "conv_states") for layer in getattr(read, "layers", ()))
+    return hasattr(read, "batch_repeat_interleave") and not states
 
 
 def _json(value: Any) -> str:

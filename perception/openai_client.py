@@ -11,6 +11,10 @@ from .answer_cache import AnswerCache
 from .answers import read_json
 from .chat_server import ChatServer
 from .questions import Question, binding_question, score_question
+from .validator import valid_bindings, valid_scores
+
+SECRET = 8
+"""Letters from which a key is one: shorter ones are made up for servers that need none."""
 
 
 class OpenAiLanguageModel:
@@ -46,34 +50,44 @@ class OpenAiLanguageModel:
 
     def bind(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
         """stop: looked at all the time; once it is true, nothing more is asked."""
-        return self._ask(binding_question(prompt, tags), tags, stop)
+
+        def usable(answer: Any) -> bool:
+            return bool(valid_bindings(answer, prompt, tags)[0])
+
+        return self._ask(binding_question(prompt, tags), tags, usable, stop)
 
     def score(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
-        return self._ask(score_question(prompt, tags), tags, stop)
+        def usable(answer: Any) -> bool:
+            return valid_scores(answer, tags)[0].keys() >= set(tags)
 
-    def _ask(self, question: Question, tags: Sequence[str], stop: Callable[[], bool]) -> Any:
-        """The server's JSON answer, None if it wrote none.
+        return self._ask(score_question(prompt, tags), tags, usable, stop)
+
+    def _ask(
+        self, question: Question, tags: Sequence[str], usable: Callable[[Any], bool], stop: Callable[[], bool]
+    ) -> Any:
+        """The server's JSON answer, None if it wrote none. Only one that is `usable`, and whole, is kept.
 
         Raises:
             NoAnswer: with `or_offline`, the server cannot be reached, refuses, or writes no completion.
             RealignError: the same without; and openai is not installed, or the key cannot be sent.
         """
         server = self.server
-        asked = json.dumps([server.base_url, server.model, server.seed, question.messages])
+        asked = json.dumps([server.base_url, server.model, server.seed, *question])
         if self.cache is not None and (known := self.cache.get(asked)) is not None:
             return known
-        key = self._key()
+        key, told = self._key(), ""
         try:
-            text = server.said(question, key, stop)
+            said = server.said(question, key, stop)
         except RealignError:
             raise
         except Exception as trouble:  # also of openai with the address, a proxy or a certificate
-            # Not `from trouble`, whose cause may hold the key.
-            raise (NoAnswer if self.or_offline else RealignError)(self._told(trouble, key)) from None
-        answer = read_json(text, tags)
+            told = self._told(trouble, key)
+        if told:  # raised out here, so that it does not hold the request with its key
+            raise NoAnswer(told) if self.or_offline else RealignError(told)
+        answer = read_json(said.text, tags, cut=said.cut)
         if answer is None or (key and _holds(answer, key)):
             return None  # a key would be written into notes and into the cache
-        if self.cache is not None:
+        if self.cache is not None and not said.cut and usable(answer):
             self.cache.put(asked, answer)
         return answer
 
@@ -87,7 +101,7 @@ class OpenAiLanguageModel:
 
     def _told(self, trouble: Exception, key: str | None) -> str:
         said = " ".join(str(trouble).split()) or type(trouble).__name__
-        said = (said.replace(key, "***") if key else said)[:200]
+        said = (said.replace(key, "***") if key and len(key) >= SECRET else said)[:200]
         return (
             f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({said}): check that "
             "it runs, its address, the model's name and the key, or choose the offline scorer."
@@ -95,8 +109,8 @@ class OpenAiLanguageModel:
 
 
 def _holds(answer: dict[str, Any], key: str) -> bool:
-    """Whether an answer repeats a key. One of a few letters, as is made up for servers that need none, is no secret."""
+    """Whether an answer repeats a key."""
     try:
-        return len(key) >= 8 and key in json.dumps(answer, ensure_ascii=False)
+        return len(key) >= SECRET and key in json.dumps(answer, ensure_ascii=False)
     except RecursionError:
         return True

@@ -43,7 +43,7 @@ def binding_question(prompt: str, tags: Sequence[str]) -> Question:
     """
     phrases = list(dict.fromkeys(noun_phrases(prompt)))
     fits = phrases and len(tags) * len(phrases) <= MOST_CHOICES
-    value = {"type": "array", "items": {"type": "string", "enum": phrases}}
+    value = {"type": "array", "items": {"type": "string", "enum": phrases}, "maxItems": len(phrases)}
     return _question(BIND, {"text": prompt, "phrases": list(tags)}, _object(tags, value) if fits else None)
 
 

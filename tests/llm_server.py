@@ -26,13 +26,14 @@ class Reply:
     body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     fault: str = ""
+    finish: str = "stop"
 
     def data(self) -> bytes:
         """The answer's body."""
         if self.body is not None:
             return self.body
         message = {"role": "assistant", "content": self.content}
-        return json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
+        return json.dumps({"choices": [{"index": 0, "finish_reason": self.finish, "message": message}]}).encode()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Answers to the LLM step that come as text, and from a server over real HTTP."""
 
+import functools
 import gzip
 import json
 import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from email.utils import formatdate
 
 import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
-from realigndiff.perception import chat_server
+from realigndiff.perception import chat_server, questions
 from realigndiff.perception.answer_cache import AnswerCache
 from realigndiff.perception.answers import GivenAnswers, read_json
 from realigndiff.perception.likelihood import likelihoods
@@ -63,6 +65,24 @@ def test_the_first_object_of_a_text_is_read():
     assert read_json('use {braces} like {"a": 1} or {"b": 2}') == {"a": 1}
     assert read_json('as asked [1]: [{"a": 1}]') == {"a": 1}
     assert read_json("none") is None
+
+
+def test_a_list_of_objects_is_one():
+    assert read_json('[{"circle": 2}, 3, {"square": 2, "circle": 0}]', TAGS) == {"circle": 2, "square": 2}
+
+
+@pytest.mark.parametrize("mark", ["<think>", "<thinking>", "[THINK]", "<THINK>", "◁think▷"])
+def test_a_thought_that_never_ends_answers_nothing(mark):
+    thought = f'{mark}If I said {{"circle": 0}} that would be wrong'
+    assert read_json(thought, TAGS) is None
+    assert read_json(f'{{"circle": 2}}{thought}', TAGS) == {"circle": 2}
+    assert read_json(f'<think>so {{"circle": 7}}</think>hm {thought}', TAGS) == {"circle": 7}
+
+
+def test_of_what_was_cut_off_no_thought_counts():
+    assert read_json('first {"circle": 0}</think>so it is {"circle": ', TAGS, cut=True) is None
+    assert read_json('first {"circle": 0}</think>{"circle": 2}, "because', TAGS, cut=True) == {"circle": 2}
+    assert read_json('{"circle": 2} as', TAGS, cut=True) == {"circle": 2}
 
 
 @pytest.fixture
@@ -231,6 +251,7 @@ def test_a_server_is_asked_nothing_more_when_nobody_waits(serve):
     server = serve(lambda _: gone.set() or Reply(status=503))
     with pytest.raises(RealignError, match="nobody waits"):
         OpenAiLanguageModel(server.url, "m", retries=1000, timeout=60).bind(PROMPT, TAGS, stop=gone.is_set)
+    time.sleep(0.1)  # what was on its way arrives
     asked = len(server.asked)
     time.sleep(0.2)
     assert len(server.asked) == asked
@@ -262,6 +283,28 @@ class Picky:
         )
 
 
+@pytest.mark.parametrize("wait", ["0", "0.001"])
+def test_a_server_in_a_hurry_is_not_asked_faster_than_others(serve, monkeypatch, wait):
+    monkeypatch.setattr(chat_server, "BACK_OFF", 0.2)
+    server = serve(in_turn(Reply(status=429, headers={"Retry-After": wait}), Reply()))
+    OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS)
+    assert server.asked[1].at - server.asked[0].at >= 0.2
+
+
+def test_a_question_ends_even_if_the_loop_hangs(serve, monkeypatch):
+    monkeypatch.setattr(chat_server, "GRACE", 0.1)
+    chat_server._httpx()
+    chat_server._loop().call_soon_threadsafe(time.sleep, 1)
+    with pytest.raises(RealignError, match=r"timed out after 0\.1 s"):
+        OpenAiLanguageModel(serve().url, "m", timeout=0.1).bind(PROMPT, TAGS)
+
+
+def test_all_servers_are_waited_for_in_one_loop(monkeypatch):
+    monkeypatch.setattr(chat_server, "_started_loop", functools.cache(lambda: time.sleep(0.05) or object()))
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: chat_server._loop(), range(8)))) == 1
+
+
 OPTIONS = ("temperature", "seed", "max_tokens", "response_format")
 
 
@@ -279,6 +322,49 @@ def test_options_that_a_server_refuses_are_left_out_from_then_on(serve, refused,
         assert kept == set(OPTIONS) - set(refused)
     model.score(PROMPT, TAGS)
     assert len(server.asked) == asked + 1
+
+
+@pytest.mark.parametrize(("refused", "left_out"), [("max_tokens", 1), ("seed", 2), ("response_format", 3)])
+def test_of_options_that_are_not_named_few_are_left_out(serve, refused, left_out):
+    server = serve(Picky(refused, says=False))
+    OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS)
+    assert len(set(OPTIONS) - set(server.asked[-1].body)) == left_out
+    assert {"temperature"} <= set(server.asked[-1].body)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda body: {"error": {"message": "Not supported", "param": "seed", "request": body}},
+        lambda body: {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "input": body}]},
+        lambda body: {"message": {"detail": [{"loc": ["body", "seed"], "input": body}]}},
+        lambda body: {"detail": "The parameter seed is unknown"},
+    ],
+    ids=["OpenAI", "FastAPI", "Mistral", "plain"],
+)
+def test_a_refusal_that_repeats_the_request_names_but_what_it_minds(serve, told):
+    def picky(asked):
+        return Reply(status=422, body=json.dumps(told(asked.body)).encode()) if "seed" in asked.body else Reply()
+
+    server = serve(picky)
+    OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS)
+    assert [set(OPTIONS) - set(asked.body) for asked in server.asked] == [set(), {"seed"}]
+
+
+@pytest.mark.parametrize("body", [b"", b"seed", b'["seed"]', b'{"error": 3}', b'{"error":' * 50000])
+def test_a_refusal_may_have_any_form(serve, body):
+    server = serve(lambda asked: Reply(status=400, body=body) if "max_tokens" in asked.body else Reply())
+    assert OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS) == {}
+
+
+def test_a_server_that_breaks_at_the_form_is_asked_without_it_in_the_end(serve):
+    server = serve(lambda asked: Reply(status=500 if "response_format" in asked.body else 200))
+    model = OpenAiLanguageModel(server.url, "m")
+    assert model.bind(PROMPT, TAGS) == {}
+    assert ["response_format" in asked.body for asked in server.asked] == [True, True, False]
+    server.reply = Reply()
+    model.bind(PROMPT, TAGS)
+    assert "response_format" in server.asked[-1].body
 
 
 def test_options_are_not_to_blame_for_a_question_that_is_refused_without_them_too(serve):
@@ -300,7 +386,7 @@ def test_the_form_of_an_answer_is_asked_for(serve):
     assert all(form["strict"] and form["schema"]["required"] == TAGS for form in forms)
     assert not any(form["schema"]["additionalProperties"] for form in forms)
     words, number = (form["schema"]["properties"]["circle"] for form in forms)
-    assert words["items"]["enum"] == ["a red circle", "a blue square"]
+    assert words["items"]["enum"] == ["a red circle", "a blue square"] and words["maxItems"] == 2
     assert number["enum"] == [2, 0.5, 0]
 
 
@@ -330,10 +416,19 @@ def cache(tmp_path):
 
 
 def test_a_question_that_was_answered_is_not_asked_again(serve, cache):
-    server = serve(content='{"circle": "a red circle"}')
+    server = serve(in_turn(Reply('{"circle": "a red circle"}'), Reply('{"circle": 2, "square": 0}')))
     for _ in range(2):  # a new model, as after a restart
         model = OpenAiLanguageModel(server.url, "m", cache=cache)
-        assert model.bind(PROMPT, TAGS) == model.score(PROMPT, TAGS) == {"circle": "a red circle"}
+        assert model.bind(PROMPT, TAGS) == {"circle": "a red circle"}
+        assert model.score(PROMPT, TAGS) == {"circle": 2, "square": 0}
+    assert len(server.asked) == 2
+
+
+def test_another_form_of_the_same_question_is_asked(serve, cache, monkeypatch):
+    server = serve(content='{"circle": []}')
+    OpenAiLanguageModel(server.url, "m", cache=cache).bind(PROMPT, TAGS)
+    monkeypatch.setattr(questions, "MOST_CHOICES", 0)
+    OpenAiLanguageModel(server.url, "m", cache=cache).bind(PROMPT, TAGS)
     assert len(server.asked) == 2
 
 
@@ -345,13 +440,33 @@ def test_another_question_is_asked(serve, cache):
     assert len(server.asked) == 5
 
 
-@pytest.mark.parametrize("reply", [Reply("Sorry."), Reply(status=500)], ids=["nonsense", "refusal"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply("Sorry."),
+        Reply(status=500),
+        Reply("{}"),
+        Reply('{"error": "model overloaded, try again"}'),
+        Reply('{"hexagon": "a green hexagon"}'),
+        Reply('{"circle": "a blue square"}', finish="length"),
+        Reply('<think>If I said {"circle": "a blue square"}', finish="length"),
+    ],
+    ids=lambda reply: str(reply.content)[:30],
+)
 def test_only_answers_are_kept(serve, cache, reply):
     server = serve(in_turn(reply, Reply('{"circle": "a red circle"}')))
     model = OpenAiLanguageModel(server.url, "m", retries=0, cache=cache)
     with suppress(RealignError):
         model.bind(PROMPT, TAGS)
     assert model.bind(PROMPT, TAGS) == {"circle": "a red circle"}
+
+
+@pytest.mark.parametrize("content", ['{"circle": 2}', '{"circle": 2, "square": "a lot"}'])
+def test_scores_are_kept_when_all_are_there(serve, cache, content):
+    server = serve(content=content)
+    for _ in range(2):
+        OpenAiLanguageModel(server.url, "m", cache=cache).score(PROMPT, TAGS)
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("text", [KEY, "".join(f"\\u{ord(letter):04x}" for letter in KEY)], ids=["plain", "escaped"])
@@ -427,7 +542,24 @@ def test_a_refusal_names_cause_and_mend_and_not_the_key(serve):
     with pytest.raises(RealignError, match=r"did not answer for 'm' .*check that it runs") as told:
         OpenAiLanguageModel(serve(echo).url, "m", lambda: KEY).bind(PROMPT, TAGS)
     assert KEY not in str(told.value)
-    assert told.value.__cause__ is None
+
+
+@pytest.mark.parametrize("reply", [echo, Reply(body=b"no"), Reply(fault="reset"), Reply(fault="silent")])
+@pytest.mark.parametrize("or_offline", [True, False])
+def test_an_error_brings_no_key_along(serve, reply, or_offline):
+    with pytest.raises(RealignError) as told:
+        OpenAiLanguageModel(serve(reply).url, "m", lambda: KEY, 0.3, retries=0, or_offline=or_offline).bind(
+            PROMPT, TAGS
+        )
+    error = told.value
+    while error is not None:
+        assert KEY not in repr(error) and not hasattr(error, "request")
+        error = error.__cause__ or error.__context__
+
+
+def test_a_key_of_few_letters_hides_nothing_of_what_is_told(serve):
+    with pytest.raises(RealignError, match="status 404: no such model"):
+        OpenAiLanguageModel(serve(status=404, body=b"no such model").url, "m", lambda: "o").bind(PROMPT, TAGS)
 
 
 @pytest.mark.parametrize(
@@ -453,14 +585,53 @@ def test_a_server_that_is_not_there_may_leave_its_questions_to_the_offline_score
     assert note.startswith("The offline scorer answered instead of a language model. The LLM server 127.0.0.1:9 did")
 
 
-@pytest.mark.parametrize("proxy", ["nonsense://proxy", "socks5://127.0.0.1:9", "http://127.0.0.1:9"])
-def test_a_proxy_that_is_none_is_told(monkeypatch, proxy):
+@pytest.fixture
+def proxy(monkeypatch):
+    """Names one for all addresses."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, proxy)
+
+    def name_it(address):
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, address)
+            monkeypatch.setenv(name.lower(), address)
+
+    return name_it
+
+
+@pytest.mark.parametrize("address", ["nonsense://proxy", "socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_a_proxy_that_is_none_is_told(proxy, address):
+    proxy(address)
     with pytest.raises(RealignError, match=r"llm\.example\.com did not answer"):
-        OpenAiLanguageModel("http://llm.example.com/v1", "m", timeout=1).bind(PROMPT, TAGS)
+        OpenAiLanguageModel("https://llm.example.com/v1", "m", timeout=1, retries=0).bind(PROMPT, TAGS)
+
+
+@pytest.mark.parametrize("address", ["", "nonsense://proxy", "socks5://127.0.0.1:9"])
+def test_no_proxy_reads_an_unencrypted_question(serve, proxy, address):
+    between = serve()
+    proxy(address or between.url.removesuffix("/v1"))
+    server = serve(content='{"circle": "a red circle"}')
+    model = OpenAiLanguageModel(server.url, "m", lambda: KEY, retries=0)
+    assert model.bind(PROMPT, TAGS) == {"circle": "a red circle"}
+    assert not between.asked and len(server.asked) == 1
+
+
+def test_an_encrypted_question_goes_through_the_proxy(proxy):
+    with socket.create_server(("127.0.0.1", 0)) as between:
+        proxy(f"http://127.0.0.1:{between.getsockname()[1]}")
+        between.settimeout(20)
+        got = []
+
+        def listen():
+            with between.accept()[0] as connection:
+                got.append(connection.recv(65536))
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        with pytest.raises(RealignError, match="did not answer"):
+            OpenAiLanguageModel("https://llm.example.com/v1", "m", lambda: KEY, retries=0).bind(PROMPT, TAGS)
+        listening.join()
+    assert got[0].startswith(b"CONNECT llm.example.com:443") and KEY.encode() not in got[0]
 
 
 @pytest.mark.parametrize("host", ["a..b", "xn--", "-", "é" * 300])
@@ -482,6 +653,8 @@ def test_an_address_that_only_looks_like_one_is_told(host):
         ("http://host\\.example.com/v1", "m", "is no server address"),
         ("http://", "m", "is no server address"),
         ("http://me:secret@host/v1", "m", "holds a password"),
+        ("http://host/v1?key=1", "m", "leave out all from there"),
+        ("http://host/v1#", "m", "leave out all from there"),
         ("http://host/v1", " ", "No model is named"),
     ],
 )
@@ -493,3 +666,10 @@ def test_an_address_or_model_that_is_none_is_told(url, model, told):
 
 def test_a_pasted_address_may_have_spaces_around_it(serve):
     assert OpenAiLanguageModel(f" {serve().url}\n", "m").bind(PROMPT, TAGS) == {}
+
+
+@pytest.mark.parametrize("end", ["/", "/chat/completions", "/chat/completions/"])
+def test_a_pasted_address_may_be_that_of_the_questions(serve, end):
+    server = serve()
+    OpenAiLanguageModel(server.url + end, "m").bind(PROMPT, TAGS)
+    assert server.asked[0].path == "/v1/chat/completions"

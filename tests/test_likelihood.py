@@ -1,7 +1,7 @@
 """The LLM step without an LLM, and what becomes of anyone's answers."""
 
 import pytest
-from realigndiff.core.errors import NoAnswer
+from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY
 from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 
@@ -206,3 +206,40 @@ def test_a_tag_of_the_prompt_that_got_no_score_is_certain_and_says_so():
     regions = likelihoods(TWO, ["circle", "dog"], Answers({"circle": "a red circle"}, "sorry"))
     assert [(r.tag, r.likelihood) for r in regions] == [("circle", CERTAIN), ("square", CERTAIN), ("dog", UNLIKELY)]
     assert "No usable score came for 'circle', 'dog': scored offline." in regions.notes
+
+
+@pytest.mark.parametrize("nothing", [[], None, ""])
+def test_a_tag_that_is_said_to_have_no_words_has_none(nothing):
+    model = InTurn({"dog": nothing}, {"dog": 0})
+    regions = likelihoods("a hot dog", ["dog"], model)
+    assert [(r.tag, r.phrase, r.likelihood) for r in regions] == [("dog", "a hot dog", CERTAIN), ("dog", "", UNLIKELY)]
+    assert regions.notes == () and model.asked == [["dog"]] * 2
+
+
+def test_words_that_only_the_offline_scorer_binds_make_no_thing_of_the_prompt_unlikely():
+    model = InTurn({"plate": "a plate"}, {}, {"dog": 0, "plate": 2})
+    assert [(r.tag, r.phrase, r.likelihood) for r in likelihoods("a hot dog on a plate", ["dog", "plate"], model)] == [
+        ("dog", "a hot dog", CERTAIN),
+        ("plate", "a plate", CERTAIN),
+        ("dog", "", UNLIKELY),
+    ]
+
+
+@pytest.mark.parametrize("error", [RealignError("It refused."), NoAnswer("It is gone.")])
+def test_a_second_asking_that_fails_loses_nothing(error):
+    model = InTurn({"circle": "a red circle"}, error, {"circle": 2, "square": 0.5}, error)
+    regions = likelihoods(TWO, THREE, model)
+    assert [r.likelihood for r in regions] == [CERTAIN, MAYBE, UNLIKELY]
+    assert f"What was missing could not be asked for once more. {error}" in regions.notes
+
+
+def test_an_interrupt_of_the_second_asking_is_none_of_its_failures():
+    with pytest.raises(InterruptedError):
+        likelihoods(TWO, THREE, InTurn({}, InterruptedError()))
+
+
+def test_it_is_told_which_half_was_answered_offline():
+    (note,) = likelihoods(TWO, THREE, InTurn(NoAnswer("It is gone."))).notes
+    assert note == "The offline scorer answered instead of a language model. It is gone."
+    (note,) = likelihoods(TWO, THREE, InTurn(BOUND, NoAnswer("It is gone."))).notes
+    assert note == "The offline scorer scored the tags instead of a language model. It is gone."

@@ -47,7 +47,7 @@ def test_other_scores_become_the_nearest_allowed_one(given, taken):
     assert len(notes) == (float(given) != taken)
 
 
-@pytest.mark.parametrize("given", [float("nan"), float("inf"), "many", None, True, [2]])
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), "many", None, True, [], [2, 0]])
 def test_a_score_that_is_no_number_is_dropped(given):
     scores, notes = valid_scores({"book": given}, ("book",))
     assert scores == {}
@@ -78,9 +78,25 @@ def test_an_answer_may_be_wrapped():
     assert valid_scores({"scores": {"book": 2}, "why": "certain"}, TAGS) == ({"book": 2}, [])
 
 
+def test_of_an_answer_in_parts_that_counts_which_has_most_of_the_tags():
+    parts = {"why": {"it": "is"}, "first": {"book": 0}, "scores": {"book": 2, "pen": 0.5}, "more": {}}
+    assert valid_scores(parts, TAGS) == ({"book": 2, "pen": 0.5}, [])
+
+
+def test_a_value_may_be_wrapped():
+    assert valid_scores({"book": {"score": 2}, "pen": [0.5]}, TAGS) == ({"book": 2, "pen": 0.5}, [])
+    words = {"book": {"words": "a red book"}, "pen": {"words": ["a yellow pen"]}}
+    assert valid_bindings(words, PROMPT, TAGS) == ({"book": ("a red book",), "pen": ("a yellow pen",)}, [])
+
+
+def test_of_tags_that_differ_in_case_alone_each_is_itself():
+    assert valid_scores({"dog": 0, "Dog": 2}, ("Dog", "dog"))[0] == {"Dog": 2, "dog": 0}
+    assert valid_scores({"STRASSE": 2}, ("straße",))[0] == {"straße": 2}
+
+
 @pytest.mark.parametrize("nothing", [None, "", [], [""], [None]])
 def test_a_tag_may_be_said_to_have_no_words(nothing):
-    assert valid_bindings({"table": nothing}, PROMPT, TAGS) == ({}, [])
+    assert valid_bindings({"table": nothing}, PROMPT, TAGS) == ({"table": ()}, [])
 
 
 @pytest.mark.parametrize(
@@ -91,3 +107,10 @@ def test_an_answer_without_end_fills_no_report(check):
     assert len(notes) == 21 and all(len(note) < 200 for note in notes)
     _, notes = check({"book": ["x" * 10_000] * 10_000})
     assert len(notes) <= 21 and all(len(note) < 200 for note in notes)
+
+
+def test_long_words_for_many_tags_are_looked_up_in_a_long_prompt():
+    prompt = " ".join(f"Word{i}" for i in range(600))
+    tags = [f"tag {i}" for i in range(10)]
+    bindings, _ = valid_bindings({tag: [f"{prompt.lower()} {tag}"] * 16 for tag in tags}, prompt, tags)
+    assert bindings == dict.fromkeys(tags, (" ".join(f"Word{i}" for i in range(582, 600)),))

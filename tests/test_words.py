@@ -72,3 +72,8 @@ def test_the_nearest_span_forgives_case_plural_and_order(phrase, span):
 )
 def test_a_phrase_occurs_wherever_its_whole_words_stand(phrase, prompt, places):
     assert occurrences(phrase, prompt) == places
+
+
+def test_of_a_long_phrase_the_last_words_are_looked_for():
+    prompt = " ".join(f"word{i}" for i in range(2000))
+    assert nearest_span(prompt.upper(), prompt) == " ".join(f"word{i}" for i in range(1980, 2000))

@@ -1,6 +1,7 @@
 """Causal language models of the true classes with random weights, which read bytes."""
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +29,8 @@ KINDS = {
     "gpt2": GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, initializer_range=0.5),
     "opt": OPTConfig(vocab_size=257, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4),
 }
+if hasattr(transformers, "Lfm2Config"):  # a hybrid, whose cache also holds the states of convolutions
+    KINDS["lfm2"] = transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
 
 
 def tokenizer(**options):

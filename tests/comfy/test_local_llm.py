@@ -28,6 +28,16 @@ def test_it_is_offered_and_answers_in_turn_with_the_offline_scorer(folders):
     assert "s=" in told
 
 
+def test_its_steps_are_shown(folders, monkeypatch):
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *_, **__: shown.append((done, total)))
+    (llm,) = folders.LoadLlm.execute(folders.LOCAL, "", "", 60, local_model="tiny").result
+    llm.score(PROMPT, ["circle", "square", "sky"])
+    assert shown == [(0, 2), (1, 2), (2, 2)]
+
+
 def test_an_interrupt_stops_it(folders):
     import comfy.model_management as management
 

@@ -82,6 +82,8 @@ def test_the_owners_server_gets_it(key_for, owner, base_url):
         ("llm.example.com:port", "https://llm.example.com/v1"),
         ("llm.example.com", "https://llm.example.com:port/v1"),
         ("[::1", "http://[::1/v1"),
+        ("llm.example.com", "https://llm.example.com:0/v1"),
+        ("llm.example.com:0", "https://llm.example.com/v1"),
         (" ", "https:///v1"),
         ("https://", "https:///v1"),
     ],

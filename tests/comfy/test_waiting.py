@@ -158,3 +158,18 @@ class TestLikelihoods:
 
         (llm,) = LoadLlm.execute(SERVER, "http://127.0.0.1:9/v1", "m", 1).result
         assert isinstance(llm, AwaitedServer)
+
+    def test_a_server_that_did_not_answer_is_asked_again_when_queued_again(self, hosting):
+        from realigndiff.core.errors import NoAnswer
+        from realigndiff.nodes.llm import OFFLINE, SERVER, LoadLlm
+
+        def stamps():
+            urls = ("http://127.0.0.1:9/v1", "http://127.0.0.1:10/v1")
+            return [LoadLlm.fingerprint_inputs(SERVER, base_url=url, model="m", timeout=1) for url in urls]
+
+        before = stamps()
+        (llm,) = LoadLlm.execute(SERVER, "http://127.0.0.1:9/v1", "m", 1, retries=0, if_unreachable=OFFLINE).result
+        with pytest.raises(NoAnswer):
+            llm.score(self.PROMPT, ["whale"])
+        after = stamps()
+        assert after[0] != before[0] and after[1] == before[1] and stamps() == after
