@@ -5,10 +5,9 @@
     python benchmarks/perception.py --only blip2 --precision fp16       # 3.7 billion weights: 7.5 GB in fp16
 
 Each model is written as a file or folder in the layout that its authors published, then read and run in a process of
-its own. `loaded` is the memory of the process when the model has been read, `mapped` the part of it that is the file
-itself and not a copy; `batch` is the peak while that many images are looked at. On CUDA they are what the allocator
-gave out. `gain` is images a second at the larger batch over those at the smaller. Importing torch and transformers
-alone takes about 0.4 GB.
+its own. `loaded` is the memory of the process when the model has been read, without what is still in a mapped file;
+`batch` is the peak while that many images are looked at. On CUDA they are what the allocator gave out. `gain` is images
+a second at the larger batch over those at the smaller. Importing torch and transformers alone takes about 0.4 GB.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ def main() -> None:
         print(json.dumps(measured(options)))
         return
     smaller, larger = options.batch
-    print(f"| model | weights | load | loaded | mapped | batch {smaller} | | batch {larger} | | gain |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(f"| model | weights | load | loaded | batch {smaller} | | batch {larger} | | gain |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in options.only or [name for name in MODELS if name != "blip2"]:
         print(row(in_its_own_process(name, options), options.batch), flush=True)
 
@@ -74,7 +73,7 @@ def measured(options: argparse.Namespace) -> dict:
     device, dtype = chosen(options)
     start = time.perf_counter()
     look, networks = MODELS[options.one][1](options.file, device, dtype)
-    told: dict = {"load": time.perf_counter() - start, "loaded": memory(device), "mapped": _status("RssFile")}
+    told: dict = {"load": time.perf_counter() - start, "loaded": memory(device)}
     told["weights"] = sum(p.numel() for network in networks for p in network.parameters())
     look(torch.rand(1, SIDE, SIDE, 3))  # chooses kernels, and reads what of a mapped file is not in memory yet
     for size in options.batch:
@@ -107,7 +106,7 @@ def _status(key: str) -> int:
 def row(told: dict, sizes: tuple[int, int]) -> str:
     """A line of the table."""
     cells = [told["name"], f"{told['weights'] / 1e6:.0f} M", f"{told['load']:.1f} s"]
-    cells += [f"{told[key] / GIGABYTE:.1f} GB" for key in ("loaded", "mapped")]
+    cells.append(f"{told['loaded'] / GIGABYTE:.1f} GB")
     for size in sizes:
         cells += [f"{told[f'seconds {size}']:.2f} s an image", f"{told[f'peak {size}'] / GIGABYTE:.1f} GB"]
     smaller, larger = (told[f"seconds {size}"] for size in sizes)
