@@ -46,7 +46,7 @@ lint: $(READY)
 benchmark: $(READY)
 	$(RUN) benchmarks/attention.py
 	$(RUN) benchmarks/refl.py
-	$(RUN) benchmarks/perception.py
+	$(RUN) benchmarks/perception.py --batch 1 4
 
 # Train all demo models again (core-minutes: demo/README.md) and measure them → demo/weights.
 demo-models: $(READY)

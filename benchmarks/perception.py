@@ -1,7 +1,7 @@
 """What it costs to look: seconds and memory of each perception model at its true size, with random weights.
 
-    python benchmarks/perception.py                                     # on a GPU where there is one
-    python benchmarks/perception.py --only ram --only sam-b             # some of them
+    python benchmarks/perception.py --batch 1 4                         # all but the largest, minutes on a CPU
+    python benchmarks/perception.py --only ram --only sam-h             # some of them
     python benchmarks/perception.py --only blip2 --precision fp16       # 3.7 billion weights: 7.5 GB in fp16
 
 Each model is written as a file or folder in the layout that its authors published, then read and run in a process of
@@ -35,6 +35,8 @@ from ..scripts.hardware import add_arguments, chosen
 Look = Callable[[Tensor], object]
 """Images [B, H, W, 3] in [0, 1] → whatever is seen."""
 SIDE, TOKENS, GIGABYTE = 512, 20, 1e9
+LARGE = ("sam-h", "blip2")
+"""Run only when they are named."""
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
     smaller, larger = options.batch
     print(f"| model | weights | load | loaded | batch {smaller} | | batch {larger} | | gain |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in options.only or [name for name in MODELS if name != "blip2"]:
+    for name in options.only or [name for name in MODELS if name not in LARGE]:
         print(row(in_its_own_process(name, options), options.batch), flush=True)
 
 
