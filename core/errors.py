@@ -1,4 +1,4 @@
-"""The one exception users see."""
+"""The exceptions users see: one, and a special case of it."""
 
 
 class RealignError(ValueError):

@@ -129,7 +129,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _by_one_thread() -> Iterator[None]:
     """transformers 5 reads weights by several threads, and of each one's heap glibc keeps up to 64 MB when the model is
-    gone. By one thread reading took 1.7 times as long, and all memory came back."""
+    gone. By one thread reading takes longer, and all memory comes back."""
     name = "HF_DEACTIVATE_ASYNC_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

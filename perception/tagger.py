@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 from ..core.errors import RealignError
 from .checkpoints.files import weights_file
@@ -22,7 +24,6 @@ from .labels import Labels, read_labels, read_lines
 from .loading import existing_folder
 from .ram import Ram, RamConfig, RamPlus
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
 """What stands beside the weights; the published ones are in `ram/data` of github.com/xinyu1205/recognize-anything."""
 THRESHOLD = 0.68

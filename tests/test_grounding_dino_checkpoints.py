@@ -165,18 +165,6 @@ def test_a_detector_that_does_not_fit_is_refused(tensors, lost, told, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [(None, "cut off"), (b"<!DOCTYPE html><html>", "web page")],
-    ids=["cut off", "a web page"],
-)
-def test_what_is_no_file_of_weights_is_told(file, content, told, tmp_path):
-    broken = tmp_path / "groundingdino_swint_ogc.pth"
-    broken.write_bytes(content or file.read_bytes()[:50_000])
-    with pytest.raises(RealignError, match=told):
-        Detector.load(broken)
-
-
 class Answers(torch.nn.Module):
     """A detector whose two boxes are the tokens at two places of the text."""
 

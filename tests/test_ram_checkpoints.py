@@ -155,18 +155,6 @@ def test_another_model_is_told_apart(tmp_path, content, told):
     assert str(tmp_path / "ram.pth") in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_that_is_cut_off_or_a_web_page_is_told(tmp_path):
-    file = publish(tmp_path, plus=False)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(RealignError, match="cut off"):
-        Tagger.load(file)
-    file.write_text("<!doctype html><title>Hugging Face</title>", encoding="utf-8")
-    with pytest.raises(RealignError, match="a web page"):
-        Tagger.load(file)
-    with pytest.raises(RealignError, match="cannot be read"):
-        Tagger.load(tmp_path / "nowhere.pth")
-
-
 def test_a_folder_without_weights_or_with_several_is_told(tmp_path):
     with pytest.raises(RealignError, match="no file of weights"):
         Tagger.load(tmp_path)

@@ -139,23 +139,6 @@ def test_a_sam_that_does_not_fit_is_refused(tensors, how, told, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [(None, "cut off"), (b"<!DOCTYPE html><html>", "web page")],
-    ids=["cut off", "a web page"],
-)
-def test_what_is_no_file_of_weights_is_told(file, content, told, tmp_path):
-    broken = tmp_path / "sam_vit_b_01ec64.pth"
-    broken.write_bytes(content or file.read_bytes()[:50_000])
-    with pytest.raises(RealignError, match=told):
-        Segmenter.load(broken)
-
-
-def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(RealignError, match=r"sam_vit_b.pth' cannot be read \(No such file"):
-        Segmenter.load(tmp_path / "sam_vit_b.pth")
-
-
 @pytest.fixture(scope="module", params=["Sam2", "Sam2Video"])
 def sam2_folder(request, tmp_path_factory):
     """SAM 2 is published as its video model, of which the image model is a part."""

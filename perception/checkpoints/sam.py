@@ -18,7 +18,7 @@ KIND = "a SAM segmenter"
 
 UNUSED = ("pixel_mean", "pixel_std")
 """Constants that some files hold; the image processor has them."""
-_NAMES = (
+_NAMES = (  # those that differ
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
@@ -28,17 +28,13 @@ _NAMES = (
     (r"image_encoder.blocks.(\d+).norm(\d)", r"vision_encoder.layers.\1.layer_norm\2"),
     (r"image_encoder.blocks.(\d+).(attn|mlp)", r"vision_encoder.layers.\1.\2"),
     ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
-    (r"prompt_encoder.(no_mask_embed|not_a_point_embed)", r"prompt_encoder.\1"),
     (r"prompt_encoder.point_embeddings.(\d)", r"prompt_encoder.point_embed.\1"),
     ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
     ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
     ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
     ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
     ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
-    (r"mask_decoder.(iou_token|mask_tokens)", r"mask_decoder.\1"),
     (r"mask_decoder.transformer.layers.(\d).norm(\d)", r"mask_decoder.transformer.layers.\1.layer_norm\2"),
-    (r"mask_decoder.transformer.layers.(\d).(\w*attn\w*|mlp)", r"mask_decoder.transformer.layers.\1.\2"),
-    ("mask_decoder.transformer.final_attn_token_to_image", "mask_decoder.transformer.final_attn_token_to_image"),
     ("mask_decoder.transformer.norm_final_attn", "mask_decoder.transformer.layer_norm_final_attn"),
     ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
     ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
