@@ -164,7 +164,7 @@ class Run:
             loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()  # λ·φ(R), eq. 5
             self.accelerator.backward(loss / config.gradient_accumulation)
             with torch.no_grad():
-                reward = float(models.reward(seen.clamp(0, 1), texts).scores.mean())
+                reward = float(models.reward(seen.clamp(0, 1), texts).mean())
         images.backward(seen.grad)
         if not torch.isfinite(images).all():
             loss = loss * math.nan  # so that the batch is left out
@@ -213,7 +213,7 @@ class Run:
             some = texts[start : start + count]
             images = self._images(some, start)
             with self.models.judging():
-                scores += self.models.reward(images, some).scores.tolist()
+                scores += self.models.reward(images, some).tolist()
         reward = sum(scores) / len(scores)
         self.rewards.append(reward)
         if reward > self.best:
