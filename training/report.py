@@ -15,9 +15,7 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-import base64
 import dataclasses
-import io
 import json
 import math
 import re
@@ -32,6 +30,7 @@ from typing import Any
 from PIL import Image
 
 from ..core.errors import RealignError
+from ..pipeline.inline import inline
 from . import log, samples
 from .arl_settings import ArlConfig
 from .config import METADATA_KEY
@@ -313,14 +312,8 @@ def _ranked(settings: Mapping[str, Any]) -> bool:
 
 def _image(picture: Image.Image, label: str, largest: int = LARGEST) -> str:
     """The picture in the page itself; small ones keep their pixels."""
-    small = max(picture.size) <= 160
-    if not small:
-        picture = picture.copy()
-        picture.thumbnail((largest, largest))
-    content = io.BytesIO()
-    picture.save(content, "PNG" if small else "JPEG", quality=88)
-    address = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(content.getvalue()).decode()}"
-    return f'<img class="{"small" if small else ""}" alt="{escape(label)}" src="{address}">'
+    shown = inline(picture, largest)
+    return f'<img class="{"small" if shown.small else ""}" alt="{escape(label)}" src="{shown.address}">'
 
 
 def _text(value: Any) -> str:
