@@ -32,6 +32,7 @@ NEEDS = {
 }
 """Each reward and the models that it judges with."""
 NAMES = tuple(NEEDS)
+MODELS = tuple(dict.fromkeys(model for needed in NEEDS.values() for model in needed))
 DEMO = "demo"
 """In place of a path: the model of the demo world."""
 EMBEDDED = {
@@ -97,10 +98,9 @@ def load_rewards(
 
 def _paths(names: Sequence[str], places: Mapping[str, str | Path], offline: bool) -> dict[str, Path]:
     """Where each model lies that has a place; checked before the first is read, which may take minutes."""
-    models = list(dict.fromkeys(model for needed in NEEDS.values() for model in needed))
     for model in places:
-        if model not in models:
-            raise RealignError(f"'{model}' is no model that a reward needs: they need {', '.join(models)}.")
+        if model not in MODELS:
+            raise RealignError(f"'{model}' is no model that a reward needs: they need {', '.join(MODELS)}.")
     for name in names:
         if name not in NEEDS:
             raise RealignError(f"There is no reward '{name}': choose among {', '.join(NAMES)}.")
