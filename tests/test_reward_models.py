@@ -370,7 +370,8 @@ def test_a_file_that_lacks_a_tensor_or_has_one_more_is_refused(read, size, weigh
         name for name in tensors if name.endswith(("norm.weight", "ln_final.bias", "7.weight", "cls_token", ".proj"))
     ]
     lacking = [{other: tensor for other, tensor in tensors.items() if other != name} for name in some]
-    for content in (*lacking, tensors | {some[0] + "s": torch.zeros(1)}, tensors | {some[0]: torch.zeros(1)}):
+    more = [tensors | {name: torch.zeros(1)} for name in (some[0], some[0] + "s", "blip.more")]
+    for content in (*lacking, *more):
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(RealignError, match="of a known size") as error:
             read(tmp_path / "x.pth")
