@@ -120,7 +120,7 @@ def _rewards(models: Models, images: np.ndarray, prompts: list[str]) -> list[flo
     return [
         score
         for rows in torch.arange(len(images)).split(BATCH)
-        for score in models.reward(pixels[rows], [prompts[i] for i in rows.tolist()]).scores.tolist()
+        for score in models.reward(pixels[rows], [prompts[i] for i in rows.tolist()]).tolist()
     ]
 
 

@@ -127,7 +127,7 @@ class CaptionReward(io.ComfyNode):
             plain = unweighted(prompt)
 
             def work(part: slice, tell) -> list[tuple[float, str]]:
-                told = reward(image[part], [plain] * len(image[part]))
+                told = reward.with_captions(image[part], [plain] * len(image[part]))
                 return list(zip(told.scores.tolist(), told.captions, strict=True))
 
             scores, captions = map(list, zip(*in_batches(len(image), work), strict=True))

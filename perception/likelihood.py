@@ -86,6 +86,15 @@ def likelihoods(
     return RegionSet(prompt, tuple(regions), tuple(notes))
 
 
+def tag_likelihoods(
+    prompt: str, tags: Sequence[str], model: LanguageModel, offline: LanguageModel | None = None
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """How likely each tag is in the prompted scene: its score in {2, 0.5, 0}, and notes. See `likelihoods`."""
+    tags = list(dict.fromkeys(tags))
+    _, scores, notes = _answers(prompt, tags, model, offline or OfflineScorer()) if tags else ({}, {}, [])
+    return {tag: scores[tag] for tag in tags}, tuple(notes)
+
+
 def _answers(
     prompt: str, tags: list[str], model: LanguageModel, offline: LanguageModel
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, float], list[str]]:

@@ -168,7 +168,7 @@ def realign_batch(
 
 def look(models: Models, images: Tensor, prompts: Sequence[str]) -> list[Look]:
     """Caption images [B, H, W, 3] and reward them for saying their prompt."""
-    scores, captions = models.reward(images, prompts)
+    scores, captions = models.reward.with_captions(images, prompts)
     return [Look(*parts) for parts in zip(images, captions, scores.tolist(), strict=True)]
 
 

@@ -152,13 +152,13 @@ class TestOnTheDemoCaptioner:
             optimizer.zero_grad()
             (-estimate(x, prompts).mean()).backward()
             optimizer.step()
-        before, after = (models.reward(y.detach(), prompts).scores.mean() for y in (images, x))
+        before, after = (models.reward(y.detach(), prompts).mean() for y in (images, x))
         assert after > before + 0.01
 
 
 def test_straight_through_is_worth_the_true_reward(models, speech, images):
     estimate = StraightThrough(speech, models.reward.text_encoder, models.reward.similarity)
-    torch.testing.assert_close(estimate(images, PROMPTS), models.reward(images, PROMPTS).scores.clone())
+    torch.testing.assert_close(estimate(images, PROMPTS), models.reward(images, PROMPTS).clone())
 
 
 def test_a_prompt_is_as_likely_in_either_order(speech, images):

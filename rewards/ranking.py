@@ -1,0 +1,48 @@
+"""Assemble reward-ranked learning's order (FineRewards, arXiv 2305.19599 v1): each reward ranks for itself.
+
+Rewards have different ranges, so their values are not added; their ranks are. Rank 1 is the highest reward, equal
+rewards share the mean of their ranks, and the image with the smallest sum of ranks is the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from ..core.errors import RealignError
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Scores [..., N] → ranks [..., N] along the last dimension, float64; 1 is the highest, ties are averaged.
+
+    A score that is no number ranks below all others.
+    """
+    values = np.nan_to_num(scores.detach().double().cpu().numpy(), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    return torch.from_numpy(rankdata(-values, method="average", axis=-1)).view(scores.shape)
+
+
+def rank_sum(rewards: Sequence[Tensor]) -> Tensor:
+    """The sum of each image's ranks: one [..., N] a reward → [..., N], float64; the smallest is the best.
+
+    Raises:
+        RealignError: there is no reward, or they judged different numbers of images.
+    """
+    if not rewards:
+        raise RealignError("There is no reward to rank by: give at least one.")
+    if len({scores.shape for scores in rewards}) > 1:
+        raise RealignError(
+            f"The rewards judged {', '.join(str(len(scores)) for scores in rewards)} images; rank the same ones by all."
+        )
+    return torch.stack([ranks(scores) for scores in rewards]).sum(0)
+
+
+def best_first(rewards: Sequence[Tensor]) -> Tensor:
+    """The indices of N images, best first, by the sum of ranks: one [..., N] a reward → [..., N], int64.
+
+    Of images with equal sums the one that stands first comes first.
+    """
+    return rank_sum(rewards).argsort(dim=-1, stable=True)
