@@ -17,7 +17,7 @@ from .data import Scenes, roughen
 from .fit import Recipe, fit
 from .text_tower import contrast, draw_captions, embed_images, matching, read_texts
 
-RECIPE = Recipe(steps=1000, batch=64, lr=1e-3, bf16=False)
+RECIPE = Recipe(steps=600, batch=64, lr=1e-3, bf16=False)
 IMAGE_HALF = (
     "query_tokens", "crossattention", "intermediate_query", "output_query", "vision_projection", "itm_head"
 )  # fmt: skip

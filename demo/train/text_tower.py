@@ -64,9 +64,13 @@ def wrong_pairs(pairs: list[Pair], rng: random.Random) -> list[Pair]:
         if pairs[i][1 - part] != pairs[j][1 - part] and pairs[i][part] != pairs[j][part]:
             pairs[i], pairs[j] = _set(pairs[i], part, pairs[j][part]), _set(pairs[j], part, pairs[i][part])
             return pairs
+    return changed_pairs(pairs, i, part, rng)
+
+
+def changed_pairs(pairs: list[Pair], i: int, part: int, rng: random.Random) -> list[Pair]:
+    """The pairs, the colour (part 0) or shape (part 1) of the one at `i` changed to one that none of them has."""
     options = [v for v in (COLORS, SHAPES)[part] if v not in [pair[part] for pair in pairs]]
-    pairs[i] = _set(pairs[i], part, rng.choice(options))
-    return pairs
+    return [*pairs[:i], _set(pairs[i], part, rng.choice(options)), *pairs[i + 1 :]]
 
 
 def _set(pair: Pair, part: int, value: str) -> Pair:
