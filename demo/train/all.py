@@ -33,8 +33,10 @@ LAST = ("clip", "matching")
 
 
 def train_one(name: str, out: Path, device: str, steps: int | None, count: int) -> None:
-    """Train the model `name` and save it under `out`; all but the VAE and the segmenter need the VAE there,
-    those of `LAST` the captioner too."""
+    """Train the model `name` and save it under `out`.
+
+    All but the VAE and the segmenter need the VAE there; those of `LAST` the captioner too, `matching` the text tower.
+    """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if name == "vae" else len(MODELS))))
     module = globals()[name]
     recipe = replace(module.RECIPE, steps=steps) if steps else module.RECIPE

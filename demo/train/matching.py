@@ -18,9 +18,7 @@ from .fit import Recipe, fit
 from .text_tower import contrast, draw_captions, embed_images, matching, read_texts
 
 RECIPE = Recipe(steps=600, batch=64, lr=1e-3, bf16=False)
-IMAGE_HALF = (
-    "query_tokens", "crossattention", "intermediate_query", "output_query", "vision_projection", "itm_head"
-)  # fmt: skip
+IMAGE_HALF = ("query_tokens", "crossattention", "intermediate_query", "output_query", "vision_projection", "itm_head")
 """Parts of the names of what is trained."""
 
 
