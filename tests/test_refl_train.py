@@ -12,13 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from realigndiff.core.errors import RealignError
 from realigndiff.tests.miniatures import save_sdxl
 from realigndiff.training.config import parse
+from realigndiff.training.feedback import estimators
 from realigndiff.training.refl_settings import ReflConfig
 from realigndiff.training.refl_train import ReflRun
 from safetensors import safe_open
@@ -199,28 +202,40 @@ def test_a_lora_trains_in_bf16(whole, tmp_path):
     assert max(float(tensor.abs().max()) for name, tensor in tensors.items() if "lora_up" in name) > 1e-5
 
 
-def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reward", ["caption", "caption=0.5, clip=0..4"])
+def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(reward, tmp_path, monkeypatch):
+    """Of one reward, and of two whose weights go with the step at which the gradient enters."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    settings = dataclasses.replace(parse(ReflConfig, QUICK.split()), output=str(tmp_path), offload_captioner=True)
+    settings = parse(ReflConfig, [*QUICK.split(), "--reward", reward, "--margin", "1", "--schedule", "timesteps"])
+    settings = dataclasses.replace(settings, output=str(tmp_path), offload_captioner=True)
     whole = ReflRun(settings)
-    reward, loss, prior_loss = whole.add_gradient(0).tolist()
+    told, loss, prior_loss = whole.add_gradient(0).tolist()
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
 
     texts, seeds, (index,) = whole._draw_lots(0)
     images = whole.rollout.predicted(texts, whole.models.sampler.noise(seeds), index)
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
-    L = settings.reward_weight * (settings.margin - whole.estimators["caption"](images, texts)).relu().mean()
-    L = L + settings.prior_weight * L_pre  # eq. 5
+    R, true = whole.estimators["caption"](images, texts), whole.models.rewards["caption"](images.clamp(0, 1), texts)
+    if "clip" in reward:
+        weight = 4 * index / (settings.rollout_steps - 1)
+        clip = whole.models.rewards["clip"]
+        R, true = 0.5 * R + weight * clip(images, texts), 0.5 * true + weight * clip(images.clamp(0, 1), texts)
+    L = settings.reward_weight * (settings.margin - R).relu().mean() + settings.prior_weight * L_pre  # eq. 5
     L.backward()
-    assert (loss, prior_loss) == pytest.approx((L.item(), L_pre.item()))
-    assert -1 <= reward <= 1
+    assert (told, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
     assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
     for piece, weight in zip(pieces, whole.models.weights, strict=True):
         torch.testing.assert_close(piece, weight.grad, rtol=1e-4, atol=1e-6)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def test_a_reward_without_gradient_is_sent_to_the_other_script():
+    flat = SimpleNamespace(name="sam", differentiable=False)
+    with pytest.raises(RealignError, match=r"The reward sam has no gradient: .* training/arl_train\.py"):
+        estimators(ReflConfig(), {"sam": flat})
 
 
 def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path, monkeypatch):
