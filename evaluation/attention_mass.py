@@ -2,10 +2,10 @@
 
     python evaluation/attention_mass.py --count 448
 
-Of held-out two-object prompts, the images that the gate does not protect are sampled twice from their own noise, plainly
-and re-weighted. A prompt's share is the mean over its regions, whose masks were found in the coarse image; differences
-come with 95 % confidence intervals (paired bootstrap over the prompts). Spread evenly, attention would lie on a region
-by the share of the image that its mask covers. Written to `attention_mass.json` too.
+Of held-out two-object prompts, the images that the gate does not protect are sampled twice from their own noise,
+plainly and re-weighted. A prompt's share is the mean over its regions, whose masks were found in the coarse image;
+differences come with 95 % confidence intervals (paired bootstrap over the prompts). Spread evenly, attention would lie
+on a region by the share of the image that its mask covers. Written to `attention_mass.json` too.
 """
 
 if not __package__:
