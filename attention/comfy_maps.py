@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
@@ -134,6 +135,7 @@ class Recording:
         """The same object at each step, so that a compiled model is not compiled again."""
         return self._patches.setdefault(id(previous), RecordedBlock(previous))
 
+    @torch.compiler.disable  # it would be compiled again at each call, for the maps that have come
     def add(self, q: Tensor, k: Tensor, options: dict) -> None:
         """q: [B, Nq, C], k: [B, Nk, C] of all rows of a call."""
         size, chunks = tuple(options["activations_shape"][-2:]), options[CHUNKS]
