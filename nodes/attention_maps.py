@@ -107,8 +107,7 @@ def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) 
     from ..pipeline.heat_map import labelled
 
     height, width = heat.shape[-2:]
-    scale = max(1.0, SIDE / max(height, width))
-    size = round(width * scale), round(height * scale)
+    size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
     drawn = [
         labelled(one, phrase, size, None if image is None else image[i])
         for i, own in enumerate(heat)
