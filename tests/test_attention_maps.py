@@ -1,5 +1,6 @@
 """Heat maps hold softmax's own probabilities, layer by layer; recording them changes nothing."""
 
+import copy
 import dataclasses
 import math
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from realigndiff.core.regions import Region, RegionSet
 from realigndiff.core.words import listed
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.run import PROMPT
+from realigndiff.evaluation import attention_mass as attention_mass_script
+from realigndiff.evaluation.tune import Coarse
 from realigndiff.pipeline.heat_map import INFERNO, colored, labelled
 from realigndiff.pipeline.panel import panel
 from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
@@ -139,6 +142,30 @@ def test_re_weighting_moves_each_phrases_attention_onto_its_region(both):
         assert phrase.after[inside].mean() > phrase.before[inside].mean()
     (late,) = phrase_attention(both, [REGIONS], (16, 16), [3])
     assert all(abs(after - before) < 0.1 for before, after in (phrase.mass for phrase in late))
+
+
+def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, both, monkeypatch):
+    monkeypatch.setattr(attention_mass_script, "SETTINGS", FEW)
+    monkeypatch.setattr(attention_mass_script, "record_both", lambda *_: two)
+    two = [copy.copy(maps) for maps in both]
+    for maps in two:  # two images that look the same
+        maps._sums = {key: total.expand(2, -1, -1, -1) for key, total in maps._sums.items()}
+    wrong, right = (Look(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
+    noise = models.sampler.noise(range(3))
+    coarse = Coarse([(PROMPT, [])] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
+    told = attention_mass_script.measure(models, coarse)
+    assert (told["prompts"], told["n"]) == (3, 2)
+    assert told["area"] == pytest.approx((CIRCLE.mean() + SQUARE.mean()) / 2)
+    (phrases,) = phrase_attention(both, [REGIONS], (16, 16), [0, 1])
+    row = told["rows"][0]
+    assert row["name"] == "re-weighted steps" and row["steps"] == 2 and row["rose"] == 1
+    assert (row["before"], row["after"]) == pytest.approx(
+        tuple(sum(phrase.mass[i] for phrase in phrases) / 2 for i in (0, 1))
+    )
+    assert row["delta"] == pytest.approx(row["after"] - row["before"])
+    assert f"{row['delta']:+.3f}" in attention_mass_script.as_text(told)
+    with pytest.raises(RealignError, match="give a larger count"):
+        attention_mass_script.measure(models, Coarse(coarse.prompts, noise, [right] * 3, coarse.regions))
 
 
 def test_the_panel_shows_the_attention_below_its_pictures(both):
