@@ -9,7 +9,8 @@ pack has put there. Nothing is kept on the MODEL or on a patch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -41,22 +42,41 @@ def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any
     Raises:
         RealignError: the model is not a UNet of the Stable Diffusion 1, 2 or SDXL family.
     """
-    network = _uncompiled(model.get_model_object("diffusion_model"))
+    check_architecture(model, "Re-aligning")
+    return with_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
+
+
+def check_architecture(model: Any, doing: str) -> None:
+    """Refuse a MODEL whose attention is not where we look for it.
+
+    Raises:
+        RealignError: it is not a UNet of the Stable Diffusion 1, 2 or SDXL family.
+    """
+    network = uncompiled(model.get_model_object("diffusion_model"))
     if not isinstance(network, UNetModel):
         raise RealignError(
-            f"Re-aligning does not know the architecture {type(network).__name__}; use a model of the Stable "
+            f"{doing} does not know the architecture {type(network).__name__}; use a model of the Stable "
             "Diffusion 1, 2 or SDXL family."
         )
-    settings = settings or ModulationSettings()
+
+
+def with_wrappers(model: Any, key: str, around_run: Any, around_model: Any) -> Any:
+    """A clone of the MODEL with both wrappers inside those that are there, in the place of any of the same key."""
     patched = model.clone()
-    patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _BeginRun(settings))
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _around_model)
+    for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, around_run), (WrappersMP.APPLY_MODEL, around_model)):
+        patched.remove_wrappers_with_key(kind, key)
+        patched.add_wrapper_with_key(kind, key, wrapper)
     return patched
 
 
-def _uncompiled(network: Any) -> Any:
+def with_run(extra_args: dict, key: str, run: Any) -> dict:
+    """A sampler's arguments with what a run shares among the transformer options."""
+    options = extra_args["model_options"]
+    options = {**options, "transformer_options": {**options.get("transformer_options", {}), key: run}}
+    return {**extra_args, "model_options": options}
+
+
+def uncompiled(network: Any) -> Any:
     """The network itself where torch.compile has wrapped it."""
     return getattr(network, "_orig_mod", network)
 
@@ -74,10 +94,8 @@ class _BeginRun:
             _check_images(len(payload.images), len(noise))
         if not any(payload.active for payload in payloads):
             logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
-        options = extra_args["model_options"]
-        run = Run(self.settings, tuple(noise.shape[-2:]))
-        options = {**options, "transformer_options": {**options.get("transformer_options", {}), KEY: run}}
-        return executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
+        extra_args = with_run(extra_args, KEY, Run(self.settings, tuple(noise.shape[-2:])))
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
 def _check_images(sets: int, images: int) -> None:
@@ -95,7 +113,7 @@ def _around_model(
     chunks = kwargs.pop(KEY, None)
     options = transformer_options or {}
     run = options.get(KEY)
-    network = _uncompiled(executor.class_obj.diffusion_model)
+    network = uncompiled(executor.class_obj.diffusion_model)
     if run is not None and chunks and any(payload.active for payload in chunks) and isinstance(network, UNetModel):
         strengths = run.strengths(executor.class_obj.model_sampling, t, options)
         if any(strengths) and run.knows_size(x, chunks):
@@ -134,14 +152,11 @@ class Run:
 
     def patched(self, unet: UNetModel, options: dict, call: Call) -> dict:
         """The transformer options with our patches over those that are there, for one call of the model."""
-        self._sites = self._sites or list(_sites(unet))
-        replaced = dict(options.get("patches_replace", {}))
+        self._sites = self._sites or list(sites(unet))
         for kind, now in zip(("attn2", "attn1"), call.strengths, strict=True):
             if now:
-                there = replaced.get(kind, {})
-                ours = {site: self._patch(kind, there.get(site, there.get(site[:2]))) for site in self._sites}
-                replaced[kind] = {**there, **ours}
-        return {**options, "patches_replace": replaced, CALL: call}
+                options = with_patches(options, kind, self._sites, partial(self._patch, kind))
+        return {**options, CALL: call}
 
     def _patch(self, kind: str, previous: Any) -> ModulatedBlock:
         """The same object at each step, so that a compiled model is not compiled again."""
@@ -162,6 +177,13 @@ class Run:
                 made = self_layout(sets, size, self.settings)
             self._layouts[key] = made.to(device)
         return self._layouts[key]
+
+
+def with_patches(options: dict, kind: str, sites: Sequence[Site], patch: Callable[[Any], Any]) -> dict:
+    """Transformer options with `patch(previous)` as each block's attn1 or attn2; previous: its patch, or None."""
+    there = options.get("patches_replace", {}).get(kind, {})
+    ours = {site: patch(there.get(site, there.get(site[:2]))) for site in sites}
+    return {**options, "patches_replace": {**options.get("patches_replace", {}), kind: {**there, **ours}}}
 
 
 class Call:
@@ -195,12 +217,12 @@ class ModulatedBlock:
         layout = call.layout(self.cross, q, k, options)
         now = call.strengths[0 if self.cross else 1]
         if self.previous is None:
-            return _plain(q, k, v, options) if layout is None else _modulated(q, k, v, layout, now, options)
+            return plain(q, k, v, options) if layout is None else _modulated(q, k, v, layout, now, options)
         out = self.previous(q, k, v, options)
         if layout is None:
             return out
         # Whatever else the other patch adds stays; only attention's own part is exchanged.
-        return out + (_modulated(q, k, v, layout, now, options) - _plain(q, k, v, options))
+        return out + (_modulated(q, k, v, layout, now, options) - plain(q, k, v, options))
 
 
 def noise_time(model_sampling: Any, sigma: Tensor) -> float:
@@ -225,7 +247,7 @@ def progress(sample_sigmas: Tensor | None, sigma: float) -> float:
     return max(begun - 1, 0) / (len(sample_sigmas) - 1)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     """ComfyUI's own attention."""
     return optimized_attention(
         q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
@@ -238,7 +260,7 @@ def _modulated(q: Tensor, k: Tensor, v: Tensor, layout: Layout, now: float, opti
     if len(rows) < len(q):
         rest = [row for row in range(len(q)) if row not in rows]
         out = torch.empty_like(q)
-        out[rest] = _plain(q[rest], k[rest], v[rest], options)
+        out[rest] = plain(q[rest], k[rest], v[rest], options)
         out[rows] = _attend(q[rows], k[rows], v[rows], layout.active_part, now, options)
         return out
     return _attend(q, k, v, layout, now, options)
@@ -252,7 +274,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, now: float, options
     return modulated_attention(q, k, v, layout, now).transpose(1, 2).flatten(2).to(dtype)
 
 
-def _sites(unet: UNetModel) -> Iterator[Site]:
+def sites(unet: UNetModel) -> Iterator[Site]:
     """All transformer blocks of the UNet, by the names under which ComfyUI looks for their patches."""
     parts: Sequence[tuple[str, Any]] = (
         ("input", unet.input_blocks),

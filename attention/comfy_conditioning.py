@@ -53,6 +53,8 @@ class Payload:
 
     images: tuple[BoundRegions, ...] = ()
     """One an image of the batch, or one for all; empty: nothing is modulated."""
+    text: str = ""
+    """What the conditioning was encoded from."""
     tokens: int = 0
     """How many tokens the conditioning has."""
     rows: int = 1
@@ -76,19 +78,19 @@ class Chunks(tuple):
     """The payloads of the conditionings that share a call of the model, in their order."""
 
 
-class CONDRegions(comfy.conds.CONDRegular):
-    """A `Payload` as an entry of `model_conds`."""
+class CONDPayload(comfy.conds.CONDRegular):
+    """A `Payload`, or another dataclass with `rows` and `area`, as an entry of `model_conds`."""
 
-    cond: Payload
+    cond: Any
 
-    def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> CONDRegions:
+    def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> CONDPayload:
         """Called for each step: `area` is (h, w, y, x) of the latent, None for all of it."""
         return self._copy_with(replace(self.cond, rows=batch_size, area=None if area is None else tuple(area)))
 
     def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
         return True
 
-    def concat(self, others: Sequence[CONDRegions]) -> Chunks:
+    def concat(self, others: Sequence[CONDPayload]) -> Chunks:
         return Chunks([self.cond, *(other.cond for other in others)])
 
     def size(self) -> list[int]:
@@ -106,27 +108,43 @@ def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text
         RealignError: a phrase is not in the text, or the conditioning is too short for it.
     """
     bound = tuple(bind(regions, clip, text or regions.prompt) for regions in region_sets)
-    payload = Payload(bound)
-    if not payload.active:
+    if not Payload(bound).active:
         return conditioning
-    chosen = _encoded_from(text or region_sets[0].prompt, clip, conditioning)
+    payload = Payload(bound, text or region_sets[0].prompt)
     last = max(max(positions) for one in bound for positions in one.positions)
+    return with_entry(conditioning, clip, payload.text, KEY, payload, last)
+
+
+def with_entry(conditioning: list, clip: Any, text: str, key: str, payload: Any, last: int) -> list:
+    """The CONDITIONING with a payload in each entry that is the encoding of `text`, or in all without where none is.
+
+    last: the last token that the payload's words have.
+
+    Raises:
+        RealignError: such an entry has fewer tokens.
+    """
     out = []
-    for (encoding, options), ours in zip(conditioning, chosen, strict=True):
+    for (encoding, options), ours in zip(conditioning, _encoded_from(text, clip, conditioning, key), strict=True):
         tokens = encoding.shape[1]
         if ours and last >= tokens:
             raise RealignError(
-                f"The regions' words reach to token {last + 1}, but the conditioning has {tokens}: connect the "
-                "conditioning that was encoded from the regions' prompt, or give its text."
+                f"The words reach to token {last + 1}, but the conditioning has {tokens}: connect the conditioning "
+                "that was encoded from the words' prompt, or give its text."
             )
         conds = options.get("model_conds", {})
-        conds = {**conds, KEY: CONDRegions(payload)} if ours else conds
+        conds = {**conds, key: CONDPayload(payload)} if ours else conds
         out.append([encoding, {**options, "model_conds": conds}])
     return out
 
 
-def _encoded_from(text: str, clip: Any, conditioning: list) -> list[bool]:
-    """Which entries begin with the encoding of the text's first window."""
+def text_of(conditioning: list) -> str | None:
+    """The text that the first entry with regions was encoded from; None where no entry has any."""
+    payloads = (options.get("model_conds", {}).get(KEY) for _, options in conditioning)
+    return next((payload.cond.text for payload in payloads if payload is not None), None)
+
+
+def _encoded_from(text: str, clip: Any, conditioning: list, key: str) -> list[bool]:
+    """Which entries begin with the encoding of the text's first window; where none does, those without `key`."""
     encoded = clip.encode_from_tokens(clip.tokenize(text))
     window = encoded[:, :WINDOW].float().cpu()
     same = [
@@ -141,34 +159,44 @@ def _encoded_from(text: str, clip: Any, conditioning: list) -> list[bool]:
         "them. If it was made from another text, give that text.",
         text,
     )
-    without = [KEY not in options.get("model_conds", {}) for _, options in conditioning]
+    without = [key not in options.get("model_conds", {}) for _, options in conditioning]
     return without if any(without) else [True] * len(without)
+
+
+def context_of(cond: dict) -> Tensor | None:
+    """The encoded words [B, tokens, C] of a sampler's conditioning."""
+    context = getattr(cond.get("model_conds", {}).get("c_crossattn"), "cond", None)
+    return context if isinstance(context, Tensor) else None
 
 
 def with_payload(cond: dict) -> dict:
     """A sampler's conditioning with a payload, an empty one if it has none, that knows its number of tokens."""
-    conds = cond.get("model_conds", {})
-    context = getattr(conds.get("c_crossattn"), "cond", None)
-    tokens = context.shape[1] if isinstance(context, Tensor) else 0
-    silent = isinstance(context, Tensor) and not context.any()  # zeroed out: no words are left to re-weight
+    conds, context = cond.get("model_conds", {}), context_of(cond)
+    tokens = 0 if context is None else context.shape[1]
+    silent = context is not None and not context.any()  # zeroed out: no words are left to re-weight
     payload = Payload() if silent or KEY not in conds else conds[KEY].cond
-    return {**cond, "model_conds": {**conds, KEY: CONDRegions(replace(payload, tokens=tokens))}}
+    return {**cond, "model_conds": {**conds, KEY: CONDPayload(replace(payload, tokens=tokens))}}
 
 
 def bind(regions: RegionSet, clip: Any, text: str) -> BoundRegions:
     """Find each active region's phrase among the tokens that ComfyUI's CLIP makes of `text`."""
-    if not regions.active:
-        return BoundRegions(regions, ())
+    words = [(region.phrase, region.occurrence) for region in regions.active]
+    return BoundRegions(regions, find_words(words, clip, text) if words else ())
+
+
+def find_words(words: Sequence[tuple[str, int]], clip: Any, text: str) -> tuple[tuple[int, ...], ...]:
+    """The positions in a conditioning of words of `text`, each with which of its occurrences is meant, from 0.
+
+    Raises:
+        RealignError: words are not in the text, or not so often.
+    """
     tokenizer, placed = prompt_tokens(clip, text)
     ids = [token for _, token in placed]
     written = unweighted(text)
     if tokenizer(written, add_special_tokens=False, verbose=False).input_ids != ids:
         written = tokenizer.decode(ids)
-    positions = []
-    for region in regions.active:
-        found = find_tokens(region.phrase, written, ids, tokenizer, region.occurrence)
-        positions.append(tuple(placed[i][0] for i in found))
-    return BoundRegions(regions, tuple(positions))
+    found = (find_tokens(phrase, written, ids, tokenizer, occurrence) for phrase, occurrence in words)
+    return tuple(tuple(placed[i][0] for i in own) for own in found)
 
 
 def prompt_tokens(clip: Any, text: str) -> tuple[Any, list[tuple[int, int]]]:

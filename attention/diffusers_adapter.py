@@ -9,7 +9,7 @@ with modulate(unet, [None, regions], tokenizer, latents.shape[-2:], settings) as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +50,21 @@ def modulate(
     Raises:
         RealignError: a phrase cannot be found in its prompt.
     """
-    positions = [_positions(regions, tokenizer) for regions in region_sets]
+    positions = [phrase_positions(regions, tokenizer) for regions in region_sets]
     modulation = Modulation(region_sets, positions, latent_size, settings or ModulationSettings())
+    with wrapped(unet, lambda previous: ModulatedProcessor(previous, modulation)):
+        yield modulation
+
+
+@contextmanager
+def wrapped(unet: UNet2DConditionModel, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Put `wrap(processor)` in the place of the processor of each attention layer in the UNet's transformer blocks."""
     layers = [module for name, module in unet.named_modules() if _BLOCK_ATTENTION.search(name)]
     previous = [layer.processor for layer in layers]
     try:
         for layer in layers:
-            layer.set_processor(ModulatedProcessor(layer.processor, modulation))
-        yield modulation
+            layer.set_processor(wrap(layer.processor))
+        yield
     finally:
         for layer, processor in zip(layers, previous, strict=True):
             layer.set_processor(processor)
@@ -138,7 +145,7 @@ class ModulatedProcessor:
             return plain
         if attention_mask is not None:
             raise RealignError("Modulated attention takes no attention mask; call the UNet without one.")
-        q, k, v = _project(attn, hidden_states, text)
+        q, k, v = project(attn, hidden_states, text)
         biased = modulated_attention(q, k, v, layout, now)
         if stock:
             return _out(attn, biased, hidden_states)
@@ -147,14 +154,14 @@ class ModulatedProcessor:
         return plain + (_merge(attn, biased) - _merge(attn, unbiased)) / attn.rescale_output_factor
 
 
-def _positions(regions: RegionSet | None, tokenizer: CLIPTokenizer) -> Positions:
+def phrase_positions(regions: RegionSet | None, tokenizer: CLIPTokenizer) -> Positions:
     """Token positions of each active region's phrase."""
     if regions is None:
         return []
     return [token_positions(r.phrase, regions.prompt, tokenizer, r.occurrence) for r in regions.active]
 
 
-def _project(attn: Attention, x: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def project(attn: Attention, x: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [B, H, N, d], as diffusers' own processors make them; the layers are called, so LoRA is in."""
     context = x if text is None else text
     if text is not None and attn.norm_cross:

@@ -99,6 +99,19 @@ def occurrences(phrase: str, prompt: str) -> list[tuple[int, int]]:
     return [match.span(1) for match in whole.finditer(prompt)]
 
 
+def listed(words: str, prompt: str) -> list[tuple[str, int]]:
+    """The words of a list, separated by commas or lines, or the prompt's noun phrases where the list is empty.
+
+    Each with which of its `occurrences` in the prompt is meant, from 0: words that are listed twice mean the first and
+    the second.
+    """
+    parts = [" ".join(part.split()) for part in re.split(r"[,\n]", words) if part.strip()]
+    if parts:
+        return [(part, [p.lower() for p in parts[:i]].count(part.lower())) for i, part in enumerate(parts)]
+    spans = [(prompt[start:stop], start) for start, stop in noun_phrase_spans(prompt)]
+    return [(phrase, sum(at < start for at, _ in occurrences(phrase, prompt))) for phrase, start in spans]
+
+
 def nearest_span(phrase: str, prompt: str) -> str | None:
     """The prompt's own words that say `phrase` best: the shortest span with most of its content words, or None.
 

@@ -2,6 +2,7 @@
 
     make demo PROMPT="a red circle and a blue square" SEED=22
     python demo/run.py --prompt "a red circle and a blue square" --seed 7 --out out/demo
+    python demo/run.py --attention              # and where each phrase is attended to, before and after
 
 Writes `panel.png` and `report.json` to the folder `--out`. The same prompt and seed give the same image, bit for bit.
 """
@@ -28,36 +29,46 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for panel.png and report.json")
     parser.add_argument("--no-gate", action="store_true", help="re-align also an image whose caption is right")
+    parser.add_argument("--attention", action="store_true", help="add each phrase's attention to the panel")
     options = parser.parse_args()
     from ..core.errors import RealignError
 
     try:
-        run(options.prompt, options.seed, options.out, gated=not options.no_gate)
+        run(options.prompt, options.seed, options.out, gated=not options.no_gate, attention=options.attention)
     except RealignError as error:
         sys.exit(f"demo: {error}")
 
 
-def run(prompt: str, seed: int, out: Path, *, gated: bool = True) -> None:
+def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: bool = False) -> None:
     """Realign one prompt with the demo models and write its panel and report to `out`."""
     from dataclasses import replace
 
     from ..pipeline.panel import panel
+    from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
     from ..pipeline.realign import realign
     from .models import SETTINGS, load_models
     from .report import report
 
     settings = SETTINGS if gated else replace(SETTINGS, gate=None)
+    steps = settings.sampling.steps
     with tqdm(
-        total=2 * settings.sampling.steps, desc="loading the models", bar_format="{desc:<24}{bar}{n}/{total}"
+        total=(4 if attention else 2) * steps, desc="loading the models", bar_format="{desc:<24}{bar}{n}/{total}"
     ) as bar:
 
         def show(doing: str, step: int, steps: int) -> None:
             bar.set_description_str(doing)
-            bar.update(1 if doing.endswith("image") else 0)
+            bar.update(1 if doing.endswith(("image", "attention")) else 0)
 
-        result = realign(load_models(), prompt, seed, settings, show)
+        models = load_models()
+        result = realign(models, prompt, seed, settings, show)
+        phrases = []
+        if attention and result.regions.active:
+            sampler, sets = models.sampler, [result.regions]
+            recorded = record_both(sampler, sampler.noise([seed]), sets, settings, show)
+            steps = modulated_steps(settings.modulation, steps)
+            (phrases,) = phrase_attention(recorded, sets, sampler.latent_shape[1:], steps)
     out.mkdir(parents=True, exist_ok=True)
-    panel(result).save(out / "panel.png")
+    panel(result, phrases).save(out / "panel.png")
     told = report(result, settings)
     (out / "report.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     for name in ("before", "after"):

@@ -7,6 +7,7 @@ imported when a node runs, so that the pack loads at once, and also where a libr
 from comfy_api.latest import ComfyExtension, io
 
 from . import model_folders
+from .attention_maps import AttentionMaps
 from .caption import Caption, CaptionReward
 from .demo_models import LoadDemoModels
 from .likelihoods import Likelihoods
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     RegionFromMask,
     EditRegions,
     PreviewRegions,
+    AttentionMaps,
     Caption,
     CaptionReward,
     RamTags,

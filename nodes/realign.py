@@ -57,6 +57,36 @@ def _settings(
     )
 
 
+def ksampler_inputs() -> list[Any]:
+    """What KSampler takes."""
+    return [
+        io.Model.Input("model", tooltip="A Stable Diffusion 1, 2 or SDXL."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,  # said aloud, or newer frontends misread saved workflows
+            tooltip="Of the noise: the first image's seed to mend that image.",
+        ),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the sampler."),
+        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
+        io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampler."),
+        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The noise schedule."),
+        io.Conditioning.Input("positive", tooltip="What the image should show."),
+        io.Conditioning.Input("negative", tooltip="What it should not show."),
+        io.Latent.Input("latent_image", tooltip="The latent to start from: the first image's."),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="1 starts from noise; less keeps more of the latent.",
+        ),
+    ]
+
+
 class ApplyRegions(io.ComfyNode):
     """Regions into a CONDITIONING."""
 
@@ -122,30 +152,7 @@ class RealignKSampler(io.ComfyNode):
             description="KSampler that gives each thing its own words. With the same seed and settings as the KSampler "
             "that drew the first image, it mends that image; without regions it is that KSampler.",
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1, 2 or SDXL."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,  # said aloud, or newer frontends misread saved workflows
-                    tooltip="Of the noise: the first image's seed to mend that image.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Steps of the sampler."),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampler."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The noise schedule."),
-                io.Conditioning.Input("positive", tooltip="What the image should show."),
-                io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Latent.Input("latent_image", tooltip="The latent to start from: the first image's."),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 starts from noise; less keeps more of the latent.",
-                ),
+                *ksampler_inputs(),
                 io.Clip.Input("clip", tooltip="The text encoder that encoded the prompt: it knows where each word is."),
                 regions_input(
                     optional=True,

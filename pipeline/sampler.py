@@ -13,7 +13,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..attention.diffusers_adapter import modulate
+from ..attention.diffusers_adapter import Modulation, modulate
+from ..attention.diffusers_maps import record
+from ..attention.maps import AttentionMaps
 from ..attention.settings import ModulationSettings
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
@@ -123,12 +125,14 @@ class DiffusersSampler:
         *,
         region_sets: Sequence[RegionSet | None] | None = None,
         modulation: ModulationSettings | None = None,
+        maps: AttentionMaps | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Sample one latent a prompt, from noise [B, C, h, w] to the autoencoder's scaled latents of the same shape.
 
         region_sets: for each prompt the regions that its attention is re-weighted by; None leaves that image alone.
         modulation: how strongly; the paper's settings by default.
+        maps: filled with where each prompt's words are attended to, at each step; the latents are the same without.
         on_step: called with (step, steps) after each step; raise in it to interrupt.
         """
         count = len(prompts)
@@ -136,8 +140,13 @@ class DiffusersSampler:
         guided = settings.cfg != 1
         x = noise.to(self.unet.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(settings.steps)
-        with self._modulated(prompts, region_sets, modulation, x, guided) as modulated:
+        with (
+            self._modulated(prompts, region_sets, modulation, x, guided) as modulated,
+            self._recorded(maps, x, modulated),
+        ):
             for i, t in enumerate(self.scheduler.timesteps):
+                if maps is not None:
+                    maps.step = i
                 if modulated is not None:
                     modulated.at(float(t) / self.scheduler.config.num_train_timesteps, i / settings.steps)
                 if guided:
@@ -156,6 +165,10 @@ class DiffusersSampler:
             return nullcontext()
         rows = [*([None] * len(prompts) if guided else []), *region_sets]
         return modulate(self.unet, rows, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
+
+    def _recorded(self, maps: AttentionMaps | None, x: Tensor, modulated: Modulation | None):
+        """The recorder's context for this batch, or nothing to do."""
+        return nullcontext() if maps is None else record(self.unet, maps, x.shape[-2:], modulated)
 
     def predict(self, x: Tensor, t: Tensor, words: Words, unet: torch.nn.Module | None = None) -> Tensor:
         """What the UNet makes of x [B, C, h, w] at timestep t, [] or [B]: the noise, or what `prediction_type` says.
