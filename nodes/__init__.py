@@ -13,8 +13,10 @@ from .likelihoods import Likelihoods
 from .llm import LoadLlm
 from .loaders import LoadBlip2, LoadGroundedSam, LoadRam
 from .masks import GroundedSamMasks
+from .ranking import RankImages
 from .realign import ApplyRegions, RealignKSampler, RealignModel
 from .regions import EditRegions, PreviewRegions, RegionFromMask
+from .rewards import SamReward
 from .tags import RamTags
 
 NODES: list[type[io.ComfyNode]] = [
@@ -26,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     PreviewRegions,
     Caption,
     CaptionReward,
+    RankImages,
     RamTags,
     Likelihoods,
     GroundedSamMasks,
@@ -33,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadRam,
     LoadGroundedSam,
     LoadLlm,
+    SamReward,
     LoadDemoModels,
 ]
 model_folders.register()

@@ -11,6 +11,7 @@ const LINE_HEIGHT = 16
 const TELLING = new Set([
   "RealignCaption",
   "RealignCaptionReward",
+  "RealignRankImages",
   "RealignRamTags",
   "RealignLikelihoods",
   "RealignGroundedSamMasks",
