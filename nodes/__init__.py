@@ -16,7 +16,7 @@ from .masks import GroundedSamMasks
 from .ranking import RankImages
 from .realign import ApplyRegions, RealignKSampler, RealignModel
 from .regions import EditRegions, PreviewRegions, RegionFromMask
-from .rewards import SamReward
+from .rewards import LoadReward, SamReward
 from .tags import RamTags
 
 NODES: list[type[io.ComfyNode]] = [
@@ -35,8 +35,9 @@ NODES: list[type[io.ComfyNode]] = [
     LoadBlip2,
     LoadRam,
     LoadGroundedSam,
-    LoadLlm,
+    LoadReward,
     SamReward,
+    LoadLlm,
     LoadDemoModels,
 ]
 model_folders.register()

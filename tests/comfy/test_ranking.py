@@ -1,7 +1,6 @@
 """Rank Images and the nodes whose rewards it takes."""
 
 import random
-import re
 
 import numpy as np
 import pytest
@@ -10,7 +9,11 @@ from PIL import Image
 from realigndiff.demo.world import Thing, render
 
 PROMPT = "a red circle and a blue square"
-RED, BLUE, GREEN = Thing("red", "circle", 18, 20, 11), Thing("blue", "square", 44, 42, 11), Thing("green", "ring", 18, 46, 11)
+RED, BLUE, GREEN = (
+    Thing("red", "circle", 18, 20, 11),
+    Thing("blue", "square", 44, 42, 11),
+    Thing("green", "ring", 18, 46, 11),
+)
 PICTURES = {
     "all": (RED, BLUE),
     "too_much": (RED, BLUE, GREEN),
@@ -93,7 +96,11 @@ class TestOrder:
         assert rank(once, twice, twice)[0] == [1, 2, 0]
 
     def test_a_single_image_is_the_best(self, rank):
-        assert rank(Scores(0.2), Scores(-1.0)) == ([0], "image  rank sum  fixed      fixed\n0      2         0.200 (1)  -1.000 (1)", [2])
+        assert rank(Scores(0.2), Scores(-1.0)) == (
+            [0],
+            "image  rank sum  fixed      fixed\n0      2         0.200 (1)  -1.000 (1)",
+            [2],
+        )
 
     def test_a_score_that_is_no_number_is_the_worst(self, rank):
         assert rank(Scores(float("nan"), -9.0))[0] == [1, 0]
@@ -193,19 +200,24 @@ class TestSamReward:
         )
 
 
-def ranking(names=("all", "too_much", "too_little", "other"), prompt=PROMPT, **rewards):
+ORDER = ("too_little", "too_much", "other", "all")
+"""PICTURES in the batch's order."""
+CAPTION, SAM, LLM = ["demo", 3], ["sam", 0], ["demo", 6]
+
+
+def ranking(prompt=PROMPT, image=("batch_3", 0), **rewards):
     """A prompt that ranks PICTURES by the demo models."""
-    graph = {"demo": node("RealignLoadDemoModels")}
-    for name in names:
-        graph[name] = node("LoadImage", image=f"{name}.png")
-    graph["batch_0"] = graph.pop(names[0])
-    for i, name in enumerate(names[1:], 1):
-        graph[f"batch_{i}"] = node("ImageBatch", image1=[f"batch_{i - 1}", 0], image2=[name, 0])
-    graph["sam"] = node("RealignSamReward", tagger=["demo", 4], grounded_sam=["demo", 5], llm=["demo", 6])
-    image = [f"batch_{len(names) - 1}", 0]
+    pictures = {name: node("LoadImage", image=f"{name}.png") for name in ORDER}
+    batches = {
+        f"batch_{i}": node("ImageBatch", image1=[f"batch_{i - 1}" if i > 1 else ORDER[0], 0], image2=[name, 0])
+        for i, name in enumerate(ORDER[1:], 1)
+    }
     return {
-        **graph,
-        "rank": node("RealignRankImages", image=image, prompt=prompt, **rewards),
+        "demo": node("RealignLoadDemoModels"),
+        **pictures,
+        **batches,
+        "sam": node("RealignSamReward", tagger=["demo", 4], grounded_sam=["demo", 5], llm=LLM),
+        "rank": node("RealignRankImages", image=list(image), prompt=prompt, **rewards),
         "sums": node("PreviewAny", source=["rank", 3]),
         "index": node("PreviewAny", source=["rank", 4]),
         "sorted": node("PreviewImage", images=["rank", 0]),
@@ -213,25 +225,68 @@ def ranking(names=("all", "too_much", "too_little", "other"), prompt=PROMPT, **r
     }
 
 
-CAPTION, SAM = ["demo", 3], ["sam", 0]
-
-
 class TestInComfyUI:
     @pytest.fixture(autouse=True)
     def pictures(self, server):
-        for name, things in PICTURES.items():
-            Image.fromarray(render(things, random.Random(3)).image).save(server.base / "input" / f"{name}.png")
+        """PICTURES in the server's input folder, and as they are there."""
+        drawn = {name: render(things, random.Random(3)).image for name, things in PICTURES.items()}
+        for name, picture in drawn.items():
+            Image.fromarray(picture).save(server.base / "input" / f"{name}.png")
+        return drawn
 
-    def test_two_rewards_that_disagree_find_what_neither_finds_alone(self, client):
-        """The caption reward minds what is missing, the SAM reward what should not be there."""
-        order = {}
-        for name, rewards in {
-            "caption": {"reward_1": CAPTION},
-            "sam": {"reward_1": SAM},
-            "both": {"reward_1": CAPTION, "reward_4": SAM},
-        }.items():
-            run = client.run(ranking(("too_little", "too_much", "other", "all"), **rewards))
-            assert run.status == "success", run.error
-            order[name] = [int(line.split()[0]) for line in run.text("rank")[0].splitlines()[1:]]
-        print(run.text("rank")[0], order)
-        assert order["both"][0] == 3 and order["both"][-1] == 2
+    def test_two_rewards_that_disagree_find_what_neither_finds_alone(self, client, pictures):
+        """The caption reward minds what is missing, the SAM reward what should not be there; both mind both."""
+
+        def order(run):
+            return [ORDER[int(line.split()[0])] for line in run.text("rank")[0].splitlines()[1:]]
+
+        caption, sam, both = (
+            client.run(ranking(**rewards))
+            for rewards in ({"reward_1": CAPTION}, {"reward_1": SAM}, {"reward_1": CAPTION, "reward_4": SAM})
+        )
+        assert order(caption) == ["all", "too_much", "too_little", "other"]
+        assert order(sam) == ["too_little", "all", "too_much", "other"]  # of equals the first
+        assert order(both) == ["all", "too_little", "too_much", "other"]
+        head, first, *_ = both.text("rank")[0].splitlines()
+        assert head.split() == ["image", "rank", "sum", "caption", "sam"]
+        assert first.split() == ["3", "2.5", "1.000", "(1)", "1.000", "(1.5)"]
+        assert both.text("sums") == ["4.5", "5.0", "8.0", "2.5"] and both.text("index") == ["3"]
+        shown = both.images("sorted")
+        assert all(np.array_equal(one, pictures[name]) for one, name in zip(shown, order(both), strict=True))
+        assert np.array_equal(both.images("best")[0], pictures["all"])
+        assert both.progress("rank") == sorted(both.progress("rank")) and both.progress("rank")[-1] == (800, 800)
+
+    def test_another_reward_runs_only_the_ranking_again(self, client):
+        client.run(ranking(reward_1=CAPTION))
+        again = client.run(ranking(reward_1=CAPTION, reward_2=CAPTION))
+        assert set(again.executed) == {"rank", "sums", "index", "sorted", "best"}
+
+    def test_an_interrupt_ends_it_at_once(self, client):
+        graph = ranking(image=("many", 0), reward_1=SAM)
+        graph["many"] = node("RepeatImageBatch", image=["batch_3", 0], amount=400)
+        run = client.start(graph).follow(lambda kind, data: kind == "progress" and data["node"] == "rank")
+        assert run.status is None
+        client.interrupt()
+        assert run.follow(timeout=4).status == "interrupted"
+        assert client.run(ranking(reward_1=CAPTION)).status == "success"
+
+    @pytest.mark.parametrize(
+        "inputs, said",
+        [
+            ({"prompt": " \n", "reward_1": CAPTION}, "The prompt is empty: write what the images should show."),
+            (
+                {"reward_1": SAM, "reward_2": ["captioner", 0]},
+                "Load BLIP-2 was told to load no text encoder: choose one there.",
+            ),
+        ],
+    )
+    def test_bad_input_is_told_in_one_sentence(self, client, inputs, said):
+        demo = {"captioner": "demo (embedded)", "text_encoder": "none", "precision": "fp32", "download": False}
+        assert told(client.run({**ranking(**inputs), "captioner": node("RealignLoadBlip2", **demo)})) == said
+
+
+def told(run):
+    """The one sentence that a failed run says, which must be ours."""
+    assert run.status == "error"
+    assert run.error["exception_type"].endswith("core.errors.RealignError"), run.error
+    return run.error["exception_message"].strip()
