@@ -51,11 +51,12 @@ class RankImages(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, prompt: str, **connected: Any) -> io.NodeOutput:
         """connected: reward_1 … reward_5, those that are."""
+        from ..perception.images import check_images
         from ..rewards.ranking import best_first, rank_sum
 
-        plain = wanted(prompt)
+        plain, seen = wanted(prompt), check_images(image)
         rewards = [connected[name].turned_into(_reward) for name in sorted(connected) if connected[name] is not None]
-        judged = [_judged(reward, image, plain, i, len(rewards)) for i, reward in enumerate(rewards)]
+        judged = [_judged(reward, seen, plain, i, len(rewards)) for i, reward in enumerate(rewards)]
         names, scores, notes = zip(*judged, strict=True)
         order = best_first(scores).tolist()
         table = "\n".join([*_table(names, scores, order), *(f"· {note}" for own in notes for note in own)])

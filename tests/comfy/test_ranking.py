@@ -134,6 +134,22 @@ class TestJudging:
         rank(*[Scores(*range(9))] * 3)
         assert told == pytest.approx([8 / 27, 9 / 27, 17 / 27, 18 / 27, 26 / 27, 1], abs=1e-3)
 
+    @pytest.mark.parametrize(
+        "images, said",
+        [
+            (torch.full((2, 8, 8, 3), float("nan")), "Image 1 of 2 holds values that are not numbers"),
+            (torch.zeros(1, 4, 4, 3), "4 x 4 pixels; .*: give a larger image"),
+            (torch.zeros(1, 8, 8, 4), "give a batch"),
+        ],
+    )
+    def test_images_that_no_reward_can_judge_are_told(self, rank, images, said):
+        from realigndiff.core.errors import RealignError
+        from realigndiff.nodes.hosting import Hosted
+        from realigndiff.nodes.ranking import RankImages
+
+        with pytest.raises(RealignError, match=said):
+            RankImages.execute(images, PROMPT, reward_1=Hosted(Scores(1.0, 2.0)))
+
     def test_a_blip_2_without_a_text_encoder_is_told_before_anything_is_judged(self, rank):
         from realigndiff.core.errors import RealignError
         from realigndiff.nodes.hosting import Hosted
