@@ -102,7 +102,7 @@ def _table(names: Sequence[str], scores: Sequence[torch.Tensor], order: Sequence
     sums, places = rank_sum(scores), [ranks(own) for own in scores]
     rows = [["image", "rank sum", *names]]
     for i in order:
-        cells = [f"{own[i]:.3f} ({place[i]:g})" for own, place in zip(scores, places, strict=True)]
+        cells = [f"{own[i]:.4f} ({place[i]:g})" for own, place in zip(scores, places, strict=True)]
         rows.append([str(i), f"{sums[i]:g}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
