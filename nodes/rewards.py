@@ -146,11 +146,11 @@ class SamReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, tagger, grounded_sam, llm=None) -> io.NodeOutput:
-        from ..rewards.sam import SamReward as Reward
+        from ..rewards.sam import SamReward as Judge
 
         llm = llm or HostedScorer(None)
         eyes = _TaggerAtWork(tagger), _GroundedSamAtWork(grounded_sam)
-        return io.NodeOutput(Hosted(Reward(*eyes, UntilSilent(llm), llm.offline)))
+        return io.NodeOutput(Hosted(Judge(*eyes, UntilSilent(llm), llm.offline)))
 
 
 class _TaggerAtWork:
