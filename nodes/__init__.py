@@ -14,8 +14,10 @@ from .likelihoods import Likelihoods
 from .llm import LoadLlm
 from .loaders import LoadBlip2, LoadGroundedSam, LoadRam
 from .masks import GroundedSamMasks
+from .ranking import RankImages
 from .realign import ApplyRegions, RealignKSampler, RealignModel
 from .regions import EditRegions, PreviewRegions, RegionFromMask
+from .rewards import LoadReward, SamReward
 from .tags import RamTags
 
 NODES: list[type[io.ComfyNode]] = [
@@ -28,12 +30,15 @@ NODES: list[type[io.ComfyNode]] = [
     AttentionMaps,
     Caption,
     CaptionReward,
+    RankImages,
     RamTags,
     Likelihoods,
     GroundedSamMasks,
     LoadBlip2,
     LoadRam,
     LoadGroundedSam,
+    LoadReward,
+    SamReward,
     LoadLlm,
     LoadDemoModels,
 ]

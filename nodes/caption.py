@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from comfy_api.latest import io
 
@@ -9,6 +11,10 @@ from ..core.errors import RealignError
 from ..core.words import unweighted
 from .hosting import in_batches
 from .sockets import Blip2
+
+if TYPE_CHECKING:
+    from ..rewards.caption import CaptionReward as Reward
+    from .loaders import Blip2Models
 
 CATEGORY = "RealignDiff/look"
 
@@ -116,15 +122,8 @@ class CaptionReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, blip2, image: torch.Tensor, prompt: str) -> io.NodeOutput:
-        from ..rewards.caption import CaptionReward as Reward
-
-        if not prompt.strip():
-            raise RealignError("The prompt is empty: write what the images should show.")
-        with blip2.at_work() as models:
-            if models.text_encoder is None:
-                raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
-            reward = Reward(models.captioner, models.text_encoder)
-            plain = unweighted(prompt)
+        plain = wanted(prompt)
+        with blip2.turned_into(caption_reward).at_work() as reward:
 
             def work(part: slice, tell) -> list[tuple[float, str]]:
                 told = reward.with_captions(image[part], [plain] * len(image[part]))
@@ -134,3 +133,27 @@ class CaptionReward(io.ComfyNode):
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the first
         lines = [f"{scores[i]:.3f}  image {i}: {captions[i]}" for i in order]
         return io.NodeOutput(image[order], image[order[:1]], scores, captions, order[0], ui={"text": lines})
+
+
+def wanted(prompt: str) -> str:
+    """The prompt that rewards compare with, without its weights.
+
+    Raises:
+        RealignError: it is empty.
+    """
+    if not prompt.strip():
+        raise RealignError("The prompt is empty: write what the images should show.")
+    return unweighted(prompt)
+
+
+def caption_reward(models: Blip2Models) -> Reward:
+    """R_cap by these models.
+
+    Raises:
+        RealignError: they came without f_enc.
+    """
+    from ..rewards.caption import CaptionReward as Reward
+
+    if models.text_encoder is None:
+        raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
+    return Reward(models.captioner, models.text_encoder)

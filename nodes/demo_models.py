@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from . import loaders
 from .llm import HostedScorer
 from .model_folders import DEMO_FOLDER
-from .sockets import Blip2, GroundedSam, Llm, Tagger
+from .rewards import reward_model
+from .sockets import Blip2, GroundedSam, Llm, Reward, Tagger
 
 
 class LoadDemoModels(io.ComfyNode):
@@ -31,6 +32,7 @@ class LoadDemoModels(io.ComfyNode):
                 Tagger.Output(display_name="tagger"),
                 GroundedSam.Output(display_name="grounded_sam"),
                 Llm.Output(display_name="llm"),
+                Reward.Output(display_name="clip_reward", tooltip="For Rank Images."),
             ],
         )
 
@@ -48,4 +50,5 @@ class LoadDemoModels(io.ComfyNode):
             loaders.tagger(DEMO_FOLDER / "ram", "fp32"),
             loaders.grounded_sam(DEMO_FOLDER / "grounding_dino", DEMO_FOLDER / "sam", "fp32"),
             HostedScorer(blip2),
+            reward_model("clip", DEMO_FOLDER / "clip"),
         )

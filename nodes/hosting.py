@@ -20,6 +20,7 @@ from torch import nn
 from .sockets import chosen
 
 T = TypeVar("T")
+U = TypeVar("U")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 BATCH = 8
 """Images at once for models that gain by it."""
@@ -69,6 +70,10 @@ class Hosted(Generic[T]):
             for hook in hooks:
                 hook.remove()
             comfy.model_management.soft_empty_cache()
+
+    def turned_into(self, make: Callable[[T], U]) -> Hosted[U]:
+        """What `make` makes of the model, with the same networks."""
+        return Hosted(make(self._eyes), *self._networks)
 
 
 _patchers: WeakValueDictionary[int, ModelPatcher] = WeakValueDictionary()
@@ -126,18 +131,23 @@ def each(count: int, work: Callable[[int], T]) -> list[T]:
     return done
 
 
-def in_batches(count: int, work: Callable[[slice, Callable[[float], None]], list[T]]) -> list[T]:
+def in_batches(
+    count: int, work: Callable[[slice, Callable[[float], None]], list[T]], *, turn: int = 0, turns: int = 1
+) -> list[T]:
     """`work` on runs of up to BATCH of `count` images, with a progress bar on the node; each run is halved as long as
     the device has no memory for it.
 
     work: takes a run and a function to call with the fraction of it that is done; returns one result an image.
+    turn, turns: for a node that goes through its images several times, which time this is, from 0, and of how many.
     """
-    bar = comfy.utils.ProgressBar(count * _FINE)
+    total = turns * count * _FINE
+    bar = comfy.utils.ProgressBar(total)
     done: list[T] = []
     size = BATCH
 
     def tell(fraction: float) -> None:
-        bar.update_absolute(int((len(done) + fraction * min(size, count - len(done))) * _FINE), count * _FINE)
+        now = turn * count + len(done) + fraction * min(size, count - len(done))
+        bar.update_absolute(int(now * _FINE), total)
 
     while len(done) < count:
         _stop_if_asked()

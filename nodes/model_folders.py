@@ -17,7 +17,7 @@ from .downloads import PARTIAL, fetched
 DEMO = "demo (embedded)"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "weights"
 NONE = "none"
-KEYS = ("blip", "rams", "grounding-dino", "sams", "LLM")
+KEYS = ("blip", "rams", "grounding-dino", "sams", "LLM", "rewards")
 """Folders under ComfyUI's `models`."""
 KNOWN = {
     "captioner": ("Salesforce/blip2-opt-2.7b", "Salesforce/blip2-flan-t5-xl"),
@@ -26,7 +26,7 @@ KNOWN = {
     "segmenter": ("facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge"),
 }
 """Hugging Face repositories that a loader's input offers to download."""
-SINGLE = ("rams", "grounding-dino", "sams")
+SINGLE = ("rams", "grounding-dino", "sams", "rewards")
 """Where single files are models too."""
 LABELS = "labels"
 """The folder under `rams` that holds label embeddings, which are no models."""

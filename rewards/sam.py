@@ -40,14 +40,23 @@ class SamReward:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [-1, 1]."""
-        return torch.tensor([_mean(found) for found in self.categories(images, prompts)])
+        return self.with_notes(images, prompts)[0]
+
+    def with_notes(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """The same, and what is to be told of the likelihoods (see `perception.likelihood`), each note once."""
+        asked = self._asked(images, prompts)
+        found = self.grounded_sam.ground(images, asked)
+        notes = dict.fromkeys(note for regions in asked for note in regions.notes)
+        return torch.tensor([_mean(regions) for regions in found]), list(notes)
 
     def categories(self, images: Tensor, prompts: Sequence[str]) -> list[RegionSet]:
         """The categories of each image, with masks and likelihoods."""
+        return self.grounded_sam.ground(images, self._asked(images, prompts))
+
+    def _asked(self, images: Tensor, prompts: Sequence[str]) -> list[RegionSet]:
         check_pairs(images, prompts)
         tags = self.tagger.tag(images)
-        asked = [self._scored(prompt, [tag.name for tag in own]) for prompt, own in zip(prompts, tags, strict=True)]
-        return self.grounded_sam.ground(images, asked)
+        return [self._scored(prompt, [tag.name for tag in own]) for prompt, own in zip(prompts, tags, strict=True)]
 
     def _scored(self, prompt: str, tags: Sequence[str]) -> RegionSet:
         scores, notes = tag_likelihoods(prompt, tags, self.language_model, self.offline)

@@ -36,7 +36,7 @@ def test_a_prompt_gives_our_nodes_what_they_take(file):
 
 
 def test_there_is_an_example_and_a_picture_for_each_prompt():
-    assert len(EXAMPLES) == len(PROMPTS) == 5
+    assert len(EXAMPLES) == len(PROMPTS) == 6
     assert all(file.with_suffix(".jpg").is_file() for file in EXAMPLES)
 
 

@@ -11,6 +11,7 @@ const LINE_HEIGHT = 16
 const TELLING = new Set([
   "RealignCaption",
   "RealignCaptionReward",
+  "RealignRankImages",
   "RealignRamTags",
   "RealignLikelihoods",
   "RealignGroundedSamMasks",
@@ -18,6 +19,8 @@ const TELLING = new Set([
 ])
 // In these the room that is left is the picture's.
 const PICTURING = new Set(["RealignGroundedSamMasks", "RealignPreviewRegions"])
+// What these tell is in columns.
+const TABULAR = new Set(["RealignRankImages"])
 
 const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Realign"))
 
@@ -37,6 +40,7 @@ function textField(node) {
   if (element) {
     element.readOnly = true
     element.placeholder = "Run to see"
+    if (TABULAR.has(node.comfyClass)) Object.assign(element.style, { whiteSpace: "pre", fontFamily: "monospace" })
   }
   return widget
 }

@@ -27,6 +27,7 @@ LOADERS = {
     "grounded_sam": "- **Load Grounded-SAM**: *grounding-dino-tiny* and *sam-vit-base*",
     "lora": "- **Load LoRA** stays, with a LoRA that was trained on that checkpoint",
     "llm": "- **LLM**: the offline scorer, an OpenAI-compatible server, or a local model",
+    "reward": "- **Load Reward Model**: *clip-vit-large-patch14* for clip; *ImageReward.pt* for what people prefer",
 }
 
 
@@ -243,6 +244,50 @@ the paper, done once instead of at each image. It goes with any sampler, and wit
             "What they show, without": "a blue circle and a red square\n",
             "What they show, with": "a blue square and a red square\na blue square and a red circle\n",
         },
+        panels_a_row=4,
+    ),
+    Example(
+        "rank_by_rewards",
+        "6 Rank by several rewards",
+        f"""\
+# Rank by several rewards
+Draws eight images of one prompt and has three judges sort them. Each one ranks the images for itself, and the image \
+with the smallest sum of ranks is the best, so it does not matter that their scores have different ranges:
+
+- **caption**: does BLIP-2 say what the prompt says?
+- **sam**: does everything that is found in the image belong there?
+- **clip**: how near are CLIP's embeddings of image and prompt?
+
+**Look at** *Best first*: for each image its rank sum, and each judge's score and, in brackets, rank. The pictures \
+below stand in the same order.
+
+**Try** another judge, or one of them alone: bypass, unplug or add at *Rank Images*, which takes five. The images are \
+not drawn again.
+
+{DEMO}
+## With real models
+Replace *Load Demo Models* by
+
+{LOADERS["checkpoint"]}
+{LOADERS["blip2"]}
+{LOADERS["ram"]}
+{LOADERS["grounded_sam"]}
+{LOADERS["llm"]}
+{LOADERS["reward"]}
+
+and set *Eight latents* to 512 × 512 (SDXL: 1024 × 1024) and the sampler to what your checkpoint likes, e.g. euler, \
+normal, cfg 7.
+""",
+        (
+            FRONT,
+            (PROMPT,),
+            (Group("Eight images", BEFORE, (("6", "7"),)),),
+            (Group("Best first", SEEN, (("8", "9", "10"),), 460),),
+            (Group("The best one", RESULT, (("11",),)),),
+        ),
+        heights={"2": 110, "9": 430, "10": 400, "11": PICTURE},
+        panels=tuple(("best" if i == 0 else "last" if i == 7 else "", "All, best first", i) for i in range(8)),
+        shows={"Best first": r"image  rank sum  caption +sam +clip\n\d +\d"},
         panels_a_row=4,
     ),
 )

@@ -109,7 +109,7 @@ class TestLikelihoods:
             return load(*models, **options)
 
         monkeypatch.setattr(hosting.comfy.model_management, "load_models_gpu", watched)
-        scorer = LoadDemoModels.execute().result[-1]
+        scorer = LoadDemoModels.execute().result[6]
         Likelihoods.execute(self.PROMPT, tags="whale", llm=scorer)
         assert loading == {threading.current_thread()}
 
