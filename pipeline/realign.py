@@ -166,6 +166,13 @@ def realign_batch(
     ]
 
 
+def keeping_better(result: RealignResult) -> RealignResult:
+    """What `keep_better` makes of a result without it: the image of the two with the higher caption reward."""
+    if not result.changed or result.after.reward > result.before.reward:
+        return result
+    return replace(result, after=result.before, verdict=_no_better(result.before, result.after))
+
+
 def look(models: Models, images: Tensor, prompts: Sequence[str]) -> list[Look]:
     """Caption images [B, H, W, 3] and reward them for saying their prompt."""
     scores, captions = models.reward.with_captions(images, prompts)
@@ -232,10 +239,7 @@ def _verdict(
     if taken:
         return "The image was sampled again with attention re-weighted inside its regions."
     if tried is not None:
-        return (
-            f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
-            f"which is no better than {before.reward:.3f}."
-        )
+        return _no_better(before, tried)
     if regions is None:
         return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."
     if any(region.phrase and region.area for region in regions):
@@ -244,3 +248,10 @@ def _verdict(
             "encoder: see the notes), so there is nothing to re-weight."
         )
     return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."
+
+
+def _no_better(before: Look, tried: Look) -> str:
+    return (
+        f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
+        f"which is no better than {before.reward:.3f}."
+    )
