@@ -1,0 +1,68 @@
+"""Images into what a network sees, as the model's own processor does it, but by torch: gradient reaches the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of each colour, in [0, 1]: what CLIP, BLIP and most models after them were trained with."""
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers for them."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop the middle, normalise.
+
+    Processors of transformers and torchvision scale 8-bit pictures and round to 8 bits again; here nothing is rounded,
+    so a pixel may differ by about 1/255. Where an odd number of pixels is cut off, torchvision's crop may lie one
+    pixel farther.
+    """
+
+    size: tuple[int, int] | int
+    """Height and width to resize to; one number is that of the shorter side, and the other keeps its ratio."""
+    crop: tuple[int, int] | None = None
+    """Height and width of the middle that is kept; None keeps all."""
+    mean: Sequence[float] = OPENAI_MEAN
+    std: Sequence[float] = OPENAI_STD
+    filter: str = "bicubic"
+
+    @classmethod
+    def of(cls, processor: Any) -> Preprocessing:
+        """What an image processor of transformers for CLIP or BLIP does."""
+        size, crop = processor.size, getattr(processor, "crop_size", None)
+        edge = size.get("shortest_edge")
+        cropped = getattr(processor, "do_center_crop", None) and crop
+        return cls(
+            size=edge if edge is not None else (size["height"], size["width"]),
+            crop=(crop["height"], crop["width"]) if cropped else None,
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+            filter=_FILTERS.get(int(processor.resample), "bicubic"),
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images [B, H, W, 3] in [0, 1] → normalised pixels [B, 3, h, w], float32, differentiable."""
+        x = images.permute(0, 3, 1, 2).float()
+        size = self._resized(*x.shape[-2:])
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode=self.filter, antialias=True).clamp(0, 1)
+        if self.crop is not None:
+            height, width = self.crop
+            top, left = (size[0] - height) // 2, (size[1] - width) // 2
+            x = x[..., top : top + height, left : left + width]
+        mean, std = (torch.tensor(v).to(x).view(3, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not isinstance(self.size, int):
+            return self.size
+        short, long = min(height, width), max(height, width)
+        long = int(self.size * long / short)
+        return (self.size, long) if height <= width else (long, self.size)
