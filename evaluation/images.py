@@ -39,8 +39,18 @@ def write_image(file: Path, image: Tensor, prompt: str, seed: int) -> None:
     about = PngImagePlugin.PngInfo()
     about.add_itxt("prompt", prompt.encode("utf-8", "replace").decode())
     about.add_text("seed", str(seed))
+    write_picture(file, to_pil(image[None])[0], about)
+
+
+def write_picture(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all; its folder is made.
+
+    Raises:
+        RealignError: it cannot be written.
+    """
     data = io.BytesIO()
-    to_pil(image[None])[0].save(data, "PNG", pnginfo=about)
+    picture.save(data, "PNG", pnginfo=about)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, data.getvalue())
 
 

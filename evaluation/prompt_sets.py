@@ -1,7 +1,7 @@
 """The prompts that methods are compared on, from the files in which they are published.
 
 COCO's captions (`captions_val2014.json`), ABC-6K and CC-500 (a prompt a line), whatever `training.prompts.read_prompts`
-reads, or the word `demo`. A prompt keeps the number that it has in its file, so that a part of a file (`--start`,
+reads, or the word `demo`. A prompt keeps the number that it has in its file, so that a part of a file (`--first`,
 `--count`) is drawn as the whole would be.
 """
 
@@ -24,9 +24,9 @@ class Numbered(NamedTuple):
 
 
 def prompt_set(
-    source: str, *, start: int = 0, count: int | None = None, column: str | None = None, one_caption: bool = True
+    source: str, *, first: int = 0, count: int | None = None, column: str | None = None, one_caption: bool = True
 ) -> tuple[list[Numbered], tuple[str, ...]]:
-    """The prompts of a file from number `start` on, and a sentence for each row that is none.
+    """The prompts of a file from number `first` on, and a sentence for each row that is none.
 
     source: a file, a folder, or `demo`, the held-out two-object prompts of the demo world.
     count: how many; all that there are by default. A prompt that stands there twice is drawn twice, from other noise.
@@ -37,13 +37,13 @@ def prompt_set(
     """
     found = _read(source, column, one_caption)
     there = len(found.texts)
-    if not 0 <= start < there:
-        raise RealignError(f"start is {start}; give a whole number from 0 to {there - 1}: there are {there} prompts.")
-    left = there - start
+    if not 0 <= first < there:
+        raise RealignError(f"first is {first}; give a whole number from 0 to {there - 1}: there are {there} prompts.")
+    left = there - first
     if count is not None and not 1 <= count <= left:
         raise RealignError(f"count is {count}; give a whole number from 1 to {left}, as many prompts there are.")
-    end = there if count is None else start + count
-    return [Numbered(i, found.texts[i]) for i in range(start, end)], found.problems
+    end = there if count is None else first + count
+    return [Numbered(i, found.texts[i]) for i in range(first, end)], found.problems
 
 
 def _read(source: str, column: str | None, one_caption: bool) -> Prompts:
@@ -89,7 +89,7 @@ def _annotations(file: Path) -> list[dict[str, Any]]:
         raise RealignError(f"{file} could not be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RealignError(
-            f"{file} is no file of COCO captions ({type(error).__name__}: {error}): give captions_*.json, or prompts as "
-            ".txt, .csv, .tsv or .jsonl."
+            f"{file} is no file of COCO captions ({type(error).__name__}: {error}): give captions_*.json, or prompts "
+            "as .txt, .csv, .tsv or .jsonl."
         ) from error
     return rows

@@ -16,7 +16,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
     Raises:
         RealignError: it cannot be written.
     """
-    partial = file.with_name(file.name + ".partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")  # several processes may write the same
     try:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(partial, file)
