@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from ..demo.models import SETTINGS
 from ..pipeline.panel import panel
-from ..pipeline.realign import Models, RealignSettings
+from ..pipeline.realign import Models, Progress, RealignSettings
 from ..pipeline.sampler import DiffusersSampler
 from ..scripts import hardware, models, settings
 from ..scripts.models import DEMO
 from .images import missing, place, write_image, write_picture
-from .methods import FINE, FINE_ALL, PLAIN, Method, draw, draw_plain
+from .methods import FINE, FINE_ALL, PLAIN, Drawn, Method, draw, plain
 from .processes import Processes
 from .prompt_sets import Numbered
 
@@ -65,6 +65,10 @@ def draw_all(
         return
     eyes: Models | None = None
     with tqdm(total=sum(len(todo) for _, todo in jobs), unit="prompt", disable=not processes.first) as bar:
+
+        def show(doing: str, step: int, steps: int) -> None:
+            bar.set_postfix_str(f"{doing} {step}/{steps}")
+
         for own, todo in jobs:
             bar.set_description_str(", ".join(method.name for method in own))
             folder = models.places(options)["model"]
@@ -74,7 +78,7 @@ def draw_all(
             size = options.batch or sampler.at_once
             for start in range(0, len(todo), size):
                 batch = todo[start : start + size]
-                draw_batch(options, own, batch, sampler, eyes)
+                draw_batch(options, own, batch, sampler, eyes, show)
                 bar.update(len(batch))
 
 
@@ -102,12 +106,15 @@ def draw_batch(
     prompts: Sequence[Numbered],
     sampler: DiffusersSampler,
     eyes: Models | None,
+    on_progress: Progress,
 ) -> None:
     """Draw some prompts with all methods of the same weights, and write what is not there yet."""
     texts, seeds = [prompt.text for prompt in prompts], [options.seed + prompt.index for prompt in prompts]
-    how, ways = settings_of(options), [method.way for method in methods]
-    looks = any(method.looks for method in methods)
-    drawn = draw(eyes, texts, seeds, ways, how) if looks else {PLAIN: draw_plain(sampler, texts, seeds, how)}
+    how = settings_of(options)
+    if any(method.looks for method in methods):
+        drawn = draw(eyes, texts, seeds, [method.way for method in methods], how, on_progress)
+    else:
+        drawn = {PLAIN: [Drawn(image) for image in plain(sampler, texts, seeds, how, on_progress)]}
     for method in methods:
         lacking = lacks(options, method, prompts)
         for prompt, seed, made in zip(prompts, seeds, drawn[method.way], strict=True):

@@ -8,6 +8,7 @@ antialiasing and without rounding. The distances are torchmetrics'. A number say
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -171,9 +172,10 @@ def kid(real: np.ndarray, drawn: np.ndarray, seed: int = 0) -> tuple[float, floa
     fewest = min(len(real), len(drawn))
     if fewest < KID_LEAST:
         raise RealignError(f"KID needs at least {KID_LEAST} images on each side, and there are {fewest}.")
-    metric = KernelInceptionDistance(
-        _Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=min(KID_LARGEST, fewest // 2)
-    )
+    size = min(KID_LARGEST, fewest // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it keeps all features
+        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(drawn), real=False)
     with torch.random.fork_rng(devices=[]):

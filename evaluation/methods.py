@@ -17,13 +17,24 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from ..core.errors import RealignError
 from ..demo.models import COARSE_WEIGHTS
-from ..pipeline.realign import Look, Models, RealignResult, RealignSettings, keeping_better, look, realign_batch
+from ..pipeline.realign import (
+    Look,
+    Models,
+    Progress,
+    RealignResult,
+    RealignSettings,
+    keeping_better,
+    look,
+    realign_batch,
+    silent,
+)
 from ..pipeline.sampler import DiffusersSampler
 from ..scripts.models import DEMO
 
@@ -121,15 +132,25 @@ class Drawn:
     """How it was re-aligned, if it was."""
 
 
-def draw_plain(
-    sampler: DiffusersSampler, prompts: Sequence[str], seeds: Sequence[int], settings: RealignSettings
-) -> list[Drawn]:
-    """One image a prompt, from the noise of its seed."""
-    return [Drawn(image) for image in sampler.sample(prompts, sampler.noise(seeds), settings.sampling)]
+def plain(
+    sampler: DiffusersSampler,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: RealignSettings,
+    on_progress: Progress,
+    doing: str = "image",
+) -> Tensor:
+    """One image a prompt, from the noise of its seed: [B, H, W, 3] in [0, 1]."""
+    return sampler.sample(prompts, sampler.noise(seeds), settings.sampling, on_step=partial(on_progress, doing))
 
 
 def draw(
-    models: Models, prompts: Sequence[str], seeds: Sequence[int], ways: Collection[str], settings: RealignSettings
+    models: Models,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    ways: Collection[str],
+    settings: RealignSettings,
+    on_progress: Progress = silent,
 ) -> dict[str, list[Drawn]]:
     """The prompts' images in several ways, from the same noise: what they have in common is made once.
 
@@ -137,20 +158,25 @@ def draw(
     """
     results: list[RealignResult] = []
     if {FINE, FINE_ALL} & set(ways):
-        results = realign_batch(models, prompts, seeds, replace(settings, keep_better=False))
+        results = realign_batch(models, prompts, seeds, replace(settings, keep_better=False), on_progress)
         before = [result.before for result in results]
     else:
-        before = look(models, models.sampler.sample(prompts, models.sampler.noise(seeds), settings.sampling), prompts)
+        before = look(models, plain(models.sampler, prompts, seeds, settings, on_progress), prompts)
     out = {PLAIN: [Drawn(seen.image) for seen in before]}
     chosen = [keeping_better(result) for result in results] if settings.keep_better else results
     out[FINE], out[FINE_ALL] = ([Drawn(own.after.image, own) for own in made] for made in (chosen, results))
     if REDRAW in ways:
-        out[REDRAW] = [Drawn(seen.image) for seen in redraw(models, prompts, seeds, before, settings)]
+        out[REDRAW] = [Drawn(seen.image) for seen in redraw(models, prompts, seeds, before, settings, on_progress)]
     return {way: out[way] for way in ways}
 
 
 def redraw(
-    models: Models, prompts: Sequence[str], seeds: Sequence[int], looks: Sequence[Look], settings: RealignSettings
+    models: Models,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    looks: Sequence[Look],
+    settings: RealignSettings,
+    on_progress: Progress = silent,
 ) -> list[Look]:
     """The images that the gate does not protect drawn once more, plainly, from other noise; the choice is `fine`'s."""
     out = list(looks)
@@ -158,8 +184,8 @@ def redraw(
     if not wrong:
         return out
     texts = [prompts[i] for i in wrong]
-    noise = models.sampler.noise([seeds[i] + OTHER_NOISE for i in wrong])
-    again = look(models, models.sampler.sample(texts, noise, settings.sampling), texts)
+    others = [seeds[i] + OTHER_NOISE for i in wrong]
+    again = look(models, plain(models.sampler, texts, others, settings, on_progress, "second image"), texts)
     for i, seen in zip(wrong, again, strict=True):
         if not settings.keep_better or seen.reward > out[i].reward:
             out[i] = seen

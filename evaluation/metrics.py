@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -104,6 +105,10 @@ def reference(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[
         return []
     if not given:
         raise RealignError("fid and kid need --reference FOLDER of real images and --fid-features PATH.")
+    if find_spec("torchmetrics") is None:
+        raise RealignError(
+            "fid and kid need torchmetrics: pip install torchmetrics, or name the metrics with --metric."
+        )
     features(options)  # tells when the network is not there
     if options.reference == DEMO:
         return rendered(options, prompts, asked)

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, step, steps); raise in it to interrupt."""
 
 
-def _silent(doing: str, step: int, steps: int) -> None:
+def silent(doing: str, step: int, steps: int) -> None:
     pass
 
 
@@ -115,7 +115,7 @@ def realign(
     prompt: str,
     seed: int,
     settings: RealignSettings | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> RealignResult:
     """Draw `prompt` from `seed`'s noise and mend what the image mixes up.
 
@@ -130,7 +130,7 @@ def realign_batch(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: RealignSettings | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> list[RealignResult]:
     """`realign` for several prompts at once, one seed each; order and number are kept."""
     settings = settings or RealignSettings()
@@ -216,7 +216,7 @@ def resample(
     noise: Tensor,
     region_sets: Sequence[RegionSet],
     settings: RealignSettings,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> list[Look]:
     """Sample images again from their own noise [B, C, h, w], with attention re-weighted by regions (eq. 7-9)."""
     if not prompts:
