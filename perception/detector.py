@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
 from ..core.words import content_words
 from .checkpoints.files import weights_file
-from .checkpoints.grounding_dino import load_grounding_dino, load_tokenizer
+from .checkpoints.grounding_dino import load_grounding_dino
+from .checkpoints.tokenizers import bert_tokenizer
 from .images import to_pil
 from .loading import from_folder, pillow_processor
 
@@ -61,7 +62,7 @@ class Detector:
             return cls(model, from_folder(AutoTokenizer, path), from_folder(ImageProcessor, path))
         model = load_grounding_dino(file, dtype).to(device)
         words = model.config.text_config.vocab_size
-        return cls(model, load_tokenizer(file, words, tokenizer), ImageProcessor())
+        return cls(model, bert_tokenizer(file, words, tokenizer), ImageProcessor())
 
     @torch.inference_mode()
     def detect(self, images: Tensor, phrases: Sequence[Sequence[str]], *, nms: float = NMS) -> list[Candidates]:

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from ..perception.checkpoints.files import weights_file
-from ..perception.checkpoints.open_clip import load_open_clip, load_tokenizer
+from ..perception.checkpoints.open_clip import load_open_clip
+from ..perception.checkpoints.tokenizers import clip_tokenizer
 from ..perception.loading import from_folder
 from .preprocessing import Preprocessing
 from .reward import check_pairs
@@ -60,7 +61,7 @@ class ClipReward:
             return cls(model, from_folder(AutoTokenizer, path), seen, name)
         model = load_open_clip(file, dtype).to(device)
         side = model.config.vision_config.image_size
-        words = load_tokenizer(file, model.config.text_config.vocab_size, tokenizer)
+        words = clip_tokenizer(file, model.config.text_config.vocab_size, tokenizer)
         return cls(model, words, Preprocessing(side, (side, side)), name)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

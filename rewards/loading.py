@@ -14,8 +14,10 @@ from ..perception.grounded_sam import GroundedSam
 from ..perception.likelihood import LanguageModel, OfflineScorer
 from ..perception.tagger import Tagger
 from ..perception.text_encoder import TextEncoder
+from .blip import Blip, BlipItcReward, BlipItmReward
 from .caption import CaptionReward
 from .clip import ClipReward
+from .image_reward import ImageReward
 from .reward import Reward
 from .sam import SamReward
 
@@ -24,6 +26,9 @@ NEEDS = {
     "sam": ("tagger", "detector", "segmenter"),  # and text_encoder where no language model is given
     "clip": ("clip",),
     "negclip": ("negclip",),
+    "blip-itm": ("blip",),
+    "blip-itc": ("blip",),
+    "image-reward": ("image_reward",),
 }
 """Each reward and the models that it judges with."""
 NAMES = tuple(NEEDS)
@@ -33,6 +38,7 @@ EMBEDDED = {
     "captioner": "blip2_captioner",
     "text_encoder": "blip2_itm",
     "clip": "clip",
+    "blip": "blip2_itm",
     "tagger": "ram",
     "detector": "grounding_dino",
     "segmenter": "sam",
@@ -66,6 +72,10 @@ def load_rewards(
     def text_encoder() -> TextEncoder:
         return TextEncoder.load(paths["text_encoder"], device)
 
+    @cache
+    def blip() -> Blip:
+        return Blip.load(paths["blip"], device, dtype)
+
     def sam() -> SamReward:
         offline = OfflineScorer(text_encoder() if "text_encoder" in paths else None)
         grounded_sam = GroundedSam.load(paths["detector"], paths["segmenter"], device)
@@ -78,6 +88,9 @@ def load_rewards(
         "negclip": lambda: ClipReward.load(
             paths["negclip"], device, dtype, name="negclip", tokenizer=paths.get("clip")
         ),
+        "blip-itm": lambda: BlipItmReward(blip()),
+        "blip-itc": lambda: BlipItcReward(blip()),
+        "image-reward": lambda: ImageReward.load(paths["image_reward"], device, dtype),
     }
     return {name: makers[name]() for name in asked}
 

@@ -20,9 +20,9 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}
 class Preprocessing:
     """Resize, crop the middle, normalise.
 
-    Processors of transformers and torchvision scale 8-bit pictures and round to 8 bits again; here nothing is rounded,
-    so a pixel may differ by about 1/255. Where an odd number of pixels is cut off, torchvision's crop may lie one
-    pixel farther.
+    Processors of transformers and torchvision scale 8-bit pictures and round and clip after each direction; here it is
+    clipped once and nothing is rounded. So a value may differ by 2/255, and by 6/255 at sharp edges of black or white
+    that are enlarged. Where an odd number of pixels is cut off, torchvision's crop may lie one pixel farther.
     """
 
     size: tuple[int, int] | int

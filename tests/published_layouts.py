@@ -75,28 +75,28 @@ def sam_layout(size: SamSize) -> Shapes:
     """`sam_vit_*.pth`."""
     w, p, grid = size.width, size.prompt, size.image // 16
     out: Shapes = {"image_encoder.pos_embed": (1, grid, grid, w)}
-    _affine(out, "image_encoder.patch_embed.proj", w, 3, 16, 16)
+    affine(out, "image_encoder.patch_embed.proj", w, 3, 16, 16)
     for i in range(size.depth):
         block, reach = f"image_encoder.blocks.{i}", 2 * (grid if i in size.whole else size.window) - 1
         for axis in "hw":
             out[f"{block}.attn.rel_pos_{axis}"] = (reach, w // size.heads)
-        _affine(out, f"{block}.attn.qkv", 3 * w, w)
-        _affine(out, f"{block}.attn.proj", w, w)
-        _affine(out, f"{block}.mlp.lin1", 4 * w, w)
-        _affine(out, f"{block}.mlp.lin2", w, 4 * w)
-        _norms(out, block, w, "norm1", "norm2")
+        affine(out, f"{block}.attn.qkv", 3 * w, w)
+        affine(out, f"{block}.attn.proj", w, w)
+        affine(out, f"{block}.mlp.lin1", 4 * w, w)
+        affine(out, f"{block}.mlp.lin2", w, 4 * w)
+        norms(out, block, w, "norm1", "norm2")
     out["image_encoder.neck.0.weight"] = (p, w, 1, 1)
     out["image_encoder.neck.2.weight"] = (p, p, 3, 3)
-    _norms(out, "image_encoder.neck", p, "1", "3")
+    norms(out, "image_encoder.neck", p, "1", "3")
 
     out["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = (2, p // 2)
     for name in ("no_mask_embed", "not_a_point_embed", *(f"point_embeddings.{i}" for i in range(4))):
         out[f"prompt_encoder.{name}.weight"] = (1, p)
     masks = "prompt_encoder.mask_downscaling"
     for i, shape in ((0, (4, 1, 2, 2)), (3, (16, 4, 2, 2)), (6, (p, 16, 1, 1))):
-        _affine(out, f"{masks}.{i}", *shape)
-    _norms(out, masks, 4, "1")
-    _norms(out, masks, 16, "4")
+        affine(out, f"{masks}.{i}", *shape)
+    norms(out, masks, 4, "1")
+    norms(out, masks, 16, "4")
 
     out["mask_decoder.iou_token.weight"] = (1, p)
     out["mask_decoder.mask_tokens.weight"] = (4, p)
@@ -106,15 +106,15 @@ def sam_layout(size: SamSize) -> Shapes:
         _attention(out, f"{layer}.self_attn", p, p)
         _attention(out, f"{layer}.cross_attn_token_to_image", p, p // 2)
         _attention(out, f"{layer}.cross_attn_image_to_token", p, p // 2)
-        _affine(out, f"{layer}.mlp.lin1", size.decoder_mlp, p)
-        _affine(out, f"{layer}.mlp.lin2", p, size.decoder_mlp)
-        _norms(out, layer, p, "norm1", "norm2", "norm3", "norm4")
+        affine(out, f"{layer}.mlp.lin1", size.decoder_mlp, p)
+        affine(out, f"{layer}.mlp.lin2", p, size.decoder_mlp)
+        norms(out, layer, p, "norm1", "norm2", "norm3", "norm4")
     _attention(out, f"{two_way}.final_attn_token_to_image", p, p // 2)
-    _norms(out, two_way, p, "norm_final_attn")
+    norms(out, two_way, p, "norm_final_attn")
     for i, shape in ((0, (p, p // 4, 2, 2)), (3, (p // 4, p // 8, 2, 2))):
         out[f"mask_decoder.output_upscaling.{i}.weight"] = shape
         out[f"mask_decoder.output_upscaling.{i}.bias"] = shape[1:2]
-    _norms(out, "mask_decoder.output_upscaling", p // 4, "1")
+    norms(out, "mask_decoder.output_upscaling", p // 4, "1")
     for i in range(4):
         _mlp(out, f"mask_decoder.output_hypernetworks_mlps.{i}", p, p, p, p // 8)
     _mlp(out, "mask_decoder.iou_prediction_head", p, 256, 256, 4)
@@ -125,48 +125,48 @@ def dino_layout(size: DinoSize) -> Shapes:
     """`groundingdino_swin*.pth`."""
     w, t = size.width, size.text
     out: Shapes = {}
-    _affine(out, "backbone.0.patch_embed.proj", size.swin, 3, 4, 4)
-    _norms(out, "backbone.0.patch_embed", size.swin, "norm")
+    affine(out, "backbone.0.patch_embed.proj", size.swin, 3, 4, 4)
+    norms(out, "backbone.0.patch_embed", size.swin, "norm")
     channels = [size.swin * 2**i for i in range(len(size.depths))]
     for stage, (c, depth, heads) in enumerate(zip(channels, size.depths, size.heads, strict=True)):
         for i in range(depth):
             block = f"backbone.0.layers.{stage}.blocks.{i}"
             out[f"{block}.attn.relative_position_bias_table"] = ((2 * size.window - 1) ** 2, heads)
             out[f"{block}.attn.relative_position_index"] = (size.window**2, size.window**2)
-            _affine(out, f"{block}.attn.qkv", 3 * c, c)
-            _affine(out, f"{block}.attn.proj", c, c)
-            _affine(out, f"{block}.mlp.fc1", 4 * c, c)
-            _affine(out, f"{block}.mlp.fc2", c, 4 * c)
-            _norms(out, block, c, "norm1", "norm2")
+            affine(out, f"{block}.attn.qkv", 3 * c, c)
+            affine(out, f"{block}.attn.proj", c, c)
+            affine(out, f"{block}.mlp.fc1", 4 * c, c)
+            affine(out, f"{block}.mlp.fc2", c, 4 * c)
+            norms(out, block, c, "norm1", "norm2")
         if stage + 1 < len(channels):
             out[f"backbone.0.layers.{stage}.downsample.reduction.weight"] = (2 * c, 4 * c)
-            _norms(out, f"backbone.0.layers.{stage}.downsample", 4 * c, "norm")
+            norms(out, f"backbone.0.layers.{stage}.downsample", 4 * c, "norm")
         if stage > 0:
-            _norms(out, "backbone.0", c, f"norm{stage}")
-            _affine(out, f"input_proj.{stage - 1}.0", w, c, 1, 1)
-            _norms(out, f"input_proj.{stage - 1}", w, "1")
-    _affine(out, "input_proj.3.0", w, channels[-1], 3, 3)
-    _norms(out, "input_proj.3", w, "1")
+            norms(out, "backbone.0", c, f"norm{stage}")
+            affine(out, f"input_proj.{stage - 1}.0", w, c, 1, 1)
+            norms(out, f"input_proj.{stage - 1}", w, "1")
+    affine(out, "input_proj.3.0", w, channels[-1], 3, 3)
+    norms(out, "input_proj.3", w, "1")
 
     for name, rows in (("word", size.words), ("position", 512), ("token_type", 2)):
         out[f"bert.embeddings.{name}_embeddings.weight"] = (rows, t)
     out["bert.embeddings.position_ids"] = (1, 512)
-    _norms(out, "bert.embeddings", t, "LayerNorm")
+    norms(out, "bert.embeddings", t, "LayerNorm")
     for i in range(size.text_layers):
         layer = f"bert.encoder.layer.{i}"
         for name in ("self.query", "self.key", "self.value", "output.dense"):
-            _affine(out, f"{layer}.attention.{name}", t, t)
-        _affine(out, f"{layer}.intermediate.dense", 4 * t, t)
-        _affine(out, f"{layer}.output.dense", t, 4 * t)
-        _norms(out, layer, t, "attention.output.LayerNorm", "output.LayerNorm")
-    _affine(out, "bert.pooler.dense", t, t)
-    _affine(out, "feat_map", w, t)
+            affine(out, f"{layer}.attention.{name}", t, t)
+        affine(out, f"{layer}.intermediate.dense", 4 * t, t)
+        affine(out, f"{layer}.output.dense", t, 4 * t)
+        norms(out, layer, t, "attention.output.LayerNorm", "output.LayerNorm")
+    affine(out, "bert.pooler.dense", t, t)
+    affine(out, "feat_map", w, t)
 
     out["label_enc.weight"] = (2001, w)
     out["transformer.level_embed"] = (size.levels, w)
     out["transformer.tgt_embed.weight"] = (size.queries, w)
-    _affine(out, "transformer.enc_output", w, w)
-    _norms(out, "transformer", w, "enc_output_norm", "decoder.norm")
+    affine(out, "transformer.enc_output", w, w)
+    norms(out, "transformer", w, "enc_output_norm", "decoder.norm")
     _mlp(out, "transformer.enc_out_bbox_embed", w, w, w, 4)
     _mlp(out, "transformer.decoder.ref_point_head", 2 * w, w, w)
     for i in range(size.layers):
@@ -177,11 +177,11 @@ def dino_layout(size: DinoSize) -> Shapes:
         _fused_attention(out, f"{text}.self_attn", w)
         _feed_forward(out, text, w, size.mlp // 2, "norm1", "norm2")
         out[f"{fusion}.gamma_v"] = out[f"{fusion}.gamma_l"] = (w,)
-        _norms(out, fusion, w, "layer_norm_v", "layer_norm_l")
+        norms(out, fusion, w, "layer_norm_v", "layer_norm_l")
         for name in ("v_proj", "l_proj", "values_v_proj", "values_l_proj"):
-            _affine(out, f"{fusion}.attn.{name}", size.mlp // 2, w)
+            affine(out, f"{fusion}.attn.{name}", size.mlp // 2, w)
         for name in ("out_v_proj", "out_l_proj"):
-            _affine(out, f"{fusion}.attn.{name}", w, size.mlp // 2)
+            affine(out, f"{fusion}.attn.{name}", w, size.mlp // 2)
         _deformable(out, f"{decoder}.cross_attn", w, size.levels)
         _fused_attention(out, f"{decoder}.ca_text", w)
         _fused_attention(out, f"{decoder}.self_attn", w)
@@ -192,12 +192,12 @@ def dino_layout(size: DinoSize) -> Shapes:
 
 
 def sam_weights(size: SamSize) -> dict[str, torch.Tensor]:
-    return _seeded(sam_layout(size), gain=2.0)
+    return seeded(sam_layout(size), gain=2.0)
 
 
 def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
     """Some boxes fill the image and some are lines; all layers share a box head, which files hold for each."""
-    tensors = _seeded(dino_layout(size), gain=1.0)
+    tensors = seeded(dino_layout(size), gain=1.0)
     for name in tensors:
         if name.endswith("position_ids"):
             tensors[name] = torch.arange(512)[None]
@@ -210,7 +210,7 @@ def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
+def seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
     """Weights that are the same on every machine: norms near 0.5, and matrices whose rows have the length `gain`."""
     draw = np.random.RandomState(0)
     tensors = {}
@@ -240,40 +240,40 @@ def _relative_positions(window: int) -> torch.Tensor:
     return down * (2 * window - 1) + right
 
 
-def _affine(out: Shapes, name: str, *shape: int) -> None:
+def affine(out: Shapes, name: str, *shape: int) -> None:
     out[f"{name}.weight"], out[f"{name}.bias"] = shape, shape[:1]
 
 
-def _norms(out: Shapes, parent: str, width: int, *names: str) -> None:
+def norms(out: Shapes, parent: str, width: int, *names: str) -> None:
     for name in names:
-        _affine(out, f"{parent}.{name}", width)
+        affine(out, f"{parent}.{name}", width)
 
 
 def _mlp(out: Shapes, name: str, *widths: int) -> None:
     for i, (before, after) in enumerate(pairwise(widths)):
-        _affine(out, f"{name}.layers.{i}", after, before)
+        affine(out, f"{name}.layers.{i}", after, before)
 
 
 def _attention(out: Shapes, name: str, width: int, inner: int) -> None:
     for part in "qkv":
-        _affine(out, f"{name}.{part}_proj", inner, width)
-    _affine(out, f"{name}.out_proj", width, inner)
+        affine(out, f"{name}.{part}_proj", inner, width)
+    affine(out, f"{name}.out_proj", width, inner)
 
 
 def _fused_attention(out: Shapes, name: str, width: int) -> None:
     out[f"{name}.in_proj_weight"], out[f"{name}.in_proj_bias"] = (3 * width, width), (3 * width,)
-    _affine(out, f"{name}.out_proj", width, width)
+    affine(out, f"{name}.out_proj", width, width)
 
 
 def _deformable(out: Shapes, name: str, width: int, levels: int) -> None:
     points = 8 * levels * 4
     for part, rows in (("sampling_offsets", 2 * points), ("attention_weights", points)):
-        _affine(out, f"{name}.{part}", rows, width)
+        affine(out, f"{name}.{part}", rows, width)
     for part in ("value_proj", "output_proj"):
-        _affine(out, f"{name}.{part}", width, width)
+        affine(out, f"{name}.{part}", width, width)
 
 
-def _feed_forward(out: Shapes, name: str, width: int, inner: int, *norms: str) -> None:
-    _affine(out, f"{name}.linear1", inner, width)
-    _affine(out, f"{name}.linear2", width, inner)
-    _norms(out, name, width, *norms)
+def _feed_forward(out: Shapes, name: str, width: int, inner: int, *names: str) -> None:
+    affine(out, f"{name}.linear1", inner, width)
+    affine(out, f"{name}.linear2", width, inner)
+    norms(out, name, width, *names)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import FOLDER
-from realigndiff.perception.checkpoints import grounding_dino
+from realigndiff.perception.checkpoints import grounding_dino, tokenizers
 from realigndiff.perception.detector import Detector, ImageProcessor
 from realigndiff.tests import published_layouts as layouts
 from safetensors.torch import save_file
@@ -97,34 +97,34 @@ def test_the_tokenizer_is_found_beside_the_file_and_in_a_folder_of_its_name(plac
     (tmp_path / "models").mkdir()
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
     shutil.copy(VOCABULARY, tmp_path / place)
-    tokenizer = grounding_dino.load_tokenizer(tmp_path / "models" / "groundingdino_swint_ogc.pth", 1030)
+    tokenizer = tokenizers.bert_tokenizer(tmp_path / "models" / "groundingdino_swint_ogc.pth", 1030)
     assert tokenizer("Red circle.").input_ids == tokenizer("red circle .").input_ids
     assert tokenizer(".").input_ids == [101, 1012, 102]
 
 
 def test_the_tokenizer_is_found_where_transformers_keeps_its_downloads(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        grounding_dino,
+        tokenizers,
         "try_to_load_from_cache",
         lambda model, name: (
             str(VOCABULARY) if (model, name) == ("google-bert/bert-base-uncased", "vocab.txt") else None
         ),
     )
-    assert len(grounding_dino.load_tokenizer(tmp_path / "a" / "x.pth", 1030)) == 1030
+    assert len(tokenizers.bert_tokenizer(tmp_path / "a" / "x.pth", 1030)) == 1030
 
 
 def test_a_missing_tokenizer_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(grounding_dino, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(tokenizers, "try_to_load_from_cache", lambda *_: None)
     file = tmp_path / "models" / "x.pth"
     with pytest.raises(RealignError, match=r"put the vocab.txt or tokenizer.json of bert-base-uncased into '.*models'"):
-        grounding_dino.load_tokenizer(file, 30522)
+        tokenizers.bert_tokenizer(file, 30522)
     with pytest.raises(RealignError, match=r"holds no tokenizer.json and no vocab.txt"):
-        grounding_dino.load_tokenizer(file, 30522, tmp_path)
+        tokenizers.bert_tokenizer(file, 30522, tmp_path)
 
 
 def test_the_tokenizer_of_another_model_is_refused(file):
-    with pytest.raises(RealignError, match=r"knows 1030 words, but the detector .* 30522"):
-        grounding_dino.load_tokenizer(file, 30522)
+    with pytest.raises(RealignError, match=r"knows 1030 words, but the model .* 30522"):
+        tokenizers.bert_tokenizer(file, 30522)
 
 
 OTHERS = {

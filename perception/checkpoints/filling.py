@@ -59,13 +59,14 @@ def from_tensors(
     file: str | Path,
     wanted: str,
     dtype: torch.dtype,
+    **options: Any,
 ) -> T:
     """A model of transformers from a file in its authors' layout.
 
     config_of: reads the model's sizes from the tensors' shapes.
     converted: gives the tensors the names of transformers' published folders. Which names the classes have inside
         differs between its versions; `from_pretrained` knows.
-    wanted: what the file should be, e.g. `a SAM segmenter`.
+    wanted: what the file should be, e.g. `a SAM segmenter`. options: more of `kind`.
 
     Raises:
         RealignError: a tensor is missing, unknown, or of another shape.
@@ -78,6 +79,7 @@ def from_tensors(
                 state_dict=converted(tensors),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to be told of them
+                **options,
             )
     except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else next(iter(str(error).splitlines()), "")[:200]

@@ -9,18 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import (
     BertConfig,
-    BertTokenizerFast,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     SwinConfig,
 )
 
-from ...core.errors import RealignError
-from ..loading import from_folder
 from .files import read_tensors
 from .filling import from_tensors, wrong_file
 from .kinds import looks_like
@@ -164,48 +160,4 @@ def config_of(tensors: Mapping[str, Tensor]) -> GroundingDinoConfig:
         decoder_attention_heads=HEADS,
         decoder_ffn_dim=shape[f"{decoder}0.linear1.weight"][0],
         decoder_n_points=shape[f"{decoder}0.cross_attn.attention_weights.weight"][0] // (HEADS * levels),
-    )
-
-
-def load_tokenizer(file: str | Path, words: int, given: str | Path | None = None) -> BertTokenizerFast:
-    """The tokenizer of `bert-base-uncased`, which the original files lack.
-
-    file: GroundingDINO's; the tokenizer is searched for beside it, then among what transformers has downloaded.
-    words: how many the model knows.
-    given: the tokenizer's folder, or a file in it; nothing else is searched then.
-
-    Raises:
-        RealignError: there is none, or it is another model's.
-    """
-    folder = _tokenizer_folder(Path(file), given)
-    tokenizer = from_folder(BertTokenizerFast, folder)
-    if len(tokenizer) != words:
-        raise RealignError(
-            f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the detector '{file}' {words}: give it the "
-            "one of bert-base-uncased."
-        )
-    return tokenizer
-
-
-def _tokenizer_folder(file: Path, given: str | Path | None) -> Path:
-    names = ("tokenizer.json", "vocab.txt")
-    if given is not None:
-        given = Path(given)
-        places = [given.parent if given.is_file() else given]
-    else:
-        cached = [
-            try_to_load_from_cache(model, name)
-            for model in ("bert-base-uncased", "google-bert/bert-base-uncased")
-            for name in names
-        ]
-        beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]
-        places = beside + [Path(found).parent for found in cached if isinstance(found, str)]
-    for place in places:
-        if any((place / name).is_file() for name in names):
-            return place
-    if given is not None:
-        raise RealignError(f"'{given}' holds no tokenizer.json and no vocab.txt: give the folder of bert-base-uncased.")
-    raise RealignError(
-        f"'{file}' comes without a tokenizer, and there is none beside it: put the vocab.txt or tokenizer.json of "
-        f"bert-base-uncased into '{file.parent}'."
     )

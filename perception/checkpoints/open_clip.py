@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from ...core.errors import RealignError
-from ..loading import from_folder
 from .files import read_tensors
 from .filling import from_tensors, wrong_file
 from .kinds import looks_like
@@ -124,30 +123,3 @@ def config_of(tensors: Mapping[str, Tensor], activation: str = "gelu") -> CLIPCo
             "eos_token_id": words - 1,
         },
     )
-
-
-def load_tokenizer(file: str | Path, words: int, other: str | Path | None = None):
-    """CLIP's tokenizer, which these files lack: from beside the file, else from the folder `other`.
-
-    words: how many the model knows.
-
-    Raises:
-        RealignError: there is none, or it is another model's.
-    """
-    places = [Path(file).parent] + ([Path(other)] if other is not None else [])
-    for place in places:
-        if any((place / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            break
-    else:
-        searched = " or ".join(f"'{place}'" for place in places)
-        raise RealignError(
-            f"'{file}' comes without a tokenizer, and there is none in {searched}: put the vocab.json and merges.txt, "
-            "or the tokenizer.json, of a CLIP beside it."
-        )
-    tokenizer = from_folder(AutoTokenizer, place)
-    if len(tokenizer) != words:
-        raise RealignError(
-            f"The tokenizer in '{place}' knows {len(tokenizer)} words, but the model '{file}' {words}: put the "
-            "tokenizer of its own CLIP beside it."
-        )
-    return tokenizer

@@ -10,6 +10,14 @@ RAM and RAM++, with a checkout of github.com/xinyu1205/recognize-anything, where
 timm 0.4.12 and numpy 1 are installed (a minute, 4 GB of memory):
 
     python tests/golden/originals.py --ram-checkout recognize-anything
+
+ImageReward, with a checkout of github.com/zai-org/ImageReward, where the same is installed:
+
+    python tests/golden/originals.py --image-reward-checkout ImageReward
+
+CLIP, where open_clip_torch 2.32.0 and transformers are installed:
+
+    python tests/golden/originals.py --open-clip
 """
 
 from __future__ import annotations
@@ -18,9 +26,10 @@ import argparse
 import functools
 import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
 import torch
@@ -28,10 +37,11 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 VOCABULARY = HERE.parents[1] / "demo" / "weights" / "grounding_dino" / "vocab.txt"
-sys.path.insert(0, str(HERE.parent))
+CLIP_TOKENIZER = HERE.parents[1] / "demo" / "weights" / "stable_diffusion" / "tokenizer"
+runpy.run_path(str(HERE.parents[1] / "standalone.py"))["load_pack"]()
 
-import published_layouts as layouts
-import published_ram
+from realigndiff.tests import published_layouts as layouts
+from realigndiff.tests import published_ram, published_rewards
 
 # torchvision may not fit the torch that is there; its operators are not needed.
 torchvision_operators = torch.library.Library("torchvision", "DEF")
@@ -115,6 +125,43 @@ def original_ram(size: dict, plus: bool, checkout: Path) -> torch.nn.Module:
     return model.eval()
 
 
+def original_image_reward(size: published_rewards.ImageRewardSize, checkout: Path, vocabulary: Path) -> torch.nn.Module:
+    package = ModuleType("ImageReward")  # its __init__ imports training and other scores
+    package.__path__ = [str(checkout / "ImageReward")]
+    sys.modules["ImageReward"] = package
+    for name in ("fairscale", "fairscale.nn.checkpoint.checkpoint_activations", "clip"):
+        sys.modules.setdefault(name, MagicMock())  # for training, and for other scores
+    published = importlib.import_module("ImageReward.ImageReward")
+    pretrain = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
+    blip = importlib.import_module("ImageReward.models.BLIP.blip")
+    tokenizer, vit, bert = blip.BertTokenizer, blip.VisionTransformer, pretrain.BertConfig
+    mlp, transform = published.MLP, published._transform
+    reads = bert(
+        vocab_size=size.words,
+        hidden_size=size.text,
+        num_hidden_layers=size.text_depth,
+        num_attention_heads=size.text // 64,
+        intermediate_size=4 * size.text,
+        max_position_embeddings=size.places,
+        add_cross_attention=True,
+    )
+    looks = vit(img_size=size.image, embed_dim=size.width, depth=size.depth, num_heads=size.width // 64)
+    pretrain.create_vit = lambda *_: (looks, size.width)
+    pretrain.BertConfig = SimpleNamespace(from_json_file=lambda _: reads)
+    blip.BertTokenizer = SimpleNamespace(from_pretrained=lambda _: tokenizer(str(vocabulary)))
+    published.MLP = lambda _: mlp(size.text)
+    published._transform = lambda _: transform(size.image)
+    return published.ImageReward(med_config="").eval()
+
+
+def original_clip(size: published_rewards.ClipSize) -> torch.nn.Module:
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    eyes = CLIPVisionCfg(layers=size.depth, width=size.width, patch_size=size.patch, image_size=size.image)
+    text = CLIPTextCfg(size.places, size.words, width=size.text, heads=size.text // 64, layers=size.text_depth)
+    return CLIP(size.shared, eyes, text, quick_gelu=False).eval()
+
+
 def ram_width(size: dict) -> int:
     return size["embed"] * 2 ** (len(size["depths"]) - 1)
 
@@ -191,6 +238,36 @@ def tag_logits(size: dict, plus: bool, checkout: Path) -> list:
     return numbers(torch.stack(logits)[:, :: published_ram.EVERY[size["tags"]]])
 
 
+@torch.no_grad()
+def preferences(size: published_rewards.ImageRewardSize, checkout: Path, vocabulary: Path) -> list:
+    """Of each picture: the score with each prompt."""
+    model = original_image_reward(size, checkout, vocabulary)
+    fill(model, published_rewards.image_reward_weights(size))
+    seen = [Image.fromarray(layouts.picture(*picture)) for picture in published_rewards.pictures(size.image)]
+    return [[round(model.score(prompt, image), 6) for prompt in published_rewards.PROMPTS] for image in seen]
+
+
+@torch.no_grad()
+def cosines(size: published_rewards.ClipSize, tokenizer) -> list:
+    """Of each picture: the cosine with each prompt; the tokenizer gives ids [N, L]."""
+    from open_clip.transform import image_transform
+
+    model = fill(original_clip(size), published_rewards.clip_weights(size))
+    transform = image_transform(size.image, is_train=False)
+    text = model.encode_text(tokenizer(list(published_rewards.PROMPTS)), normalize=True)
+    seen = [Image.fromarray(layouts.picture(*picture)) for picture in published_rewards.pictures(size.image)]
+    return numbers(model.encode_image(torch.stack([transform(image) for image in seen]), normalize=True) @ text.T)
+
+
+def small_clip_tokenizer(texts: list[str]) -> torch.Tensor:
+    """The demo world's, padded as open_clip does."""
+    from transformers import CLIPTokenizer
+
+    ids = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER)(texts).input_ids
+    places = published_rewards.CLIP["small"].places
+    return torch.tensor([own + [0] * (places - len(own)) for own in ids])
+
+
 def numbers(values: torch.Tensor) -> list:
     if values.dim() > 1:
         return [numbers(row) for row in values]
@@ -222,10 +299,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="the layouts only")
     parser.add_argument("--ram-checkout", type=Path, help="RAM and RAM++, by the code in this folder")
+    parser.add_argument("--image-reward-checkout", type=Path, help="ImageReward, by the code in this folder")
+    parser.add_argument("--open-clip", action="store_true", help="CLIP, by open_clip")
     options = parser.parse_args()
     if options.check:
         check()
     elif options.ram_checkout:
         write({"ram": tags(options.ram_checkout)})
+    elif options.image_reward_checkout:
+        small = published_rewards.IMAGE_REWARD["small"]
+        write({"image_reward": preferences(small, options.image_reward_checkout, VOCABULARY)})
+    elif options.open_clip:
+        write({"clip": cosines(published_rewards.CLIP["small"], small_clip_tokenizer)})
     else:
         write({"sam": masks(), "grounding_dino": boxes()})

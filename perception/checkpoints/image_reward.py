@@ -1,0 +1,111 @@
+"""ImageReward as its authors published it (`ImageReward.pt`) as transformers' BLIP and a head."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from .files import read_tensors
+from .filling import empty_weights, fill, from_tensors, wrong_file
+from .kinds import looks_like
+from .names import count, renamed
+
+KIND = "an ImageReward"
+UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+"""How the names begin of what judging has no use for: BLIP's contrastive half, and 0, 1, 2, …"""
+HEAD = 64
+"""Channels of an attention head in every ViT and BERT of BLIP; no shape tells them."""
+
+_VISION = "blip.visual_encoder."
+_TEXT = "blip.text_encoder."
+_MLP = "mlp.layers."
+_LAYERS = (0, 2, 4, 6, 7)
+"""Where the head has linear layers, and not dropout."""
+_WIDTHS = (1024, 128, 64, 16, 1)
+_BLOCK = r"blocks.(\d+)."
+_NAMES = (
+    ("cls_token", "embeddings.class_embedding"),
+    ("pos_embed", "embeddings.position_embedding"),
+    ("patch_embed.proj", "embeddings.patch_embedding"),
+    (rf"{_BLOCK}norm(\d)", r"encoder.layers.\1.layer_norm\2"),
+    (rf"{_BLOCK}attn.qkv", r"encoder.layers.\1.self_attn.qkv"),
+    (rf"{_BLOCK}attn.proj", r"encoder.layers.\1.self_attn.projection"),
+    (rf"{_BLOCK}mlp", r"encoder.layers.\1.mlp"),
+    ("norm", "post_layernorm"),
+)
+
+
+class ImageRewardNetworks(NamedTuple):
+    """What looks, what reads under its gaze, and what judges the first position of that."""
+
+    vision: BlipVisionModel
+    text: BlipTextModel
+    head: nn.Sequential
+    """[B, D] → [B, 1], linear layers only; in float32."""
+
+
+def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> ImageRewardNetworks:
+    """The ImageReward of a file, on the CPU; its sizes follow from the shapes.
+
+    Raises:
+        RealignError: the file cannot be read, or is no ImageReward (and what it looks like).
+    """
+    tensors = {name: tensor for name, tensor in read_tensors(file).items() if not name.startswith(UNUSED)}
+    if looks_like(tensors) != KIND:
+        raise wrong_file(file, tensors, KIND)
+    looks, reads, judges = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in (_VISION, _TEXT, _MLP)
+    )
+    vision = from_tensors(BlipVisionModel, vision_config, converted, looks, file, KIND, dtype)
+    text = from_tensors(BlipTextModel, text_config, dict, reads, file, KIND, dtype, add_pooling_layer=False)
+    return ImageRewardNetworks(vision, text, _head(judges, text.config.hidden_size, file))
+
+
+def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image half's tensors under the names of transformers; those of the text half are the same there."""
+    return {renamed(name, _NAMES): tensor for name, tensor in tensors.items()}
+
+
+def vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
+    """The image half's sizes, read from its tensors' shapes."""
+    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(tensors["blocks.0.mlp.fc1.weight"]),
+        num_hidden_layers=count(tensors, "blocks."),
+        num_attention_heads=width // HEAD,
+        image_size=round((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch,
+        patch_size=patch,
+        layer_norm_eps=1e-6,  # transformers' default is 1e-5; the original keeps timm's
+    )
+
+
+def text_config(tensors: Mapping[str, Tensor]) -> BlipTextConfig:
+    """The text half's sizes, read from its tensors' shapes."""
+    words, width = tensors["embeddings.word_embeddings.weight"].shape
+    return BlipTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        encoder_hidden_size=tensors["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=len(tensors["encoder.layer.0.intermediate.dense.weight"]),
+        num_hidden_layers=count(tensors, "encoder.layer."),
+        num_attention_heads=width // HEAD,
+        max_position_embeddings=len(tensors["embeddings.position_embeddings.weight"]),
+    )
+
+
+def _head(tensors: Mapping[str, Tensor], width: int, file: str | Path) -> nn.Sequential:
+    """Linear layers from `width` channels to one; the dropout between them does nothing after training."""
+    sizes = pairwise((width, *_WIDTHS))
+    with empty_weights():
+        layers = nn.Sequential(OrderedDict((str(i), nn.Linear(*size)) for i, size in zip(_LAYERS, sizes, strict=True)))
+    fill(layers, tensors, file, KIND, torch.float32)
+    return layers

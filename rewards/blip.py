@@ -1,0 +1,146 @@
+"""BLIP's two judgements of an image and a prompt: do they match (ITM), and how near are they (ITC)?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    Blip2ForImageTextRetrieval,
+    BlipForImageTextRetrieval,
+)
+
+from ..core.errors import RealignError
+from ..perception.loading import existing_folder, from_folder
+from .preprocessing import Preprocessing
+from .reward import check_pairs
+
+_CLASSES = {"blip": BlipForImageTextRetrieval, "blip-2": Blip2ForImageTextRetrieval}
+"""By the model_type in the folder's config.json."""
+
+
+class Blip:
+    """A retrieval BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597), which both rewards share."""
+
+    def __init__(
+        self,
+        model: BlipForImageTextRetrieval | Blip2ForImageTextRetrieval,
+        tokenizer,
+        preprocessing: Preprocessing,
+    ) -> None:
+        self.model, self.tokenizer, self.preprocessing = model.eval(), tokenizer, preprocessing
+        model.requires_grad_(False)
+        text = getattr(model.config, "qformer_config", model.config.text_config)
+        self.limit = min(tokenizer.model_max_length, text.max_position_embeddings)
+        if isinstance(model, Blip2ForImageTextRetrieval):
+            model.config.image_token_index = None  # newer transformers would cut placeholders off the text, older not
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Blip:
+        """Read a Hugging Face folder, e.g. `blip-itm-base-coco` or `blip2-itm-vit-g`.
+
+        Raises:
+            RealignError: a file is missing or damaged, or the folder holds another model.
+        """
+        model = from_folder(_class_of(existing_folder(folder)), folder, dtype=dtype).to(device, dtype)
+        seen = Preprocessing.of(from_folder(AutoImageProcessor, folder))
+        return cls(model, from_folder(AutoTokenizer, folder), seen)
+
+    def match(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """images [B, H, W, 3] in [0, 1] and a prompt each → the probability that they match: [B], differentiable."""
+        return self._logits(images, prompts, head=True).softmax(-1)[:, 1]
+
+    def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The same → cosine of their embeddings, for BLIP-2 of the query that is nearest: [B], differentiable."""
+        return self._logits(images, prompts, head=False).diagonal()
+
+    def _logits(self, images: Tensor, prompts: Sequence[str], head: bool) -> Tensor:
+        """What the matching head says [B, 2], or the cosines of all images and all prompts [B, B]; float32."""
+        check_pairs(images, prompts)
+        model = self.model
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt"
+        ).to(model.device)
+        inputs = {
+            "pixel_values": self.preprocessing(images.to(model.device)).to(model.dtype),
+            "input_ids": tokens.input_ids,
+            "attention_mask": tokens.attention_mask,
+        }
+        if isinstance(model, Blip2ForImageTextRetrieval):
+            return model(**inputs, use_image_text_matching_head=head).logits_per_image.float()
+        return model(**inputs, use_itm_head=head).itm_score.float()
+
+
+class BlipItmReward:
+    """The probability that image and prompt match, by the head that reads the prompt while it looks: [0, 1].
+
+    ITM of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). Differentiable.
+    """
+
+    name, differentiable = "blip-itm", True
+
+    def __init__(self, blip: Blip) -> None:
+        self.blip = blip
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> BlipItmReward:
+        """As `Blip.load`."""
+        return cls(Blip.load(folder, device, dtype))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [0, 1]."""
+        return self.blip.match(images, prompts)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """BLIP."""
+        return (self.blip.model,)
+
+
+class BlipItcReward:
+    """cos(image, prompt) of BLIP's embeddings, which were made without a look at each other: [−1, 1].
+
+    ITC of BLIP (arXiv 2201.12086), or of BLIP-2 (arXiv 2301.12597), whose image has an embedding a query: the nearest
+    counts. Differentiable.
+    """
+
+    name, differentiable = "blip-itc", True
+
+    def __init__(self, blip: Blip) -> None:
+        self.blip = blip
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> BlipItcReward:
+        """As `Blip.load`."""
+        return cls(Blip.load(folder, device, dtype))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [-1, 1]."""
+        return self.blip.similarity(images, prompts)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """BLIP."""
+        return (self.blip.model,)
+
+
+def _class_of(folder: Path) -> type[BlipForImageTextRetrieval] | type[Blip2ForImageTextRetrieval]:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RealignError(
+            f"'{folder}' has no config.json that can be read ({error}): choose the folder of a retrieval BLIP."
+        ) from error
+    if kind not in _CLASSES:
+        raise RealignError(
+            f"'{folder}' holds a model of type {kind}: choose the folder of a retrieval BLIP or BLIP-2, e.g. "
+            "blip-itm-base-coco or blip2-itm-vit-g."
+        )
+    return _CLASSES[kind]
