@@ -36,10 +36,11 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from ..training.config import from_dict
+from ..training.feedback import estimators
 from ..training.models import DTYPES, Trained, load
 from ..training.prompts import load_prompts
-from ..training.refl_train import Run
-from ..training.settings import ReflConfig
+from ..training.refl_settings import ReflConfig
+from ..training.refl_train import ReflRun
 from .memory import peak
 
 STEPS, FIRST = 40, 30
@@ -105,7 +106,7 @@ def measure(name: str, config: ReflConfig, steps: int) -> dict[str, float]:
 
 
 def _ours(config: ReflConfig) -> Callable[[], None]:
-    run = Run(config)
+    run = ReflRun(config)
 
     def step() -> None:
         run._take_step()
@@ -117,7 +118,7 @@ def _ours(config: ReflConfig) -> Callable[[], None]:
 
 def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Callable[[], None]:
     """One step of the published loop."""
-    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, models.estimator
+    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, estimators(config, models.rewards)["caption"]
     unet.to(memory_format=torch.contiguous_format)  # as it is read
     vae.requires_grad_(False)
     models.sampler.text_encoder.requires_grad_(False)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.errors import RealignError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Term(NamedTuple):
@@ -28,15 +29,15 @@ class Term(NamedTuple):
         return self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0)
 
 
-def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
-    """The terms of texts such as `caption` and `clip=0.8..0.2`.
+def parse_terms(text: str) -> tuple[Term, ...]:
+    """The terms of a text such as `caption, clip=0.8..0.2`.
 
     Raises:
         RealignError: there is none, one is not of this form, or a reward is named twice.
     """
-    if not texts:
-        raise RealignError("There is no reward: name at least one, such as caption.")
-    terms = tuple(_term(text) for text in texts)
+    if not text.strip():
+        raise RealignError("reward is empty: name at least one, such as caption.")
+    terms = tuple(_term(part) for part in text.split(","))
     names = [term.name for term in terms]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

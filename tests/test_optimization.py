@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 from realigndiff.core.errors import RealignError
 from realigndiff.training.offload import moved_to
 from realigndiff.training.optimization import accelerator, adamw, averaged, lower_scale, moving_average
-from realigndiff.training.settings import ReflConfig
+from realigndiff.training.refl_settings import ReflConfig
 from torch import nn
 
 

@@ -12,8 +12,9 @@ from realigndiff.perception.captioner import Captioner
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.models import load
-from realigndiff.training.prior import Drawn, Prior, folder_prior, frozen_prior
-from realigndiff.training.settings import ReflConfig
+from realigndiff.training.pairs import Pairs
+from realigndiff.training.prior import Drawn, folder_prior, frozen_prior
+from realigndiff.training.refl_settings import ReflConfig
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
 
@@ -32,7 +33,7 @@ def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sam
         calls.append((x, t))
         return SimpleNamespace(sample=torch.zeros_like(x))
 
-    loss = Prior(latents, ["a green ring"]).loss(sampler, silent, range(4))
+    loss = Pairs(latents, ["a green ring"]).loss(sampler, silent, range(4))
     x, t = calls[0]
     noise = (x - signal[t] * latents) / spread[t]
     v = signal[t] * noise - spread[t] * latents
@@ -41,7 +42,7 @@ def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sam
 
 
 def test_the_prior_learns_at_the_noise_levels_asked_for(sampler):
-    prior = Prior(sampler.noise([5]), ["a green ring"], min_timestep=990)
+    prior = Pairs(sampler.noise([5]), ["a green ring"], min_timestep=990)
     drawn = {int(prior._draw(torch.Generator().manual_seed(seed), 1000).t) for seed in range(200)}
     assert drawn == set(range(990, 1000))
 

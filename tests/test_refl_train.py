@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from realigndiff.tests.miniatures import save_sdxl
 from realigndiff.training.config import parse
-from realigndiff.training.refl_train import Run
-from realigndiff.training.settings import ReflConfig
+from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.refl_train import ReflRun
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -203,7 +203,7 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings = dataclasses.replace(parse(ReflConfig, QUICK.split()), output=str(tmp_path), offload_captioner=True)
-    whole = Run(settings)
+    whole = ReflRun(settings)
     reward, loss, prior_loss = whole._add_gradient(0).tolist()
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
@@ -227,7 +227,7 @@ def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path, monkeypatch)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings = parse(ReflConfig, [*QUICK.split(), "--estimator", "score_function"])
-    whole = Run(dataclasses.replace(settings, output=str(tmp_path)))
+    whole = ReflRun(dataclasses.replace(settings, output=str(tmp_path)))
     before, drawn = [weight.clone() for weight in whole.models.weights], whole.rollout.predicted
     whole.rollout.predicted = lambda *given: drawn(*given) * torch.tensor([1.0, math.nan])[:, None, None, None]
     row = whole._take_step()
@@ -340,7 +340,7 @@ def test_the_learning_rate_rises_and_falls(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings = parse(ReflConfig, [*QUICK.split(), "--warmup-steps", "2", "--decay-steps", "4", "--prior-weight", "0"])
-    whole, rates = Run(dataclasses.replace(settings, output=str(tmp_path))), []
+    whole, rates = ReflRun(dataclasses.replace(settings, output=str(tmp_path))), []
     for whole.step in range(6):
         whole._set_learning_rate()
         rates.append(whole.optimizer.param_groups[0]["lr"] / settings.learning_rate)

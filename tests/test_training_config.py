@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
 from realigndiff.training import config as files
+from realigndiff.training.arl_settings import ArlConfig
 from realigndiff.training.config import METADATA_KEY, from_dict, load, parse, to_dict, to_toml
 from realigndiff.training.kinds import Range, check, documentation, kinds
-from realigndiff.training.settings import ReflConfig
+from realigndiff.training.refl_settings import ReflConfig
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,9 @@ OTHER = {
     bool: True,
     tuple: ("a red circle", "it's", r"\\server\share"),
 }
-shipped = pytest.mark.parametrize("name", files.SHIPPED)
+shipped = pytest.mark.parametrize(
+    ("settings", "name"), [(ReflConfig, name) for name in files.REFL] + [(ArlConfig, name) for name in files.ARL]
+)
 
 
 def toml(tmp_path, text: str) -> str:
@@ -78,15 +81,16 @@ def test_the_committed_toml_files_and_table_are_what_config_py_makes():
         assert file.read_text(encoding="utf-8") == text, hint
 
 
-def test_the_table_has_a_row_for_every_setting():
-    rows = re.findall(r"^\| `(\w+)` \|", files.TABLE.read_text(encoding="utf-8"), re.M)
-    assert rows == NAMES
+@pytest.mark.parametrize(("settings", "table"), [(ReflConfig, "training_settings"), (ArlConfig, "arl_settings")])
+def test_the_table_has_a_row_for_every_setting(settings, table):
+    text = (ROOT / "docs" / f"{table}.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(kinds(settings))
 
 
 @shipped
-def test_a_shipped_file_gives_every_setting_in_order(name):
+def test_a_shipped_file_gives_every_setting_in_order(settings, name):
     text = (files.CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
-    assert re.findall(r"^(\w+) = ", text, re.M) == NAMES
+    assert re.findall(r"^(\w+) = ", text, re.M) == list(kinds(settings))
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -106,7 +110,7 @@ def test_the_settings_are_read_without_torch():
 import runpy, sys
 runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
 from realigndiff.training.config import parse
-from realigndiff.training.settings import ReflConfig
+from realigndiff.training.refl_settings import ReflConfig
 parse(ReflConfig, ["--config", {str(files.CONFIGS / "demo.toml")!r}])
 assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 """

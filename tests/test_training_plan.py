@@ -9,7 +9,7 @@ from realigndiff.training.config import load as read
 from realigndiff.training.models import load
 from realigndiff.training.optimization import adamw
 from realigndiff.training.plan import memory, plan
-from realigndiff.training.settings import ReflConfig
+from realigndiff.training.refl_settings import ReflConfig
 
 DEMO = read(ReflConfig, Path(__file__).parents[1] / "training/configs/demo.toml")
 
@@ -29,9 +29,9 @@ def test_the_memory_told_is_that_of_the_tensors(train):
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert told["AdamW's moments"] == bytes_of(moments)
     assert told["gradient"] == bytes_of(weight.grad for weight in models.weights)
-    captioner = models.reward.captioner.model
-    assert {weight.dtype for weight in captioner.vision_model.parameters()} == {torch.float16}
-    assert told["captioner"] == bytes_of([*captioner.parameters(), *captioner.buffers()])
+    judges = models.rewards["caption"].networks()
+    assert {weight.dtype for weight in judges[0].vision_model.parameters()} == {torch.float16}
+    assert told["reward/caption"] == bytes_of(t for net in judges for t in (*net.parameters(), *net.buffers()))
     assert told["model/unet"] == bytes_of([*models.sampler.unet.parameters(), *models.sampler.unet.buffers()])
     assert {weight.dtype for weight in models.weights} == {torch.float32}
 

@@ -1,8 +1,8 @@
 """Settings from the command line, from TOML files and from the headers of weights, and back into these.
 
-Each function that reads takes the dataclass that it is to make, such as `ReflConfig` of `training/settings.py`. As a
-script this file makes what is generated from that: the comments in `training/configs/*.toml` and the table
-`docs/training_settings.md`. After a change of a setting, or of a value in one of the TOML files:
+Each function that reads takes the dataclass that it is to make, such as `ReflConfig`. As a script this file makes what
+is generated from these: the comments in `training/configs/*.toml` and the tables `docs/training_settings.md` and
+`docs/arl_settings.md`. After a change of a setting, or of a value in one of the TOML files:
 
     python training/config.py --write
 """
@@ -28,25 +28,30 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from ..core.errors import RealignError
+from .arl_settings import ArlConfig
 from .kinds import Kind, documentation, kinds
-from .settings import ReflConfig
+from .refl_settings import ReflConfig
 
 Settings = TypeVar("Settings")
 """A dataclass as `training/kinds.py` describes it."""
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = Path(__file__).parent / "configs"
-TABLE = ROOT / "docs" / "training_settings.md"
 METADATA_KEY = "realigndiff.config"
 """Where the header of a `.safetensors` file that we write holds the JSON of its run's settings."""
 OF_ONE_RUN = ("output", "resume", "dry_run")
 """Settings that are not taken from such a header: a run that begins from it would go on with the finished one."""
-SHIPPED = {
+REFL = {
     "sd15": "Stable Diffusion 1.5 with the paper's settings, where the paper gives them.",
     "sdxl": "Stable Diffusion XL with LoRA. Not measured: a place to start from.",
     "demo": "The demo world's small models on two CPU cores.",
 }
-"""The files in `training/configs`, each with its first line."""
+"""The files in `training/configs` for `refl_train.py`, each with its first line."""
+ARL = {
+    "arl-sd15": "Stable Diffusion 1.5 with the settings of the paper's first version, where it gives them.",
+    "arl-demo": "Reward-ranked learning of the demo world's small models on two CPU cores.",
+}
+"""Those for `arl_train.py`."""
 
 
 def parse(settings: type[Settings], argv: Sequence[str] | None = None, description: str | None = None) -> Settings:
@@ -247,23 +252,33 @@ def _toml(value: Any) -> str:
 
 
 def generated() -> dict[Path, str]:
-    """The shipped TOML files, with the values that they have now, and the table of the documentation."""
-    configs = {name: load(ReflConfig, CONFIGS / f"{name}.toml") for name in SHIPPED}
-    files = {}
+    """The shipped TOML files, with the values that they have now, and the tables of the documentation."""
+    return {
+        **_of_a_script("refl_train", ReflConfig, REFL, "training_settings.md", "Settings of training"),
+        **_of_a_script("arl_train", ArlConfig, ARL, "arl_settings.md", "Settings of reward-ranked learning"),
+    }
+
+
+def _of_a_script(
+    script: str, settings: type[Settings], shipped: Mapping[str, str], table: str, title: str
+) -> dict[Path, str]:
+    configs = {name: load(settings, CONFIGS / f"{name}.toml") for name in shipped}
+    files = {ROOT / "docs" / table: _table(settings, configs, script, title)}
     for name, config in configs.items():
-        run = f"python training/refl_train.py --config training/configs/{name}.toml"
-        files[CONFIGS / f"{name}.toml"] = to_toml(config, f"{SHIPPED[name]}\n#\n#     {run}")
-    return {**files, TABLE: _table(ReflConfig, configs)}
+        run = f"python training/{script}.py --config training/configs/{name}.toml"
+        files[CONFIGS / f"{name}.toml"] = to_toml(config, f"{shipped[name]}\n#\n#     {run}")
+    return files
 
 
-def _table(settings: type[Settings], configs: Mapping[str, Settings]) -> str:
+def _table(settings: type[Settings], configs: Mapping[str, Settings], script: str, title: str) -> str:
     lines = [
-        "# Settings of training",
+        f"# {title}",
         "",
-        "Made from `training/settings.py` and `training/configs/*.toml` by `python training/config.py --write`; edit",
-        "those. Defaults are those of `sd15`, the paper's where it gives a value. On the command line each setting is",
-        "an option: `--batch-size 2`, `--dry-run`, `--targets to_q to_k`; it wins over the file that `--config`",
-        "names. A file may leave settings out. In TOML write Windows paths in 'single quotes'.",
+        f"Of `training/{script}.py`; made from `training/*settings.py` and `training/configs/*.toml` by",
+        "`python training/config.py --write`: edit those. Defaults are those of the first column, the paper's where it",
+        "gives a value. On the command line each setting is an option: `--batch-size 2`, `--dry-run`, `--targets to_q",
+        "to_k`; it wins over the file that `--config` names. A file may leave settings out. In TOML write Windows paths",
+        "in 'single quotes'.",
     ]
     for name, doc in documentation(settings).items():
         if doc.section:

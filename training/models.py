@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import RealignError
-from ..perception.captioner import Captioner
-from ..perception.speech import Speech
-from ..perception.text_encoder import TextEncoder
+from ..perception.language_model import load_language_model
 from ..pipeline.sampler import DiffusersSampler
-from ..rewards.caption import CaptionReward
-from ..rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
+from ..rewards.combine import Term, weighted_sum
+from ..rewards.loading import MODELS, load_rewards
+from ..rewards.reward import Reward
 from .offload import moved_to
-from .settings import ReflConfig
+from .settings import TrainingConfig
 
 DEMO = Path(__file__).parents[1] / "demo" / "weights"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,41 +28,55 @@ class Trained:
     """The models of a run."""
 
     sampler: DiffusersSampler
-    reward: CaptionReward
-    """The true R_cap, of freely generated captions."""
-    estimator: Estimator
-    """Its differentiable stand-in."""
+    rewards: dict[str, Reward]
+    """By name, each true: the caption reward of freely generated captions."""
+    terms: tuple[Term, ...]
+    """The rewards' weights."""
     weights: list[nn.Parameter]
     """What the optimiser changes, float32."""
     device: torch.device
-    """Where the run computes. With `offload_captioner` captioner and text encoder rest on the CPU."""
+    """Where the run computes. With `offload_captioner` what judges rests on the CPU."""
 
-    def judging(self) -> AbstractContextManager[None]:
-        """Captioner and text encoder at the place where the run computes, for as long as they are used."""
-        return moved_to(self.device, [self.reward.captioner.model, self.reward.text_encoder.model])
+    @torch.no_grad()
+    def reward(self, images: Tensor, prompts: Sequence[str], progress: float = 0.5) -> Tensor:
+        """The weighted sum of the true rewards of images [B, H, W, 3] in [0, 1]: [B] on the CPU.
+
+        progress: see `rewards.combine`; half-way, for numbers that are to be compared over a whole run.
+        """
+        scores = {name: reward(images, prompts).float().cpu() for name, reward in self.rewards.items()}
+        return weighted_sum(self.terms, scores, progress)
+
+    def judging(self, *others: nn.Module) -> AbstractContextManager[None]:
+        """The rewards' networks, and others, at the place where the run computes, for as long as they are used."""
+        networks = [network for reward in self.rewards.values() for network in reward.networks()]
+        return moved_to(self.device, list(dict.fromkeys([*networks, *others])))
 
 
-def load(config: ReflConfig, device: torch.device) -> Trained:
+def load(config: TrainingConfig, device: torch.device) -> Trained:
     """Read the run's models; all but the trained weights are frozen, in `precision` or `frozen_precision`.
 
     Raises:
         RealignError: a folder is missing or holds another kind of model.
     """
-    dtype = DTYPES[config.precision]
-    sampler = DiffusersSampler.load(_folder(config.model, "stable_diffusion"), device, dtype)
+    sampler = DiffusersSampler.load(place(config.model, "stable_diffusion"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
-    judges = (
-        torch.device("cpu") if config.offload_captioner else device,
-        dtype if config.frozen_precision == "same" else DTYPES[config.frozen_precision],
-    )
-    captioner = Captioner.load(_folder(config.captioner, "blip2_captioner"), *judges)
-    text_encoder = TextEncoder.load(_folder(config.text_encoder, "blip2_itm"), *judges)
-    reward = CaptionReward(captioner, text_encoder)
-    weights = trainable(sampler.unet, config)
-    return Trained(sampler, reward, _estimator(config, reward), weights, device)
+    judges = judges_place(config, device)
+    llm = load_language_model(config.llm, config.llm_model, Path(config.output) / "answers", *judges)
+    places = {name: path for name in MODELS if (path := getattr(config, name))}
+    rewards = load_rewards([term.name for term in config.terms], places, *judges, language_model=llm)
+    for reward in rewards.values():
+        for network in reward.networks():
+            network.requires_grad_(False)
+    return Trained(sampler, rewards, config.terms, trainable(sampler.unet, config), device)
 
 
-def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
+def judges_place(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
+    """Where what judges is loaded to, and in which precision."""
+    precision = config.precision if config.frozen_precision == "same" else config.frozen_precision
+    return torch.device("cpu") if config.offload_captioner else device, DTYPES[precision]
+
+
+def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
     """The UNet's LoRA or all of it, as float32 parameters that take a gradient; the LoRA is put in here.
 
     Raises:
@@ -90,27 +104,19 @@ def trainable(unet: nn.Module, config: ReflConfig) -> list[nn.Parameter]:
     return weights
 
 
-def _check_against_model(config: ReflConfig, sampler: DiffusersSampler) -> None:
-    """The rollout draws at the size that the UNet was made for, and L_pre learns at its noise levels."""
+def place(path: str, demo: str) -> Path:
+    """A model's folder; `demo` means the embedded one of that name."""
+    return DEMO / demo if path == "demo" else Path(path)
+
+
+def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
+    """Images are drawn at the size that the UNet was made for, and learnt from at its noise levels."""
     drawn = sampler.latent_shape[-1] * sampler.cell
     if config.resolution != drawn:
         raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
     levels = sampler.scheduler.config.num_train_timesteps
-    if config.prior_min_timestep >= levels:
-        raise RealignError(
-            f"prior_min_timestep is {config.prior_min_timestep}, but this model's noise levels are 0 to {levels - 1}: "
-            "set it to one of these."
-        )
-
-
-def _folder(name: str, demo: str) -> Path:
-    return DEMO / demo if name == "demo" else Path(name)
-
-
-def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
-    speech = Speech(reward.captioner)
-    if config.estimator == "score_function":
-        return ScoreFunction(speech, reward.similarity, config.samples_per_image)
-    if config.estimator == "prompt_likelihood":
-        return PromptLikelihood(speech)
-    return StraightThrough(speech, reward.text_encoder, reward.similarity)
+    for name in ("prior_min_timestep", "min_timestep"):
+        if (lowest := getattr(config, name, 0)) >= levels:
+            raise RealignError(
+                f"{name} is {lowest}, but this model's noise levels are 0 to {levels - 1}: set it to one of these."
+            )

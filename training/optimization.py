@@ -16,14 +16,14 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..core.errors import RealignError
-from .settings import ReflConfig
+from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 WITHOUT_BF16 = "AVX2"
 """What PyTorch calls a CPU on which a step in bf16 takes several times as long as in fp32 (`benchmarks/refl.py`)."""
 
 
-def accelerator(config: ReflConfig) -> Accelerator:
+def accelerator(config: TrainingConfig) -> Accelerator:
     """What runs the UNet in the run's precision (autocast) and on its devices; in fp16 it also scales the loss.
 
     Raises:
@@ -48,7 +48,7 @@ def accelerator(config: ReflConfig) -> Accelerator:
     return made
 
 
-def adamw(weights: Sequence[nn.Parameter], config: ReflConfig) -> torch.optim.Optimizer:
+def adamw(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW without weight decay; with `optimizer_8bit` bitsandbytes', whose moments take 8 bits a weight.
 
     Raises:

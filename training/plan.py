@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoints
+from .arl_settings import ArlConfig
 from .models import Trained, load
 from .prompts import Prompts, load_prompts
-from .settings import ReflConfig
+from .refl_settings import ReflConfig
+from .settings import TrainingConfig
 
+JUDGES = "reward/"
 QUANTISED_FROM, BLOCK = 4096, 256
 """bitsandbytes keeps moments of tensors from this many weights on in 8 bits, with one float32 a block."""
 
 
-def plan(config: ReflConfig) -> str:
+def plan(config: TrainingConfig) -> str:
     """The plan in words. Reads prompts and models, in the computer's memory, and writes nothing.
 
     Raises:
@@ -33,6 +36,7 @@ def plan(config: ReflConfig) -> str:
             *held_out.problems,
             f"trains {trained:,} parameters ({config.train}) of {config.model}",
             f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
+            *_rounds(config, len(set(training.texts))),
             f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
             *_start(config),
             "",
@@ -44,14 +48,24 @@ def plan(config: ReflConfig) -> str:
     )
 
 
-def memory(config: ReflConfig, models: Trained) -> dict[str, float]:
+def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
+    """Of reward-ranked learning the images that are ranked."""
+    if not isinstance(config, ArlConfig):
+        return []
+    count = min(config.prompts_per_round, prompts)
+    return [f"ranks {config.rounds} times {count} × {config.images_per_prompt} images by {config.reward}"]
+
+
+def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
     """What lies in a device's memory all through a run, in bytes; activations, which come on top, not counted."""
-    sampler = {"model/unet": models.sampler.unet, "model/vae": models.sampler.vae}
-    sampler |= {f"model/text_encoder_{i}": encoder for i, encoder in enumerate(models.sampler.text_encoders, 1)}
-    judges = {"captioner": models.reward.captioner.model, "f_enc": models.reward.text_encoder.model}
+    parts = {"model/unet": [models.sampler.unet], "model/vae": [models.sampler.vae]}
+    parts |= {f"model/text_encoder_{i}": [encoder] for i, encoder in enumerate(models.sampler.text_encoders, 1)}
+    for name, reward in models.rewards.items():
+        counted = {network for own in parts.values() for network in own}  # some rewards share one
+        parts[f"{JUDGES}{name}"] = [network for network in reward.networks() if network not in counted]
     count = sum(weight.numel() for weight in models.weights)
     return {
-        **{name: _bytes([*part.parameters(), *part.buffers()]) for name, part in {**sampler, **judges}.items()},
+        **{name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in own) for name, own in parts.items()},
         "gradient": 4.0 * count,
         "AdamW's moments": _moments(models.weights, config.optimizer_8bit),
         "moving average": 4.0 * count if config.ema else 0.0,
@@ -59,13 +73,13 @@ def memory(config: ReflConfig, models: Trained) -> dict[str, float]:
     }
 
 
-def _memory_in_words(config: ReflConfig, models: Trained) -> list[str]:
+def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
     sizes = memory(config, models)
     lines = [f"memory of each device: {_size(sum(sizes.values()))}, and activations"]
     for name, size in sizes.items():
-        away = config.offload_captioner and name in ("captioner", "f_enc")
+        away = config.offload_captioner and name.startswith(JUDGES)
         if size:
-            lines.append(f"    {name:<20}{_size(size):>10}{'  only while images are judged' if away else ''}")
+            lines.append(f"    {name:<22}{_size(size):>10}{'  only while images are judged' if away else ''}")
     return [
         *lines,
         "    Activations are not estimated: they grow with batch_size and resolution. Where they do not fit, halve",
@@ -81,12 +95,12 @@ def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
     )
 
 
-def _start(config: ReflConfig) -> list[str]:
+def _start(config: TrainingConfig) -> list[str]:
     """Which checkpoint the run would go on from, if any."""
     return [f"goes on from {file}" for file in checkpoints.found(config.resume, Path(config.output))[:1]]
 
 
-def _files(config: ReflConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
+def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
     """Each file in the run's folder with what is to say of it."""
     own = _bytes(models.weights)
     average = own if config.ema else 0
@@ -95,11 +109,14 @@ def _files(config: ReflConfig, models: Trained, held_out: Prompts) -> dict[str, 
     exported = _size(own if config.train == "lora" else own / 2)
     shown = config.sample_every and (config.sample_prompts or held_out.texts)
     channels, height, width = models.sampler.latent_shape
-    drawn = config.prior == "frozen" and config.prior_weight > 0
+    latents = 4.0 * channels * height * width
+    drawn = isinstance(config, ReflConfig) and config.prior == "frozen" and config.prior_weight > 0
+    ranked = config.rounds * config.prompts_per_round if isinstance(config, ArlConfig) else 0
     told = {
         "log.csv": "a row a step",
         "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
-        "prior.safetensors": _size(4.0 * config.prior_images * channels * height * width) if drawn else "",
+        "prior.safetensors": _size(latents * config.prior_images) if drawn else "",
+        "rounds/": f"{_size(latents * ranked)}, the winners, and what the rewards said" if ranked else "",
         "checkpoints/step-*.pt": f"{_size(checkpoint)} each, the last {config.keep_last} are kept",
         "report.html": "the run in pictures",
         "last.safetensors": exported,

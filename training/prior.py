@@ -16,12 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import RealignError
 from ..perception.captioner import Captioner
@@ -29,49 +27,14 @@ from ..perception.speech import Speech
 from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
 from ..rewards.caption_gradient import PromptLikelihood
+from .pairs import Pairs
 from .prompts import fingerprint
-from .settings import ReflConfig
+from .refl_settings import ReflConfig
 
 logger = logging.getLogger(__name__)
-EMPTY_CAPTIONS = 0.1
-"""The share of images that are paired with no words, as guidance needs them."""
 MADE_OF = ("model", "captioner", "prior_captions", "prior_images", "prior_steps", "cfg", "seed")
 """The settings that the images of the frozen model depend on, besides the prompts."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-
-
-class Pair(NamedTuple):
-    """An image [C, h, w] with its caption, noise [C, h, w] and noise level to train on."""
-
-    latent: Tensor
-    noise: Tensor
-    t: Tensor
-    caption: str
-
-
-class Prior:
-    """Latents [N, C, h, w] with a caption each, learnt from at the noise levels from `min_timestep` to the last."""
-
-    def __init__(self, latents: Tensor, captions: Sequence[str], min_timestep: int = 0) -> None:
-        self.latents, self.captions, self.min_timestep = latents, list(captions), min_timestep
-
-    def loss(self, sampler: DiffusersSampler, unet: nn.Module, seeds: Sequence[int]) -> Tensor:
-        """Mean squared error of the UNet's prediction on one pair a seed, which draws pair, noise and noise level."""
-        device, steps = sampler.unet.device, sampler.scheduler.config.num_train_timesteps
-        drawn = [self._draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
-        latents, noise, t = (torch.stack([getattr(one, name) for one in drawn]).to(device) for name in Pair._fields[:3])
-        schedule = DDPMScheduler.from_config(sampler.scheduler.config)
-        words = sampler.encode([one.caption for one in drawn]).clone()
-        predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, words, unet)
-        return F.mse_loss(predicted.float(), _target(schedule, latents, noise, t))
-
-    def _draw(self, generator: torch.Generator, steps: int) -> Pair:
-        picked = int(torch.randint(len(self.captions), (), generator=generator))
-        silent = float(torch.rand((), generator=generator)) < EMPTY_CAPTIONS
-        latent = self.latents[picked]
-        noise = torch.randn(latent.shape, generator=generator)
-        t = torch.randint(self.min_timestep, steps, (), generator=generator)
-        return Pair(latent, noise, t, "" if silent else self.captions[picked])
 
 
 class Drawn(NamedTuple):
@@ -99,7 +62,7 @@ def frozen_prior(
     prompts: Sequence[str],
     config: ReflConfig,
     on_image: Callable[[int], None] = lambda count: None,
-) -> Prior:
+) -> Pairs:
     """`prior_images` images of the prompts in turn, sampled from the untrained model, or those an earlier start kept;
     of these the likeliest, as `prior_keep` says.
 
@@ -111,7 +74,7 @@ def frozen_prior(
     if drawn is None:
         drawn = _draw(sampler, captioner, prompts, config, on_image)
         _keep(file, made_of, drawn)
-    return Prior(*drawn.likeliest(config.prior_keep), config.prior_min_timestep)
+    return Pairs(*drawn.likeliest(config.prior_keep), config.prior_min_timestep)
 
 
 @torch.no_grad()
@@ -155,7 +118,7 @@ def _keep(file: Path, made_of: str, drawn: Drawn) -> None:
 
 
 @torch.no_grad()
-def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int, min_timestep: int = 0) -> Prior:
+def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int, min_timestep: int = 0) -> Pairs:
     """The images of a folder, each beside a `.txt` file with its caption, cut to a square of `resolution` pixels.
 
     Raises:
@@ -173,7 +136,7 @@ def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int, min_t
             raise RealignError(f"'{picture}' is not an image that can be read ({error}): mend or remove it.") from error
         pixels = torch.from_numpy(np.array(cut, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
         latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor)
-    return Prior(torch.cat(latents), [_text(file) for _, file in pairs], min_timestep)
+    return Pairs(torch.cat(latents), [_text(file) for _, file in pairs], min_timestep)
 
 
 def _text(file: Path) -> str:
@@ -181,13 +144,6 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise RealignError(f"'{file}' is not UTF-8: save it as UTF-8.") from error
-
-
-def _target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What the UNet should say of the noised latents."""
-    if schedule.config.prediction_type == "v_prediction":
-        return schedule.get_velocity(latents, noise, t)
-    return latents if schedule.config.prediction_type == "sample" else noise
 
 
 def _kept(file: Path, made_of: str, *, scored: bool) -> Drawn | None:

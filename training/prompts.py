@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import RealignError
 
 if TYPE_CHECKING:
-    from .settings import ReflConfig
+    from .settings import TrainingConfig
 
 COLUMNS = ("caption", "prompt", "text")
 """Where a prompt is looked for when no column is named; upper and lower case are one."""
@@ -103,7 +103,7 @@ def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompt
     return Prompts(training, prompts.problems), Prompts(tuple(t for t in prompts.texts if keys[t] in chosen))
 
 
-def load_prompts(config: ReflConfig) -> tuple[Prompts, Prompts]:
+def load_prompts(config: TrainingConfig) -> tuple[Prompts, Prompts]:
     """The prompts of a run: (training, held out). What is in both files is not trained on."""
     prompts = _read(config.prompts, config, held_out=False)
     if not config.held_out_prompts:
@@ -120,7 +120,7 @@ def load_prompts(config: ReflConfig) -> tuple[Prompts, Prompts]:
     return Prompts(training, (*prompts.problems, *([told] if left_out else []))), held_out
 
 
-def _read(path: str, config: ReflConfig, held_out: bool) -> Prompts:
+def _read(path: str, config: TrainingConfig, held_out: bool) -> Prompts:
     if path != DEMO:
         return read_prompts(path, config.prompt_column, config.strict)
     from ..demo.prompts import two_object_prompts

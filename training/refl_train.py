@@ -1,4 +1,4 @@
-"""Reward feedback learning with the caption reward (eq. 4-5): a LoRA or UNet that draws what the prompt says.
+"""Reward feedback learning (eq. 4-5): a LoRA or UNet that draws what the prompt says, by the gradient of a reward.
 
     python training/refl_train.py --config training/configs/demo.toml
     accelerate launch training/refl_train.py --config training/configs/sd15.toml --output out/mine
@@ -18,133 +18,36 @@ if not __package__:
 
 import math
 import random
-import signal
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.errors import RealignError
-from ..perception.images import to_pil
-from ..pipeline.settings import SamplingSettings
-from . import checkpoints, export, trackers
-from .config import parse, to_dict
-from .models import Trained, load
-from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
-from .plan import plan
-from .prior import Prior, folder_prior, frozen_prior
-from .prompts import load_prompts
+from ..perception.captioner import Captioner
+from ..rewards.caption import CaptionReward
+from ..rewards.combine import weighted_sum
+from .feedback import estimators
+from .models import judges_place, place
+from .pairs import Pairs
+from .prior import folder_prior, frozen_prior
+from .refl_settings import ReflConfig
 from .rollout import Rollout
-from .settings import ReflConfig
-from .watching import Watcher
-
-SEED_OF_EVALUATION = 10**7
+from .run import Run, main
 
 
-def main() -> None:
-    try:
-        config = parse(ReflConfig, description=__doc__)
-        trackers.check(config.log_with)
-        if config.dry_run:
-            print(plan(config))
-        else:
-            Run(config).train()
-    except RealignError as error:
-        sys.exit(f"refl_train: {error}")
-
-
-class Run:
-    """One run, from its settings to its files."""
+class ReflRun(Run):
+    """L_total = λ·φ(R) + L_pre (eq. 5) on fresh rollouts."""
 
     def __init__(self, config: ReflConfig) -> None:
-        self.config, self.output = config, Path(config.output)
-        self.accelerator = accelerator(config)
-        self.prompts, self.held_out = load_prompts(config)
-        for problem in (*self.prompts.problems, *self.held_out.problems):
-            self.accelerator.print(problem)
-        self.watcher = Watcher(config, self.accelerator)
-        self.models: Trained = load(config, self.accelerator.device)
-        self.optimizer = adamw(self.models.weights, config)
-        self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
-        self.average = moving_average(self.models.weights, config.ema)
+        super().__init__(config)
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
-        self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
-        self.best_step = 0
-        self.asked_to_stop = self.stopping = False
+        self.estimators = estimators(config, self.models.rewards)
         self.prior = self._prior() if config.prior_weight else None
 
-    def train(self) -> None:
-        """All steps, then the files."""
-        signal.signal(signal.SIGINT, self._stop)
-        self._resume()
-        config, watcher = self.config, self.watcher
-        watcher.begin(self.step)
-        if not self.step:
-            self._draw()
-            watcher.log({"step": 0, **self._look()})
-        while self.step < config.steps and not self.stopping:
-            began = time.monotonic()
-            row = self._take_step()
-            self.step += 1
-            row |= {"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad}
-            watcher.show(row)
-            if self._due(config.sample_every):
-                self._draw()  # before the evaluation: the best weights' thumbnail is then of their own step
-            row |= self._look() if self._due(config.evaluate_every) else {}
-            watcher.log(row)
-            if self._due(config.save_every):
-                self._save()
-        kept = self._save()
-        watcher.end()
-        if self.step < config.steps:
-            self.accelerator.print(f"Stopped at step {self.step}; the same command goes on from {kept}.")
-            return
-        if config.train == "unet":
-            self._export_folder()
-        name = "best" if self.best_step else "last"  # the best may be the model before training
-        self.accelerator.print(f"Trained; load {self.output / f'{name}.safetensors'} in ComfyUI.")
-
-    def _stop(self, *_: Any) -> None:
-        """Ctrl-C: end with a step, so that no weight is changed twice and all devices agree; once more: at once."""
-        self.asked_to_stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _take_step(self) -> dict[str, float]:
-        """One step of the optimiser, on fresh rollouts; a batch that is not finite is left out and counted."""
-        config = self.config
-        self._set_learning_rate()
-        self.optimizer.zero_grad()
-        totals = torch.zeros(4)
-        for part in range(config.gradient_accumulation):
-            totals[:3] += self._add_gradient(part) / config.gradient_accumulation
-        totals[3] = self.asked_to_stop
-        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
-        self.stopping = bool(totals[3])
-        norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
-        finite = bool(torch.isfinite(totals[1:]).all())
-        if finite and torch.isfinite(norm):
-            self.bad = 0
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.step(self.models.weights)
-        elif not (lower_scale(self.accelerator) and finite):
-            self.bad += 1
-            if self.bad > config.max_bad_batches:
-                raise RealignError(
-                    f"{self.bad} batches in a row were not finite: lower learning_rate or train in fp32; the last "
-                    "checkpoint is good."
-                )
-        row = dict(zip(("reward", "loss", "prior_loss"), totals[:3].tolist(), strict=True))
-        return {name: value for name, value in row.items() if not math.isnan(value)}
-
-    def _add_gradient(self, part: int) -> Tensor:
+    def add_gradient(self, part: int) -> Tensor:
         """Add one batch's gradient to that of the weights; the batch's true reward, loss (eq. 5) and L_pre: [3].
 
         It goes back in three pieces, so that what one holds in memory is free for the next: from the reward to the
@@ -154,17 +57,17 @@ class Run:
         if not config.reward_weight:
             return torch.tensor([math.nan, *self._add_prior_gradient(part)])
         texts, seeds, chosen = self._draw_lots(part)
-        noise = models.sampler.noise(seeds)
+        noise, progress = models.sampler.noise(seeds), self._progress(chosen)
         if config.judged == "finished":
             images = self.rollout.finished(texts, noise, chosen, self.unet)
         else:
             images = self.rollout.predicted(texts, noise, *chosen, self.unet)
         seen = images.detach().nan_to_num(0, 1, 0).requires_grad_()
         with models.judging():
-            loss = config.reward_weight * F.relu(config.margin - models.estimator(seen, texts)).mean()  # λ·φ(R), eq. 5
+            R = weighted_sum(models.terms, {n: judge(seen, texts) for n, judge in self.estimators.items()}, progress)
+            loss = config.reward_weight * F.relu(config.margin - R).mean()  # λ·φ(R), eq. 5
             self.accelerator.backward(loss / config.gradient_accumulation)
-            with torch.no_grad():
-                reward = float(models.reward(seen.clamp(0, 1), texts).mean())
+            reward = float(models.reward(seen.detach().clamp(0, 1), texts, progress).mean())
         images.backward(seen.grad)
         if not torch.isfinite(images).all():
             loss = loss * math.nan  # so that the batch is left out
@@ -176,7 +79,7 @@ class Run:
         config = self.config
         if self.prior is None:
             return 0.0, 0.0
-        seeds = self._seeds(part, config.prior_batch_size or config.batch_size)
+        seeds = self.seeds(part, config.prior_batch_size or config.batch_size)
         loss = self.prior.loss(self.models.sampler, self.unet, seeds)
         self.accelerator.backward(config.prior_weight * loss / config.gradient_accumulation)
         return config.prior_weight * loss.item(), loss.item()
@@ -187,143 +90,35 @@ class Run:
         shared = random.Random(f"{config.seed} {self.step} {part}")
         window = range(config.first_gradient_step, config.last_gradient_step + 1)
         chosen = shared.sample(window, config.gradient_steps)
-        seeds = self._seeds(part, config.batch_size)
+        seeds = self.seeds(part, config.batch_size)
         texts = [random.Random(f"prompt {seed}").choice(self.prompts.texts) for seed in seeds]
         torch.manual_seed(seeds[0])  # of sampled captions
         return texts, seeds, chosen
 
-    def _seeds(self, part: int, count: int) -> list[int]:
-        """Of the images of a pass on this device.
+    def _progress(self, chosen: Sequence[int]) -> float:
+        """Where the rewards' weights stand, from 0 to 1, as `schedule` says."""
+        if self.config.schedule == "steps":
+            return self.step / max(1, self.config.steps - 1)
+        return sum(chosen) / len(chosen) / max(1, self.config.rollout_steps - 1)
 
-        Everything random in a step follows from them, so from the seed, the step and the image's number: a run that is
-        resumed, or split over more devices, draws the same.
-        """
-        at = (self.step * self.config.gradient_accumulation + part) * self.accelerator.num_processes
-        first = (at + self.accelerator.process_index) * count
-        return [self.config.seed * 10**9 + first + i for i in range(count)]
-
-    def _look(self) -> dict[str, float]:
-        """R_cap on held-out prompts from seeds of their own; the best weights so far are kept."""
-        texts = self.held_out.texts[: self.config.evaluate_prompts]
-        if not self._main or not texts or not self.config.evaluate_every:
-            return {}
-        scores = []
-        count = self.models.sampler.at_once
-        for start in range(0, len(texts), count):
-            some = texts[start : start + count]
-            images = self._images(some, start)
-            with self.models.judging():
-                scores += self.models.reward(images, some).tolist()
-        reward = sum(scores) / len(scores)
-        self.rewards.append(reward)
-        if reward > self.best:
-            self.best, self.best_step = reward, self.step
-            self._export("best")
-        return {"held_out_reward": reward}
-
-    def _draw(self) -> None:
-        """A grid of samples of fixed prompts and seeds."""
-        if self.config.sample_every:
-            texts = self.config.sample_prompts or self.held_out.texts[:4]
-            self.watcher.draw(self.step, texts, lambda: to_pil(self._images(texts, 0)))
-
-    def _images(self, texts: Sequence[str], first: int) -> Tensor:
-        """One image a text, as the rollout samples, from seeds that no training step uses."""
-        settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
-        noise = self.models.sampler.noise([SEED_OF_EVALUATION + first + i for i in range(len(texts))])
-        with averaged(self.models.weights, self.average):
-            return self.models.sampler.sample(texts, noise, settings)
-
-    def _prior(self) -> Prior:
+    def _prior(self) -> Pairs:
         config, sampler = self.config, self.models.sampler
         if config.prior != "frozen":
             return folder_prior(Path(config.prior), sampler, config.resolution, config.prior_min_timestep)
+        captioner = self._captioner()
         bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
-        with bar, self.accelerator.main_process_first(), self.models.judging():
-            return frozen_prior(sampler, self.models.reward.captioner, self.prompts.texts, config, bar.update)
+        with bar, self.accelerator.main_process_first(), self.models.judging(captioner.model):
+            return frozen_prior(sampler, captioner, self.prompts.texts, config, bar.update)
 
-    def _resume(self) -> None:
-        config = self.config
-        files = checkpoints.found(config.resume, self.output)
-        if not files:
-            return
-        file, state = checkpoints.load(files)
-        checkpoints.check_same(file, state.get("config", {}), to_dict(config))
-        for weight, kept in zip(self.models.weights, state["weights"], strict=True):
-            weight.data.copy_(kept)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average = moving_average(self.models.weights, config.ema, state.get("average"))
-        if self.accelerator.scaler is not None and state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
-        self.best_step = state.get("best_step", 0)
-        print(f"Going on from {file}, step {self.step} of {config.steps}.")
-
-    def _save(self) -> Path:
-        state = {
-            "weights": [weight.detach().cpu() for weight in self.models.weights],
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average and self.average.state_dict(),
-            "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
-            "bad": self.bad,
-            "rewards": self.rewards,
-            "best": self.best,
-            "best_step": self.best_step,
-            "config": to_dict(self.config),
-        }
-        if not self._main:
-            return self.output
-        file = checkpoints.save(self.output / "checkpoints", self.step, state, self.config.keep_last)
-        self._export("last")
-        return file
-
-    def _export(self, name: str) -> None:
-        """The weights as ComfyUI loads them."""
-        rewards = self.rewards or [None]
-        told = export.run_metadata(
-            f"{self.output.name}-{name}",
-            steps=self.step,
-            learning_rate=self.config.learning_rate,
-            config=to_dict(self.config),
-            prompts=self.prompts.texts,
-            reward_before=rewards[0],
-            reward_after=rewards[-1],
-            resolution=self.config.resolution,
-            prediction_type=self.models.sampler.scheduler.config.prediction_type,
-            thumbnail=self.watcher.thumbnail(self.step),
+    def _captioner(self) -> Captioner:
+        """That of the caption reward, or where this is not asked for, one for the images of L_pre alone."""
+        reward = self.models.rewards.get(CaptionReward.name)
+        if reward is not None:
+            return reward.captioner
+        return Captioner.load(
+            place(self.config.captioner, "blip2_captioner"), *judges_place(self.config, self.models.device)
         )
-        self.output.mkdir(parents=True, exist_ok=True)
-        write = export.save_lora if self.config.train == "lora" else export.save_unet
-        with averaged(self.models.weights, self.average):
-            write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
-
-    def _export_folder(self) -> None:
-        """The whole UNet in the diffusers layout."""
-        if not self._main:
-            return
-        try:
-            with averaged(self.models.weights, self.average):
-                self.models.sampler.unet.save_pretrained(self.output / "unet")
-        except (OSError, SafetensorError) as error:
-            raise RealignError(
-                f"The UNet's folder could not be written to '{self.output}' ({error}): make room and start again; "
-                "last.safetensors is there."
-            ) from error
-
-    def _set_learning_rate(self) -> None:
-        """Linear warm-up, constant, linear decay."""
-        rise = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        fall = min(1.0, (self.config.steps - self.step) / max(1, self.config.decay_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(rise, fall)
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.step % every == 0
-
-    @property
-    def _main(self) -> bool:
-        return self.accelerator.is_main_process
 
 
 if __name__ == "__main__":
-    main()
+    main(ReflRun, ReflConfig, "refl_train", __doc__)

@@ -15,9 +15,7 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-import base64
 import dataclasses
-import io
 import json
 import math
 import re
@@ -32,10 +30,12 @@ from typing import Any
 from PIL import Image
 
 from ..core.errors import RealignError
+from ..pipeline.inline import inline
 from . import log, samples
+from .arl_settings import ArlConfig
 from .config import METADATA_KEY
 from .curves import Curve, chart, smoothed
-from .settings import ReflConfig
+from .refl_settings import ReflConfig
 
 STYLE = Path(__file__).with_name("report.css")
 LARGEST = 512
@@ -172,8 +172,10 @@ def _head(name: str, rows: Sequence[log.Row], settings: Mapping[str, Any]) -> st
     if rows and isinstance(wanted, int) and rows[-1]["step"] < wanted:
         told += "; not finished"
     model = _text(settings["model"]) if "model" in settings else ""
+    reward = str(settings.get("reward", "caption"))
+    how = "on the best of its own images by" if _ranked(settings) else "with"
     return (
-        f"<header><h1>{escape(name)}</h1><p>Fine-tuned with the caption reward"
+        f"<header><h1>{escape(name)}</h1><p>Fine-tuned {how} the reward <b>{escape(reward)}</b>"
         f"{f' from <b>{escape(model)}</b>' if model else ''}. {escape(told)}.</p></header>"
     )
 
@@ -225,7 +227,8 @@ def _curves(rows: Sequence[log.Row]) -> str:
         charts.append(chart(title, [steps, mean] if len(points) >= FEWEST else [mean]))
     return (
         "<section><h2>Curves over the steps</h2>"
-        '<p class="quiet">The reward is R<sub>cap</sub>: how near the caption of an image is to its prompt, at most 1.'
+        '<p class="quiet">The reward <i>caption</i> is R<sub>cap</sub>: how near the caption of an image is to its '
+        "prompt, at most 1; of several rewards it is the weighted sum."
         f'</p><div class="charts">{"".join(charts)}</div></section>'
     )
 
@@ -269,6 +272,7 @@ def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapp
     folder, steps = LOADING["unet" if settings.get("train") == "unet" else "lora"]
     model = escape(_text(settings.get("model", "the model that was trained")))
     copied = shlex.quote(f"ComfyUI/models/{folder}/{name}-{best}.safetensors")
+    script = "arl_train" if _ranked(settings) else "refl_train"
     again = shlex.quote(f"PATH/TO/{name}/{best}.safetensors")
     return (
         f"<section><h2>Load it in ComfyUI</h2><p><code>{best}.safetensors</code> holds the weights of {why}. Copy it "
@@ -276,7 +280,7 @@ def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapp
         f"<pre>cp {best}.safetensors {escape(copied)}</pre>"
         f"<p>{steps.format(file=escape(f'{name}-{best}.safetensors'), model=model)}</p>"
         "<p>To train with the same settings again, from the pack's folder:</p>"
-        f"<pre>python training/refl_train.py --config {escape(again)} --output out/again</pre></section>"
+        f"<pre>python training/{script}.py --config {escape(again)} --output out/again</pre></section>"
     )
 
 
@@ -284,7 +288,8 @@ def _table(settings: Mapping[str, Any]) -> str:
     """The settings that are not the defaults."""
     if not settings:
         return ""
-    defaults = {field.name: field.default for field in dataclasses.fields(ReflConfig)}
+    kind = ArlConfig if _ranked(settings) else ReflConfig
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td>"
         f'<td class="quiet">{escape(_text(defaults.get(name, "")))}</td></tr>'
@@ -300,16 +305,15 @@ def _table(settings: Mapping[str, Any]) -> str:
 # Small things
 
 
+def _ranked(settings: Mapping[str, Any]) -> bool:
+    """Whether these are settings of reward-ranked learning."""
+    return "images_per_prompt" in settings
+
+
 def _image(picture: Image.Image, label: str, largest: int = LARGEST) -> str:
     """The picture in the page itself; small ones keep their pixels."""
-    small = max(picture.size) <= 160
-    if not small:
-        picture = picture.copy()
-        picture.thumbnail((largest, largest))
-    content = io.BytesIO()
-    picture.save(content, "PNG" if small else "JPEG", quality=88)
-    address = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(content.getvalue()).decode()}"
-    return f'<img class="{"small" if small else ""}" alt="{escape(label)}" src="{address}">'
+    shown = inline(picture, largest)
+    return f'<img class="{"small" if shown.small else ""}" alt="{escape(label)}" src="{shown.address}">'
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""The settings of a fine-tuning run with the caption reward, and the one place where they are described.
+"""The settings that all fine-tuning has in common, and the one place where they are described.
 
 The text under each field is its help on the command line, its comment in `training/configs/*.toml` and its row in
-`docs/training_settings.md`. After a change here, or of a value in one of the TOML files:
+`docs/training_settings.md`; `refl_settings.py` and `arl_settings.py` add what is theirs. After a change there or here,
+or of a value in one of the TOML files:
 
     python training/config.py --write
 """
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..core.errors import RealignError
+from ..rewards.combine import Term, parse_terms
 from .kinds import AT_LEAST_0, AT_LEAST_1, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReflConfig:
-    """Reward feedback learning with the caption reward: L_total = λ·φ(R_cap) + L_pre (eq. 5).
+class TrainingConfig:
+    """What is trained, on which prompts, for which reward, and what is written.
 
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
@@ -30,7 +32,26 @@ class ReflConfig:
     """The captioner, which says what an image shows: a BLIP-2 folder, or "demo"."""
     text_encoder: str = "models/blip2-itm-vit-g"
     """f_enc of eq. 4, which compares the caption with the prompt: a folder of BLIP-2's retrieval model, or "demo"."""
-    output: str = "out/refl"
+    clip: str = ""
+    """For the reward clip: a folder of a CLIP, or "demo"."""
+    negclip: str = ""
+    """For the reward negclip: an open_clip checkpoint, such as negclip.pth."""
+    blip: str = ""
+    """For the rewards blip-itm and blip-itc: a folder of BLIP's or BLIP-2's retrieval model, or "demo"."""
+    image_reward: str = ""
+    """For the reward image-reward: ImageReward.pt, or a folder with it."""
+    tagger: str = ""
+    """For the reward sam: a RAM or RAM++, or "demo"."""
+    detector: str = ""
+    """For the reward sam: a GroundingDINO, or "demo"."""
+    segmenter: str = ""
+    """For the reward sam: a SAM, or "demo"."""
+    llm: str = ""
+    """For the reward sam: the address of an OpenAI-compatible server, or a Hugging Face folder of a language model; the
+    offline scorer where it is empty."""
+    llm_model: str = ""
+    """The model's name on that server."""
+    output: str = "out/training"
     """The folder that the run writes: weights, samples, logs, checkpoints."""
 
     # Prompts
@@ -49,61 +70,17 @@ class ReflConfig:
     `held_out_prompts`."""
 
     # Reward
-    reward: Literal["caption"] = "caption"
-    """What is rewarded: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4)."""
-    estimator: Literal["score_function", "prompt_likelihood", "straight_through"] = "score_function"
-    """How R_cap, which goes through a discrete caption, gets a gradient. score_function: from sampled captions,
-    unbiased. prompt_likelihood: the captioner's log p(prompt | image) instead, least noisy. straight_through: the
-    captioner's mean word. The reward that is logged is always R_cap. Paper: open."""
-    samples_per_image: Annotated[int, AT_LEAST_1] = 4
-    """K, the captions sampled for each image by score_function: at least 1, and there 2. Paper: open."""
-    margin: float = 1.0
-    """φ(R) = ReLU(margin − R): an image whose reward reaches the margin gives no gradient. A cosine is at most 1, so
-    with 1 every image does. Paper: open."""
-    reward_weight: Annotated[float, AT_LEAST_0] = 1e-3
-    """λ, the weight of φ(R_cap), at least 0. Paper: 1e-3."""
+    reward: str = "caption"
+    """What is rewarded: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4); sam, clip, negclip, blip-itm,
+    blip-itc or image-reward; or several, each with its weight: "caption, clip=0.5"."""
 
-    # Prior preservation
-    prior_weight: Annotated[float, AT_LEAST_0] = 1.0
-    """The weight of L_pre, the denoising loss that keeps the model what it was, at least 0. Paper: 1."""
-    prior: str = "frozen"
-    """The images of L_pre: "frozen", sampled once from the untrained model, or a folder of image files, each beside a
-    .txt file with its caption. Paper: open."""
-    prior_batch_size: Annotated[int, AT_LEAST_0] = 0
-    """The pairs of one pass of L_pre on one device, at least 0; 0 is `batch_size`. A pair costs far less than an image
-    to judge, which has to be sampled."""
-    prior_images: Annotated[int, AT_LEAST_1] = 1000
-    """How many images are sampled for "frozen", at least 1."""
-    prior_steps: Annotated[int, Range(1, 1000)] = 50
-    """The denoising steps with which they are sampled, from 1 to 1000; guided as `cfg` says."""
-    prior_captions: Literal["prompt", "captioner"] = "prompt"
-    """What a sampled image of "frozen" is paired with: the prompt that it was sampled for, or what the captioner says,
-    so that the pair is right even where the model mixed things up."""
-    prior_keep: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """The share of the images of "frozen" that is learnt from, above 0 and at most 1: those whose words the captioner
-    finds likeliest, so that images which it is unsure of are left out. Paper: open."""
-    prior_min_timestep: Annotated[int, Range(0, 999)] = 0
-    """The lowest of L_pre's noise levels, from 0 to 999; 999 is all noise. What goes where is decided at high ones; at
-    low ones the loss is larger, and nearly the same whatever the words. Paper: open."""
-
-    # Rollout
+    # Sampling
     resolution: Annotated[int, Range(64, 4096)] = 512
     """The side of the square image in pixels, from 64 to 4096 in steps of 8. Paper: 512."""
     rollout_steps: Annotated[int, Range(1, 1000)] = 50
     """T, the denoising steps from noise to image, from 1 to 1000. Paper: 50."""
-    judged: Literal["predicted", "finished"] = "predicted"
-    """The image that is judged. predicted: what one step predicts, x_t → x_0' (ReFL, the paper). finished: what all
-    steps end with; the gradient goes to `gradient_steps` of them, and not through what the UNet reads (DRTune, arXiv
-    2405.00760), so that early steps, whose own predictions are blurred, learn from a sharp image."""
-    gradient_steps: Annotated[int, AT_LEAST_1] = 1
-    """The steps of a rollout that get a gradient, at least 1, and 1 where the image is predicted. Paper: 1."""
-    first_gradient_step: Annotated[int, AT_LEAST_0] = 30
-    """The gradient enters at random steps, the same for a batch: the first that it may be, counted from 0 (pure noise),
-    at least 0. Paper: 30."""
-    last_gradient_step: Annotated[int, AT_LEAST_0] = 49
-    """The last step that it may be, at least 0 and below `rollout_steps`. Paper: 49, the last."""
     cfg: Annotated[float, AT_LEAST_0] = 7.5
-    """Classifier-free guidance of the rollout, at least 0; 1 is none, and half the work. Paper: open."""
+    """Classifier-free guidance of these images, at least 0; 1 is none, and half the work. Paper: open."""
 
     # What is trained
     train: Literal["lora", "unet"] = "lora"
@@ -146,14 +123,14 @@ class ReflConfig:
     """What the models compute in; trained weights are kept in fp32. fp16 needs a GPU, bf16 a GPU or CPU
     that has it. Paper: half precision."""
     frozen_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
-    """What captioner and text encoder compute in. same: as `precision`."""
+    """What the captioner and the rewards' other models compute in. same: as `precision`."""
     gradient_checkpointing: bool = False
     """Compute the UNet's activations again in the backward pass: less memory, more time."""
     optimizer_8bit: bool = False
     """Keep AdamW's state in 8 bits; needs the package bitsandbytes."""
     offload_captioner: bool = False
-    """Keep captioner and text encoder in the computer's memory while they are not used: the UNet's backward pass has
-    their room on the GPU, but they are copied there for every batch."""
+    """Keep what judges in the computer's memory while it is not used: the UNet's backward pass has its room on the GPU,
+    but it is copied there for every batch."""
 
     # Watching
     sample_every: Annotated[int, AT_LEAST_0] = 100
@@ -161,7 +138,7 @@ class ReflConfig:
     sample_prompts: tuple[str, ...] = ()
     """The prompts of the grid. None: the first four held-out ones."""
     evaluate_every: Annotated[int, AT_LEAST_0] = 100
-    """Steps between evaluations of R_cap on held-out prompts, at least 0; 0 is none. The first comes before
+    """Steps between evaluations of the reward on held-out prompts, at least 0; 0 is none. The first comes before
     training."""
     evaluate_prompts: Annotated[int, AT_LEAST_1] = 64
     """How many held-out prompts an evaluation draws, at least 1; all where there are fewer."""
@@ -181,7 +158,8 @@ class ReflConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("model", "captioner", "text_encoder", "output", "prompts", "prior", "resume"):
+        _ = self.terms
+        for name in ("model", "output", "prompts", "resume"):
             if not getattr(self, name).strip():
                 raise RealignError(f"{name} is empty; give a path.")
         if not (self.held_out >= 0 and (self.held_out < 1 or self.held_out == int(self.held_out))):
@@ -192,27 +170,9 @@ class ReflConfig:
             )
         if self.evaluate_every and not self.held_out and not self.held_out_prompts:
             raise RealignError("No prompt is held out; set held_out or held_out_prompts, or evaluate_every to 0.")
-        if self.estimator == "score_function" and self.samples_per_image < 2:
-            raise RealignError(
-                "samples_per_image is 1; score_function compares captions of one image, so give at least 2."
-            )
-        if not self.reward_weight and not self.prior_weight:
-            raise RealignError("reward_weight and prior_weight are both 0, which trains nothing; raise one of them.")
         if self.resolution % 8:
             raise RealignError(
                 f"resolution is {self.resolution}; give a multiple of 8, such as {self.resolution // 8 * 8}."
-            )
-        if not self.first_gradient_step <= self.last_gradient_step < self.rollout_steps:
-            raise RealignError(
-                f"first_gradient_step is {self.first_gradient_step}, last_gradient_step {self.last_gradient_step} and "
-                f"rollout_steps {self.rollout_steps}; the first must not come after the last, nor the last after step "
-                f"{self.rollout_steps - 1}."
-            )
-        window = self.last_gradient_step - self.first_gradient_step + 1
-        if self.gradient_steps > (window if self.judged == "finished" else 1):
-            raise RealignError(
-                f"gradient_steps is {self.gradient_steps}; give at most 1 where judged is predicted, and at most "
-                f"{window} from step {self.first_gradient_step} to {self.last_gradient_step}."
             )
         if self.train == "lora" and not self.targets:
             raise RealignError(
@@ -223,3 +183,12 @@ class ReflConfig:
         for name in ("warmup_steps", "decay_steps"):
             if getattr(self, name) > self.steps:
                 raise RealignError(f"{name} is {getattr(self, name)} but steps is {self.steps}; give at most that.")
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The rewards with their weights.
+
+        Raises:
+            RealignError: `reward` is not of its form.
+        """
+        return parse_terms(self.reward)

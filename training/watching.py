@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..core.errors import RealignError
 from . import log, report, samples, trackers
 from .config import to_dict
-from .settings import ReflConfig
+from .settings import TrainingConfig
 
 
 class Watcher:
@@ -26,7 +26,7 @@ class Watcher:
         RealignError: the tracker refuses to start; before anything was trained.
     """
 
-    def __init__(self, config: ReflConfig, accelerator: Accelerator) -> None:
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.accelerator, self.output = accelerator, Path(config.output)
         self.images = config.batch_size * config.gradient_accumulation * accelerator.num_processes
         self.steps = config.steps

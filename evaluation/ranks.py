@@ -1,0 +1,233 @@
+"""The average-rank table of the human study, of what raters saved from its page (evaluation/page.py).
+
+    python evaluation/ranks.py results-1.json results-2.json …
+
+A method's rank is 1 where its image is the best of a prompt's; tied images share the mean of their places. Several
+raters of a prompt are averaged first, so that the unit of the 95 % confidence intervals (percentile bootstrap) is the
+prompt. Answers in which not every image has a rank are left out, and counted. Written to `ranks.md`, `ranks.csv` and
+`ranks.json` too.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ..core.errors import RealignError
+from ..scripts.files import make_folder, reason, write_whole
+from .bootstrap import Difference, paired_difference
+
+COLUMNS = ("method", "mean_rank", "low", "high", "first_places", "difference", "difference_low", "difference_high")
+
+
+class Results(NamedTuple):
+    """What one rater saved."""
+
+    file: Path
+    study: str
+    title: str
+    rater: str
+    methods: list[str]
+    answers: dict[int, dict[str, float]]
+    """For each prompt, by its number, the rank of each method that has one."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="what the raters saved")
+    parser.add_argument("--out", type=Path, default=Path("out/ranks"), help="folder for ranks.md, .csv and .json")
+    options = parser.parse_args()
+    try:
+        told = summary([read(file) for file in options.files])
+        make_folder(options.out)
+        write_whole(options.out / "ranks.json", json.dumps(told, indent=2) + "\n")
+        write_whole(options.out / "ranks.csv", as_csv(told))
+        write_whole(options.out / "ranks.md", as_markdown(told))
+    except RealignError as error:
+        sys.exit(f"ranks: {error}")
+    print(as_markdown(told), end="")
+
+
+# What raters saved
+
+
+def read(file: Path) -> Results:
+    """The results in a file.
+
+    Raises:
+        RealignError: it cannot be read, or it is not what the page saves.
+    """
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RealignError(f"'{file}' cannot be read ({reason(error)}): give what the page saved.") from error
+    except (ValueError, RecursionError) as error:
+        raise RealignError(f"'{file}' is not JSON: it is damaged, or not what the page saved.") from error
+    try:
+        results = _results(file, saved)
+    except (TypeError, KeyError, AttributeError, OverflowError):
+        results = None
+    if results is None:
+        raise RealignError(f"'{file}' is not what the page saved: let the rater save it again.")
+    return results
+
+
+def _results(file: Path, saved: Any) -> Results | None:
+    """The results if they are what the page saves; None, or an error of the wrong type or key, if not."""
+    answers = {answer["prompt"]: dict(answer["ranks"].items()) for answer in saved["answers"]}
+    results = Results(file, saved["study"], saved["page"], saved["rater"], saved["methods"], answers)
+    methods, ranks = set(results.methods), [rank for answer in answers.values() for rank in answer.values()]
+    right = (
+        isinstance(results.methods, list)
+        and all(isinstance(text, str) for text in (*results[1:4], *methods))
+        and len(methods) == len(results.methods) > 1
+        and len(answers) == len(saved["answers"])
+        and all(type(prompt) is int and prompt >= 0 for prompt in answers)
+        and all(set(answer) <= methods for answer in answers.values())
+        and all(type(rank) in (int, float) and math.isfinite(rank) for rank in ranks)
+    )
+    return results if right else None
+
+
+def check_same_study(results: Sequence[Results]) -> None:
+    """That results can be summed up.
+
+    Raises:
+        RealignError: two of them are of different studies, or of the same rater.
+    """
+    first, raters = results[0], {}
+    for other in results[1:]:
+        if (other.study, other.methods) != (first.study, first.methods):
+            raise RealignError(
+                f"'{first.file}' and '{other.file}' are of different studies: give the results of one page at a time."
+            )
+    for own in results:
+        if own.rater in raters:
+            raise RealignError(
+                f"'{raters[own.rater]}' and '{own.file}' are both of the rater '{own.rater}': give the later one."
+            )
+        if own.rater:
+            raters[own.rater] = own.file
+
+
+# The table
+
+
+def summary(results: Sequence[Results]) -> dict[str, Any]:
+    """Mean ranks, shares of first places and differences to the first method, as JSON-ready values.
+
+    Raises:
+        RealignError: the results are not of one study, or fewer than two prompts have an answer.
+    """
+    check_same_study(results)
+    methods = results[0].methods
+    complete, answers, incomplete = defaultdict(list), 0, 0
+    for own in results:
+        for prompt, ranks in own.answers.items():
+            if len(ranks) == len(methods):
+                complete[prompt].append(rankdata([float(ranks[name]) for name in methods]))
+                answers += 1
+            else:
+                incomplete += 1
+    if len(complete) < 2:
+        raise RealignError(
+            f"{len(complete)} of the prompts have an answer with all images ranked: rank those of at least two."
+        )
+    prompts = sorted(complete)
+    ranks = np.array([np.mean(complete[prompt], axis=0) for prompt in prompts])
+    firsts = np.array([np.mean([first_places(own) for own in complete[prompt]], axis=0) for prompt in prompts])
+    most = len(methods)
+    rows = []
+    for i, name in enumerate(methods):
+        row: dict[str, Any] = {"method": name}
+        row["mean_rank"], *row["ci"] = mean_within(ranks[:, i], 1, most)
+        row["first_places"] = float(firsts[:, i].mean())
+        if i:
+            row["difference"], *row["difference_ci"] = mean_within(ranks[:, i] - ranks[:, 0], 1 - most, most - 1)
+        rows.append(row)
+    return {
+        "study": results[0].study,
+        "page": results[0].title,
+        "raters": len(results),
+        "prompts": len(prompts),
+        "answers": answers,
+        "incomplete": incomplete,
+        "rows": rows,
+    }
+
+
+def first_places(ranks: np.ndarray) -> np.ndarray:
+    """Ranks [M] of one answer → [M]: 1 for the best image; tied ones share it."""
+    best = ranks == ranks.min()
+    return best / best.sum()
+
+
+def mean_within(values: np.ndarray, lowest: float, highest: float) -> Difference:
+    """The mean of values [N] that can be from lowest to highest, and its 95 % interval over the prompts.
+
+    It is taken of the differences to the first value, so that values that are all alike have the interval that
+    `paired_difference` gives where nothing differs, and not one without a width.
+    """
+    span = highest - lowest
+    told = paired_difference(np.full(len(values), values[0] / span), values / span)
+    delta, low, high = (values[0] + span * number for number in told)
+    return Difference(float(delta), float(max(low, lowest)), float(min(high, highest)))
+
+
+def as_markdown(told: Mapping[str, Any]) -> str:
+    """The table for reading."""
+    first = _cell(told["rows"][0]["method"])
+    left_out = f"; {told['incomplete']} in which not every image has a rank are left out" if told["incomplete"] else ""
+    lines = [
+        f"{told['answers']} answers of {told['raters']} rater{'s' * (told['raters'] > 1)} to {told['prompts']} "
+        f"prompts{left_out}. Rank 1 is the best; in brackets 95 % confidence intervals.",
+        "",
+        f"| method | mean rank | first places | less {first} |",
+        "|---|---|---|---|",
+    ]
+    for row in told["rows"]:
+        rank = _with_interval(row["mean_rank"], row["ci"], ".2f")
+        difference = _with_interval(row["difference"], row["difference_ci"], "+.2f") if "difference" in row else ""
+        lines.append(f"| {_cell(row['method'])} | {rank} | {row['first_places']:.1%} | {difference} |")
+    return "\n".join(lines) + "\n"
+
+
+def _with_interval(mean: float, interval: Sequence[float], form: str) -> str:
+    low, high = interval
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def as_csv(told: Mapping[str, Any]) -> str:
+    """The table for other programs; the first method has no difference."""
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for row in told["rows"]:
+        difference = [row["difference"], *row["difference_ci"]] if "difference" in row else [""] * 3
+        table.writerow([row["method"], row["mean_rank"], *row["ci"], row["first_places"], *difference])
+    return written.getvalue()
+
+
+if __name__ == "__main__":
+    main()

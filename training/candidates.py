@@ -1,0 +1,161 @@
+"""A round of reward-ranked learning: K images of each prompt by the model as it is, ranked, and the winners kept."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.errors import RealignError
+from ..perception.images import to_pil
+from ..pipeline.settings import SamplingSettings
+from ..rewards.combine import weighted_sum
+from ..rewards.ranking import best_first
+from .arl_settings import ArlConfig
+from .models import Trained
+from .prompts import fingerprint
+from .samples import in_rows
+
+SEED_OF_CANDIDATES = 5 * 10**8
+"""Added to where a run's own seeds begin."""
+MADE_OF = ("model", "reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed")
+"""The settings that a round's images depend on, besides the prompts and the weights."""
+
+
+class Round(NamedTuple):
+    """The winners of P prompts."""
+
+    number: int
+    prompts: list[str]
+    latents: Tensor
+    """[P, C, h, w], float32, one a prompt."""
+    scores: dict[str, Tensor]
+    """Each reward of all images: [P, K]."""
+
+
+def draw_round(
+    config: ArlConfig,
+    models: Trained,
+    texts: Sequence[str],
+    number: int,
+    weights: str,
+    *,
+    share: tuple[int, int] = (0, 1),
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Draw the images of round `number` that are not there yet, some prompts at a time, each a file.
+
+    texts: the training prompts. weights: what tells the model's weights from others (`fingerprint_of`). share: of these
+        files every n-th, from the i-th on, for one of n devices. stopped: asked before each file; what is drawn stays
+        for the next start.
+
+    Raises:
+        RealignError: a file cannot be written.
+    """
+    files = parts(config, texts, number, models.sampler.at_once)
+    mine = list(files.items())[share[0] :: share[1]]
+    for file, (start, prompts) in tqdm(mine, desc=f"images of round {number + 1}", disable=share[0] > 0):
+        if stopped():
+            return
+        made_of = _made_of(config, prompts, weights)
+        if _read(file, made_of) is None:
+            _draw(config, models, prompts, number, start, file, made_of)
+
+
+def read_round(config: ArlConfig, models: Trained, texts: Sequence[str], number: int, weights: str) -> Round:
+    """The winners of a round that was drawn."""
+    files = parts(config, texts, number, models.sampler.at_once)
+    read = [_read(file, _made_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
+    tensors = {name: torch.cat([part[name] for part in read]) for name in read[0]}
+    latents = tensors.pop("winners")
+    return Round(number, [text for _, prompts in files.values() for text in prompts], latents, tensors)
+
+
+def parts(config: ArlConfig, texts: Sequence[str], number: int, at_once: int) -> dict[Path, tuple[int, list[str]]]:
+    """Each file of a round with the prompts in it, and the place of the first of these in the round."""
+    different = list(dict.fromkeys(texts))
+    lots = random.Random(f"{config.seed} round {number}")
+    chosen = lots.sample(different, min(config.prompts_per_round, len(different)))
+    size = max(1, at_once // config.images_per_prompt)
+    folder = Path(config.output) / "rounds" / f"{number + 1:04d}"
+    return {
+        folder / f"{start:06d}.safetensors": (start, chosen[start : start + size])
+        for start in range(0, len(chosen), size)
+    }
+
+
+def winners(scores: Sequence[Tensor], how: str, lots: random.Random) -> Tensor:
+    """The place of each prompt's winner among its images: one [P, K] a reward → [P]; `how` is the setting `winner`."""
+    if how == "random":
+        P, K = scores[0].shape
+        return torch.tensor([lots.randrange(K) for _ in range(P)])
+    return best_first(scores)[:, 0]
+
+
+@torch.no_grad()
+def _draw(
+    config: ArlConfig, models: Trained, prompts: list[str], number: int, start: int, file: Path, made_of: str
+) -> None:
+    P, K = len(prompts), config.images_per_prompt
+    asked = [text for text in prompts for _ in range(K)]
+    first = config.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.prompts_per_round + start) * K
+    noise = models.sampler.noise([first + i for i in range(P * K)])
+    sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
+    latents = models.sampler.latents(asked, noise, sampling)
+    images = models.sampler.decode(latents)
+    with models.judging():
+        scores = {name: reward(images, asked).float().cpu().view(P, K) for name, reward in models.rewards.items()}
+    won = winners(list(scores.values()), config.winner, random.Random(f"{config.seed} {file.name} {number}"))
+    kept = latents.float().cpu().view(P, K, *latents.shape[1:])[torch.arange(P), won]
+    _write(file, {"winners": kept.clone(), **scores}, made_of)
+    if not start:
+        order = best_first(list(scores.values())) + torch.arange(P)[:, None] * K
+        in_rows(to_pil(images[order.flatten()]), K).save(file.with_name("best-first.png"))
+
+
+def mean_reward(models: Trained, scores: dict[str, Tensor]) -> float:
+    """The mean weighted reward of all of a round's images."""
+    return float(weighted_sum(models.terms, scores).mean())
+
+
+def fingerprint_of(weights: Sequence[Tensor]) -> str:
+    """The same for equal weights; others hardly ever have it."""
+    sums = [float(weight.detach().double().abs().sum()) for weight in weights]
+    return fingerprint([repr(value) for value in sums])
+
+
+def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> str:
+    settings = {name: getattr(config, name) for name in MADE_OF}
+    return json.dumps(settings | {"prompts": fingerprint(prompts), "weights": weights})
+
+
+def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
+    part = file.with_suffix(".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, {"made_of": made_of})
+        part.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise RealignError(
+            f"The round's images could not be written to '{file}' ({error}): make room there and start again; the run "
+            "goes on where it was."
+        ) from error
+
+
+def _read(file: Path, made_of: str) -> dict[str, Tensor] | None:
+    """What a file holds, if it is whole and made by the same settings of the same prompts."""
+    try:
+        with safe_open(file, "pt") as opened:
+            if (opened.metadata() or {}).get("made_of") != made_of:
+                return None
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
