@@ -125,11 +125,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(name: str, told: Mapping[str, Any] | None) -> str:
     if told is None or told["value"] is None:
         return "–"
-    places = {"fid": 2, "kid": 4}.get(name, 3)
-    spread = told.get("std")
-    if "ci" in told:
-        spread = (told["ci"][1] - told["ci"][0]) / 2
-    return f"{told['value']:.{places}f}" + ("" if spread is None else f" ± {spread:.{places}f}")
+    form = {"fid": "#.4g", "kid": ".4f"}.get(name, ".3f")
+    low, high = told.get("ci", (None, None))
+    spread = told.get("std") if low is None else (high - low) / 2
+    return f"{told['value']:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
