@@ -203,7 +203,7 @@ def scores_of(
     """Of each method its columns [N]."""
     out: dict[str, dict[str, np.ndarray]] = {method.name: {} for method in methods}
     for metric in metrics:
-        for name, own in measured(metric, items, options.out / "scores").items():
+        for name, own in measured(metric, items, options.out / "scores"):
             out[name] |= dict(zip(metric.columns, own.T, strict=True))
     first = out[methods[0].name]
     for own in out.values():

@@ -143,13 +143,14 @@ def distances(
     """FID and KID of each method; why one is left out is added to the notes."""
     if not real:
         return {}
-    found = measured(features(options), {"": real, **seen}, options.out / "scores")
-    truth = found.pop("")
     wanted = [column for column in (FID, KID) if not options.metric or column in options.metric]
-    return {name: {column: distance(column, truth, drawn, notes) for column in wanted} for name, drawn in found.items()}
+    found = measured(features(options), {"": real, **seen}, options.out / "scores")
+    _, truth = next(found)
+    return {name: {column: distance(column, truth, drawn, notes) for column in wanted} for name, drawn in found}
 
 
 def distance(column: str, real: np.ndarray, drawn: np.ndarray, notes: list[str]) -> dict[str, Any]:
+    """FID or KID of features [N, D], [M, D] for the tables."""
     try:
         if column == FID:
             return {"value": frechet.fid(real, drawn), "n": len(drawn)}

@@ -130,10 +130,11 @@ def _of_one_size(items: Sequence[Item]) -> Iterator[tuple[list[Item], list[Image
         yield [one for one, _ in own], [picture for _, picture in own]
 
 
-def measured(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Path) -> dict[str, np.ndarray]:
-    """What was measured of the N images of each method: [N, K], float64."""
+def measured(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """What was measured of the N images of each method: [N, K], float64; of one method after the other."""
     values = Cache(folder / metric.slug).values
-    return {name: np.stack([values[one.key] for one in own]).astype(np.float64) for name, own in items.items()}
+    for name, own in items.items():
+        yield name, np.stack([values[one.key] for one in own]).astype(np.float64)
 
 
 def of_reward(name: str, models: Mapping[str, str], load: Callable[[], Reward]) -> Metric:

@@ -90,8 +90,8 @@ def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp
 
 
 def test_the_controls_differ_from_the_method_in_one_thing_each(models):
-    prompts = [text for text, _ in two_object_prompts(held_out=True, count=4)]
-    seeds, settings = [5, 6, 7, 8], replace(SETTINGS_QUICK, box_threshold=0.1)
+    prompts = [text for text, _ in two_object_prompts(held_out=True, count=3)]
+    seeds, settings = [5, 6, 7], replace(SETTINGS_QUICK, box_threshold=0.1)
     drawn = draw(models, prompts, seeds, [FINE, FINE_ALL, REDRAW], settings)
     for way, own in ((FINE, settings), (FINE_ALL, replace(settings, keep_better=False))):
         alone = realign_batch(models, prompts, seeds, own)
@@ -106,12 +106,12 @@ def test_the_controls_differ_from_the_method_in_one_thing_each(models):
 
 
 def test_a_killed_run_goes_on_where_it_was(call, tmp_path):
-    arguments = ["--count=4", "--steps=2", "--batch=1", "--metric=judge", "--method=base"]
+    arguments = ["--count=4", "--steps=1", "--batch=1", "--metric=judge", "--method=base"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, SCRIPT, *arguments, "--out", tmp_path / "out"]
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "out" / "images" / "base"
-    while not (folder / "00001.png").exists() and running.poll() is None:
+    while not (folder / "00000.png").exists() and running.poll() is None:
         time.sleep(0.005)
     running.send_signal(signal.SIGKILL)
     running.wait()
@@ -120,10 +120,6 @@ def test_a_killed_run_goes_on_where_it_was(call, tmp_path):
     assert call(*arguments) == 0
     assert len(list(folder.glob("*.png"))) == 4
     assert all(file.stat().st_mtime_ns == made for file, made in there.items())
-    assert call(*arguments, "--out", tmp_path / "whole", "--batch=4") == 0
-    for file in folder.glob("*.png"):
-        whole = np.asarray(Image.open(tmp_path / "whole" / "images" / "base" / file.name), int)
-        assert np.abs(np.asarray(Image.open(file), int) - whole).max() <= 1
 
 
 def test_a_stopped_run_says_so(call, monkeypatch):
@@ -268,15 +264,15 @@ def test_a_number_belongs_to_an_image_and_its_prompt(tmp_path):
 
 
 def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call, tmp_path):
-    arguments = ["--count=12", "--steps=1", "--method=base", "--metric=fid", "--metric=kid"]
+    arguments = ["--count=10", "--steps=1", "--method=base", "--metric=fid", "--metric=kid"]
     assert call(*arguments) == 0
     reference = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out" / "reference").iterdir())]
-    wanted = [pairs_of(text) for text, _ in two_object_prompts(held_out=True, count=12)]
+    wanted = [pairs_of(text) for text, _ in two_object_prompts(held_out=True, count=10)]
     assert judge_all(reference, wanted)["exact"].mean() > 0.9
     told = results(tmp_path)
     (row,) = told["rows"]
     assert row["columns"]["fid"]["value"] is None and row["columns"]["kid"]["value"] > 0
-    assert "FID over" in told["notes"][0] and "there are 12" in told["notes"][0]
+    assert "FID over" in told["notes"][0] and "there are 10" in told["notes"][0]
 
 
 @pytest.mark.parametrize(
