@@ -112,11 +112,11 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
     prompts, problems = prompts_of(options)
     check(options, methods)
     metrics = metrics_of(options, prompts)
+    make_folder(options.out)
     real = reference(options, prompts)
     others = {m.name: of_another(m.images, prompts) for m in methods if m.images is not None}
     if processes.first:
         print(*problems, f"{len(prompts)} prompts, {len(methods)} methods.", sep="\n")
-        make_folder(options.out)
         for method in methods:
             if method.images is None:
                 claim(folder_of(options, method), made_of(options, method))

@@ -23,7 +23,7 @@ from ..scripts import hardware, models
 from ..scripts.models import DEMO, option
 from ..scripts.pictures import KINDS
 from . import frechet
-from .images import place, write_image
+from .images import missing, place, write_image
 from .prompt_sets import Numbered
 from .scores import Item, Metric, item, measured, of_judge, of_reward
 
@@ -67,7 +67,7 @@ def reward_metric(name: str, there: Mapping[str, str | Path], options: argparse.
     """A reward, with the models that are there."""
     needed = needs(name, options)
     for model in needed:
-        if model not in there:
+        if model not in there or (there[model] == DEMO and model not in EMBEDDED):
             raise RealignError(f"The metric {name} needs {option(model)} PATH.")
     if name == "negclip" and "clip" in there:  # whose tokenizer it may read
         needed.append("clip")
@@ -130,10 +130,10 @@ def rendered(options: argparse.Namespace, prompts: Sequence[Numbered], asked: Co
             raise RealignError("Not every prompt names one to three coloured shapes: give --reference FOLDER.")
         return []
     folder = options.out / "reference"
-    for prompt in prompts:
-        if not place(folder, prompt.index).exists():
-            scene = scene_of(pairs_of(prompt.text), Random(f"{options.seed} {prompt.index}"))
-            write_image(place(folder, prompt.index), torch.from_numpy(scene.image) / 255, prompt.text, options.seed)
+    for prompt in missing(folder, prompts, options.seed):
+        seed = options.seed + prompt.index
+        scene = scene_of(pairs_of(prompt.text), Random(seed))
+        write_image(place(folder, prompt.index), torch.from_numpy(scene.image) / 255, prompt.text, seed)
     return [item(place(folder, prompt.index)) for prompt in prompts]
 
 

@@ -286,6 +286,7 @@ def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call
         (["--tagger=nowhere"], "'base' needs --model PATH"),
         (["--device=gpu"], "cannot compute on 'gpu'"),
         (["--metric=negclip"], "The metric negclip needs --negclip PATH"),
+        (["--metric=negclip", "--negclip=demo", "--model=demo", "--method=base"], "needs --negclip PATH"),
         (["--clip=nowhere", "--metric=clip", "--method=base"], "no 'nowhere': check the path at --clip"),
         (["--model=demo", "--method=base", "--metric=fid"], "fid and kid need --reference"),
         (["--reference=nowhere", "--metric=fid"], "no images in 'nowhere'"),
