@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,11 +29,13 @@ from ..core.regions import Region, RegionSet
 from ..perception.detector import box_iou
 from ..perception.images import to_uint8
 from ..pipeline.realign import Models
+from ..rewards.loading import load_rewards
+from ..rewards.reward import Reward
 from .judge import judge_all
 from .models import FOLDER, SETTINGS, load_models
 from .prompts import Pair, one_object_prompts, two_object_prompts
 from .train.data import Scenes, draw_scenes
-from .train.text_tower import wrong_pairs
+from .train.text_tower import changed_pairs, wrong_pairs
 from .world import SIZE, TAGS, caption, parse, phrase
 
 SCENES, SEED, BATCH = 1000, 9, 50
@@ -44,8 +47,11 @@ TARGETS = {
     "tagger macro F1": (0.95, 1.0),
     "detector accuracy @ IoU 0.5": (0.85, 1.0),
     "mask mIoU": (0.75, 1.0),
+    **{f"{name} above {wrong}": (0.95, 1.0) for name in ("clip", "blip-itm") for wrong in ("swapped", "changed")},
 }
 """What each should reach, and where mix-ups should remain."""
+MATCHING = ("clip", "blip-itm", "blip-itc")
+"""The rewards that hold an image against a caption."""
 
 
 def main() -> None:
@@ -55,11 +61,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"))
     options = parser.parse_args()
     models = load_models(options.models)
+    matching = load_rewards(MATCHING, {"clip": options.models / "clip", "blip": options.models / "blip2_itm"})
     numbers: dict[str, float] = {}
     if not options.only or "eyes" in options.only:
-        numbers |= eyes(models, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
+        numbers |= eyes(models, matching, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
     if not options.only or "text_to_image" in options.only:
-        numbers |= text_to_image(models)
+        numbers |= text_to_image(models, matching)
     numbers = {name: float(value) for name, value in numbers.items()}
     for name, value in numbers.items():
         low, high = TARGETS.get(name, (None, None))
@@ -69,7 +76,7 @@ def main() -> None:
     options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
-def eyes(models: Models, scenes: Scenes) -> dict[str, float]:
+def eyes(models: Models, matching: dict[str, Reward], scenes: Scenes) -> dict[str, float]:
     """What the models that look and read get right on clean scenes of two things."""
     images = scenes.images.permute(0, 2, 3, 1).float() / 255
     truths = [[thing.pair for thing in things] for things in scenes.things]
@@ -85,17 +92,24 @@ def eyes(models: Models, scenes: Scenes) -> dict[str, float]:
         "f_enc right caption": _right_caption(models, truths),
         "tagger macro F1": _tag_f1([{t.name for t in own} for own in tags], truths),
         **_grounding(regions, scenes),
+        **_right_above_wrong(matching, images, truths),
     }
 
 
-def text_to_image(models: Models, seeds: int = 5) -> dict[str, float]:
-    """What the text-to-image model draws: one-object prompts with several seeds, all held-out two-object prompts."""
+def text_to_image(models: Models, matching: dict[str, Reward], seeds: int = 5) -> dict[str, float]:
+    """What the text-to-image model draws: one-object prompts with several seeds, all held-out two-object prompts.
+
+    And how well each reward orders the latter: how often an image that is right scores above one that is not.
+    """
     one, two = one_object_prompts() * seeds, two_object_prompts(held_out=True)
     images = draw(models, two, "two objects")
     single = judge_all(draw(models, one, "one object"), [pairs for _, pairs in one])
     double = judge_all(images, [pairs for _, pairs in two])
-    kept = np.array(_rewards(models, images, [prompt for prompt, _ in two])) >= SETTINGS.gate
+    prompts = [prompt for prompt, _ in two]
+    kept = np.array(_rewards(models, images, prompts)) >= SETTINGS.gate
     right = double["both_right"] == 1
+    pixels = torch.from_numpy(images).float() / 255
+    scores = {name: _scores(reward, pixels, prompts).numpy() for name, reward in matching.items()}
     return {
         "one-object bind": single["bind"].mean(),
         "two-object bind": double["bind"].mean(),
@@ -103,6 +117,7 @@ def text_to_image(models: Models, seeds: int = 5) -> dict[str, float]:
         "two-object exact": double["exact"].mean(),
         "right images the gate keeps": kept[right].mean(),
         "wrong images the gate keeps": kept[~right].mean(),
+        **{f"{name} right above wrong images": _auc(s[right], s[~right]) for name, s in scores.items()},
     }
 
 
@@ -153,6 +168,36 @@ def _right_caption(models: Models, truths: list[list[Pair]]) -> float:
     wrong = [caption(wrong_pairs(pairs, rng)) for pairs in truths]
     own, other = (models.reward.similarity(right, texts) for texts in (reordered, wrong))
     return float((own > other).float().mean())
+
+
+def _right_above_wrong(matching: dict[str, Reward], images: Tensor, truths: list[list[Pair]]) -> dict[str, float]:
+    """How often a caption scores above the same with its colours swapped, or with a colour or shape changed.
+
+    Things of one shape cannot be swapped: those scenes count for the change only.
+    """
+    rng = random.Random(SEED)
+    right = [caption(pairs) for pairs in truths]
+    swapped = [caption([(b, one), (a, two)]) for (a, one), (b, two) in truths]
+    changed = [caption(changed_pairs(pairs, rng.randrange(2), rng.randrange(2), rng)) for pairs in truths]
+    differ = torch.tensor([one != two for (_, one), (_, two) in truths])
+    out = {}
+    for name, reward in matching.items():
+        own, swap, change = (_scores(reward, images, texts) for texts in (right, swapped, changed))
+        out[f"{name} above swapped"] = float((own > swap)[differ].float().mean())
+        out[f"{name} above changed"] = float((own > change).float().mean())
+    return out
+
+
+@torch.inference_mode()
+def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """images [N, H, W, 3] in [0, 1] and a prompt each → [N]."""
+    parts = torch.arange(len(images)).split(BATCH)
+    return torch.cat([reward(images[rows], [prompts[i] for i in rows.tolist()]) for rows in parts])
+
+
+def _auc(high: np.ndarray, low: np.ndarray) -> float:
+    """How often a number of `high` lies above one of `low`."""
+    return float(mannwhitneyu(high, low).statistic / (len(high) * len(low)))
 
 
 def _tag_f1(found: list[set[str]], truths: list[list[Pair]]) -> float:

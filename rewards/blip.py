@@ -16,6 +16,8 @@ from transformers import (
 )
 
 from ..core.errors import RealignError
+from ..perception.checkpoints.files import read_tensors, weights_file
+from ..perception.checkpoints.filling import wrong_file
 from ..perception.loading import existing_folder, from_folder
 from .preprocessing import Preprocessing
 from .reward import check_pairs
@@ -47,6 +49,8 @@ class Blip:
         Raises:
             RealignError: a file is missing or damaged, or the folder holds another model.
         """
+        if (file := weights_file(folder)) is not None:
+            raise wrong_file(file, read_tensors(file), "the Hugging Face folder of a retrieval BLIP or BLIP-2")
         model = from_folder(_class_of(existing_folder(folder)), folder, dtype=dtype).to(device, dtype)
         seen = Preprocessing.of(from_folder(AutoImageProcessor, folder))
         return cls(model, from_folder(AutoTokenizer, folder), seen)

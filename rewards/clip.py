@@ -19,12 +19,13 @@ from .reward import check_pairs
 
 
 class ClipReward:
-    """cos(image, prompt) of CLIP's embeddings: [−1, 1], for photographs and their captions mostly 0.2 to 0.35.
+    """cos(image, prompt) of CLIP's embeddings: [−1, 1].
 
     arXiv 2103.00020. CLIPScore (arXiv 2104.08718) is 2.5 · max(cos, 0) of the same cosine. As `negclip` the same of
     NegCLIP (arXiv 2210.01936), a ViT-B/32 whose fine-tuning had captions with words swapped as negatives. Its
-    authors' evaluation lets open_clip build it, with exact GELU, although OpenAI's weights, from which it was tuned,
-    have QuickGELU; files of open_clip are read the same way here, unless an open_clip_config.json says otherwise.
+    authors' evaluation has open_clip build a plain ViT-B-32, with exact GELU, although OpenAI's weights, from which it
+    was tuned, have QuickGELU. So as to be comparable, files of open_clip are read like that here too, unless an
+    open_clip_config.json beside them says otherwise.
 
     Prompts are cut where CLIP's text half ends (77 tokens with the two marks). Differentiable.
     """

@@ -32,6 +32,7 @@ NEEDS = {
 }
 """Each reward and the models that it judges with."""
 NAMES = tuple(NEEDS)
+MODELS = tuple(dict.fromkeys(model for needed in NEEDS.values() for model in needed))
 DEMO = "demo"
 """In place of a path: the model of the demo world."""
 EMBEDDED = {
@@ -97,18 +98,22 @@ def load_rewards(
 
 def _paths(names: Sequence[str], places: Mapping[str, str | Path], offline: bool) -> dict[str, Path]:
     """Where each model lies that has a place; checked before the first is read, which may take minutes."""
-    models = list(dict.fromkeys(model for needed in NEEDS.values() for model in needed))
-    for model in places:
-        if model not in models:
-            raise RealignError(f"'{model}' is no model that a reward needs: they need {', '.join(models)}.")
+    paths = {}
+    for model, path in places.items():
+        if model not in MODELS:
+            raise RealignError(f"'{model}' is no model that a reward needs: they need {', '.join(MODELS)}.")
+        if str(path) != DEMO:
+            paths[model] = Path(path)
+        elif model in EMBEDDED:
+            paths[model] = _WEIGHTS / EMBEDDED[model]
     for name in names:
         if name not in NEEDS:
             raise RealignError(f"There is no reward '{name}': choose among {', '.join(NAMES)}.")
-        needed = (*NEEDS[name], *(("text_encoder",) if name == "sam" and offline else ()))
-        for model in needed:
-            if model not in places:
-                embedded = f", or {DEMO} for the embedded one" if model in EMBEDDED else ""
-                raise RealignError(f"The reward {name} needs a {model}: give its path{embedded}.")
-            if str(places[model]) == DEMO and model not in EMBEDDED:
+        for model in (*NEEDS[name], *(["text_encoder"] if name == "sam" and offline else [])):
+            if model in paths:
+                continue
+            if model in places:
                 raise RealignError(f"The demo world has no {model}: give the path of one, or leave {name} out.")
-    return {model: _WEIGHTS / EMBEDDED[model] if str(path) == DEMO else Path(path) for model, path in places.items()}
+            embedded = f", or {DEMO} for the embedded one" if model in EMBEDDED else ""
+            raise RealignError(f"The reward {name} needs to know where {model} is: give its path{embedded}.")
+    return paths

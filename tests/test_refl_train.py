@@ -204,14 +204,14 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     settings = dataclasses.replace(parse(ReflConfig, QUICK.split()), output=str(tmp_path), offload_captioner=True)
     whole = ReflRun(settings)
-    reward, loss, prior_loss = whole._add_gradient(0).tolist()
+    reward, loss, prior_loss = whole.add_gradient(0).tolist()
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
 
     texts, seeds, (index,) = whole._draw_lots(0)
     images = whole.rollout.predicted(texts, whole.models.sampler.noise(seeds), index)
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
-    L = settings.reward_weight * (settings.margin - whole.models.estimator(images, texts)).relu().mean()
+    L = settings.reward_weight * (settings.margin - whole.estimators["caption"](images, texts)).relu().mean()
     L = L + settings.prior_weight * L_pre  # eq. 5
     L.backward()
     assert (loss, prior_loss) == pytest.approx((L.item(), L_pre.item()))

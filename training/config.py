@@ -275,10 +275,10 @@ def _table(settings: type[Settings], configs: Mapping[str, Settings], script: st
         f"# {title}",
         "",
         f"Of `training/{script}.py`; made from `training/*settings.py` and `training/configs/*.toml` by",
-        "`python training/config.py --write`: edit those. Defaults are those of the first column, the paper's where it",
-        "gives a value. On the command line each setting is an option: `--batch-size 2`, `--dry-run`, `--targets to_q",
-        "to_k`; it wins over the file that `--config` names. A file may leave settings out. In TOML write Windows paths",
-        "in 'single quotes'.",
+        "`python training/config.py --write`: edit those. Defaults are those of the first column, the paper's where",
+        "it gives a value. On the command line each setting is an option, such as `--batch-size 2` or `--dry-run`; it",
+        "wins over the file that `--config` names. A file may leave settings out. In TOML write Windows paths in",
+        "'single quotes'.",
     ]
     for name, doc in documentation(settings).items():
         if doc.section:

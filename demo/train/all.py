@@ -1,7 +1,7 @@
 """Train all demo models from scratch.
 
     python demo/train/all.py --out out/demo-models                 # everything; a GPU is used where there is one
-    python demo/train/all.py --out out/demo-models --only tagger   # one model (those made from its VAE need the VAE)
+    python demo/train/all.py --out out/demo-models --only tagger   # one model (what it is made from must be there)
     python demo/train/all.py --out out/smoke --steps 20 --scenes 1000    # does every script still run?
 
 `make demo-models` runs the first of these and then `demo/train/pack.py`, which writes the shipped fp16 weights.
@@ -21,16 +21,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
-from . import captioner, data, grounding, segmenter, tagger, text_to_image, text_tower, vae
+from . import captioner, clip, data, grounding, matching, segmenter, tagger, text_to_image, text_tower, vae
 from .vocabulary import bert_tokenizer, clip_tokenizer, word_tokenizer
 
 SCENES, SEGMENTER_SCENES, RECONSTRUCTIONS = 40_000, 8_000, 8_000
-MODELS = ("vae", "text_to_image", "captioner", "text_tower", "tagger", "grounding", "segmenter")
+MODELS = ("vae", "text_to_image", "captioner", "text_tower", "tagger", "grounding", "segmenter", "clip", "matching")
+LAST = ("clip", "matching")
+"""Those that look through the captioner's ViT; `matching` completes what `text_tower` made."""
 
 
 def train_one(name: str, out: Path, device: str, steps: int | None, count: int) -> None:
-    """Train the model `name` and save it under `out`; all but the VAE and the segmenter need the VAE there."""
+    """Train the model `name` and save it under `out`.
+
+    All but the VAE and the segmenter need the VAE there; those of `LAST` the captioner too, `matching` the text tower.
+    """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if name == "vae" else len(MODELS))))
     module = globals()[name]
     recipe = replace(module.RECIPE, steps=steps) if steps else module.RECIPE
@@ -54,6 +60,11 @@ def train_one(name: str, out: Path, device: str, steps: int | None, count: int) 
         captioner.train(scenes, word_tokenizer(out / "blip2_captioner"), out / "blip2_captioner", device, recipe)
     elif name == "text_tower":
         text_tower.train(scenes, bert_tokenizer(out / "blip2_itm"), out / "blip2_itm", device, recipe)
+    elif name == "clip":
+        clip.train(scenes, clip_tokenizer(out / "clip"), out / "blip2_captioner", out / "clip", device, recipe)
+    elif name == "matching":
+        tokenizer = AutoTokenizer.from_pretrained(out / "blip2_itm")
+        matching.train(scenes, tokenizer, out / "blip2_captioner", out / "blip2_itm", device, recipe)
     elif name == "grounding":
         grounding.train(scenes, bert_tokenizer(out / "grounding_dino"), out / "grounding_dino", device, recipe)
     else:
@@ -86,8 +97,9 @@ def main() -> None:
         train_one(*jobs.pop(0))
     workers = len(MODELS) if options.device != "cpu" else os.cpu_count() or 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for done in [pool.submit(train_one, *job) for job in jobs]:
-            done.result()
+        for last in (False, True):
+            for done in [pool.submit(train_one, *job) for job in jobs if (job[0] in LAST) == last]:
+                done.result()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ..models import FOLDER
 
 FOLDERS = (
     *(f"stable_diffusion/{part}" for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")),
-    *("blip2_captioner", "blip2_itm", "ram", "grounding_dino", "sam"),
+    *("blip2_captioner", "blip2_itm", "ram", "grounding_dino", "sam", "clip"),
 )
 
 

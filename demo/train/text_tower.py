@@ -64,9 +64,13 @@ def wrong_pairs(pairs: list[Pair], rng: random.Random) -> list[Pair]:
         if pairs[i][1 - part] != pairs[j][1 - part] and pairs[i][part] != pairs[j][part]:
             pairs[i], pairs[j] = _set(pairs[i], part, pairs[j][part]), _set(pairs[j], part, pairs[i][part])
             return pairs
+    return changed_pairs(pairs, i, part, rng)
+
+
+def changed_pairs(pairs: list[Pair], i: int, part: int, rng: random.Random) -> list[Pair]:
+    """The pairs, the colour (part 0) or shape (part 1) of the one at `i` changed to one that none of them has."""
     options = [v for v in (COLORS, SHAPES)[part] if v not in [pair[part] for pair in pairs]]
-    pairs[i] = _set(pairs[i], part, rng.choice(options))
-    return pairs
+    return [*pairs[:i], _set(pairs[i], part, rng.choice(options)), *pairs[i + 1 :]]
 
 
 def _set(pair: Pair, part: int, value: str) -> Pair:
@@ -82,14 +86,14 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
 
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))
-        right, reordered, wrong = _texts([scenes.things[i] for i in index.tolist()], rng)
+        right, reordered, wrong = draw_captions([scenes.things[i] for i in index.tolist()], rng)
         vision = model.vision_model(roughen(scenes.pixels(index, device))).last_hidden_state
         tokens = tokenizer(right + reordered + wrong, padding=True, return_tensors="pt").to(device)
         image, (text, hidden) = embed_images(model, vision), read_texts(model, tokens)
         ones, others = text[:batch], text[batch:]
-        contrast = _contrast(image, ones, others[batch:]) + _text_contrast(ones, others[:batch], others[batch:])
-        matching = _matching(model, vision, tokens, batch)
-        return contrast + 0.5 * matching + patches.loss(vision, index) + words.loss(hidden, tokens.input_ids)
+        contrasts = contrast(image, ones, others[batch:]) + _text_contrast(ones, others[:batch], others[batch:])
+        fit_or_not = matching(model, vision, tokens)
+        return contrasts + 0.5 * fit_or_not + patches.loss(vision, index) + words.loss(hidden, tokens.input_ids)
 
     fit(recipe, [model, patches.head, words.head], loss_of, "text tower")
     model.eval().save_pretrained(folder)
@@ -98,7 +102,7 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
     return model
 
 
-def _texts(things: list[tuple[Thing, ...]], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
+def draw_captions(things: list[tuple[Thing, ...]], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
     """For B scenes: B captions, B captions in another order, B x HARD_NEGATIVES wrong ones (scene by scene)."""
     right, reordered, wrong = [], [], []
     for scene in things:
@@ -152,7 +156,7 @@ def _similarity(image: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bqe,te->bqt", image, text).amax(1) / TEMPERATURE
 
 
-def _contrast(image: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+def contrast(image: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
     """Images against all captions and their own wrong ones; captions against all images."""
     batch = len(right)
     label = torch.arange(batch, device=right.device)
@@ -169,10 +173,14 @@ def _text_contrast(right: Tensor, reordered: Tensor, wrong: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.arange(batch, device=right.device))
 
 
-def _matching(model: Blip2ForImageTextRetrieval, vision: Tensor, tokens, batch: int) -> Tensor:
-    """The ITM head: right caption or (the first) wrong one?"""
-    first_wrong = 2 * batch + torch.arange(batch, device=vision.device) * HARD_NEGATIVES
-    rows = torch.cat([torch.arange(batch, device=vision.device), first_wrong])
+def matching(model: Blip2ForImageTextRetrieval, vision: Tensor, tokens) -> Tensor:
+    """The ITM head: right caption or (the first) wrong one?
+
+    vision: ViT tokens [B, T, D]. tokens: first the B right captions, last the B x HARD_NEGATIVES wrong ones.
+    """
+    batch = len(vision)
+    scene = torch.arange(batch, device=vision.device)
+    rows = torch.cat([scene, len(tokens.input_ids) + (scene - batch) * HARD_NEGATIVES])
     queries = model.query_tokens.expand(2 * batch, -1, -1)
     joint = model.embeddings(input_ids=tokens.input_ids[rows], query_embeds=queries)
     mask = torch.cat([tokens.attention_mask.new_ones(2 * batch, QUERIES), tokens.attention_mask[rows]], dim=1)

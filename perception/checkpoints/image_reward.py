@@ -60,10 +60,13 @@ def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> I
     tensors = {name: tensor for name, tensor in read_tensors(file).items() if not name.startswith(UNUSED)}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, KIND)
-    looks, reads, judges = (
-        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
-        for part in (_VISION, _TEXT, _MLP)
+    looks, reads = (
+        {name.removeprefix(half): tensor for name, tensor in tensors.items() if name.startswith(half)}
+        for half in (_VISION, _TEXT)
     )
+    judges = {
+        name.removeprefix(_MLP): tensor for name, tensor in tensors.items() if not name.startswith((_VISION, _TEXT))
+    }
     vision = from_tensors(BlipVisionModel, vision_config, converted, looks, file, KIND, dtype)
     text = from_tensors(BlipTextModel, text_config, dict, reads, file, KIND, dtype, add_pooling_layer=False)
     return ImageRewardNetworks(vision, text, _head(judges, text.config.hidden_size, file))

@@ -1,0 +1,55 @@
+"""The image half of the demo's `Blip2ForImageTextRetrieval`: does a caption fit an image (ITM, ITC)?
+
+The text half is f_enc of eq. 4 and stays as it is, to the bit. As in BLIP-2 the ViT is frozen: the captioner's, which
+has seen far more scenes than f_enc's own. Trained are the queries, what they look and think with, and both heads.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
+
+from .data import Scenes, roughen
+from .fit import Recipe, fit
+from .text_tower import contrast, draw_captions, embed_images, matching, read_texts
+
+RECIPE = Recipe(steps=600, batch=64, lr=1e-3, bf16=False)
+IMAGE_HALF = ("query_tokens", "crossattention", "intermediate_query", "output_query", "vision_projection", "itm_head")
+"""Parts of the names of what is trained."""
+
+
+def train(
+    scenes: Scenes,
+    tokenizer: PreTrainedTokenizerBase,
+    captioner: Path,
+    folder: Path,
+    device: str,
+    recipe: Recipe = RECIPE,
+) -> Blip2ForImageTextRetrieval:
+    """Matching and contrast with hard negatives, through the ViT of the model in `captioner`. Rewrites `folder`."""
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(recipe.seed)
+    model = Blip2ForImageTextRetrieval.from_pretrained(folder).float()
+    eyes = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
+    model.vision_model.load_state_dict(eyes.state_dict())
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(any(part in name for part in IMAGE_HALF))
+    model.to(device).train()
+
+    def loss_of(batch: int) -> Tensor:
+        index = torch.randint(len(scenes), (batch,))
+        right, _, wrong = draw_captions([scenes.things[i] for i in index.tolist()], rng)
+        with torch.no_grad():
+            vision = model.vision_model(roughen(scenes.pixels(index, device))).last_hidden_state
+        tokens = tokenizer(right + wrong, padding=True, return_tensors="pt").to(device)
+        with torch.no_grad():
+            text, _ = read_texts(model, tokens)
+        return contrast(embed_images(model, vision), text[:batch], text[batch:]) + matching(model, vision, tokens)
+
+    fit(recipe, [model], loss_of, "matching")
+    model.eval().save_pretrained(folder)
+    return model

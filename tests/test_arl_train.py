@@ -1,0 +1,191 @@
+"""Reward-ranked learning on the demo models: what is ranked, what is learnt, and that stopping it costs nothing."""
+
+import csv
+import dataclasses
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from realigndiff.core.errors import RealignError
+from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.training import candidates
+from realigndiff.training.arl_settings import ArlConfig
+from realigndiff.training.arl_train import ArlRun
+from realigndiff.training.config import parse
+from realigndiff.training.plan import plan
+from safetensors import safe_open
+from safetensors.torch import load_file
+from scipy.stats import rankdata
+
+ROOT = Path(__file__).parents[1]
+QUICK = parse(
+    ArlConfig,
+    f"--config {ROOT}/training/configs/arl-demo.toml --rounds 2 --steps 4 --prompts-per-round 3 --images-per-prompt 3 "
+    "--rollout-steps 3 --batch-size 2 --rank 4 --targets to_q to_k --warmup-steps 0 --decay-steps 0 "
+    "--evaluate-prompts 2 --evaluate-every 2 --sample-every 4 --save-every 1 --keep-last 9".split(),
+)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of two rounds that nothing stopped, by the script."""
+    output = tmp_path_factory.mktemp("arl")
+    done = script(output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def script(output: Path, *more: str) -> subprocess.CompletedProcess:
+    options = [f"--{name.replace('_', '-')}={getattr(QUICK, name)}" for name in CHANGED] + ["--targets", "to_q", "to_k"]
+    command = [sys.executable, "training/arl_train.py", "--config", "training/configs/arl-demo.toml", *options, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += ["--output", str(output)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+CHANGED = (
+    *("rounds", "steps", "prompts_per_round", "images_per_prompt", "rollout_steps", "batch_size", "rank"),
+    *("warmup_steps", "decay_steps", "evaluate_prompts", "evaluate_every", "sample_every", "save_every", "keep_last"),
+)
+
+
+def run_in(output: Path, **changes) -> ArlRun:
+    return ArlRun(dataclasses.replace(QUICK, output=str(output), **changes))
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = load_file(a), load_file(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def rounds(output: Path) -> list[Path]:
+    return sorted((output / "rounds").rglob("*.safetensors"))
+
+
+def test_a_run_writes_what_every_training_writes_and_its_rounds(whole):
+    rows = list(csv.DictReader((whole / "log.csv").open(encoding="utf-8")))
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4]
+    assert [bool(row["held_out_reward"]) for row in rows] == [True, False, True, False, True]
+    assert rows[1]["reward"] == rows[2]["reward"] != rows[3]["reward"] == rows[4]["reward"]  # of a round's images
+    assert [file.parent.name for file in rounds(whole)] == ["0001", "0002"]
+    assert Image.open(whole / "rounds/0001/best-first.png").size == (3 * 64, 3 * 64)
+    assert "arl_train.py" in (whole / "report.html").read_text(encoding="utf-8")
+    weights = load_file(whole / "last.safetensors")
+    assert max(float(tensor.abs().max()) for name, tensor in weights.items() if "lora_up" in name) > 1e-4
+    with safe_open(whole / "last.safetensors", "pt") as file:
+        assert '"images_per_prompt": 3' in file.metadata()["realigndiff.config"]
+
+
+def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
+    """Drawn, judged and ranked again, one image after the other."""
+    (file,) = rounds(whole)[:1]
+    told = load_file(file)
+    ((_, prompts),) = candidates.parts(QUICK, _training_prompts(), 0, 32).values()
+    for place, prompt in enumerate(prompts):
+        first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
+        noise = models.sampler.noise([first, first + 1, first + 2])
+        latents = models.sampler.latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.cfg))
+        torch.testing.assert_close(
+            models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], atol=1e-4, rtol=0
+        )
+        sums = sum(rankdata(-told[name][place].numpy()) for name in ("caption", "sam"))
+        torch.testing.assert_close(told["winners"][place], latents[sums.argmin()], atol=1e-3, rtol=1e-3)
+
+
+def _training_prompts() -> tuple[str, ...]:
+    from realigndiff.training.prompts import load_prompts
+
+    return load_prompts(QUICK)[0].texts
+
+
+def test_winners_are_of_the_best_ranks_or_by_chance():
+    scores = [torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0], [2.0, 1.0, 3.0]])]
+    assert candidates.winners(scores, "rank_sum", random.Random(0)).tolist() == [2, 0]
+    chance = torch.stack([candidates.winners(scores, "random", random.Random(seed)) for seed in range(300)])
+    assert (torch.nn.functional.one_hot(chance).float().mean(0) - 1 / 3).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_run_that_goes_on_within_or_between_rounds_ends_with_the_same_weights(whole, tmp_path, kept):
+    (tmp_path / "checkpoints").mkdir()
+    name = f"checkpoints/step-{kept:08d}.pt"
+    shutil.copy(whole / name, tmp_path / name)
+    shutil.copytree(whole / "rounds/0001", tmp_path / "rounds/0001")
+    before = [file.stat().st_mtime_ns for file in rounds(tmp_path)]
+    run_in(tmp_path).train()
+    assert same(tmp_path / "last.safetensors", whole / "last.safetensors")
+    assert [file.stat().st_mtime_ns for file in rounds(tmp_path)[:1]] == before
+
+
+def test_images_that_other_weights_drew_are_not_taken(whole, tmp_path):
+    shutil.copytree(whole / "rounds", tmp_path / "rounds")
+    config = dataclasses.replace(QUICK, output=str(tmp_path))
+    made_of = candidates._made_of(config, [], "other")
+    assert all(candidates._read(file, made_of) is None for file in rounds(tmp_path))
+
+
+def test_stopping_while_images_are_drawn_keeps_those_that_are_there(tmp_path, monkeypatch):
+    run = run_in(tmp_path)
+    monkeypatch.setattr(run.models.sampler.__class__, "at_once", 3)
+    drawn, draw, config, texts = [], candidates._draw, run.config, run.prompts.texts
+    monkeypatch.setattr(candidates, "_draw", lambda *given: (drawn.append(given[4]), draw(*given)))
+    candidates.draw_round(config, run.models, texts, 0, "mine", stopped=lambda: len(drawn) == 2)
+    assert drawn == [0, 1] and len(rounds(tmp_path)) == 2
+    rounds(tmp_path)[1].write_bytes(b"cut off")
+    candidates.draw_round(config, run.models, texts, 0, "mine")
+    assert drawn == [0, 1, 1, 2] and len(rounds(tmp_path)) == 3
+    read = candidates.read_round(config, run.models, texts, 0, "mine")
+    assert (len(read.prompts), read.latents.shape, read.scores["sam"].shape) == (3, (3, 4, 16, 16), (3, 3))
+
+
+def test_devices_share_a_rounds_images(tmp_path, monkeypatch):
+    run, drawn = run_in(tmp_path), []
+    monkeypatch.setattr(run.models.sampler.__class__, "at_once", 3)
+    monkeypatch.setattr(candidates, "_draw", lambda *given: drawn.append(given[4]))
+    for device in (1, 0):
+        candidates.draw_round(run.config, run.models, run.prompts.texts, 0, "mine", share=(device, 2))
+    assert drawn == [1, 0, 2]
+
+
+def test_the_plan_says_how_many_images_are_ranked(tmp_path):
+    told = plan(dataclasses.replace(QUICK, output=str(tmp_path / "none")))
+    assert "ranks 2 times 3 × 3 images by caption, sam" in told
+    assert "rounds/" in told and "prior.safetensors" not in told
+
+
+def test_the_papers_first_version_is_the_default():
+    assert (ArlConfig().images_per_prompt, ArlConfig().learning_rate, ArlConfig().rounds) == (10, 9e-6, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 5}, "give a multiple of the rounds, such as 6"),
+        ({"reward": "caption=2, sam"}, "caption has a weight, but each reward ranks alike"),
+        ({"images_per_prompt": 1}, "images_per_prompt is 1; give a whole number from 2 to 1000"),
+        ({"reward": " "}, "reward is empty"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_sentence(changes, says):
+    with pytest.raises(RealignError, match=says):
+        dataclasses.replace(QUICK, **changes)
+
+
+def test_a_reward_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(RealignError, match="The reward clip needs a clip: give its path"):
+        run_in(tmp_path, reward="clip", clip="")
