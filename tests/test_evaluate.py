@@ -27,6 +27,7 @@ from realigndiff.pipeline.realign import realign_batch
 from realigndiff.pipeline.settings import SamplingSettings
 
 SCRIPT = Path(evaluate.__file__)
+BASE = "--method=base"
 QUICK = ["--steps=3", "--gate=0.95", "--metric=judge"]
 SETTINGS_QUICK = replace(SETTINGS, sampling=SamplingSettings(steps=3, cfg=3.0), gate=0.95)
 
@@ -286,8 +287,8 @@ def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call
         (["--tagger=nowhere"], "'base' needs --model PATH"),
         (["--device=gpu"], "cannot compute on 'gpu'"),
         (["--metric=negclip"], "The metric negclip needs --negclip PATH"),
-        (["--metric=negclip", "--negclip=demo", "--model=demo", "--method=base"], "needs --negclip PATH"),
-        (["--clip=nowhere", "--metric=clip", "--method=base"], "no 'nowhere': check the path at --clip"),
+        (["--metric=negclip", "--negclip=demo", "--model=demo", BASE], "needs --negclip PATH"),
+        (["--clip=nowhere", "--metric=clip", "--model=demo", BASE], "no 'nowhere': check the path at --clip"),
         (["--model=demo", "--method=base", "--metric=fid"], "fid and kid need --reference"),
         (["--reference=nowhere", "--metric=fid"], "no images in 'nowhere'"),
         (["--out", __file__], "is no folder to write to"),
