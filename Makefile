@@ -27,9 +27,10 @@ refl-demo: $(READY)
 		$(if $(SEED),--seed "$$SEED" --output "out/refl-demo-$$SEED")
 	$(RUN) evaluation/coarse.py "out/refl-demo$(if $(SEED),-$$SEED)/best.safetensors"
 
-# The measured effect on held-out prompts, with 95 % confidence intervals → out/table.
+# The measured effect on held-out prompts, with 95 % confidence intervals → out/table/results.md.
 table: $(READY)
-	$(RUN) evaluation/table.py --out out/table
+	$(RUN) evaluation/evaluate.py --prompts demo --method base --method "+ coarse=demo" --method fine --method both \
+		--method fine-all --method redraw --out out/table
 
 test: $(READY) lint
 	$(RUN) -m pytest

@@ -143,6 +143,13 @@ def random_things(rng: random.Random, count: int) -> tuple[Thing, ...]:
             return tuple(things)
 
 
+def scene_of(pairs: list[tuple[str, str]], rng: random.Random) -> Scene:
+    """A scene of these one to three things, in places of chance: a real image of a prompt."""
+    places = random_things(rng, len(pairs))
+    things = [Thing(*pair, place.x, place.y, place.r) for pair, place in zip(pairs, places, strict=True)]
+    return render(tuple(things), rng)
+
+
 def random_scene(rng: random.Random, count: int | None = None, *, held_out: bool | None = False) -> Scene:
     """A scene of `count` things (by default one, two or three: 30, 60 and 10 %).
 

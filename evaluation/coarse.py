@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.errors import RealignError
-from ..demo.models import SETTINGS, load_models
-from ..demo.prompts import two_object_prompts
+from ..demo.models import FOLDER, SETTINGS, load_models
 from ..pipeline.realign import Models, look
+from ..scripts.models import load_sampler
+from ..training.prompts import DEMO
 from .bootstrap import paired_difference
-from .table import BASE, BATCH, Prompts, Scores, score, with_weights
+from .methods import BASE
+from .prompt_sets import prompt_set
+from .scores import of_looks
 
 COLUMNS = ("caption_reward", "both_right", "bind", "exact")
+BATCH = 32
 
 
 def main() -> None:
@@ -42,7 +47,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/coarse"), help="folder for coarse.json")
     options = parser.parse_args()
     try:
-        prompts, models = two_object_prompts(held_out=True, count=options.count), load_models()
+        prompts = [prompt.text for prompt in prompt_set(DEMO, count=options.count)[0]]
+        models = load_models()
         trained = {str(file): with_weights(models, file) for file in options.files}
         told = compare({BASE: models, **trained}, prompts, options.seed)
     except RealignError as error:
@@ -52,7 +58,12 @@ def main() -> None:
     print(as_text(told))
 
 
-def compare(ways: dict[str, Models], prompts: Prompts, seed: int = 0) -> dict[str, Any]:
+def with_weights(models: Models, file: Path) -> Models:
+    """The demo models, but for the UNet, which has the weights that a training run wrote to `file`."""
+    return replace(models, sampler=load_sampler(FOLDER / "stable_diffusion", weights=file))
+
+
+def compare(ways: dict[str, Models], prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Means of each way, and the difference of the trained ones' mean to the first way, as JSON-ready values."""
     scores = {name: plain(models, prompts, seed) for name, models in ways.items()}
     base, *trained = scores.values()
@@ -68,14 +79,14 @@ def compare(ways: dict[str, Models], prompts: Prompts, seed: int = 0) -> dict[st
     }
 
 
-def plain(models: Models, prompts: Prompts, seed: int) -> Scores:
+def plain(models: Models, prompts: Sequence[str], seed: int) -> dict[str, np.ndarray]:
     """Draw each prompt once, without re-alignment, and judge."""
     looks = []
     for start in tqdm(range(0, len(prompts), BATCH), desc="prompts", unit=f"{BATCH} prompts"):
-        texts = [text for text, _ in prompts[start : start + BATCH]]
+        texts = prompts[start : start + BATCH]
         noise = models.sampler.noise([seed + start + i for i in range(len(texts))])
         looks += look(models, models.sampler.sample(texts, noise, SETTINGS.sampling), texts)
-    return score(looks, prompts)
+    return of_looks(looks, prompts)
 
 
 def as_text(told: dict[str, Any]) -> str:

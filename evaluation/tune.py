@@ -32,9 +32,11 @@ from ..core.regions import RegionSet
 from ..demo.models import FOLDER, SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
 from ..pipeline.realign import Look, Models, find_regions, look, resample
-from .table import Prompts, Scores, score
+from .scores import of_looks
 
 BATCH = 48
+Scores = dict[str, np.ndarray]
+"""Each column as an array [N], one value a prompt."""
 PAPER = ModulationSettings()
 OURS = SETTINGS.modulation
 VARIANTS = {"paper": PAPER, "ours": OURS}
@@ -53,7 +55,7 @@ RULES = [Rule(None, False), Rule(None, True), Rule(0.9, False), *(Rule(g, True) 
 class Coarse(NamedTuple):
     """The coarse images of all prompts and what was seen in them."""
 
-    prompts: Prompts
+    prompts: list[str]
     noise: Tensor
     looks: list[Look]
     regions: list[RegionSet]
@@ -84,14 +86,14 @@ def main() -> None:
 def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Print the table line by line and return it as JSON-ready values."""
     variants = {" ".join(c): variant(c) for c in options.set} if options.set else VARIANTS
-    prompts = two_object_prompts(held_out=False, count=options.count, seed=1)
+    prompts = [text for text, _ in two_object_prompts(held_out=False, count=options.count, seed=1)]
     models = load_models(options.models)
     coarse = draw(models, prompts, options.seed)
-    before = score(coarse.looks, coarse.prompts)
+    before = of_looks(coarse.looks, coarse.prompts)
     print(_header(), _line("base", before, before, RULES[0]), sep="\n")
     told = []
     for name, settings in variants.items():
-        after = score(again(models, coarse, settings, options.below), coarse.prompts)
+        after = of_looks(again(models, coarse, settings, options.below), coarse.prompts)
         for rule in rules(options.below):
             print(_line(name, before, after, rule), flush=True)
             told.append({"name": name, **rule._asdict(), **numbers(before, after, rule)})
@@ -122,12 +124,12 @@ def rules(below: float) -> list[Rule]:
     return [rule for rule in RULES if (np.inf if rule.gate is None else rule.gate) <= below]
 
 
-def draw(models: Models, prompts: Prompts, seed: int) -> Coarse:
+def draw(models: Models, prompts: list[str], seed: int) -> Coarse:
     """Coarse images of the prompts, which are no report prompts, with their regions."""
     noise = models.sampler.noise(range(seed, seed + len(prompts)))
     looks, regions = [], []
     for rows in tqdm(torch.arange(len(prompts)).split(BATCH), desc="coarse images"):
-        texts = [prompts[i][0] for i in rows.tolist()]
+        texts = [prompts[i] for i in rows.tolist()]
         images = models.sampler.sample(texts, noise[rows], SETTINGS.sampling)
         looks += look(models, images, texts)
         regions += find_regions(models, images, texts, SETTINGS)
@@ -141,7 +143,7 @@ def again(models: Models, coarse: Coarse, modulation: ModulationSettings, below:
     mend = [i for i, seen in enumerate(out) if seen.reward < below and coarse.regions[i].active]
     for start in range(0, len(mend), BATCH):
         part = mend[start : start + BATCH]
-        texts, regions = [coarse.prompts[i][0] for i in part], [coarse.regions[i] for i in part]
+        texts, regions = [coarse.prompts[i] for i in part], [coarse.regions[i] for i in part]
         for i, seen in zip(part, resample(models, texts, coarse.noise[part], regions, settings), strict=True):
             out[i] = seen
     return out

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, step, steps); raise in it to interrupt."""
 
 
-def _silent(doing: str, step: int, steps: int) -> None:
+def silent(doing: str, step: int, steps: int) -> None:
     pass
 
 
@@ -115,7 +115,7 @@ def realign(
     prompt: str,
     seed: int,
     settings: RealignSettings | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> RealignResult:
     """Draw `prompt` from `seed`'s noise and mend what the image mixes up.
 
@@ -130,7 +130,7 @@ def realign_batch(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: RealignSettings | None = None,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> list[RealignResult]:
     """`realign` for several prompts at once, one seed each; order and number are kept."""
     settings = settings or RealignSettings()
@@ -164,6 +164,13 @@ def realign_batch(
         )
         for i in range(len(prompts))
     ]
+
+
+def keeping_better(result: RealignResult) -> RealignResult:
+    """What `keep_better` makes of a result without it: the image of the two with the higher caption reward."""
+    if not result.changed or result.after.reward > result.before.reward:
+        return result
+    return replace(result, after=result.before, verdict=_no_better(result.before, result.after))
 
 
 def look(models: Models, images: Tensor, prompts: Sequence[str]) -> list[Look]:
@@ -209,7 +216,7 @@ def resample(
     noise: Tensor,
     region_sets: Sequence[RegionSet],
     settings: RealignSettings,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> list[Look]:
     """Sample images again from their own noise [B, C, h, w], with attention re-weighted by regions (eq. 7-9)."""
     if not prompts:
@@ -232,10 +239,7 @@ def _verdict(
     if taken:
         return "The image was sampled again with attention re-weighted inside its regions."
     if tried is not None:
-        return (
-            f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
-            f"which is no better than {before.reward:.3f}."
-        )
+        return _no_better(before, tried)
     if regions is None:
         return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."
     if any(region.phrase and region.area for region in regions):
@@ -244,3 +248,10 @@ def _verdict(
             "encoder: see the notes), so there is nothing to re-weight."
         )
     return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."
+
+
+def _no_better(before: Look, tried: Look) -> str:
+    return (
+        f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
+        f"which is no better than {before.reward:.3f}."
+    )

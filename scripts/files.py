@@ -10,15 +10,15 @@ from pathlib import Path
 from ..core.errors import RealignError
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is never there in part.
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file so that it is never there in part; text is UTF-8.
 
     Raises:
         RealignError: it cannot be written.
     """
-    partial = file.with_name(file.name + ".partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")  # several processes may write the same
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(partial, file)
     except OSError as error:
         with suppress(OSError):

@@ -1,7 +1,9 @@
-"""The table and its confidence intervals."""
+"""The tables and their confidence intervals, and what compares training seeds and settings."""
 
-import importlib
+import csv
+import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,25 +12,11 @@ from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.prompts import two_object_prompts
-from realigndiff.evaluation import coarse
-from realigndiff.evaluation.bootstrap import paired_difference
-from realigndiff.evaluation.table import (
-    BASE,
-    BOTH,
-    COARSE,
-    COLUMNS,
-    EVERY,
-    FINE,
-    REDRAW,
-    as_text,
-    better,
-    rows,
-    run,
-    table,
-    with_weights,
-)
+from realigndiff.evaluation import coarse, tables, tune
+from realigndiff.evaluation.bootstrap import mean_interval, paired_difference
+from realigndiff.evaluation.methods import BASE, FINE, REDRAW, Method
+from realigndiff.evaluation.scores import stayed_right
 from realigndiff.evaluation.tune import rules, variant
-from realigndiff.pipeline.realign import Look
 from realigndiff.pipeline.settings import SamplingSettings
 
 
@@ -45,6 +33,7 @@ def test_the_interval_is_that_of_the_paired_differences():
 def test_where_nothing_differs_a_share_of_3_in_n_still_may():
     same = np.ones(300)
     assert paired_difference(same, same) == (0, -0.01, 0.01)
+    assert mean_interval(same) == (1, 0.99, 1.01)
 
 
 def test_equal_data_gives_equal_intervals():
@@ -58,41 +47,85 @@ def test_what_is_not_paired_is_refused(before, after):
         paired_difference(before, after)
 
 
-def scores(both):
-    both = np.array(both, float)
-    return {"bind": both, "both_right": both, "exact": both, "caption_reward": both}
+METHODS = [
+    Method("base"),
+    Method("+ coarse", weights=Path("lora")),
+    Method("+ fine", FINE),
+    Method("both", FINE, Path("lora")),
+    Method("theirs", images=Path("folder")),
+    Method("+ redraw", REDRAW),
+]
+
+
+def told(scores, methods=None, whole=None):
+    """The tables of scores, one list a method."""
+    methods = METHODS[: len(scores)] if methods is None else methods
+    columns = {m.name: {"both_right": np.array(own, float)} for m, own in zip(methods, scores, strict=True)}
+    for own in columns.values():
+        own["stayed_right"] = stayed_right(own["both_right"], columns[methods[0].name]["both_right"])
+    out = {"prompts": {"n": len(scores[0]), "source": "x"}, "notes": ["a note"]}
+    return {**out, **tables.numbers(methods, columns, whole or {})}
 
 
 def test_stayed_right_counts_only_what_was_right():
-    told = table({"base": scores([1, 1, 1, 1, 0, 0]), "+ fine": scores([1, 1, 1, 0, 1, 0])})
-    base, fine = told["rows"]
-    assert told["n"] == 6
-    assert (base["stayed_right"], fine["stayed_right"]) == (1.0, 0.75)
-    assert fine["both_right"] == base["both_right"] == pytest.approx(4 / 6)
-    assert [d["column"] for d in told["differences"]] == list(COLUMNS)
-    assert all(d["row"] == "+ fine" and d["ci"][0] <= d["delta"] <= d["ci"][1] for d in told["differences"])
-    assert "95 %" in as_text(told)
-    assert "right images lost, of 4" in as_text(told)
-    assert as_text(told).endswith("1")
+    out = told([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]])
+    base, other = (row["columns"] for row in out["rows"])
+    assert base["stayed_right"] == {"value": 1.0, "n": 4}
+    assert (other["stayed_right"]["value"], other["stayed_right"]["n"]) == (0.75, 4)
+    assert other["both_right"]["value"] == base["both_right"]["value"] == pytest.approx(4 / 6)
+    assert [(d["column"], d["n"]) for d in out["differences"]] == [("both_right", 6), ("stayed_right", 4)]
+    assert all(d["ci"][0] <= d["delta"] <= d["ci"][1] for d in out["differences"])
+    text = tables.as_text(METHODS[:2], out)
+    assert "**Right images lost**, of 4" in text and "| + coarse | 1 |" in text
 
 
 def test_where_no_right_image_is_lost_the_text_says_how_many_may_be():
-    told = table({BASE: scores([1] * 30 + [0]), FINE: scores([1] * 31)})
-    assert as_text(told).endswith("0   below 0.100")
+    assert "| + coarse | 0 | below 0.100 |" in tables.as_text(METHODS[:2], told([[1] * 30 + [0], [1] * 31]))
 
 
-def test_all_rows_come_from_the_same_noise_and_the_controls_differ_in_one_thing_each(models):
-    prompts = two_object_prompts(held_out=True, count=4)
-    settings = replace(SETTINGS, sampling=SamplingSettings(steps=6, cfg=3.0), gate=0.95, box_threshold=0.1)
-    told = rows(models, prompts, settings)
-    kept = run(models, prompts, settings)
-    assert told[FINE]["caption_reward"] == pytest.approx([result.after.reward for result in kept])
-    assert told[BASE]["caption_reward"] == pytest.approx([result.before.reward for result in kept])
-    every = [result.after.reward for result in run(models, prompts, replace(settings, keep_better=False))]
-    assert told[EVERY]["caption_reward"] == pytest.approx(every)
-    assert (told[REDRAW]["caption_reward"] >= told[BASE]["caption_reward"]).all()
-    protected = told[BASE]["caption_reward"] >= settings.gate
-    assert (told[REDRAW]["caption_reward"] == told[BASE]["caption_reward"])[protected].all()
+def test_with_no_right_image_there_is_nothing_that_could_stay_right():
+    out = told([[0, 0, 0], [1, 0, 0]])
+    assert out["rows"][1]["columns"]["stayed_right"] == {"value": None, "n": 0}
+    assert "none could be lost" in tables.as_text(METHODS[:2], out)
+
+
+def test_the_tables_are_the_papers():
+    scores = [np.random.default_rng(i).integers(0, 2, 20) for i in range(len(METHODS))]
+    out = told(scores, METHODS)
+    rows = {table.number: [row["name"] for row in table.rows] for table in tables.tables(METHODS, out)}
+    assert rows == {
+        1: [m.name for m in METHODS],
+        2: ["base", "+ coarse", "+ fine", "both"],
+        3: ["base", "+ fine", "both", "theirs", "+ redraw"],
+    }
+    pairs = list(dict.fromkeys((d["row"], d["to"]) for d in out["differences"]))
+    assert pairs == [(m.name, "base") for m in METHODS[1:]] + [
+        ("both", "+ coarse"),
+        ("both", "+ fine"),
+        ("+ fine", "+ redraw"),
+        ("+ fine", "theirs"),
+        ("both", "theirs"),
+    ]
+    delta, low, high = paired_difference(scores[1], scores[3])
+    told_so = next(d for d in out["differences"] if (d["row"], d["to"]) == ("both", "+ coarse"))
+    assert (told_so["delta"], *told_so["ci"]) == (delta, low, high)
+    ablation = METHODS[:4]
+    assert [table.title[:14] for table in tables.tables(ablation, told(scores[:4]))] == ["Tables 1 and 2"]
+
+
+def test_markdown_and_csv_hold_the_same_numbers():
+    methods = [Method("base"), Method("a|b", images=Path("folder"))]
+    whole = {m.name: {"fid": {"value": 12.3456, "n": 4}, "kid": {"value": 0.01, "std": 0.002}} for m in methods}
+    out = told([[1, 0, 1, 1], [0, 0, 1, 0]], methods, whole)
+    head, rule, base, other = tables.markdown(out["rows"]).splitlines()
+    assert " ".join(head.split()) == "| | fid ↓ | kid ↓ | both_right ↑ | stayed_right ↑ |"
+    assert len({len(line) for line in (head, rule, base, other)}) == 1 and r"| a\|b" in other
+    assert "| 12.35 | 0.0100 ± 0.0020 | 0.750 ±" in " ".join(base.split())
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(out["rows"]))))
+    assert [row["method"] for row in rows] == ["base", "a|b"]
+    low, high = out["rows"][1]["columns"]["both_right"]["ci"]
+    assert (float(rows[1]["both_right"]), float(rows[1]["both_right_low"])) == (0.25, low)
+    assert f"± {(high - low) / 2:.3f}" in other and rows[0]["kid_std"] == "0.002"
 
 
 @pytest.fixture
@@ -106,23 +139,12 @@ def tuned(models, tmp_path):
     torch.manual_seed(0)
     unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=8, target_modules=["to_k"], init_lora_weights=False))
     save_lora(unet, tmp_path / "lora.safetensors")
-    return with_weights(models, tmp_path / "lora.safetensors")
-
-
-def test_the_rows_of_a_fine_tuned_model_are_its_own_images(models, tuned):
-    prompts = two_object_prompts(held_out=True, count=3)
-    settings = replace(SETTINGS, sampling=SamplingSettings(steps=4, cfg=3.0), gate=0.95)
-    told = rows(models, prompts, settings, coarse=tuned)
-    assert list(told) == [BASE, COARSE, FINE, BOTH, EVERY, REDRAW]
-    alone = run(tuned, prompts, settings)
-    assert told[COARSE]["caption_reward"] == pytest.approx([result.before.reward for result in alone])
-    assert told[BOTH]["caption_reward"] == pytest.approx([result.after.reward for result in alone])
-    assert (told[COARSE]["caption_reward"] != told[BASE]["caption_reward"]).any()
+    return coarse.with_weights(models, tmp_path / "lora.safetensors")
 
 
 def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, monkeypatch):
     monkeypatch.setattr(coarse, "SETTINGS", replace(SETTINGS, sampling=SamplingSettings(steps=4, cfg=3.0)))
-    prompts = two_object_prompts(held_out=True, count=3)
+    prompts = [text for text, _ in two_object_prompts(held_out=True, count=3)]
     told = coarse.compare({BASE: models, "one": tuned, "two": models}, prompts)
     base, one, two = told["rows"]
     assert base == {**two, "name": BASE} != {**one, "name": BASE}
@@ -130,13 +152,6 @@ def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, 
     assert reward["column"] == "caption_reward"
     assert reward["delta"] == pytest.approx((one["caption_reward"] - base["caption_reward"]) / 2)
     assert "mean of 2 files less base" in coarse.as_text(told)
-
-
-def test_the_better_of_two_is_the_first_of_equals():
-    first, same, worse, best = (
-        Look(None, name, reward) for name, reward in (("a", 0.5), ("b", 0.5), ("c", 0.4), ("d", 0.6))
-    )
-    assert better([first, first, first], [same, worse, best]) == [first, first, best]
 
 
 def test_a_variant_is_the_papers_settings_with_its_changes():
@@ -158,21 +173,13 @@ def test_only_gates_under_which_all_was_sampled_again_are_told():
     assert None in {rule.gate for rule in rules(np.inf)}
 
 
-@pytest.mark.parametrize("script", ["table", "tune"])
-def test_a_script_tells_what_is_wrong_in_one_sentence(script, monkeypatch):
-    module = importlib.import_module(f"realigndiff.evaluation.{script}")
-    monkeypatch.setattr("sys.argv", [script, "--count", "2000"])
-    with pytest.raises(SystemExit, match=f"{script}: count is 2000; give"):
-        module.main()
+def test_a_script_tells_what_is_wrong_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tune", "--count", "2000"])
+    with pytest.raises(SystemExit, match="tune: count is 2000; give"):
+        tune.main()
 
 
 @pytest.mark.parametrize("count", [0, 449])
 def test_more_prompts_than_there_are_are_refused(count):
     with pytest.raises(RealignError, match="from 1 to 448"):
         two_object_prompts(held_out=True, count=count)
-
-
-def test_with_no_right_image_there_is_nothing_that_could_stay_right():
-    told = table({"base": scores([0, 0, 0]), "+ fine": scores([1, 0, 0])})
-    assert told["rows"][1]["stayed_right"] is None
-    assert as_text(told)

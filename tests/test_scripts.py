@@ -15,10 +15,11 @@ from realigndiff.demo.train.data import draw_scenes
 from realigndiff.perception.images import to_pil
 from realigndiff.pipeline.settings import SamplingSettings
 from realigndiff.scripts import caption, realign
+from realigndiff.scripts.models import MODELS
 from realigndiff.tests.llm_server import LlmServer, Reply
 from realigndiff.tests.tiny_llm import save_language_model
 
-DEMO = [f"--{name.replace('_', '-')}=demo" for name in realign.MODELS]
+DEMO = [f"--{name.replace('_', '-')}=demo" for name in MODELS]
 QUICK = [*DEMO, "--steps=2", "--cfg=3"]
 
 

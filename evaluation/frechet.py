@@ -1,0 +1,184 @@
+"""How far the drawn images are from real ones as a whole: FID and KID, over the features of a network.
+
+FID is "clean" (Parmar et al., arXiv 2104.11222): images are scaled by Pillow, each channel in floating point, with
+antialiasing and without rounding. The distances are torchmetrics'. A number says little without its network: Inception
+(the common one), CLIP's or DINOv2's vision half.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, CLIPModel, Dinov2Model
+
+from ..core.errors import RealignError
+from ..perception.checkpoints.files import read_tensors, weights_file
+from ..perception.loading import from_folder
+from ..rewards.preprocessing import Preprocessing
+from .scores import Judge
+
+INCEPTION_SIDE = 299
+CLIP, DINO = "clip", "dinov2"
+PER_DIMENSION = 2
+"""Images a feature dimension from which FID is told; with one or less its covariances are singular."""
+KID_LEAST = 10
+KID_SUBSETS = 100
+KID_LARGEST = 1000
+
+
+class Network(NamedTuple):
+    """What makes features: pixels [B, 3, side, side] in 0...255 → [B, D]."""
+
+    module: nn.Module
+    side: int
+
+
+def load_features(path: Path, device: str | torch.device = "cpu") -> Judge:
+    """Pictures → features [B, D], by the network at `path`, in fp32.
+
+    path: `pt_inception-2015-12-05-6726825d.pth`, for which torch-fidelity is needed; or a Hugging Face folder of a CLIP
+        (its image embedding) or a DINOv2 (its class token).
+
+    Raises:
+        RealignError: it is none of these, or cannot be read.
+    """
+    file = weights_file(path)
+    network = _of_folder(path) if file is None else Network(_inception(file), INCEPTION_SIDE)
+    module = network.module.to(device).eval().requires_grad_(False)
+
+    def features(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        pixels = np.stack([clean_resize(picture, network.side) for picture in pictures])
+        with torch.inference_mode():
+            return module(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)).float().cpu().numpy()
+
+    return features
+
+
+def clean_resize(picture: Image.Image, side: int) -> np.ndarray:
+    """[side, side, 3], float32 in 0...255: as clean-fid does, each channel by Pillow in floating point, bicubic."""
+    channels = np.moveaxis(np.asarray(picture.convert("RGB"), np.float32), -1, 0)
+    resized = [Image.fromarray(channel).resize((side, side), Image.BICUBIC) for channel in channels]
+    return np.stack([np.asarray(channel) for channel in resized], -1).clip(0, 255)
+
+
+class _Normalised(nn.Module):
+    """A vision network behind its own mean and standard deviation, which are of pixels in [0, 1]."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = (pixels / 255 - self.mean) / self.std
+        if self.model.config.model_type == CLIP:
+            return self.model.visual_projection(self.model.vision_model(pixel_values=x).pooler_output)
+        return self.model(pixel_values=x).pooler_output
+
+
+def _of_folder(folder: Path) -> Network:
+    kinds = {CLIP: CLIPModel, DINO: Dinov2Model}
+    kind = from_folder(AutoConfig, folder).model_type
+    if kind not in kinds:
+        raise RealignError(
+            f"'{folder}' holds a {kind}, and FID's features are those of Inception (a .pth file), CLIP or DINOv2: "
+            "choose one of these."
+        )
+    seen = Preprocessing.of(from_folder(AutoImageProcessor, folder))
+    side = seen.crop[0] if seen.crop else seen.size if isinstance(seen.size, int) else seen.size[0]
+    return Network(_Normalised(from_folder(kinds[kind], folder, dtype=torch.float32), seen.mean, seen.std), side)
+
+
+def _inception(file: Path) -> nn.Module:
+    """Inception up to its last pooling, [B, 3, 299, 299] in 0...255 → [B, 2048], from torch-fidelity's weights.
+
+    The layers are taken in their order, without the extractor's own entrance: that rounds to whole numbers, which is
+    what clean FID is there to avoid.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except Exception as error:  # torchvision, which it imports, raises errors of many kinds
+        raise RealignError(
+            f"Inception's features need torch-fidelity ({error}): pip install torch-fidelity, or give --fid-features "
+            "the folder of a CLIP or a DINOv2."
+        ) from error
+    weights = io.BytesIO()
+    torch.save(read_tensors(file), weights)  # read safely here; the extractor would run code in a file
+    weights.seek(0)
+    try:
+        extractor = FeatureExtractorInceptionV3("inception", ["2048"], weights)
+    except RuntimeError as error:
+        raise RealignError(
+            f"'{file}' is not FID's Inception: give pt_inception-2015-12-05-6726825d.pth of torch-fidelity."
+        ) from error
+    layers = [layer for name, layer in extractor.named_children() if name != "fc"]
+    return nn.Sequential(_Centred(), *layers, nn.Flatten())
+
+
+class _Centred(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels - 128) / 128
+
+
+class _Given(nn.Module):
+    """In the place of the network, for features that are there already."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.num_features = dimensions
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def fid(real: np.ndarray, drawn: np.ndarray) -> float:
+    """The Fréchet distance of two normal distributions with the features' means and covariances: [N, D], [M, D].
+
+    Raises:
+        RealignError: there are too few images for a covariance that means something.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    least, fewest = PER_DIMENSION * real.shape[1], min(len(real), len(drawn))
+    if fewest < least:
+        raise RealignError(
+            f"FID over {real.shape[1]} features needs at least {least} images on each side, and there are {fewest}: "
+            "its covariances would be noise; KID is meaningful with fewer."
+        )
+    metric = FrechetInceptionDistance(_Given(real.shape[1]))
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(drawn), real=False)
+    return float(metric.compute())
+
+
+def kid(real: np.ndarray, drawn: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The squared maximum mean discrepancy of features [N, D], [M, D] under the cubic kernel, unbiased: mean and
+    standard deviation over random subsets of half of the images, at most 1000.
+
+    Raises:
+        RealignError: there are too few images.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    fewest = min(len(real), len(drawn))
+    if fewest < KID_LEAST:
+        raise RealignError(f"KID needs at least {KID_LEAST} images on each side, and there are {fewest}.")
+    size = min(KID_LARGEST, fewest // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it keeps all features
+        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(drawn), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)

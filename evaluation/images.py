@@ -1,0 +1,146 @@
+"""Images on the disk: a PNG a prompt and method, each there whole or not at all, and what says how they were made.
+
+OUT/images/METHOD/made.json     models and settings; a folder never holds images of two kinds
+OUT/images/METHOD/00000.png     its header has the prompt and the seed
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ..core.errors import RealignError
+from ..perception.images import to_pil
+from ..scripts.files import write_whole
+from ..scripts.pictures import KINDS, opened
+from .prompt_sets import Numbered
+
+MADE = "made.json"
+
+
+def place(folder: Path, index: int) -> Path:
+    """The file of prompt `index`."""
+    return folder / f"{index:05d}.png"
+
+
+def write_image(file: Path, image: Tensor, prompt: str, seed: int) -> None:
+    """Write image [H, W, 3] in [0, 1].
+
+    Raises:
+        RealignError: it cannot be written.
+    """
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt("prompt", prompt.encode("utf-8", "replace").decode())
+    about.add_text("seed", str(seed))
+    write_picture(file, to_pil(image[None])[0], about)
+
+
+def write_picture(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all; its folder is made.
+
+    Raises:
+        RealignError: it cannot be written.
+    """
+    data = io.BytesIO()
+    picture.save(data, "PNG", pnginfo=about)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, data.getvalue())
+
+
+def missing(folder: Path, prompts: Sequence[Numbered], seed: int) -> list[Numbered]:
+    """The prompts that have no image yet; a file that cannot be read is none.
+
+    Raises:
+        RealignError: an image is there that shows another prompt, or has another seed.
+    """
+    return [prompt for prompt in prompts if not _is_there(place(folder, prompt.index), prompt, seed)]
+
+
+def _is_there(file: Path, prompt: Numbered, seed: int) -> bool:
+    try:
+        with Image.open(file) as picture:
+            about = picture.info
+    except (OSError, SyntaxError):
+        return False
+    drawn, wanted = about.get("prompt"), prompt.text.encode("utf-8", "replace").decode()
+    if drawn != wanted:
+        raise RealignError(
+            f"'{file}' was drawn for “{drawn}”, but prompt {prompt.index} is now “{wanted}”: give another --out, or "
+            "the prompts of then."
+        )
+    if about.get("seed") != str(seed + prompt.index):
+        raise RealignError(f"'{file}' has the seed {about.get('seed')}, not {seed + prompt.index}: give another --out.")
+    return True
+
+
+def claim(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Make the folder of a method, or see that its images were made in this way.
+
+    made_of: models and settings, JSON-ready.
+
+    Raises:
+        RealignError: they were made in another way; the sentence says in which.
+    """
+    file = folder / MADE
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = json.loads(json.dumps(made_of))
+    try:
+        was = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        was = None
+    if not isinstance(was, dict):
+        if any(folder.glob("*.png")):
+            raise RealignError(f"'{folder}' holds images, but no {MADE} says how they were made: give another --out.")
+        write_whole(file, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+    elif was != wanted:
+        name = next(name for name in {**was, **wanted} if was.get(name) != wanted.get(name))
+        raise RealignError(
+            f"The images in '{folder}' were made with {name} {was.get(name)}, not {wanted.get(name)}: give another "
+            "--out, or remove that folder."
+        )
+
+
+def of_another(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
+    """The images that another system made of the prompts.
+
+    Where the files are called by numbers from 0 on (7.png, 00007.jpg), that is the number of their prompt; else they
+    are taken in the order of their names, `image2` before `image10`, and there must be one a prompt.
+
+    Raises:
+        RealignError: there are fewer or more images than prompts.
+    """
+    files = [file for file in folder.iterdir() if file.suffix.lower() in KINDS and file.is_file()]
+    numbers = {int(file.stem): file for file in files if re.fullmatch(r"[0-9]+", file.stem)}
+    wanted = [prompt.index for prompt in prompts]
+    if len(numbers) == len(files) and 0 in numbers and numbers.keys() >= set(wanted):
+        return [numbers[index] for index in wanted]
+    if len(files) != len(prompts):
+        raise RealignError(
+            f"'{folder}' holds {len(files)} images, and there are {len(prompts)} prompts: give one image a prompt, or "
+            "call each by the number of its prompt, from 00000.png on."
+        )
+    return sorted(files, key=_natural)
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """`image2` before `image10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", file.name) if part]
+
+
+def read(file: Path) -> Image.Image:
+    """The image, upright, as RGB.
+
+    Raises:
+        RealignError: it cannot be read.
+    """
+    try:
+        return opened(file)
+    except Exception as error:  # Pillow raises errors of many kinds
+        raise RealignError(f"The image '{file}' cannot be read ({error}): replace it.") from error

@@ -1,0 +1,55 @@
+"""One program in several processes, as `accelerate launch` starts them: each takes every n-th part of the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+
+from ..core.errors import RealignError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of this run; alone, where none were launched."""
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            RealignError: several were launched, and accelerate is not installed.
+        """
+        self.count, self.number, self.device = 1, 0, None
+        self._state = None
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            try:
+                from accelerate import PartialState
+            except ImportError as error:
+                raise RealignError("Several processes need accelerate: pip install accelerate.") from error
+            cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
+            # One process may still draw when the others have long done so.
+            state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+            self._state, self.count, self.number = state, state.num_processes, state.process_index
+            self.device = str(state.device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes what there is one of, and speaks."""
+        return self.number == 0
+
+    def share(self, work: Sequence[T]) -> Sequence[T]:
+        """Every n-th of the work: this process's."""
+        return work[self.number :: self.count]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def end(self) -> None:
+        """No more waiting."""
+        if self._state is not None:
+            self._state.destroy_process_group()
