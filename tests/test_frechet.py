@@ -38,6 +38,14 @@ def test_fid_of_correlated_features_is_that_of_an_independent_square_root():
     assert fid(real, drawn) == pytest.approx(distance + np.trace(C1 + C2 - 2 * sqrtm(C1 @ C2).real), rel=1e-6)
 
 
+def test_fid_is_a_second_librarys():
+    """Where clean-fid is installed, which needs torchvision."""
+    cleanfid = pytest.importorskip("cleanfid.fid", reason="needs clean-fid: pip install clean-fid")
+    rng = np.random.default_rng(2)
+    real, drawn = (rng.normal(size=(90, 8)) @ rng.normal(size=(8, 8)) + i for i in range(2))
+    assert fid(real, drawn) == pytest.approx(cleanfid.fid_from_feats(real, drawn), rel=1e-8)
+
+
 def slow_mmd(x, y):
     """The unbiased squared MMD under (x·y/D + 1)³, pair by pair."""
 
