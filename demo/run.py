@@ -44,7 +44,7 @@ def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: boo
     from dataclasses import replace
 
     from ..pipeline.panel import panel
-    from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
+    from ..pipeline.phrase_attention import attention_of
     from ..pipeline.realign import realign
     from .models import SETTINGS, load_models
     from .report import report
@@ -61,12 +61,7 @@ def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: boo
 
         models = load_models()
         result = realign(models, prompt, seed, settings, show)
-        phrases = []
-        if attention and result.regions.active:
-            sampler, sets = models.sampler, [result.regions]
-            recorded = record_both(sampler, sampler.noise([seed]), sets, settings, show)
-            steps = modulated_steps(settings.modulation, steps)
-            (phrases,) = phrase_attention(recorded, sets, sampler.latent_shape[1:], steps)
+        phrases = attention_of(models.sampler, result, settings, show) if attention else []
     out.mkdir(parents=True, exist_ok=True)
     panel(result, phrases).save(out / "panel.png")
     told = report(result, settings)

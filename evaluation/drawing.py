@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..demo.models import SETTINGS
 from ..pipeline.panel import panel
+from ..pipeline.phrase_attention import attention_of
 from ..pipeline.realign import Models, Progress, RealignSettings
 from ..pipeline.sampler import DiffusersSampler
 from ..scripts import hardware, models, settings
@@ -121,5 +122,6 @@ def draw_batch(
             if prompt not in lacking:
                 continue
             if has_panel(options, method, prompt):
-                write_picture(panel_of(options, method, prompt), panel(made.result))
+                phrases = attention_of(sampler, made.result, how, on_progress) if options.attention else []
+                write_picture(panel_of(options, method, prompt), panel(made.result, phrases))
             write_image(place(folder_of(options, method), prompt.index), made.image, prompt.text, seed)

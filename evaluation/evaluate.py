@@ -94,6 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page", type=int, nargs="?", const=ON_PAGE, help=f"write a page that shows so many prompts ({ON_PAGE})"
     )
     told.add_argument("--panels", type=int, default=0, help="of so many prompts, pictures of what was seen")
+    told.add_argument(
+        "--attention", action="store_true", help="add each phrase's attention, before and after, to these"
+    )
     models.add_arguments(
         parser.add_argument_group("models that draw and look", "demo or a path; where no model is given, all are demo"),
         required=False,

@@ -13,7 +13,7 @@ from ..attention.settings import ModulationSettings, strength
 from ..core.regions import Region, RegionSet
 
 if TYPE_CHECKING:
-    from .realign import Progress, RealignSettings
+    from .realign import Progress, RealignResult, RealignSettings
     from .sampler import DiffusersSampler
 
 
@@ -69,6 +69,20 @@ def record_both(
             on_step=lambda step, steps, doing=doing: on_progress(doing, step, steps),
         )
     return both
+
+
+def attention_of(
+    sampler: DiffusersSampler,
+    result: RealignResult,
+    settings: RealignSettings,
+    on_progress: Progress = lambda doing, step, steps: None,
+) -> list[PhraseAttention]:
+    """The attention to the phrases of one result in the steps that are re-weighted; none where it has no regions."""
+    if not result.regions.active:
+        return []
+    sets, steps = [result.regions], modulated_steps(settings.modulation, settings.sampling.steps)
+    recorded = record_both(sampler, sampler.noise([result.seed]), sets, settings, on_progress)
+    return phrase_attention(recorded, sets, sampler.latent_shape[1:], steps)[0]
 
 
 def modulated_steps(modulation: ModulationSettings, steps: int) -> list[int]:

@@ -58,7 +58,7 @@ def pixels(folder, method):
 
 def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp_path, models, monkeypatch, capsys):
     arguments = ["--count=3", *QUICK, "--metric=caption", "--method=base", "--method=fine", "--method=redraw"]
-    assert call(*arguments, "--panels=1") == 0
+    assert call(*arguments, "--panels=1", "--attention") == 0
     assert "| + redraw " in capsys.readouterr().out
     prompts = two_object_prompts(held_out=True, count=3)
     texts, pairs = [text for text, _ in prompts], [own for _, own in prompts]
