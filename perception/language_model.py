@@ -17,13 +17,13 @@ def is_server(llm: str) -> bool:
 
 
 def load_language_model(
-    llm: str,
+    llm: str | None,
     name: str,
     answers: Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel | None:
-    """The server or the Hugging Face folder `llm`; None where it is empty, which means the offline scorer.
+    """The server or the Hugging Face folder `llm`; None where there is none, which means the offline scorer.
 
     name: the model's on the server. answers: the folder in which a server's answers are kept. A key comes from the
     environment: see `api_keys`.

@@ -105,16 +105,14 @@ def llm_stamp(options: argparse.Namespace) -> dict[str, str]:
     Raises:
         RealignError: there is none at the path, or a server's model has no name.
     """
-    if options.llm is None:
+    if not options.llm:
         return {}
+    from ..perception.language_model import is_server
+
     if not is_server(options.llm):
         return stamps({"llm": Path(options.llm)})
     language_model(options, *chosen(options))  # tells what is wrong with the address and the name
     return {"llm": options.llm, "llm_model": options.llm_model}
-
-
-def is_server(llm: str) -> bool:
-    return llm.lower().startswith(("http:", "https:"))
 
 
 def load_sampler(
@@ -157,20 +155,13 @@ def load(options: argparse.Namespace, sampler: DiffusersSampler) -> Models:
         sampler=sampler,
         reward=CaptionReward(Captioner.load(place["captioner"], device, dtype), text_encoder),
         tagger=Tagger.load(place["tagger"], device),
-        language_model=OfflineScorer(text_encoder) if options.llm is None else language_model(options, device, dtype),
+        language_model=language_model(options, device, dtype) or OfflineScorer(text_encoder),
         grounded_sam=GroundedSam.load(place["detector"], place["segmenter"], device),
     )
 
 
-def language_model(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """The server or the local model of `--llm`; a server's answers are kept beside the images."""
-    if is_server(options.llm):
-        from ..perception.answer_cache import AnswerCache
-        from ..perception.api_keys import api_key_for
-        from ..perception.openai_client import OpenAiLanguageModel
+def language_model(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> LanguageModel | None:
+    """The server or the local model of `--llm`, None without; a server's answers are kept beside the images."""
+    from ..perception.language_model import load_language_model
 
-        cache = AnswerCache(options.out / "answers")
-        return OpenAiLanguageModel(options.llm, options.llm_model, lambda: api_key_for(options.llm), cache=cache)
-    from ..perception.logit_scorer import LogitScorer
-
-    return LogitScorer.load(options.llm, device, dtype)
+    return load_language_model(options.llm, options.llm_model, options.out / "answers", device, dtype)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import random
 import shutil
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
         torch.testing.assert_close(
             models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], atol=1e-4, rtol=0
         )
-        sums = sum(rankdata(-told[name][place].numpy()) for name in ("caption", "sam", "clip"))
+        sums = sum(rankdata(-told[name][place].numpy()) for name in told if name != "winners")
         torch.testing.assert_close(told["winners"][place], latents[sums.argmin()], atol=1e-3, rtol=1e-3)
 
 
@@ -124,11 +125,20 @@ def test_a_run_that_goes_on_within_a_round_ends_with_the_same_weights(whole, tmp
     assert [file.stat().st_mtime_ns for file in rounds(tmp_path)[:1]] == before
 
 
-def test_images_that_other_weights_drew_are_not_taken(whole, tmp_path):
+def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(whole, tmp_path):
     shutil.copytree(whole / "rounds", tmp_path / "rounds")
     config = dataclasses.replace(QUICK, output=str(tmp_path))
-    made_of = candidates._made_of(config, [], "other")
-    assert all(candidates._read(file, made_of) is None for file in rounds(tmp_path))
+    ((file, (_, prompts)),) = candidates.parts(config, TEXTS, 0, 32).items()
+    with safe_open(file, "pt") as opened:
+        weights = json.loads(opened.metadata()["made_of"])["weights"]
+
+    def kept(weights: str, **changes) -> bool:
+        made_of = candidates._made_of(dataclasses.replace(config, **changes), prompts, weights)
+        return candidates._read(file, made_of) is not None
+
+    assert kept(weights)
+    assert not kept("other")
+    assert not kept(weights, tagger="another")
 
 
 def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp_path, monkeypatch):
@@ -142,6 +152,40 @@ def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp
     assert drawn == [0, 1, 1, 2] and len(rounds(tmp_path)) == 3
     read = candidates.read_round(config, trained, texts, 0, "mine")
     assert (len(read.prompts), read.latents.shape, read.scores["sam"].shape) == (3, (3, 4, 16, 16), (3, 3))
+
+
+def test_more_images_of_a_prompt_than_are_sampled_at_once_are_drawn_in_parts(trained, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, output=str(tmp_path), prompts_per_round=1)
+    counts, sample = [], trained.sampler.latents
+    candidates.draw_round(config, trained, TEXTS, 0, "whole")
+    whole = candidates.read_round(config, trained, TEXTS, 0, "whole")
+    monkeypatch.setattr(type(trained.sampler), "at_once", 2)
+    monkeypatch.setattr(
+        trained.sampler, "latents", lambda asked, *more: (counts.append(len(asked)), sample(asked, *more))[1]
+    )
+    candidates.draw_round(config, trained, TEXTS, 0, "parts")
+    parts = candidates.read_round(config, trained, TEXTS, 0, "parts")
+    assert counts == [2, 1] and whole.prompts == parts.prompts
+    torch.testing.assert_close(parts.latents, whole.latents, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(parts.scores["caption"], whole.scores["caption"], atol=1e-4, rtol=0)
+
+
+def test_an_image_that_is_not_finite_ranks_last_and_ends_nothing(trained, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, output=str(tmp_path), prompts_per_round=1)
+    sampler = trained.sampler
+    decode = sampler.decode
+    monkeypatch.setattr(sampler, "decode", lambda latents: decode(latents).index_fill(0, torch.tensor([1]), torch.nan))
+    candidates.draw_round(config, trained, TEXTS, 0, "mine")
+    read = candidates.read_round(config, trained, TEXTS, 0, "mine")
+    for scores in read.scores.values():
+        assert scores.isnan().tolist() == [[False, True, False]]
+    assert -3 <= candidates.mean_reward(trained, read.scores) <= 3
+
+
+def test_a_round_that_another_device_wrote_elsewhere_is_one_sentence(trained, tmp_path):
+    config = dataclasses.replace(QUICK, output=str(tmp_path))
+    with pytest.raises(RealignError, match="give an output that all devices"):
+        candidates.read_round(config, trained, TEXTS, 0, "mine")
 
 
 def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):

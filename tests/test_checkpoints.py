@@ -50,3 +50,11 @@ def test_settings_that_the_weights_depend_on_must_be_as_before(tmp_path):
     checkpoints.check_same(tmp_path, {**now, "steps": 9}, now)
     with pytest.raises(RealignError, match="whose rank was 4, and now it is 1: set it back"):
         checkpoints.check_same(tmp_path, {**now, "rank": 4}, now)
+
+
+def test_a_checkpoint_of_the_other_script_is_refused(tmp_path):
+    of_refl, of_arl = ({**dict.fromkeys(checkpoints.SAME, 1), name: 1} for name in ("estimator", "images_per_prompt"))
+    with pytest.raises(RealignError, match=r"is of refl_train.py: give another output"):
+        checkpoints.check_same(tmp_path, of_refl, of_arl)
+    with pytest.raises(RealignError, match=r"is of arl_train.py: give another output"):
+        checkpoints.check_same(tmp_path, of_arl, of_refl)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from realigndiff.core.errors import RealignError
 from realigndiff.training.config import load as read
 from realigndiff.training.models import load
 from realigndiff.training.optimization import adamw
@@ -43,6 +44,21 @@ def test_eight_bits_take_about_a_quarter():
     small = memory(dataclasses.replace(config, optimizer_8bit=True), models)
     assert small["AdamW's moments"] == pytest.approx(full["AdamW's moments"] / 4, rel=0.05)
     assert full["moving average"] == full["gradient"]
+
+
+def test_the_plan_stops_at_what_the_run_would_stop_at():
+    sam = dict.fromkeys(("tagger", "detector", "segmenter"), "demo")
+    with pytest.raises(RealignError, match="The reward sam has no gradient"):
+        plan(dataclasses.replace(DEMO, reward="sam", **sam))
+    without = dataclasses.replace(DEMO, reward="clip", clip="demo", captioner="nowhere")
+    with pytest.raises(RealignError, match="no model folder 'nowhere'"):
+        plan(dataclasses.replace(without, prior_captions="captioner"))
+
+
+def test_a_captioner_is_read_only_where_something_is_to_be_said():
+    without = dataclasses.replace(DEMO, reward="clip", clip="demo", captioner="nowhere")
+    assert "reward/clip" in plan(dataclasses.replace(without, prior_captions="prompt", prior_keep=1))
+    assert "reward/clip" in plan(dataclasses.replace(without, prior_captions="captioner", prior_weight=0))
 
 
 def test_the_plan_names_what_is_written_and_where(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..core.errors import RealignError
 from .kinds import AT_LEAST_1, Range
@@ -53,3 +54,8 @@ class ArlConfig(TrainingConfig):
     @property
     def steps_per_round(self) -> int:
         return self.steps // self.rounds
+
+
+def ranked(settings: Mapping[str, Any]) -> bool:
+    """Whether these are settings of reward-ranked learning."""
+    return "images_per_prompt" in settings

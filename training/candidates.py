@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..core.errors import RealignError
 from ..perception.images import to_pil
 from ..pipeline.settings import SamplingSettings
 from ..rewards.combine import weighted_sum
+from ..rewards.loading import MODELS
 from ..rewards.ranking import best_first
 from .arl_settings import ArlConfig
 from .models import Trained
@@ -26,8 +28,11 @@ from .samples import in_rows
 
 SEED_OF_CANDIDATES = 5 * 10**8
 """Added to where a run's own seeds begin."""
-MADE_OF = ("model", "reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed")
-"""The settings that a round's images depend on, besides the prompts and the weights."""
+MADE_OF = (
+    *("model", "reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
+    *(*MODELS, "llm", "llm_model"),
+)
+"""The settings that a round's images and their order depend on, besides the prompts and the weights."""
 
 
 class Round(NamedTuple):
@@ -71,9 +76,18 @@ def draw_round(
 
 
 def read_round(config: ArlConfig, models: Trained, texts: Sequence[str], number: int, weights: str) -> Round:
-    """The winners of a round that was drawn."""
+    """The winners of a round that was drawn.
+
+    Raises:
+        RealignError: a file of it is not there, as where devices do not write to one folder.
+    """
     files = parts(config, texts, number, models.sampler.at_once)
     read = [_read(file, _made_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
+    if missing := [file for file, part in zip(files, read, strict=True) if part is None]:
+        raise RealignError(
+            f"The round's images in '{missing[0]}' cannot be read, though they were just drawn: give an output that "
+            "all devices write to and read from, and start again."
+        )
     tensors = {name: torch.cat([part[name] for part in read]) for name in read[0]}
     latents = tensors.pop("winners")
     return Round(number, [text for _, prompts in files.values() for text in prompts], latents, tensors)
@@ -108,22 +122,41 @@ def _draw(
     asked = [text for text in prompts for _ in range(K)]
     first = config.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.prompts_per_round + start) * K
     noise = models.sampler.noise([first + i for i in range(P * K)])
-    sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
-    latents = models.sampler.latents(asked, noise, sampling)
-    images = models.sampler.decode(latents)
-    with models.judging():
-        scores = {name: reward(images, asked).float().cpu().view(P, K) for name, reward in models.rewards.items()}
+    # P is 1 where a prompt has more images than are sampled at once
+    batches = [slice(i, i + models.sampler.at_once) for i in range(0, P * K, models.sampler.at_once)]
+    drawn = [_judged(config, models, asked[batch], noise[batch]) for batch in batches]
+    latents, images = (torch.cat(parts) for parts in list(zip(*drawn, strict=True))[:2])
+    scores = {name: torch.cat([own[name] for *_, own in drawn]).view(P, K) for name in models.rewards}
     won = winners(list(scores.values()), config.winner, random.Random(f"{config.seed} {file.name} {number}"))
-    kept = latents.float().cpu().view(P, K, *latents.shape[1:])[torch.arange(P), won]
+    kept = latents.view(P, K, *latents.shape[1:])[torch.arange(P), won]
     _write(file, {"winners": kept.clone(), **scores}, made_of)
     if not start:
         order = best_first(list(scores.values())) + torch.arange(P)[:, None] * K
-        in_rows(to_pil(images[order.flatten()]), K).save(file.with_name("best-first.png"))
+        _show(in_rows(to_pil(images[order.flatten()]), K), file.with_name("best-first.png"))
+
+
+def _judged(
+    config: ArlConfig, models: Trained, asked: list[str], noise: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """An image for each prompt that is asked for, on the CPU: latents [N, C, h, w], float32, images [N, H, W, 3] in
+    [0, 1], and what each reward says of them, [N].
+
+    An image that is not finite, as may come of fp16, is black, and no reward says a number of it: it ranks last.
+    """
+    sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
+    latents = models.sampler.latents(asked, noise, sampling)
+    images = models.sampler.decode(latents)
+    broken = ~images.isfinite().flatten(1).all(1).cpu()
+    images = images.where(images.isfinite(), 0.0)
+    with models.judging():
+        scores = {name: reward(images, asked).float().cpu() for name, reward in models.rewards.items()}
+    scores = {name: own.masked_fill(broken, torch.nan) for name, own in scores.items()}
+    return latents.float().cpu(), images.cpu(), scores
 
 
 def mean_reward(models: Trained, scores: dict[str, Tensor]) -> float:
-    """The mean weighted reward of all of a round's images."""
-    return float(weighted_sum(models.terms, scores).mean())
+    """The mean weighted reward of all of a round's images that have one."""
+    return float(weighted_sum(models.terms, scores).nanmean())
 
 
 def fingerprint_of(weights: Sequence[Tensor]) -> str:
@@ -148,6 +181,14 @@ def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
             f"The round's images could not be written to '{file}' ({error}): make room there and start again; the run "
             "goes on where it was."
         ) from error
+
+
+def _show(picture: Image.Image, file: Path) -> None:
+    """For the eyes only, so a full disk ends nothing here."""
+    try:
+        picture.save(file)
+    except OSError as error:
+        tqdm.write(f"{file} could not be written ({error}); the run goes on.")
 
 
 def _read(file: Path, made_of: str) -> dict[str, Tensor] | None:

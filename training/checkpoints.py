@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..core.errors import RealignError
+from .arl_settings import ranked
 
 logger = logging.getLogger(__name__)
 PATTERN = "step-*.pt"
@@ -86,8 +87,11 @@ def check_same(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     """That a checkpoint's settings are those of this run where its weights and its lots depend on them.
 
     Raises:
-        RealignError: one of `SAME` is not.
+        RealignError: one of `SAME` is not, or the checkpoint is of the other training script.
     """
+    if before and ranked(before) != ranked(now):
+        script = "arl_train.py" if ranked(before) else "refl_train.py"
+        raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
     for name in SAME:
         if before.get(name, now[name]) != now[name]:
             raise RealignError(

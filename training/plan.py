@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .arl_settings import ArlConfig
+from .feedback import estimators
 from .models import Trained, load
+from .prior import prior_captioner
 from .prompts import Prompts, load_prompts
 from .refl_settings import ReflConfig
 from .settings import TrainingConfig
@@ -28,6 +30,9 @@ def plan(config: TrainingConfig) -> str:
     """
     training, held_out = load_prompts(config)
     models = load(config, torch.device("cpu"))
+    if isinstance(config, ReflConfig):  # for what they raise
+        estimators(config, models.rewards)
+        prior_captioner(config, models)
     batch, trained = config.batch_size * config.gradient_accumulation, sum(w.numel() for w in models.weights)
     evaluated = min(config.evaluate_prompts, len(held_out.texts)) if config.evaluate_every else 0
     return "\n".join(

@@ -26,7 +26,9 @@ from ..perception.captioner import Captioner
 from ..perception.speech import Speech
 from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
+from ..rewards.caption import CaptionReward
 from ..rewards.caption_gradient import PromptLikelihood
+from .models import Trained, judges_place, place
 from .pairs import Pairs
 from .prompts import fingerprint
 from .refl_settings import ReflConfig
@@ -56,9 +58,25 @@ class Drawn(NamedTuple):
         return self.latents[kept], [self.captions[i] for i in kept.tolist()]
 
 
+def prior_captioner(config: ReflConfig, models: Trained) -> Captioner | None:
+    """What looks at the frozen model's images: the caption reward's captioner, else one of its own; None where nothing
+    has to be said of them.
+
+    Raises:
+        RealignError: there is none where `captioner` says.
+    """
+    asked = config.prior_captions == "captioner" or config.prior_keep < 1
+    if not (config.prior_weight and config.prior == "frozen" and asked):
+        return None
+    reward = models.rewards.get(CaptionReward.name)
+    if reward is not None:
+        return reward.captioner
+    return Captioner.load(place(config.captioner, "blip2_captioner"), *judges_place(config, models.device))
+
+
 def frozen_prior(
     sampler: DiffusersSampler,
-    captioner: Captioner,
+    captioner: Captioner | None,
     prompts: Sequence[str],
     config: ReflConfig,
     on_image: Callable[[int], None] = lambda count: None,
@@ -66,7 +84,7 @@ def frozen_prior(
     """`prior_images` images of the prompts in turn, sampled from the untrained model, or those an earlier start kept;
     of these the likeliest, as `prior_keep` says.
 
-    on_image: called with how many were just made.
+    captioner: see `prior_captioner`. on_image: called with how many were just made.
     """
     file = Path(config.output) / "prior.safetensors"
     made_of = json.dumps({name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint(prompts)})
@@ -80,7 +98,7 @@ def frozen_prior(
 @torch.no_grad()
 def _draw(
     sampler: DiffusersSampler,
-    captioner: Captioner,
+    captioner: Captioner | None,
     prompts: Sequence[str],
     config: ReflConfig,
     on_image: Callable[[int], None],

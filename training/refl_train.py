@@ -26,13 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..perception.captioner import Captioner
-from ..rewards.caption import CaptionReward
 from ..rewards.combine import weighted_sum
 from .feedback import estimators
-from .models import judges_place, place
 from .pairs import Pairs
-from .prior import folder_prior, frozen_prior
+from .prior import folder_prior, frozen_prior, prior_captioner
 from .refl_settings import ReflConfig
 from .rollout import Rollout
 from .run import Run, main
@@ -105,19 +102,11 @@ class ReflRun(Run):
         config, sampler = self.config, self.models.sampler
         if config.prior != "frozen":
             return folder_prior(Path(config.prior), sampler, config.resolution, config.prior_min_timestep)
-        captioner = self._captioner()
+        captioner = prior_captioner(config, self.models)
+        looking = [] if captioner is None else [captioner.model]
         bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
-        with bar, self.accelerator.main_process_first(), self.models.judging(captioner.model):
+        with bar, self.accelerator.main_process_first(), self.models.judging(*looking):
             return frozen_prior(sampler, captioner, self.prompts.texts, config, bar.update)
-
-    def _captioner(self) -> Captioner:
-        """That of the caption reward, or where this is not asked for, one for the images of L_pre alone."""
-        reward = self.models.rewards.get(CaptionReward.name)
-        if reward is not None:
-            return reward.captioner
-        return Captioner.load(
-            place(self.config.captioner, "blip2_captioner"), *judges_place(self.config, self.models.device)
-        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from PIL import Image
 from ..core.errors import RealignError
 from ..pipeline.inline import inline
 from . import log, samples
-from .arl_settings import ArlConfig
+from .arl_settings import ArlConfig, ranked
 from .config import METADATA_KEY
 from .curves import Curve, chart, smoothed
 from .refl_settings import ReflConfig
@@ -173,7 +173,7 @@ def _head(name: str, rows: Sequence[log.Row], settings: Mapping[str, Any]) -> st
         told += "; not finished"
     model = _text(settings["model"]) if "model" in settings else ""
     reward = str(settings.get("reward", "caption"))
-    how = "on the best of its own images by" if _ranked(settings) else "with"
+    how = "on the best of its own images by" if ranked(settings) else "with"
     return (
         f"<header><h1>{escape(name)}</h1><p>Fine-tuned {how} the reward <b>{escape(reward)}</b>"
         f"{f' from <b>{escape(model)}</b>' if model else ''}. {escape(told)}.</p></header>"
@@ -272,7 +272,7 @@ def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapp
     folder, steps = LOADING["unet" if settings.get("train") == "unet" else "lora"]
     model = escape(_text(settings.get("model", "the model that was trained")))
     copied = shlex.quote(f"ComfyUI/models/{folder}/{name}-{best}.safetensors")
-    script = "arl_train" if _ranked(settings) else "refl_train"
+    script = "arl_train" if ranked(settings) else "refl_train"
     again = shlex.quote(f"PATH/TO/{name}/{best}.safetensors")
     return (
         f"<section><h2>Load it in ComfyUI</h2><p><code>{best}.safetensors</code> holds the weights of {why}. Copy it "
@@ -288,7 +288,7 @@ def _table(settings: Mapping[str, Any]) -> str:
     """The settings that are not the defaults."""
     if not settings:
         return ""
-    kind = ArlConfig if _ranked(settings) else ReflConfig
+    kind = ArlConfig if ranked(settings) else ReflConfig
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td>"
@@ -303,11 +303,6 @@ def _table(settings: Mapping[str, Any]) -> str:
 
 
 # Small things
-
-
-def _ranked(settings: Mapping[str, Any]) -> bool:
-    """Whether these are settings of reward-ranked learning."""
-    return "images_per_prompt" in settings
 
 
 def _image(picture: Image.Image, label: str, largest: int = LARGEST) -> str:
