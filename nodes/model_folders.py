@@ -30,7 +30,7 @@ SINGLE = ("rams", "grounding-dino", "sams", "rewards")
 """Where single files are models too."""
 LABELS = "labels"
 """The folder under `rams` that holds label embeddings, which are no models."""
-_FILES = (".safetensors", ".pth", ".pt")
+_FILES = (".safetensors", ".pth", ".pt", ".bin")
 _DEPTH = 2
 
 

@@ -25,6 +25,7 @@ def load_language_model(
 ) -> LanguageModel | None:
     """The server or the Hugging Face folder `llm`; None where there is none, which means the offline scorer.
 
+    dtype: fp16 becomes bf16, in which language models are trained, because they may overflow in fp16.
     name: the model's on the server. answers: the folder in which a server's answers are kept. A key comes from the
     environment: see `api_keys`.
 
@@ -39,4 +40,4 @@ def load_language_model(
         return OpenAiLanguageModel(llm, name, lambda: api_key_for(llm), cache=AnswerCache(answers))
     from .logit_scorer import LogitScorer
 
-    return LogitScorer.load(llm, device, dtype)
+    return LogitScorer.load(llm, device, torch.bfloat16 if dtype == torch.float16 else dtype)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from torch import nn
+
 from ..core.errors import NoAnswer, RealignError
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
 from ..core.words import content_words, names, noun_phrase_spans, noun_phrases, occurrences, same_word
@@ -44,6 +46,10 @@ class OfflineScorer:
 
     def __init__(self, text_encoder: TextEncoder | None = None) -> None:
         self.text_encoder = text_encoder
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """f_enc, if there is one."""
+        return () if self.text_encoder is None else (self.text_encoder.model,)
 
     def bind(self, prompt: str, tags: Sequence[str]) -> dict[str, list[str]]:
         """Each tag with every noun phrase of the prompt that has its words."""

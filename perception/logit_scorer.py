@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -53,6 +53,10 @@ class LogitScorer:
         """Read a Hugging Face folder of a causal language model."""
         model = from_folder(AutoModelForCausalLM, folder, dtype=dtype).to(device)
         return cls(model, from_folder(AutoTokenizer, folder))
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The language model."""
+        return (self.model,)
 
     def bind(self, prompt: str, tags: Sequence[str]) -> dict[str, str | None]:
         """Each tag with the noun phrase of the prompt that it is, or None where that is likelier."""

@@ -66,7 +66,8 @@ def scale(canvas: Image.Image, at: tuple[int, int, int], largest: float) -> None
     text_font = font(13)
     low, high = "0", f"{largest:.1%}"
     left, right = (int(draw.textlength(text, text_font)) + 8 for text in (low, high))
-    canvas.paste(heat_map(torch.linspace(0, 1, 256)[None], (width - left - right, 10)), (x + left, y + 2))
+    if width > left + right + 16:  # else there is no room
+        canvas.paste(heat_map(torch.linspace(0, 1, 256)[None], (width - left - right, 10)), (x + left, y + 2))
     draw.text((x, y - 2), low, fill=GREY, font=text_font)
     draw.text((x + width - right + 8, y - 2), high, fill=GREY, font=text_font)
 

@@ -96,6 +96,17 @@ def load_rewards(
     return {name: makers[name]() for name in asked}
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Whether there are rewards of these names.
+
+    Raises:
+        RealignError: there is none of one of them.
+    """
+    for name in names:
+        if name not in NEEDS:
+            raise RealignError(f"There is no reward '{name}': choose among {', '.join(NAMES)}.")
+
+
 def _paths(names: Sequence[str], places: Mapping[str, str | Path], offline: bool) -> dict[str, Path]:
     """Where each model lies that has a place; checked before the first is read, which may take minutes."""
     paths = {}
@@ -106,9 +117,8 @@ def _paths(names: Sequence[str], places: Mapping[str, str | Path], offline: bool
             paths[model] = Path(path)
         elif model in EMBEDDED:
             paths[model] = _WEIGHTS / EMBEDDED[model]
+    check_names(names)
     for name in names:
-        if name not in NEEDS:
-            raise RealignError(f"There is no reward '{name}': choose among {', '.join(NAMES)}.")
         for model in (*NEEDS[name], *(["text_encoder"] if name == "sam" and offline else [])):
             if model in paths:
                 continue

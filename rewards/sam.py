@@ -63,8 +63,10 @@ class SamReward:
         return RegionSet(prompt, tuple(Region(tag=tag, likelihood=score) for tag, score in scores.items()), notes)
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """Tagger, detector and segmenter."""
-        return self.tagger.model, self.grounded_sam.detector.model, self.grounded_sam.segmenter.model
+        """Tagger, detector, segmenter, and what reads here, if it is no server."""
+        eyes = self.tagger.model, self.grounded_sam.detector.model, self.grounded_sam.segmenter.model
+        readers = (reader for reader in (self.language_model, self.offline) if hasattr(reader, "networks"))
+        return tuple(dict.fromkeys([*eyes, *(network for reader in readers for network in reader.networks())]))
 
 
 def _mean(regions: RegionSet) -> float:

@@ -1,12 +1,15 @@
 """What rewards have in common, the SAM reward, and how several rewards become one number or one order."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
+from realigndiff.demo.models import FOLDER
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.demo.world import caption
+from realigndiff.perception.checkpoints.tokenizers import bert_tokenizer, clip_tokenizer
 from realigndiff.perception.likelihood import OfflineScorer
 from realigndiff.rewards.combine import parse_terms, weighted_sum
 from realigndiff.rewards.ranking import best_first, rank_sum, ranks
@@ -119,3 +122,19 @@ def test_tags_that_a_language_model_does_not_score_are_scored_offline():
     scores, notes = tag_likelihoods("a red book", ["book", "dog", "book"], Silent(), OfflineScorer())
     assert scores == {"book": 2, "dog": 0} and notes
     assert tag_likelihoods("a red book", [], Silent()) == ({}, ())
+
+
+def test_what_the_sam_reward_reads_with_is_moved_too(models, sam_reward):
+    eyes = models.tagger.model, models.grounded_sam.detector.model, models.grounded_sam.segmenter.model
+    assert sam_reward.networks() == (*eyes, models.language_model.text_encoder.model)
+    assert SamReward(models.tagger, models.grounded_sam, object()).networks() == eyes
+
+
+def test_of_two_tokenizers_that_may_be_meant_the_one_that_fits_is_taken(tmp_path):
+    """As where files of several models lie in one folder."""
+    shutil.copy(FOLDER / "grounding_dino/tokenizer.json", tmp_path)
+    clip, bert = 321, 1030
+    assert len(clip_tokenizer(tmp_path / "negclip.pth", clip, FOLDER / "clip")) == clip
+    with pytest.raises(RealignError, match=r"knows \d+ words, but the model .* 49408"):
+        clip_tokenizer(tmp_path / "negclip.pth", 49408, FOLDER / "clip")
+    assert len(bert_tokenizer(tmp_path / "ImageReward.pt", bert + 2, added=["[DEC]", "[ENC]"])) == bert + 2

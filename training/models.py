@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ..core.errors import RealignError
 from ..perception.language_model import load_language_model
 from ..pipeline.sampler import DiffusersSampler
+from ..rewards.caption import CaptionReward
 from ..rewards.combine import Term, weighted_sum
-from ..rewards.loading import MODELS, load_rewards
+from ..rewards.loading import MODELS, check_names, load_rewards
 from ..rewards.reward import Reward
+from ..rewards.sam import SamReward
 from .offload import moved_to
 from .settings import TrainingConfig
 
@@ -58,12 +60,17 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
     Raises:
         RealignError: a folder is missing or holds another kind of model.
     """
+    names = [term.name for term in config.terms]
+    check_names(names)
     sampler = DiffusersSampler.load(place(config.model, "stable_diffusion"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
     judges = judges_place(config, device)
-    llm = load_language_model(config.llm, config.llm_model, Path(config.output) / "answers", *judges)
+    llm = config.llm if SamReward.name in names else ""
+    reader = load_language_model(llm, config.llm_model, Path(config.output) / "answers", *judges)
     places = {name: path for name in MODELS if (path := getattr(config, name))}
-    rewards = load_rewards([term.name for term in config.terms], places, *judges, language_model=llm)
+    if reader is not None and CaptionReward.name not in names and not place(config.text_encoder, "").exists():
+        places.pop("text_encoder", None)  # it would be of use, but is not needed
+    rewards = load_rewards(names, places, *judges, language_model=reader)
     for reward in rewards.values():
         for network in reward.networks():
             network.requires_grad_(False)

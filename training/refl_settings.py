@@ -75,9 +75,8 @@ class ReflConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("captioner", "text_encoder", "prior"):
-            if not getattr(self, name).strip():
-                raise RealignError(f"{name} is empty; give a path.")
+        if not self.prior.strip():
+            raise RealignError("prior is empty; give a path, or frozen.")
         if self.estimator == "score_function" and self.samples_per_image < 2:
             raise RealignError(
                 "samples_per_image is 1; score_function compares captions of one image, so give at least 2."

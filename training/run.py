@@ -209,7 +209,7 @@ class Run:
         self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
         self.best_step = state.get("best_step", 0)
         self.restore(state)
-        print(f"Going on from {file}, step {self.step} of {config.steps}.")
+        self.accelerator.print(f"Going on from {file}, step {self.step} of {config.steps}.")
 
     def _save(self) -> Path:
         state = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBa
 from ...core.errors import RealignError
 from ..loading import from_folder
 
+T = TypeVar("T", bound=PreTrainedTokenizerBase)
 _BERT_FILES = ("tokenizer.json", "vocab.txt")
 _CLIP_FILES = ("tokenizer.json", "vocab.json")
 
@@ -28,11 +30,13 @@ def bert_tokenizer(
     Raises:
         RealignError: there is none, or it is another model's.
     """
-    folder = _bert_folder(Path(file), given)
-    tokenizer = from_folder(BertTokenizerFast, folder)
-    tokenizer.add_tokens(list(added), special_tokens=True)
-    _check(tokenizer, folder, file, words, "bert-base-uncased")
-    return tokenizer
+
+    def read(folder: Path) -> BertTokenizerFast:
+        tokenizer = from_folder(BertTokenizerFast, folder)
+        tokenizer.add_tokens(list(added), special_tokens=True)
+        return tokenizer
+
+    return _first_that_fits(read, _bert_folders(Path(file), given), file, words, "bert-base-uncased")
 
 
 def clip_tokenizer(file: str | Path, words: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
@@ -45,31 +49,43 @@ def clip_tokenizer(file: str | Path, words: int, other: str | Path | None = None
     """
     places = [Path(file).parent] + ([Path(other)] if other is not None else [])
     places = [place.parent if place.is_file() else place for place in places]
-    folder = next((place for place in places if _has(place, _CLIP_FILES)), None)
-    if folder is None:
+    folders = [place for place in places if _has(place, _CLIP_FILES)]
+    if not folders:
         searched = " or ".join(f"'{place}'" for place in places)
         raise RealignError(
             f"'{file}' comes without a tokenizer, and there is none in {searched}: put the vocab.json and merges.txt, "
             "or the tokenizer.json, of a CLIP beside it."
         )
-    tokenizer = from_folder(AutoTokenizer, folder)
-    _check(tokenizer, folder, file, words, "the CLIP that it was made from")
-    return tokenizer
+    return _first_that_fits(
+        lambda folder: from_folder(AutoTokenizer, folder), folders, file, words, "the CLIP that it was made from"
+    )
 
 
-def _check(tokenizer: PreTrainedTokenizerBase, folder: Path, file: str | Path, words: int, whose: str) -> None:
-    if len(tokenizer) != words:
-        raise RealignError(
-            f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the model '{file}' {words}: give it the "
-            f"one of {whose}."
+def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, words: int, whose: str) -> T:
+    """The first tokenizer with so many words: files of several models may lie in one folder, with one's tokenizer."""
+    refusals = []
+    for folder in folders:
+        try:
+            tokenizer = read(folder)
+        except RealignError as error:
+            refusals.append(error)
+            continue
+        if len(tokenizer) == words:
+            return tokenizer
+        refusals.append(
+            RealignError(
+                f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the model '{file}' {words}: give it "
+                f"the one of {whose}."
+            )
         )
+    raise refusals[0]
 
 
 def _has(folder: Path, names: Sequence[str]) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _bert_folder(file: Path, given: str | Path | None) -> Path:
+def _bert_folders(file: Path, given: str | Path | None) -> list[Path]:
     if given is not None:
         given = Path(given)
         places = [given.parent if given.is_file() else given]
@@ -80,10 +96,9 @@ def _bert_folder(file: Path, given: str | Path | None) -> Path:
             for name in _BERT_FILES
         ]
         beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]
-        places = beside + [Path(found).parent for found in cached if isinstance(found, str)]
-    for place in places:
-        if _has(place, _BERT_FILES):
-            return place
+        places = beside + [Path(place).parent for place in cached if isinstance(place, str)]
+    if found := [place for place in places if _has(place, _BERT_FILES)]:
+        return found
     if given is not None:
         raise RealignError(f"'{given}' holds no tokenizer.json and no vocab.txt: give the folder of bert-base-uncased.")
     raise RealignError(
