@@ -37,12 +37,12 @@ arl-demo: $(READY)
 	$(ARL) --output out/arl-clip --reward clip
 	$(ARL) --output out/arl-sum
 	$(RUN) evaluation/evaluate.py --prompts demo --method base $(foreach way,random caption sam clip sum,\
-		--method "$(way)=out/arl-$(way)/last.safetensors") --out out/arl-demo
+		--method "$(way)=out/arl-$(way)/last.safetensors") --batch 8 --out out/arl-demo
 
 # The measured effect on held-out prompts, with 95 % confidence intervals → out/table/results.md.
 table: $(READY)
 	$(RUN) evaluation/evaluate.py --prompts demo --method base --method "+ coarse=demo" --method fine --method both \
-		--method fine-all --method redraw --out out/table
+		--method fine-all --method redraw --batch 8 --out out/table
 
 test: $(READY) lint
 	$(RUN) -m pytest
