@@ -37,7 +37,7 @@ def test_it_is_halved_renamed_and_tells_no_path(tmp_path):
 
 def test_every_setting_that_may_be_a_path_is_known():
     texts = {name for name, kind in kinds(ReflConfig).items() if kind.type in (str, tuple) and not kind.choices}
-    assert texts == {*OF_A_MACHINE, *OF_ONE_RUN, "prompt_column", "targets"} - {"dry_run"}
+    assert texts == {*OF_A_MACHINE, *OF_ONE_RUN, "prompt_column", "reward", "targets"} - {"dry_run"}
 
 
 def test_a_file_can_be_put_in_its_own_place(tmp_path):

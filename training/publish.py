@@ -26,7 +26,7 @@ from ..rewards.loading import MODELS
 from .config import METADATA_KEY, from_header
 from .export import rewrite
 
-OF_A_MACHINE = ("model", *MODELS, "llm", "prompts", "held_out_prompts", "prior", "sample_prompts")
+OF_A_MACHINE = ("model", *MODELS, "llm", "llm_model", "prompts", "held_out_prompts", "prior", "sample_prompts")
 NO_PATHS = ("demo", "frozen")
 """What these settings may be that is no path."""
 
