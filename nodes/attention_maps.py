@@ -48,7 +48,7 @@ class AttentionMaps(io.ComfyNode):
                 io.Image.Output(display_name="heat_maps", tooltip="One picture a word, image by image."),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="One map a word, image by image, from 0 to its own largest value as 1.",
+                    tooltip="One map a word, image by image; 1 is each map's own largest value.",
                 ),
             ],
             is_output_node=True,
