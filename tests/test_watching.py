@@ -8,8 +8,8 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 from realigndiff.core.errors import RealignError
-from realigndiff.training import log, refl_train, samples, trackers, watching
-from realigndiff.training.config import ReflConfig
+from realigndiff.training import log, run, samples, trackers, watching
+from realigndiff.training.refl_settings import ReflConfig
 
 COLORS = ("red", "green", "blue", "yellow", "purple")
 
@@ -174,10 +174,9 @@ def test_the_speed_counts_all_images_of_a_step(tmp_path):
 def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = ReflConfig(output=str(tmp_path / "run"), log_with="wandb")
-    monkeypatch.setattr(refl_train, "parse", lambda *_, **__: config)
-    monkeypatch.setattr(refl_train, "Run", lambda config: pytest.fail("it was loaded"))
+    monkeypatch.setattr(run, "parse", lambda *_, **__: config)
     with pytest.raises(SystemExit) as stopped:
-        refl_train.main()
+        run.main(lambda config: pytest.fail("it was loaded"), ReflConfig, "refl_train", "")
     assert stopped.value.code == (
         "refl_train: log_with is wandb, but the package wandb is not installed: pip install wandb, or set log_with to "
         "csv."

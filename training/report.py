@@ -227,7 +227,7 @@ def _curves(rows: Sequence[log.Row]) -> str:
         charts.append(chart(title, [steps, mean] if len(points) >= FEWEST else [mean]))
     return (
         "<section><h2>Curves over the steps</h2>"
-        '<p class="quiet">The reward <i>caption</i> is R<sub>cap</sub>: how near the caption of an image is to its '
+        '<p class="quiet">The reward <b>caption</b> is R<sub>cap</sub>: how near the caption of an image is to its '
         "prompt, at most 1; of several rewards it is the weighted sum."
         f'</p><div class="charts">{"".join(charts)}</div></section>'
     )
