@@ -28,7 +28,7 @@ refl-demo: $(READY)
 		$(if $(SEED),--seed "$$SEED" --output "out/refl-demo-$$SEED")
 	$(RUN) evaluation/coarse.py "out/refl-demo$(if $(SEED),-$$SEED)/best.safetensors"
 
-# Fine-tune the demo model on the best of its own images, chosen in five ways (12 minutes each on a CPU core), and measure
+# Fine-tune the demo model on the best of its own images, chosen in five ways (some 20 minutes each on a CPU core), and measure
 # them on held-out prompts → out/arl-demo/results.md.
 arl-demo: $(READY)
 	$(ARL) --output out/arl-random --reward caption --winner random

@@ -80,59 +80,44 @@ class Blip:
         return model(**inputs, use_itm_head=head).itm_score.float()
 
 
-class BlipItmReward:
-    """The probability that image and prompt match, by the head that reads the prompt while it looks: [0, 1].
+class _BlipReward:
+    """What both rewards are made of."""
 
-    ITM of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). Differentiable.
-    """
-
-    name, differentiable = "blip-itm", True
+    differentiable = True
 
     def __init__(self, blip: Blip) -> None:
         self.blip = blip
-
-    @classmethod
-    def load(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> BlipItmReward:
-        """As `Blip.load`."""
-        return cls(Blip.load(folder, device, dtype))
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [0, 1]."""
-        return self.blip.match(images, prompts)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """BLIP."""
         return (self.blip.model,)
 
 
-class BlipItcReward:
+class BlipItmReward(_BlipReward):
+    """The probability that image and prompt match, by the head that reads the prompt while it looks: [0, 1].
+
+    ITM of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). Differentiable.
+    """
+
+    name = "blip-itm"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [0, 1]."""
+        return self.blip.match(images, prompts)
+
+
+class BlipItcReward(_BlipReward):
     """cos(image, prompt) of BLIP's embeddings, which were made without a look at each other: [−1, 1].
 
     ITC of BLIP (arXiv 2201.12086), or of BLIP-2 (arXiv 2301.12597), whose image has an embedding a query: the nearest
     counts. Differentiable.
     """
 
-    name, differentiable = "blip-itc", True
-
-    def __init__(self, blip: Blip) -> None:
-        self.blip = blip
-
-    @classmethod
-    def load(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> BlipItcReward:
-        """As `Blip.load`."""
-        return cls(Blip.load(folder, device, dtype))
+    name = "blip-itc"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [-1, 1]."""
         return self.blip.similarity(images, prompts)
-
-    def networks(self) -> tuple[nn.Module, ...]:
-        """BLIP."""
-        return (self.blip.model,)
 
 
 def _class_of(folder: Path) -> type[BlipForImageTextRetrieval] | type[Blip2ForImageTextRetrieval]:
