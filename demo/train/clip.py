@@ -21,7 +21,6 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
-    CLIPTextConfig,
     CLIPTokenizer,
     CLIPVisionConfig,
 )
@@ -31,35 +30,26 @@ from .captioner import VISION
 from .data import Scenes, roughen
 from .fit import Recipe, fit
 from .patches import PatchLabels
+from .text_to_image import text_config
 from .text_tower import draw_captions
 
 RECIPE = Recipe(steps=1200, batch=64, lr=1e-3, bf16=False)
-WIDTH, EMBEDDING = 64, 64
 MAX_LOGIT_SCALE = math.log(100)
 PAIRS = {pair: i for i, pair in enumerate(itertools.product(COLORS, SHAPES))}
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A small CLIP with random weights; its ViT has the captioner's measures."""
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=EMBEDDING,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_config(tokenizer)
     vision = CLIPVisionConfig(
         **{name: getattr(VISION, name) for name in ("hidden_size", "intermediate_size", "image_size", "patch_size")},
         **{name: getattr(VISION, name) for name in ("num_hidden_layers", "num_attention_heads", "layer_norm_eps")},
         hidden_act=VISION.hidden_act,
-        projection_dim=EMBEDDING,
+        projection_dim=text.projection_dim,
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=EMBEDDING))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=text.projection_dim)
+    )
 
 
 @torch.no_grad()
@@ -96,7 +86,7 @@ def train(
     start_from(eyes, model.vision_model, scenes.pixels(torch.arange(250), "cpu"))
     model.to(device).train()
     patches = PatchLabels(scenes, device, VISION.hidden_size)
-    named = nn.Linear(EMBEDDING, len(PAIRS)).to(device)
+    named = nn.Linear(model.config.projection_dim, len(PAIRS)).to(device)
 
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))

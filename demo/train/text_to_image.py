@@ -29,22 +29,25 @@ CONFUSION = Recipe(steps=800, batch=32, lr=4e-4, weight_decay=1e-4, ema=0.99)
 CAPTION_DROPOUT = 0.1
 
 
+def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """Of the small text halves of the text-to-image model and of CLIP."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
     """Text encoder and UNet with random weights; attention at 16 x 16 and 8 x 8."""
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text_encoder = CLIPTextModel(text_config(tokenizer))
     unet = UNet2DConditionModel(
         sample_size=16,
         layers_per_block=1,
