@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from .settings import ModulationSettings
 
+MAX_BITS = 31
+"""Of an int32, without its sign."""
 Positions = Sequence[Sequence[int]]
 """For each active region of a set, the positions of its phrase's tokens."""
 
@@ -63,7 +66,20 @@ class Layout:
         some = kinds.any(1)  # keys of no region need no group
         return sees[..., some], member.view(*self.key_regions.shape[:2], -1)[..., some]
 
-    def gain(self, strength: float) -> Tensor:
+    @cached_property
+    def bits(self) -> tuple[Tensor, Tensor] | None:
+        """R once more, a bit a region: R_ij = (queries_i & keys_j) != 0, int32 [B, Nq] and [B, Nk].
+
+        None with more regions than an int32 has bits.
+        """
+        regions = self.key_regions.shape[-1]
+        if regions > MAX_BITS:
+            return None
+        values = 2 ** torch.arange(regions, dtype=torch.int32, device=self.key_regions.device)
+        queries, keys = (x.to(torch.int32) * values for x in (self.query_regions, self.key_regions))
+        return queries.sum(-1, dtype=torch.int32), keys.sum(-1, dtype=torch.int32)
+
+    def gain(self, strength: float | Tensor) -> Tensor:
         """a = S·λ_t·(1 − B): [B, Nq, Nk], or [B, Nq, 1] when all keys share one gain."""
         return (strength * self.query_gain[:, :, None] * self.key_gain[:, None]).clamp(max=self.gain_limit)
 
@@ -85,6 +101,19 @@ class Layout:
         """The same layout on another device."""
         parts = (self.query_regions, self.key_regions, self.query_gain, self.key_gain)
         return Layout(*(part.to(device) for part in parts), self.gain_limit)
+
+
+class Block(NamedTuple):
+    """Neighbouring keys that are modulated together: eq. 9 takes its extrema over these keys alone.
+
+    Cross- and self-attention have one block of all keys; joint attention has the words as one, the pixels as another.
+    """
+
+    keys: slice
+    layout: Layout
+    """[B, Nq, number of these keys]."""
+    strength: float | Tensor
+    """λ_t, at least 0; a tensor without dimensions spares a compiled model a compilation a step."""
 
 
 def cross_layout(

@@ -4,23 +4,30 @@ With z the scaled scores, m and M their smallest and largest in each row, and a 
 
     z' = z + a·((R ? M : m) − z) = (1 − a)·z + a·m + a·(M − m)·R
 
+so two passes over the keys are enough: one for m and M, one for the softmax of z'. On CUDA one Triton kernel makes both
+(`triton_attention`). Elsewhere, and where it cannot, fused attention does as much of the work as it can:
+
 Between pixels a belongs to the query alone. Then a·m, one number a row, drops out of the softmax, and R is a product of
 thin 0/1 matrices, sees·memberᵀ. So z' is itself a score, of longer vectors,
 
     q' = [(1 − a)·q, a·(M − m)·sees]        k' = [k, member]
 
 and any fused attention kernel computes it; only M and m take one more pass, in tiles. Between pixels and words a
-depends on the word too, but there are few words: there the first line is computed as it stands, tile by tile.
+depends on the word too, but there are few words: there the first line is computed as it stands, tile by tile. Where
+words and pixels are keys of one softmax (joint attention), the words come in as one more key of the fused kernel, with
+their log-sum-exp as its score: how much attention it gets says how the two results are mixed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import RealignError
-from .layout import Layout
+from .layout import Block, Layout
 
 TILE = {"cpu": 2**20, "cuda": 2**24}
 """Scores held at once; on a CPU as many as stay in its cache."""
@@ -28,72 +35,141 @@ MAX_GROUPS = 64
 """With more combinations of overlapping regions than this, longer vectors cost more than tiles do."""
 
 
-def modulated_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
+def modulated_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float | Tensor) -> Tensor:
     """softmax((QKᵀ + S ⊙ M) / √d) V.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv]. `strength` is λ_t, at least 0.
     Batch rows without gain, and all rows at strength 0, are plain attention, bit for bit.
     """
-    if layout.shape != (q.shape[0], q.shape[2], k.shape[2]):
-        raise RealignError(
-            f"Attention has {q.shape[0]} rows of {q.shape[2]} queries and {k.shape[2]} keys, but the regions were laid "
-            f"out for {layout.shape}; lay them out for this layer and batch."
-        )
-    rows = layout.active if strength else []
+    return joint_attention(q, k, v, [Block(slice(0, k.shape[2]), layout, strength)])
+
+
+def joint_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """softmax(z') V with the keys of each block modulated as its own attention would be, and all other keys plain.
+
+    q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv]. The keys of blocks do not overlap.
+    """
+    for block in blocks:
+        _check(q, k, block)
+    blocks = [block for block in blocks if isinstance(block.strength, Tensor) or block.strength]
+    rows = sorted({row for block in blocks for row in block.layout.active})
     if not rows:
         return F.scaled_dot_product_attention(q, k, v)
     if len(rows) == len(q):
-        return _attention(q, k, v, layout, strength)
+        return _attention(q, k, v, blocks)
     rest = [row for row in range(len(q)) if row not in rows]
     out = v.new_empty(*q.shape[:3], v.shape[-1])
-    out[rest] = F.scaled_dot_product_attention(q[rest], k[rest], v[rest])
-    out[rows] = _attention(q[rows], k[rows], v[rows], layout.active_part, strength)
+    for some, blocked in ((rest, []), (rows, [b._replace(layout=b.layout.part(span(rows))) for b in blocks])):
+        i = span(some)
+        qkv = q[i], k[i], v[i]
+        out[i] = _attention(*qkv, blocked) if blocked else F.scaled_dot_product_attention(*qkv)
     return out
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
-    one_gain = layout.key_gain.shape[1] == 1
-    if one_gain and layout.groups[0].shape[-1] <= MAX_GROUPS:
-        return _by_longer_vectors(q, k, v, layout, strength)
-    return _by_tiles(q, k, v, layout, strength)
+def span(rows: list[int]) -> slice | list[int]:
+    """The rows as a slice where they are neighbours: a slice copies nothing and needs no index on the device."""
+    neighbours = rows[-1] - rows[0] == len(rows) - 1
+    return slice(rows[0], rows[-1] + 1) if neighbours else rows
 
 
-def _by_longer_vectors(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
-    """All keys share one gain: z' as the scores of q' and k'."""
-    scale = q.shape[-1] ** -0.5
-    sees, member = layout.groups  # [B, Nq, P], [B, Nk, P]
-    a = layout.gain(strength)[:, None]  # [B, 1, Nq, 1]
-    m, M = _extrema(q, k)  # of the unscaled scores: the kernel scales q' and k' as it does q and k
-    lift = _fit(a * (M - m) * sees[:, None], q.dtype)  # [B, H, Nq, P]
-    lifts = [lift.to(q.dtype)]
-    if q.dtype != torch.float32:
-        lifts.append((lift - lifts[0].float()).to(q.dtype))  # what rounding took, as dimensions of its own
-    member = member[:, None].expand(-1, q.shape[1], -1, -1).to(k.dtype)
-    queries = [_fit((1 - a) * q.float(), q.dtype).to(q.dtype), *lifts]
-    keys = [k, *[member] * len(lifts)]
-    # Fused kernels want one length for q', k' and v, best a multiple of 8.
-    length = -8 * (-max(q.shape[-1] + lift.shape[-1] * len(lifts), v.shape[-1]) // 8)
-    longer = (_join(parts, length) for parts in (queries, keys, [v]))
-    return F.scaled_dot_product_attention(*longer, scale=scale)[..., : v.shape[-1]]
+def _check(q: Tensor, k: Tensor, block: Block) -> None:
+    keys = len(range(k.shape[2])[block.keys])
+    if block.layout.shape != (q.shape[0], q.shape[2], keys):
+        raise RealignError(
+            f"Attention has {q.shape[0]} rows of {q.shape[2]} queries and {keys} keys, but the regions were laid "
+            f"out for {block.layout.shape}; lay them out for this layer and batch."
+        )
 
 
-def _by_tiles(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
-    """Each key has its own gain: eq. 8-9 on a few queries at a time."""
-    out = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=v.device)
-    k = (k.float() * q.shape[-1] ** -0.5).mT
+def _attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+    words, pixels = _words_and_pixels(blocks, k.shape[2])
+    if words is None and pixels is None:
+        return _by_tiles(q, k, v, blocks)[0].to(v.dtype)
+    return _by_longer_vectors(q, k, v, words, pixels)
+
+
+def _words_and_pixels(blocks: Sequence[Block], n_keys: int) -> tuple[Block | None, Block | None]:
+    """Which blocks are which, where longer vectors do: some words before or after keys that share one gain, or none.
+
+    Both None where they do not.
+    """
+    one_gain = [b for b in blocks if b.layout.key_gain.shape[1] == 1]
+    words = [b for b in blocks if b.layout.key_gain.shape[1] > 1]
+    if len(one_gain) > 1 or len(words) > 1 or any(b.layout.groups[0].shape[-1] > MAX_GROUPS for b in one_gain):
+        return None, None
+    rest = _outside(words[0].keys, n_keys) if words else range(n_keys)
+    if not rest or (one_gain and range(n_keys)[one_gain[0].keys] != rest):
+        return None, None
+    return (words[0] if words else None), (one_gain[0] if one_gain else None)
+
+
+def _outside(keys: slice, n_keys: int) -> range:
+    """The keys before or after these; none where there are some on both sides, or nowhere."""
+    inside = range(n_keys)[keys]
+    before, after = range(inside.start), range(inside.stop, n_keys)
+    return range(0) if before and after else before or after
+
+
+def _by_longer_vectors(q: Tensor, k: Tensor, v: Tensor, words: Block | None, pixels: Block | None) -> Tensor:
+    """All keys but the words share one gain: z' as the scores of q' and k'."""
+    if words is not None:
+        said, heard = _by_tiles(q, k[:, :, words.keys], v[:, :, words.keys], [words._replace(keys=slice(None))])
+        own = _outside(words.keys, k.shape[2])
+        k, v = (x[:, :, own.start : own.stop] for x in (k, v))
+    scale, lost = q.shape[-1] ** -0.5, 0.0
+    queries, keys = [q], [k]
+    if pixels is not None:
+        sees, member = pixels.layout.groups  # [B, Nq, P], [B, Nk, P]
+        a = pixels.layout.gain(pixels.strength)[:, None]  # [B, 1, Nq, 1]
+        m, M = _extrema(q, k)  # of the unscaled scores: the kernel scales q' and k' as it does q and k
+        lifts = _exactly(a * (M - m) * sees[:, None], q.dtype)  # of [B, H, Nq, P]
+        member = member[:, None].expand(-1, q.shape[1], -1, -1).to(k.dtype)
+        queries, keys = [_fit((1 - a) * q.float(), q.dtype).to(q.dtype), *lifts], [k, *[member] * len(lifts)]
+        lost = a * m
+    if words is None:
+        length = _length(queries, v.shape[-1])
+        longer = (_join(queries, length), _join(keys, length), _join([v], length))
+        return F.scaled_dot_product_attention(*longer, scale=scale)[..., : v.shape[-1]]
+    # The words as one more key: its score is their log-sum-exp, its value 0, but for one dimension that only this key
+    # has, and that so tells how much attention the words get.
+    extra = _exactly(heard / scale - lost, q.dtype)
+    n, d = sum(x.shape[-1] for x in keys), v.shape[-1]
+    length = _length([*queries, *extra], d + 1)
+    k, v = (F.pad(_join(parts, length), (0, 0, 0, 1)) for parts in (keys, [v]))
+    k[:, :, -1, n : n + len(extra)] = 1
+    v[:, :, -1, d] = 1
+    out = F.scaled_dot_product_attention(_join([*queries, *extra], length), k, v, scale=scale).float()
+    return (out[..., :d] + out[..., d : d + 1] * said).to(q.dtype)
+
+
+def _by_tiles(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> tuple[Tensor, Tensor]:
+    """Eq. 8-9 on a few queries at a time; and log Σ exp z' [B, H, Nq, 1]; both float32."""
+    k, v, out, heard = (k.float() * q.shape[-1] ** -0.5).mT, v.float(), [], []
     height = max(1, _tile(q) // (q.shape[0] * q.shape[1] * k.shape[-1]))
     for start in range(0, q.shape[2], height):
         part = slice(start, start + height)
-        tile = layout.part(slice(None), part)
-        a = tile.gain(strength)[:, None]
         z = q[:, :, part].float() @ k
-        m, M = z.amin(-1, keepdim=True), z.amax(-1, keepdim=True)
-        into = None if z.requires_grad else z  # in place where no gradient needs z as it was
-        z = torch.mul(z, 1 - a, out=into)
-        z = torch.addcmul(z, a, m, out=into)
-        z = torch.addcmul(z, a * tile.related()[:, None], M - m, out=into)  # z'
-        out[:, :, part] = z.softmax(-1).to(v.dtype) @ v
-    return out
+        for block in blocks:
+            z = _moved(z, block, part)
+        heard.append(z.logsumexp(-1, keepdim=True))
+        out.append((z - heard[-1]).exp() @ v)
+    return torch.cat(out, 2), torch.cat(heard, 2)
+
+
+def _moved(z: Tensor, block: Block, queries: slice) -> Tensor:
+    """The scores [B, H, some queries, Nk] with those of a block's keys modulated."""
+    layout = block.layout.part(slice(None), queries)
+    own = z[..., block.keys]
+    a = layout.gain(block.strength)[:, None]
+    m, M = own.amin(-1, keepdim=True), own.amax(-1, keepdim=True)
+    into = None if z.requires_grad else own  # in place where no gradient needs z as it was
+    own = torch.mul(own, 1 - a, out=into)
+    own = torch.addcmul(own, a, m, out=into)
+    own = torch.addcmul(own, a * layout.related()[:, None], M - m, out=into)  # z'
+    if into is not None:
+        return z
+    keys = range(z.shape[-1])[block.keys]
+    return torch.cat([z[..., : keys.start], own, z[..., keys.stop :]], -1)
 
 
 def _extrema(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +190,18 @@ def _extrema(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tile(x: Tensor) -> int:
     return TILE.get(x.device.type, TILE["cuda"])
+
+
+def _exactly(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """x as a sum of tensors of a dtype: of half precision two, where the second is what rounding took."""
+    x = _fit(x, dtype)
+    rounded = x.to(dtype)
+    return [rounded] if dtype == torch.float32 else [rounded, (x - rounded.float()).to(dtype)]
+
+
+def _length(queries: list[Tensor], values: int) -> int:
+    """Fused kernels want one length for q', k' and v, best a multiple of 8."""
+    return -8 * (-max(sum(x.shape[-1] for x in queries), values) // 8)
 
 
 def _join(parts: list[Tensor], length: int) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .layout import Layout
+from .layout import Block, Layout
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
@@ -15,14 +16,22 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strengt
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv] in q's dtype.
     """
+    return joint_reference(q, k, v, [Block(slice(0, k.shape[2]), layout, strength)])
+
+
+def joint_reference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """The same with S ⊙ M of each block's keys added to their scores, and nothing to the others'."""
     dtype, d = q.dtype, q.shape[-1]
     q, k, v = q.float(), k.float(), v.float()
     QK = q @ k.mT
-    A = torch.softmax((QK + modulation(QK, layout, strength)) / math.sqrt(d), dim=-1)  # eq. 8
+    added = torch.zeros_like(QK)
+    for block in blocks:
+        added[..., block.keys] = modulation(QK[..., block.keys], block.layout, block.strength)
+    A = torch.softmax((QK + added) / math.sqrt(d), dim=-1)  # eq. 8
     return (A @ v).to(dtype)
 
 
-def modulation(QK: Tensor, layout: Layout, strength: float) -> Tensor:
+def modulation(QK: Tensor, layout: Layout, strength: float | Tensor) -> Tensor:
     """S ⊙ M of eq. 8-9 for the scores QKᵀ [B, H, Nq, Nk]; `strength` is λ_t."""
     R = layout.related()[:, None].float()  # [B, 1, Nq, Nk]
     a = layout.gain(strength)[:, None]  # S ⊙ λ_t (1 − B)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from realigndiff.attention import modulated
-from realigndiff.attention.layout import Layout, cross_layout, self_layout
-from realigndiff.attention.modulated import modulated_attention
-from realigndiff.attention.reference import reference_attention
+from realigndiff.attention.layout import Block, Layout, cross_layout, self_layout
+from realigndiff.attention.modulated import joint_attention, modulated_attention
+from realigndiff.attention.reference import joint_reference, reference_attention
 from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import LIKELIHOODS, Region, RegionSet
@@ -250,3 +250,51 @@ def test_a_layout_for_another_layer_is_refused():
     q, k, v = random_qkv(random_layout(1, 5, 4, 1))
     with pytest.raises(RealignError, match="5 queries"):
         modulated_attention(q, k, v, layout, 1.0)
+
+
+WORDS, PIXELS, REST = 7, 30, 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 2),
+    order=st.permutations(["words", "pixels", "rest"]),
+    left_out=st.sampled_from([(), ("rest",), ("rest", "words"), ("rest", "pixels")]),
+    plain=st.sampled_from(["", "words", "pixels"]),
+    tile=st.sampled_from([1, 64, 2**20]),
+    seed=st.integers(0, 10**6),
+)
+def test_joint_attention_equals_the_reference(rows, order, left_out, plain, tile, seed):
+    """Each block of keys by its own extrema, whatever stands beside it: words, pixels, and keys of neither."""
+    words = random_layout(rows, PIXELS, WORDS, 3, seed=seed)
+    pixels = random_layout(rows, PIXELS, PIXELS, 3, one_gain=True, seed=seed + 1)
+    pixels.query_gain[seed % rows] *= seed % 2
+    sizes = {"words": WORDS, "pixels": PIXELS, "rest": REST}
+    blocks, end = [], 0
+    for name in (name for name in order if name not in left_out):
+        keys, end = slice(end, end + sizes[name]), end + sizes[name]
+        if name not in ("rest", plain):
+            blocks.append(Block(keys, words if name == "words" else pixels, 0.9 if name == "words" else 0.4))
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(rows, 2, n, 8, generator=g) for n in (PIXELS, end, end))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(modulated.TILE, "cpu", tile)
+        lean = joint_attention(q, k, v, blocks)
+    worst = (lean - joint_reference(q, k, v, blocks)).abs().max().item()
+    assert worst < 1e-5, f"largest difference {worst:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_joint_attention_in_half_precision_loses_no_more_than_plain_attention(dtype):
+    words, pixels = random_layout(1, 400, 40, 2), random_layout(1, 400, 400, 2, one_gain=True)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, n, 64, generator=g).to(dtype) for n in (400, 440, 440))
+    blocks = [Block(slice(0, 40), words, 1.0), Block(slice(40, 440), pixels, 0.3)]
+
+    def lost(attention, exact):
+        return ((attention - exact).square().mean() / exact.square().mean()).sqrt().item()
+
+    wide = (q.float(), k.float(), v.float())
+    ours = lost(joint_attention(q, k, v, blocks).float(), joint_reference(*wide, blocks))
+    plain = lost(F.scaled_dot_product_attention(q, k, v).float(), F.scaled_dot_product_attention(*wide))
+    assert ours < 1.3 * plain, f"{ours:.2e} lost, plain attention loses {plain:.2e}"
