@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.errors import RealignError
@@ -72,12 +71,13 @@ class Spelling(NamedTuple):
 def spelling(ids: Sequence[int], decode: Callable[[list[int]], str]) -> Spelling:
     """What tokens spell, by any tokenizer's `decode`: a token stands for the letters that come with it.
 
-    One that completes no letter, such as the first bytes of a Chinese sign, stands for the letter that follows.
+    One that ends within a letter's bytes, as tokens of Chinese may, stands for that letter too.
     """
     texts = [decode(list(ids[:n])) for n in range(1, len(ids) + 1)]
     text = texts[-1] if texts else ""
     known = [0, *(alike(begun, text) for begun in texts)]
-    return Spelling(text, [(begin, max(end, begin + 1)) for begin, end in pairwise(known)])
+    ends = (stop + begun.endswith("\N{REPLACEMENT CHARACTER}") for stop, begun in zip(known[1:], texts, strict=True))
+    return Spelling(text, [(start, max(stop, start + 1)) for start, stop in zip(known, ends, strict=False)])
 
 
 def alike(a: Sequence, b: Sequence) -> int:
