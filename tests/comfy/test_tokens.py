@@ -182,6 +182,16 @@ def test_the_words_of_a_chat_template_are_not_the_prompts(qwen):
             positions(qwen, text, phrase)
 
 
+def test_a_language_model_may_have_another_template(comfy):
+    """Omnigen 2's, as Z-Image's, is read with its beginning."""
+    from comfy.text_encoders.omnigen2 import Omnigen2Tokenizer
+
+    host, text = clip(Omnigen2Tokenizer()), "images of a blue square"
+    (found,) = positions(host, text, "images")
+    assert found == -7  # `of a blue square`, `<|im_end|>` and a new line follow
+    assert words_at(host, text, [found], "qwen25_3b") == "images"
+
+
 def test_words_after_an_embedding_stand_after_its_vectors(comfy, tmp_path):
     from comfy.text_encoders.flux import FluxTokenizer
     from safetensors.torch import save_file
