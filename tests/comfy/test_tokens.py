@@ -219,11 +219,12 @@ def test_another_kind_of_text_encoder_is_refused_in_a_sentence(comfy):
 TEXT = "a red circle and a {} square"
 
 
-@cache
-def encoder(name, **options):
+@pytest.fixture(scope="module")
+def encoder(comfy):
+    """Makes a text encoder in miniature, by its name, once."""
     from realigndiff.tests.comfy import text_encoders
 
-    return getattr(text_encoders, name)(**options)
+    return cache(lambda name, **options: getattr(text_encoders, name)(**options))
 
 
 def encoded(host, text, **options):
@@ -253,7 +254,7 @@ def carried(conditioning):
         ("cosmos_clip", {}, 512),
     ],
 )
-def test_the_positions_are_those_where_another_word_changes_the_conditioning(comfy, family, options, tokens):
+def test_the_positions_are_those_where_another_word_changes_the_conditioning(encoder, family, options, tokens):
     from realigndiff.attention.comfy_conditioning import attach
 
     host = encoder(family, **options)
@@ -270,7 +271,7 @@ def changed(one, other):
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_words_are_found_after_images(comfy, images):
+def test_words_are_found_after_images(encoder, images):
     """As ComfyUI's nodes for edits encode: an image is many tokens of the conditioning, and one of the text's."""
     from realigndiff.attention.comfy_conditioning import attach
 
@@ -287,7 +288,7 @@ def test_words_are_found_after_images(comfy, images):
 EYE, ANSWER = "<|vision_start|><|image_pad|><|vision_end|>", "<|im_start|>assistant\n"
 
 
-def test_words_are_found_after_a_system_prompt(comfy):
+def test_words_are_found_after_a_system_prompt(encoder):
     """As ComfyUI's node for Lumina 2 encodes; the same words in the system prompt are not meant."""
     from realigndiff.attention.comfy_conditioning import attach
 
@@ -298,7 +299,7 @@ def test_words_are_found_after_a_system_prompt(comfy):
     assert carried(entry) == changed(ours, other)
 
 
-def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(comfy, monkeypatch, caplog):
+def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(encoder, monkeypatch, caplog):
     from realigndiff.attention.comfy_conditioning import attach
 
     host, text = encoder("flux_clip"), TEXT.format("blue")
@@ -309,7 +310,7 @@ def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(comfy, 
     assert not caplog.records
 
 
-def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(comfy, caplog):
+def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(encoder, caplog):
     from realigndiff.attention.comfy_conditioning import attach
 
     text = TEXT.format("blue")
@@ -321,7 +322,7 @@ def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(co
     assert not caplog.records
 
 
-def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_length(comfy, caplog):
+def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_length(encoder, caplog):
     from realigndiff.attention.comfy_conditioning import attach
 
     host, text = encoder("lumina_clip"), TEXT.format("blue")
@@ -331,7 +332,7 @@ def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_leng
     assert "no conditioning is the plain encoding" in caplog.text
 
 
-def test_a_conditioning_that_is_too_short_for_the_words_is_refused(comfy):
+def test_a_conditioning_that_is_too_short_for_the_words_is_refused(encoder):
     from realigndiff.attention.comfy_conditioning import attach
     from realigndiff.core.errors import RealignError
 
