@@ -52,7 +52,6 @@ def supports(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def _runs_on(device: torch.device) -> bool:
     """An NVIDIA GPU from Ampere on, or Triton's interpreter.
 
@@ -60,7 +59,7 @@ def _runs_on(device: torch.device) -> bool:
     """
     if not isinstance(_kernel, triton.JITFunction):
         return True
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_properties(device).major >= 8
 
 
 def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -71,7 +70,8 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -
     """
     blocks = sorted(blocks, key=lambda block: block.keys.start)
     layouts = [block.layout for block in blocks]
-    return _modulated_attention(
+    run = _operation if torch.compiler.is_compiling() else _launch  # an operation costs time of its own
+    return run(
         q,
         k,
         v,
@@ -152,16 +152,16 @@ def tile_of(d: int, bytes_each: int) -> dict[str, int]:
     return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
 
 
-_modulated_attention = _launch
+_operation = _launch
 if hasattr(torch.library, "custom_op"):  # torch 2.4: compiled models take it as one operation
-    _modulated_attention = torch.library.custom_op(
+    _operation = torch.library.custom_op(
         "realigndiff::modulated_attention",
         _launch,
         mutates_args=(),
         schema="(Tensor q, Tensor k, Tensor v, Tensor[] query_gain, Tensor[] query_bits, Tensor[] key_gain, "
         "Tensor[] key_bits, Tensor[] strength, float[] gain_limit, SymInt[] start) -> Tensor",
     )
-    _modulated_attention.register_fake(lambda q, *others: torch.empty_like(q))
+    _operation.register_fake(lambda q, *others: torch.empty_like(q))
 
 
 @triton.jit(do_not_specialize=SIZES)
