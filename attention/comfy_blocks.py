@@ -150,7 +150,9 @@ def _attend(
 ) -> Tensor:
     """Modulated attention. split: q, k and v come as [B, N, C], not as [B, H, N, d]; join: the result is like that."""
     dtype = q.dtype
-    if precision is not None:  # models whose scores overflow half precision
+    if (
+        precision is not None and not q.is_cuda
+    ):  # models whose scores overflow half precision; on CUDA none is stored in it
         q, k = q.to(precision), k.to(precision)
     v = v.to(q.dtype)
     if split:
