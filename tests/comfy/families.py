@@ -492,9 +492,9 @@ class Looking:
         inner = transformer_options.get("optimized_attention_override", lambda func, *args, **more: func(*args, **more))
         now = strengths(self.own, SETTINGS, transformer_options)
 
-        def override(func, q, k, v, heads, skip_reshape=False, **more):
+        def override(func, q, k, v, heads, mask=None, skip_reshape=False, **more):
             def out(values):
-                return inner(func, q, k, values, heads, skip_reshape=skip_reshape, **more)
+                return inner(func, q, k, values, heads, mask, skip_reshape=skip_reshape, **more)
 
             by_head = [by_heads(x, heads, skip_reshape) for x in (q, k)]
             place = self.own.place(*(x.shape[2] for x in by_head))
