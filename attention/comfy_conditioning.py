@@ -84,8 +84,11 @@ class CONDPayload(comfy.conds.CONDRegular):
     cond: Any
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> CONDPayload:
-        """Called for each step: `area` is (h, w, y, x) of the latent, None for all of it."""
-        return self._copy_with(replace(self.cond, rows=batch_size, area=None if area is None else tuple(area)))
+        """Called for each step: `area` is ((t,) h, w, (t0,) y, x) of the latent, None for all of it."""
+        if area is not None:
+            dims = len(area) // 2
+            area = (*area[dims - 2 : dims], *area[-2:])
+        return self._copy_with(replace(self.cond, rows=batch_size, area=area))
 
     def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
         return True

@@ -17,18 +17,10 @@ import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from .comfy_adapter import (
-    CALL,
-    Site,
-    check_architecture,
-    plain,
-    sites,
-    uncompiled,
-    with_patches,
-    with_run,
-    with_wrappers,
-)
+from .comfy_adapter import with_run, with_wrappers
+from .comfy_blocks import CALL, Site, plain, sites, with_patches
 from .comfy_conditioning import Area, Chunks, CONDPayload, context_of, with_entry
+from .comfy_families import UNET, check_architecture, uncompiled
 from .layout import Layout
 from .maps import AttentionMaps, token_matrix, word_attention
 
@@ -69,9 +61,9 @@ def recording(model: Any, maps: AttentionMaps) -> Any:
     """A clone of the MODEL that adds to `maps`, one image a row, what the rows `with_words` attend to.
 
     Raises:
-        RealignError: the model is not a UNet of the Stable Diffusion 1, 2 or SDXL family.
+        RealignError: the model is not a UNet.
     """
-    check_architecture(model, "Recording attention")
+    check_architecture(model, "Recording attention", [UNET])
     return with_wrappers(model, KEY, _BeginRun(maps), _around_model)
 
 
@@ -144,16 +136,15 @@ class Recording:
         elif q.shape[1] != size[0] * size[1]:
             self.warn("pixels are merged or tiled in attention")
         else:
-            layout, now = _modulation(q, k, options)
             q, k = (x.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for x in (q, k))
             start = 0
-            for heard in chunks:
+            for i, heard in enumerate(chunks):
                 rows = slice(start, start + heard.rows)
                 start = rows.stop
                 if heard.recorded:
                     words = _repeated(token_matrix(self.maps.words, heard.tokens), k.shape[2]).to(q.device)
-                    own = None if layout is None else layout.part(rows)
-                    self.maps.add(word_attention(q[rows], k[rows], words, own, now), size)
+                    modulation = _modulation(i, size, k.shape[2], q.device, options)
+                    self.maps.add(word_attention(q[rows], k[rows], words, *modulation), size)
 
 
 def _repeated(words: Tensor, n_keys: int) -> Tensor:
@@ -162,12 +153,14 @@ def _repeated(words: Tensor, n_keys: int) -> Tensor:
     return F.pad(words.repeat(1, times, 1), (0, 0, 0, rest))
 
 
-def _modulation(q: Tensor, k: Tensor, options: dict) -> tuple[Layout | None, float]:
-    """The layout and λ_t by which a `realign_model` re-weights this call's cross-attention, if it does."""
+def _modulation(
+    chunk: int, size: tuple[int, int], n_keys: int, device: torch.device, options: dict
+) -> tuple[Layout | None, float | Tensor]:
+    """The layout and λ_t by which a `realign_model` re-weights a conditioning's cross-attention, if it does."""
     call = options.get(CALL)
-    if call is None or not call.strengths[0]:
+    if call is None or not call.on[0] or not call.chunks[chunk].active:
         return None, 0.0
-    return call.layout(True, q, k, options), call.strengths[0]
+    return call.run.layout(True, size, n_keys, device, [call.chunks[chunk]]), call.strengths[0]
 
 
 class RecordedBlock:

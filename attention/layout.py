@@ -49,9 +49,14 @@ class Layout:
         return gains.nonzero().flatten().tolist()
 
     @cached_property
-    def active_part(self) -> Layout:
-        """The layout of the `active` rows alone."""
-        return self if len(self.active) == len(self.query_gain) else self.part(self.active)
+    def _of_rows(self) -> dict[tuple[int, ...], Layout]:
+        return {}
+
+    def of_rows(self, rows: Sequence[int]) -> Layout:
+        """The layout of some batch rows; made once."""
+        if len(rows) == len(self.query_gain):
+            return self
+        return self._of_rows.setdefault(tuple(rows), self.part(span(rows)))
 
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
@@ -97,10 +102,26 @@ class Layout:
             self.gain_limit,
         )
 
+    def repeated(self, times: int, *, keys: bool) -> Layout:
+        """The layout of so many frames that share one map: each query, and on demand each key, that often."""
+        key_regions = self.key_regions.repeat(1, times, 1) if keys else self.key_regions
+        queries = self.query_regions.repeat(1, times, 1), self.query_gain.repeat(1, times)
+        return Layout(queries[0], key_regions, queries[1], self.key_gain, self.gain_limit)
+
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on another device."""
+        """The same layout on another device, with what is derived from it: there that would wait for the queue."""
         parts = (self.query_regions, self.key_regions, self.query_gain, self.key_gain)
-        return Layout(*(part.to(device) for part in parts), self.gain_limit)
+        moved = Layout(*(part.to(device) for part in parts), self.gain_limit)
+        pairs = {name: getattr(self, name) for name in ("groups", "bits")}
+        pairs = {name: pair and tuple(x.to(device) for x in pair) for name, pair in pairs.items()}
+        vars(moved).update(pairs, active=self.active)
+        return moved
+
+
+def span(rows: Sequence[int]) -> slice | list[int]:
+    """Rows as a slice where they are neighbours: a slice copies nothing and needs no index on the device."""
+    neighbours = rows[-1] - rows[0] == len(rows) - 1
+    return slice(rows[0], rows[-1] + 1) if neighbours else list(rows)
 
 
 class Block(NamedTuple):

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import RealignError
-from .layout import Block, Layout
+from .layout import Block, Layout, span
 
 TILE = {"cpu": 2**20, "cuda": 2**24}
 """Scores held at once; on a CPU as many as stay in its cache."""
@@ -58,18 +58,12 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) ->
     if len(rows) == len(q):
         return _attention(q, k, v, blocks)
     rest = [row for row in range(len(q)) if row not in rows]
+    plain, some = span(rest), span(rows)
     out = v.new_empty(*q.shape[:3], v.shape[-1])
-    for some, blocked in ((rest, []), (rows, [b._replace(layout=b.layout.part(span(rows))) for b in blocks])):
-        i = span(some)
-        qkv = q[i], k[i], v[i]
-        out[i] = _attention(*qkv, blocked) if blocked else F.scaled_dot_product_attention(*qkv)
+    out[plain] = F.scaled_dot_product_attention(q[plain], k[plain], v[plain])
+    own = [block._replace(layout=block.layout.of_rows(rows)) for block in blocks]
+    out[some] = _attention(q[some], k[some], v[some], own)
     return out
-
-
-def span(rows: list[int]) -> slice | list[int]:
-    """The rows as a slice where they are neighbours: a slice copies nothing and needs no index on the device."""
-    neighbours = rows[-1] - rows[0] == len(rows) - 1
-    return slice(rows[0], rows[-1] + 1) if neighbours else rows
 
 
 def _check(q: Tensor, k: Tensor, block: Block) -> None:

@@ -126,7 +126,7 @@ def test_rows_without_active_regions_have_no_gain():
     for layout in (cross, self_layout(sets, (4, 4), ModulationSettings())):
         assert layout.active == [1]
         assert not layout.gain(1.0)[[0, 2, 3]].any()
-        assert layout.active_part.shape[0] == 1
+        assert layout.of_rows(layout.active).shape[0] == 1
 
 
 def test_groups_of_keys_say_the_same_as_the_regions():
