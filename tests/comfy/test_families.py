@@ -237,6 +237,7 @@ def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(kind):
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["SD2.1", "Flux"])
 def test_a_compiled_model_is_not_compiled_anew_at_each_step(kind):
+    """Though λ_t changes; the second step finds the masks laid out, which the first did."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from torch._dynamo.testing import CompileCounter
 
@@ -252,7 +253,7 @@ def test_a_compiled_model_is_not_compiled_anew_at_each_step(kind):
     mended = sample(
         own, model, with_regions(own.positive), callback=lambda *_: counts.append(counter.frame_count), **options
     )
-    assert 0 < counts[0] == counts[-1]
+    assert 0 < counts[1] == counts[-1]
     assert_close(mended, sample(own, ours(own.model, settings), with_regions(own.positive), **options), 1e-3)
 
 
