@@ -62,6 +62,9 @@ class Tokens:
     """The tokens of one call of a transformer."""
 
     words: int
+    """Those that meet the pixels."""
+    encoded: int
+    """All words of the conditioning, the padding too."""
     size: tuple[int, int]
     """(h, w) of a frame."""
     frames: int = 1
@@ -101,6 +104,7 @@ class Tokens:
         """Whether so many queries are all words or all pixels."""
         return queries in (
             self.words,
+            self.encoded,
             self.pixels,
             _filled(self.words, self.multiple),
             _filled(self.pixels, self.multiple),
@@ -135,6 +139,7 @@ def tokens_of(network: Any, x: Tensor, context: Tensor, conds: dict[str, Any]) -
     patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
     return Tokens(
         words=conds.get("num_tokens") or context.shape[1],
+        encoded=context.shape[1],
         size=(-(-x.shape[-2] // patch), -(-x.shape[-1] // patch)),
         frames=x.shape[2] if x.ndim == 5 else 1,
         multiple=getattr(network, "pad_tokens_multiple", None) or 1,
