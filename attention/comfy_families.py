@@ -102,13 +102,7 @@ class Tokens:
 
     def known(self, queries: int) -> bool:
         """Whether so many queries are all words or all pixels."""
-        return queries in (
-            self.words,
-            self.encoded,
-            self.pixels,
-            _filled(self.words, self.multiple),
-            _filled(self.pixels, self.multiple),
-        )
+        return any(queries in (n, _filled(n, self.multiple)) for n in (self.words, self.encoded, self.pixels))
 
 
 def _filled(n: int, multiple: int) -> int:
