@@ -1,0 +1,286 @@
+"""Modulated attention in every model family: compared, in a miniature of each, with eq. 8-9 written out."""
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+UNETS = ["SD2.1", "SDXL"]
+JOINT = ["SD3", "SD3.5 medium", "Flux", "Chroma", "Qwen-Image", "Lumina2"]
+CROSS = ["Wan", "Cosmos-Predict2"]
+every_family = pytest.mark.parametrize("name", [*UNETS, *JOINT, *CROSS])
+WARNED = "attention is not re-weighted"
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_node():
+    with torch.inference_mode():
+        yield
+
+
+def ours(model, settings=None):
+    from realigndiff.attention.comfy_adapter import realign_model
+
+    from .families import SETTINGS
+
+    return realign_model(model, settings or SETTINGS)
+
+
+def assert_close(a, b, tolerance=1e-4):
+    worst = float((a - b).abs().max())
+    assert worst <= tolerance * max(1.0, float(b.abs().max())), worst
+
+
+def assert_clearly_different(a, b):
+    assert float((a - b).abs().max()) > 0.1 * float(b.std())
+
+
+def modulated(name):
+    """The latents of a family with two regions."""
+    from .families import family, sample, with_regions
+
+    own = family(name)
+    return sample(own, ours(own.model), with_regions(own.positive))
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("cfg", "cross", "self"),
+    [(1.0, 1.0, 0.3), (3.0, 1.0, 0.0), (3.0, 0.0, 0.3)],
+    ids=["without guidance", "words alone", "pixels alone"],
+)
+def test_it_is_the_written_out_equation(name, cfg, cross, self, caplog):
+    from .families import SETTINGS, family, sample, with_regions, written_out
+
+    own = family(name)
+    settings = replace(SETTINGS, cross_strength=cross, self_strength=self)
+    mended = sample(own, ours(own.model, settings), with_regions(own.positive), cfg=cfg)
+    assert_close(mended, sample(own, written_out(own, settings=settings), own.positive, cfg=cfg))
+    assert_clearly_different(mended, sample(own, own.model, own.positive, cfg=cfg))
+    assert WARNED not in caplog.text
+
+
+@every_family
+def test_without_regions_or_strength_it_is_the_plain_model_bit_for_bit(name):
+    from .families import NONE, SETTINGS, TWO, family, sample, with_regions
+
+    own = family(name)
+    plain = sample(own, own.model, own.positive)
+    unlikely = [replace(region, likelihood=0.0) for region in TWO.regions]
+    unlikely = TWO._replace(regions=TWO.regions.with_regions(unlikely), positions=())
+    for conditioning in (own.positive, with_regions(own.positive, NONE), with_regions(own.positive, unlikely)):
+        assert torch.equal(sample(own, ours(own.model), conditioning), plain)
+    for off in ({"cross_strength": 0, "self_strength": 0}, {"end": 0.0}, {"start": 1.0, "end": 1.0}):
+        assert torch.equal(sample(own, ours(own.model, replace(SETTINGS, **off)), with_regions(own.positive)), plain)
+    assert torch.equal(sample(own, own.model, own.positive), plain)
+
+
+@every_family
+def test_each_image_of_a_batch_has_its_own_regions(name):
+    from .families import NONE, ONE, TWO, family, sample, with_regions, written_out
+
+    own, sets = family(name), (TWO, ONE)
+    noise = own.noise(2)
+    batch = sample(own, ours(own.model), with_regions(own.positive, *sets), noise=noise)
+    assert_close(batch, sample(own, written_out(own, *sets), own.positive, noise=noise))
+    assert_clearly_different(batch, sample(own, ours(own.model), with_regions(own.positive, TWO), noise=noise))
+    one_alone = sample(own, ours(own.model), with_regions(own.positive, TWO, NONE), noise=noise)
+    assert_close(one_alone[:1], batch[:1])
+    assert_close(one_alone[1:], sample(own, own.model, own.positive, noise=noise)[1:])
+
+
+@every_family
+def test_a_negative_prompt_may_have_another_length_and_regions_too(name):
+    from .families import ONE, TWO, family, sample, with_regions, written_out
+
+    own = family(name)
+    negative = own.encoded(2, words=7)
+    mended = sample(own, ours(own.model), with_regions(own.positive), negative)
+    assert_close(mended, sample(own, written_out(own), own.positive, negative))
+    both = [with_regions(own.positive, TWO), with_regions(own.negative, ONE)]
+    apart = (sample(own, ours(own.model), one, cfg=1.0, steps=1) for one in both)
+    together = sample(own, ours(own.model), *both, cfg=3.0, steps=1)
+    positive, other = apart
+    assert_close(together, other + 3.0 * (positive - other), 1e-3)
+
+
+@pytest.mark.parametrize("name", [*JOINT, "Wan"])  # Cosmos takes no such size
+def test_a_latent_of_odd_sides_is_modulated(name, caplog):
+    from .families import family, sample, with_regions, written_out
+
+    own = family(name)
+    noise = own.noise(size=(15, 23))
+    mended = sample(own, ours(own.model), with_regions(own.positive), noise=noise)
+    assert_close(mended, sample(own, written_out(own), own.positive, noise=noise))
+    assert_clearly_different(mended, sample(own, own.model, own.positive, noise=noise))
+    assert WARNED not in caplog.text
+
+
+@pytest.mark.parametrize("name", [*JOINT, *CROSS])
+def test_more_of_the_attention_to_a_phrase_lies_on_its_region(name):
+    """As much more as eq. 8-9 say, in the first layer that attends to the words."""
+    from .families import TWO, Looking, family, sample, shares, weights, with_regions
+
+    own, found = family(name), {}
+    for kind, model in (("plain", own.model), ("ours", ours(own.model))):
+        looking = Looking(own)
+        sample(own, looking.at(model), with_regions(own.positive), cfg=1.0, steps=2)
+        found[kind] = looking
+    q, k, now = found["ours"].seen
+    assert torch.equal(q, found["plain"].seen[0])
+    expected = shares(own, weights(own, q, k, TWO, now), TWO)
+    assert shares(own, found["ours"].attention, TWO) == pytest.approx(expected, abs=1e-5)
+    before = shares(own, found["plain"].attention, TWO)
+    assert all(after > 2 * share for after, share in zip(expected, before, strict=True)), (before, expected)
+
+
+class TestBesideAnotherPack:
+    """An attention override that adds something of its own to all attention."""
+
+    @every_family
+    def test_before_or_after_is_the_same_and_right(self, name):
+        from .families import another_pack, family, overridden, sample, with_regions, written_out
+
+        own = family(name)
+        right = sample(own, written_out(own, previous=another_pack), own.positive)
+        assert_clearly_different(right, sample(own, written_out(own), own.positive))
+        assert_close(sample(own, ours(overridden(own.model, another_pack)), with_regions(own.positive)), right)
+        assert_close(sample(own, overridden(ours(own.model), another_pack), with_regions(own.positive)), right)
+
+    @every_family
+    def test_without_regions_the_other_pack_alone_is_heard(self, name):
+        from .families import another_pack, family, overridden, sample
+
+        own = family(name)
+        model = overridden(own.model, another_pack)
+        assert torch.equal(sample(own, ours(model), own.positive), sample(own, model, own.positive))
+
+
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_the_tokens_of_a_reference_image_stay_plain_keys(name):
+    """As Flux Kontext and Qwen-Image-Edit have them, behind the pixels."""
+    from .families import family, sample, with_regions, written_out
+
+    own = family(name)
+    reference = own.noise(size=(10, 8)).flip(-1)
+    seeing = own.encoded(1, reference_latents=[reference])
+    mended = sample(own, ours(own.model), with_regions(seeing))
+    assert_close(mended, sample(own, written_out(own), seeing))
+    assert_clearly_different(mended, sample(own, own.model, seeing))
+    assert_clearly_different(mended, sample(own, ours(own.model), with_regions(own.positive)))
+
+
+@pytest.mark.parametrize("name", ["Flux", "Lumina2"])
+def test_a_call_with_a_mask_is_left_alone_with_one_warning(name, caplog):
+    from .families import WORDS, family, sample, with_regions
+
+    own = family(name)
+    if name == "Flux":
+        masked = torch.zeros(1, WORDS + 96, WORDS + 96)
+        masked[:, :WORDS, WORDS:] = -1.0
+        options = {"attention_mask": masked, "attention_mask_img_shape": (8, 12)}
+    else:
+        options = {"attention_mask": (torch.arange(WORDS) < 11).long()[None]}
+    positive = own.encoded(1, **options)
+    negative = own.encoded(2, **options)
+    with caplog.at_level(logging.WARNING):
+        mended = sample(own, ours(own.model), with_regions(positive), negative)
+    assert torch.equal(mended, sample(own, own.model, positive, negative))
+    assert [WARNED in record.getMessage() for record in caplog.records].count(True) == 1
+
+
+def test_an_area_sees_its_part_of_the_masks():
+    """The lower right quarter alone, once as an area of a large latent, once as a latent of its own."""
+    from .families import TWO, family, sample, with_regions
+
+    own = family("Flux")
+    model = ours(own.model)
+    part = TWO._replace(regions=TWO.regions.with_regions([replace(r, mask=r.mask[32:, 32:]) for r in TWO.regions]))
+    noise, one_step = own.noise(), {"cfg": 1.0, "steps": 1}
+    area = [[words, {**options, "area": (8, 12, 8, 12)}] for words, options in with_regions(own.positive)]
+    everywhere = [[words, {**options, "strength": 1e-8}] for words, options in own.negative]
+    whole = sample(own, model, [*area, *everywhere], noise=noise, **one_step)[..., 8:, 12:]
+    noise = noise[..., 8:, 12:].contiguous()
+    alone = sample(own, model, with_regions(own.positive, part), noise=noise, **one_step)
+    assert_close(whole[..., 1:, 1:], alone[..., 1:, 1:], 1e-3)
+    assert_clearly_different(alone, sample(own, model, with_regions(own.positive), noise=noise, **one_step))
+
+
+@pytest.mark.parametrize("kind", ["AuraFlow", "PixArtAlpha"])
+def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(kind):
+    from realigndiff.core.errors import RealignError
+
+    from .families import STRANGERS, patcher
+
+    with pytest.raises(RealignError) as told:
+        ours(patcher(kind, STRANGERS[kind]))
+    sentence = str(told.value)
+    assert "does not know the architecture" in sentence and sentence.count(". ") == 0
+    for known in ("SDXL", "3", "Flux", "Chroma", "Qwen-Image", "Lumina", "Wan", "Cosmos"):
+        assert known in sentence
+
+
+@pytest.mark.parametrize("name", ["SD2.1", "SD3", "Flux", "Wan"])
+def test_a_compiled_model_is_not_compiled_anew_at_each_step(name):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from torch._dynamo.testing import CompileCounter
+
+    from .families import SETTINGS, family, sample, with_regions
+
+    own, settings = family(name), replace(SETTINGS, end=1.0)
+    torch._dynamo.reset()
+    counter, counts = CompileCounter(), []
+    model = own.model.clone()
+    set_torch_compile_wrapper(model, backend=counter)
+    model = ours(model, settings)
+    options = {"cfg": 1.0, "steps": 4}
+    mended = sample(
+        own, model, with_regions(own.positive), callback=lambda *_: counts.append(counter.frame_count), **options
+    )
+    assert 0 < counts[0] == counts[-1]
+    assert_close(mended, sample(own, ours(own.model, settings), with_regions(own.positive), **options), 1e-3)
+
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = f"""
+import runpy, sys, torch
+
+checkout, base, argument, *names = sys.argv[1:]
+sys.path.insert(0, checkout)
+sys.argv = ["comfy", "--cpu", "--base-directory", base, argument]
+import comfy.options
+
+comfy.options.enable_args_parsing()
+runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
+from comfy.ldm.modules.attention import optimized_attention
+from realigndiff.tests.comfy.test_families import modulated
+
+with torch.inference_mode():
+    found = {{name: modulated(name) for name in names}}
+torch.save((optimized_attention.__name__, found), base + "/found.pt")
+"""
+"""Modulated latents of some families, under an argument of ComfyUI's."""
+
+
+@pytest.mark.parametrize(
+    ("argument", "function"),
+    [("--use-pytorch-cross-attention", "attention_pytorch"), ("--use-split-cross-attention", "attention_split")],
+)
+def test_it_is_the_same_under_another_of_comfyuis_attention_functions(comfy, tmp_path, argument, function):
+    from comfy.ldm.modules.attention import optimized_attention
+
+    names, checkout = ["SDXL", "SD3", "Flux", "Wan"], Path(comfy.__path__[0]).parent
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, checkout, tmp_path, argument, *names], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    used, found = torch.load(tmp_path / "found.pt")
+    assert used == function and optimized_attention.__name__ == "attention_sub_quad"  # of a CPU
+    for name in names:
+        assert_close(found[name], modulated(name), 1e-3)
