@@ -7,19 +7,18 @@ conditioning's `model_conds` is cut to its area, batched in its order and handed
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import comfy.conds
 import torch
 from torch import Tensor
 
-from ..core.errors import RealignError
 from ..core.regions import RegionSet
-from ..core.words import unweighted
+from .comfy_tokens import CLIPS, absolute, find_words
 from .layout import cover
-from .tokens import find_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +30,17 @@ Area = tuple[int, int, int, int]
 
 
 class BoundRegions(NamedTuple):
-    """The active regions of one image and, for each, the positions of its phrase's tokens in the conditioning."""
+    """The active regions of one image and, for each, the positions of its phrase's tokens in the conditioning.
+
+    In a `Payload` no position is negative.
+    """
 
     regions: RegionSet
     positions: tuple[tuple[int, ...], ...]
+
+    def placed(self, tokens: int) -> BoundRegions:
+        """With no negative position, in a conditioning of so many tokens."""
+        return self._replace(positions=tuple(absolute(own, tokens) for own in self.positions))
 
     def within(self, area: Area, latent_size: tuple[int, int]) -> BoundRegions:
         """What of the regions lies in an area of a latent (H, W)."""
@@ -113,29 +119,24 @@ def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text
     bound = tuple(bind(regions, clip, text or regions.prompt) for regions in region_sets)
     if not Payload(bound).active:
         return conditioning
-    payload = Payload(bound, text or region_sets[0].prompt)
-    last = max(max(positions) for one in bound for positions in one.positions)
-    return with_entry(conditioning, clip, payload.text, KEY, payload, last)
+    text = text or region_sets[0].prompt
+
+    @cache  # what entries of one length share is laid out once
+    def payload(tokens: int) -> Payload:
+        return Payload(tuple(one.placed(tokens) for one in bound), text)
+
+    return with_entry(conditioning, clip, text, KEY, payload)
 
 
-def with_entry(conditioning: list, clip: Any, text: str, key: str, payload: Any, last: int) -> list:
+def with_entry(conditioning: list, clip: Any, text: str, key: str, payload: Callable[[int], Any]) -> list:
     """The CONDITIONING with a payload in each entry that is the encoding of `text`, or in all without where none is.
 
-    last: the last token that the payload's words have.
-
-    Raises:
-        RealignError: such an entry has fewer tokens.
+    payload: makes it for an entry of so many tokens; what it raises is raised.
     """
     out = []
     for (encoding, options), ours in zip(conditioning, _encoded_from(text, clip, conditioning, key), strict=True):
-        tokens = encoding.shape[1]
-        if ours and last >= tokens:
-            raise RealignError(
-                f"The words reach to token {last + 1}, but the conditioning has {tokens}: connect the conditioning "
-                "that was encoded from the words' prompt, or give its text."
-            )
         conds = options.get("model_conds", {})
-        conds = {**conds, key: CONDPayload(payload)} if ours else conds
+        conds = {**conds, key: CONDPayload(payload(encoding.shape[1]))} if ours else conds
         out.append([encoding, {**options, "model_conds": conds}])
     return out
 
@@ -147,14 +148,19 @@ def text_of(conditioning: list) -> str | None:
 
 
 def _encoded_from(text: str, clip: Any, conditioning: list, key: str) -> list[bool]:
-    """Which entries begin with the encoding of the text's first window; where none does, those without `key`."""
-    encoded = clip.encode_from_tokens(clip.tokenize(text))
-    window = encoded[:, :WINDOW].float().cpu()
-    same = [
-        entry.shape[1] >= window.shape[1]
-        and torch.allclose(entry[:, : window.shape[1]].float().cpu(), window, rtol=1e-3, atol=1e-3)
-        for entry, _ in conditioning
-    ]
+    """Which entries are the encoding of the text; where none is, those without `key`.
+
+    Of CLIP, an entry need only begin with the encoding of the text's first window. With a larger encoder a single entry
+    is taken for the encoding: to encode once more would take long, and may drive the diffusion model out of memory.
+    """
+    tokens = clip.tokenize(text)
+    small = set(tokens) <= set(CLIPS)
+    if len(conditioning) == 1 and not small:
+        return [True]
+    compared = slice(WINDOW if small else None)
+    encoded = clip.encode_from_tokens(tokens)[:, compared].float().cpu()
+    begun = [entry[:, compared].float().cpu() for entry, _ in conditioning]
+    same = [own.shape == encoded.shape and torch.allclose(own, encoded, rtol=1e-3, atol=1e-3) for own in begun]
     if any(same):
         return same
     logger.warning(
@@ -182,48 +188,6 @@ def with_payload(cond: dict) -> dict:
 
 
 def bind(regions: RegionSet, clip: Any, text: str) -> BoundRegions:
-    """Find each active region's phrase among the tokens that ComfyUI's CLIP makes of `text`."""
+    """Find each active region's phrase among the tokens that ComfyUI's text encoder makes of `text`."""
     words = [(region.phrase, region.occurrence) for region in regions.active]
     return BoundRegions(regions, find_words(words, clip, text) if words else ())
-
-
-def find_words(words: Sequence[tuple[str, int]], clip: Any, text: str) -> tuple[tuple[int, ...], ...]:
-    """The positions in a conditioning of words of `text`, each with which of its occurrences is meant, from 0.
-
-    Raises:
-        RealignError: words are not in the text, or not so often.
-    """
-    tokenizer, placed = prompt_tokens(clip, text)
-    ids = [token for _, token in placed]
-    written = unweighted(text)
-    if tokenizer(written, add_special_tokens=False, verbose=False).input_ids != ids:
-        written = tokenizer.decode(ids)
-    found = (find_tokens(phrase, written, ids, tokenizer, occurrence) for phrase, occurrence in words)
-    return tuple(tuple(placed[i][0] for i in own) for own in found)
-
-
-def prompt_tokens(clip: Any, text: str) -> tuple[Any, list[tuple[int, int]]]:
-    """The CLIP tokenizer and (position in the conditioning, id) of each token that stands for a word of `text`.
-
-    Start, end and padding tokens and textual-inversion vectors are left out. SDXL's two encoders have their tokens at
-    the same positions; the first is asked.
-
-    Raises:
-        RealignError: the text encoder is not a CLIP of Stable Diffusion 1, 2 or SDXL.
-    """
-    windows = clip.tokenize(text)
-    name = next((n for n in ("l", "h", "g") if n in windows), None)
-    holder = getattr(clip.tokenizer, f"clip_{name}", None)
-    if holder is None:
-        raise RealignError(
-            f"This text encoder ({', '.join(windows) or 'none'}) has no CLIP tokenizer; regions work with the text "
-            "encoders of Stable Diffusion 1, 2 and SDXL."
-        )
-    special = {holder.start_token, holder.end_token, holder.pad_token}
-    placed, position = [], 0
-    for window in windows[name]:
-        for token, *_ in window:
-            if isinstance(token, int) and token not in special:
-                placed.append((position, token))
-            position += 1
-    return holder.tokenizer, placed

@@ -21,6 +21,7 @@ from .comfy_adapter import with_run, with_wrappers
 from .comfy_blocks import CALL, Site, plain, sites, with_patches
 from .comfy_conditioning import Area, Chunks, CONDPayload, context_of, with_entry
 from .comfy_families import UNET, check_architecture, uncompiled
+from .comfy_tokens import absolute
 from .layout import Layout
 from .maps import AttentionMaps, token_matrix, word_attention
 
@@ -54,7 +55,12 @@ def with_words(conditioning: list, clip: Any, text: str, positions: Sequence[Seq
     Raises:
         RealignError: such an entry has fewer tokens.
     """
-    return with_entry(conditioning, clip, text, KEY, Heard(words=True), max(map(max, positions)))
+
+    def heard(tokens: int) -> Heard:
+        absolute([position for own in positions for position in own], tokens)
+        return Heard(words=True)
+
+    return with_entry(conditioning, clip, text, KEY, heard)
 
 
 def recording(model: Any, maps: AttentionMaps) -> Any:

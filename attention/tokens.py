@@ -1,15 +1,18 @@
-"""Where the words of a phrase are among the tokens of a prompt."""
+"""Where the words of a phrase are among the tokens of a prompt: by CLIP's ids, or by the letters that tokens spell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.errors import RealignError
-from ..core.words import nearest_span, occurrences
+from ..core.words import blanked, nearest_span, occurrences
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
+
+Stretch = tuple[int, int]
+"""(start, stop) in letters of a text."""
 
 
 def token_positions(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurrence: int = 0) -> list[int]:
@@ -36,21 +39,71 @@ def token_positions(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurren
 def find_tokens(
     phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer, occurrence: int = 0
 ) -> Sequence[int]:
-    """Where among `ids`, the prompt's tokens without start, end and padding, the tokens of the phrase stand.
+    """Where among `ids`, the prompt's CLIP tokens without start, end and padding, the tokens of the phrase stand.
+
+    Raises:
+        RealignError: as `_meant` does.
+    """
+    return _meant(phrase, prompt, occurrence, lambda words: _find(words, prompt, ids, tokenizer))
+
+
+def find_spelled(phrase: str, prompt: str, spelling: Spelling, occurrence: int = 0) -> Sequence[int]:
+    """Where among the prompt's tokens those stand that spell any letter of the phrase.
+
+    The brackets and weights of ComfyUI do not matter: an encoder that does not know them reads them as letters.
+
+    Raises:
+        RealignError: as `_meant` does.
+    """
+    text = blanked(spelling.text)
+    return _meant(
+        phrase, prompt, occurrence, lambda words: _covering(occurrences(blanked(words), text), spelling.stretches)
+    )
+
+
+class Spelling(NamedTuple):
+    """A text as its tokens spell it, and which of its letters each token stands for."""
+
+    text: str
+    stretches: list[Stretch]
+
+
+def spelling(ids: Sequence[int], decode: Callable[[list[int]], str]) -> Spelling:
+    """What tokens spell, by any tokenizer's `decode`: a token stands for the letters that come with it.
+
+    One that ends within a letter's bytes, as tokens of Chinese may, stands for that letter too.
+    """
+    texts = [decode(list(ids[:n])) for n in range(1, len(ids) + 1)]
+    text = texts[-1] if texts else ""
+    known = [0, *(alike(begun, text) for begun in texts)]
+    ends = (stop + begun.endswith("\N{REPLACEMENT CHARACTER}") for stop, begun in zip(known[1:], texts, strict=True))
+    return Spelling(text, [(start, max(stop, start + 1)) for start, stop in zip(known, ends, strict=False)])
+
+
+def alike(a: Sequence, b: Sequence) -> int:
+    """How many of their items two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _meant(phrase: str, prompt: str, occurrence: int, find: Callable[[str], list[Sequence[int]]]) -> Sequence[int]:
+    """The tokens of one occurrence of the phrase, or of the prompt's nearest words where it is not in the prompt.
+
+    find: words of the prompt → the tokens of each occurrence.
 
     Raises:
         RealignError: the prompt has no word of the phrase, or too few occurrences, or the tokenizer has joined the
             phrase with its neighbours.
     """
-    found = _find(phrase, prompt, ids, tokenizer)
+    found = find(phrase)
     if not found:
         nearest = nearest_span(phrase, prompt)
         if nearest is None:
             raise RealignError(f"No word of '{phrase}' is in the prompt '{prompt}'; use words of the prompt.")
-        found = _find(nearest, prompt, ids, tokenizer)
+        found = find(nearest)
         if not found:
             raise RealignError(
-                f"The tokenizer joins '{nearest}' with the signs around it in the prompt '{prompt}'; put spaces there."
+                f"The tokenizer joins '{nearest}' with the signs around it, or does not know its letters, in the "
+                f"prompt '{prompt}'; put spaces there, or use other words."
             )
     if not 0 <= occurrence < len(found):
         raise RealignError(
@@ -85,7 +138,7 @@ def _by_ids(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[S
 
 
 def _by_letters(
-    places: Sequence[tuple[int, int]], prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer
+    places: Sequence[Stretch], prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer
 ) -> list[Sequence[int]]:
     """The tokens with any letter of each place in the prompt, also where they are not the phrase's own.
 
@@ -97,7 +150,12 @@ def _by_letters(
     encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if encoded.input_ids != list(ids):
         return []
-    tokens = list(enumerate(encoded.offset_mapping))
+    return _covering(places, encoded.offset_mapping)
+
+
+def _covering(places: Sequence[Stretch], stretches: Sequence[Stretch]) -> list[Sequence[int]]:
+    """The tokens, of which each stands for a stretch of letters, that share a letter with each place."""
+    tokens = list(enumerate(stretches))
     return [[i for i, (begin, end) in tokens if begin < stop and end > start] for start, stop in places]
 
 

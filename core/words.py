@@ -13,14 +13,21 @@ _BREAKS = frozenset(
 """Words that end one thing and begin another in a prompt."""
 MOST_WORDS = 20
 """The last words of a phrase that are looked for in a prompt."""
+_EMBEDDING, _WEIGHT = r"embedding:\S+", r":\s*[-+]?[\d.]+\s*(?=\))"
+"""ComfyUI's marks in a prompt."""
 
 
 def unweighted(prompt: str) -> str:
     """A prompt without ComfyUI's marks: `a (red:1.2) circle \\(photo\\)` → `a red circle (photo)`; no embeddings."""
-    text = re.sub(r"embedding:\S+", "", prompt)
-    text = re.sub(r":\s*[-+]?[\d.]+\s*(?=\))", "", text)
+    text = re.sub(_EMBEDDING, "", prompt)
+    text = re.sub(_WEIGHT, "", text)
     text = re.sub(r"(?<!\\)[()]", "", text)
     return re.sub(r"\\([()])", r"\1", text)
+
+
+def blanked(prompt: str) -> str:
+    """A prompt with spaces in the place of ComfyUI's marks and of all round brackets: each letter stays where it is."""
+    return re.sub(f"{_EMBEDDING}|{_WEIGHT}|[()]", lambda mark: " " * len(mark.group()), prompt)
 
 
 def words_of(text: str) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from itertools import combinations
 
 import pytest
-from realigndiff.attention.tokens import token_positions
+from realigndiff.attention.tokens import find_spelled, spelling, token_positions
 from realigndiff.core.errors import RealignError
 from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 from transformers import CLIPTokenizer
@@ -136,3 +136,31 @@ def test_a_phrase_cut_by_the_border_keeps_the_tokens_that_are_read(tokenizer):
     assert text_at([76], prompt, tokenizer) == tokenizer.eos_token
     with pytest.raises(RealignError, match="75 tokens"):
         token_positions("blue square", prompt, tokenizer)
+
+
+def by_pieces(*pieces):
+    """The tokens of a tokenizer with one for each of these pieces of bytes, as they would be decoded."""
+    return spelling(range(len(pieces)), lambda ids: b"".join(pieces[i] for i in ids).decode(errors="replace").strip())
+
+
+@pytest.mark.parametrize(
+    ("phrase", "tokens"),
+    [
+        ("a red circle", [0, 1, 2]),
+        ("red", [1]),
+        ("blue square", [4, 5, 6, 7]),
+        ("蓝", [9, 10]),
+        ("the red circles", [0, 1, 2]),
+    ],
+)
+def test_tokens_are_found_by_the_letters_that_come_with_them(phrase, tokens):
+    sign = "蓝".encode()
+    told = by_pieces(b" a", b" red", b" circle", b", ", b"blu", b"e ", b"squ", b"are", b" ", sign[:2], sign[2:])
+    assert told.text == "a red circle, blue square 蓝"
+    assert find_spelled(phrase, told.text, told) == tokens
+
+
+def test_weights_that_are_read_as_letters_do_not_hide_a_phrase():
+    told = by_pieces(b"a", b" red", b" circle", b" and", b" a (", b"red", b":", b"1.3", b")", b" circle")
+    prompt = "a red circle and a red circle"
+    assert [find_spelled("red circle", prompt, told, i) for i in (0, 1)] == [[1, 2], [5, 6, 7, 8, 9]]

@@ -1,0 +1,145 @@
+"""The text encoders of the model families in miniature, as CLIPs: ComfyUI's own classes and tokenizers, with few and
+narrow layers and random weights. Where ComfyUI has its tokenizer in a checkpoint, a small one is trained."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from typing import Any
+
+import comfy.sd
+import comfy.text_encoders.cosmos
+import comfy.text_encoders.flux
+import comfy.text_encoders.lumina2
+import comfy.text_encoders.pixart_t5
+import comfy.text_encoders.qwen_image
+import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.wan
+import sentencepiece
+import torch
+from comfy.supported_models_base import ClipTarget
+from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
+
+WIDTH, POOLED = 48, 32
+"""Of an encoded word, and of an encoded prompt."""
+SD3_WIDTH = 4096
+"""ComfyUI writes it into its code."""
+SENTENCES = (
+    "a red circle and a blue square, the black photo of a green dog on the table",
+    "A Blue SQUARE with color, shape, size and texture; You are an assistant designed to generate images",
+)
+"""Each of these words is one token of `sentence_pieces`; others fall into letters or bytes."""
+
+
+def flux_clip(width: int = WIDTH, pooled: int = POOLED) -> comfy.sd.CLIP:
+    """CLIP for the pooled vector, and T5 padded to 256 tokens."""
+    own = comfy.text_encoders.flux
+    return _clip(own.FluxTokenizer, own.FluxClipModel, clip_l=_clip_config(pooled), t5xxl=_t5_config(width))
+
+
+def chroma_clip(width: int = WIDTH) -> comfy.sd.CLIP:
+    """T5 without padding."""
+    own = comfy.text_encoders.pixart_t5
+    return _clip(own.PixArtTokenizer, own.PixArtT5XXL, t5xxl=_t5_config(width))
+
+
+def sd3_clip(clip_l: bool = True, clip_g: bool = True, t5: bool = True, pooled: int = POOLED) -> comfy.sd.CLIP:
+    """Two CLIPs of half the pooled vector each, and T5; each may be missing."""
+    own = comfy.text_encoders.sd3_clip
+    clips = {"clip_l": _clip_config(pooled // 2), "clip_g": _clip_config(pooled // 2)}
+    encoder = own.sd3_clip(clip_l=clip_l, clip_g=clip_g, t5=t5)
+    return _clip(own.SD3Tokenizer, encoder, **clips, t5xxl=_t5_config(SD3_WIDTH))
+
+
+def qwen_clip(width: int = WIDTH) -> comfy.sd.CLIP:
+    """Qwen-Image's language model with a small eye."""
+    own = comfy.text_encoders.qwen_image
+    clip = _clip(own.QwenImageTokenizer, own.QwenImageTEModel, qwen25_7b=_language_config(width))
+    language = clip.cond_stage_model.qwen25_7b
+    eye = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "num_layers": 1}
+    like = {"device": torch.device("cpu"), "dtype": torch.float32, "ops": language.operations}
+    language.transformer.visual = fill(Qwen2VLVisionTransformer(**eye, output_hidden_size=width, **like))
+    return clip
+
+
+def lumina_clip(width: int = WIDTH) -> comfy.sd.CLIP:
+    """Lumina 2's Gemma."""
+    own = comfy.text_encoders.lumina2
+    config = {**_language_config(width), "num_hidden_layers": 3, "num_attention_heads": 1, "vocab_size": 1024}
+    return _clip(own.LuminaTokenizer, own.LuminaModel, sentence_pieces(gemma=True), gemma2_2b=config)
+
+
+def wan_clip(width: int = WIDTH) -> comfy.sd.CLIP:
+    """Wan's umT5, padded to 512 tokens."""
+    own = comfy.text_encoders.wan
+    config = {**_t5_config(width), "vocab_size": 1024}
+    return _clip(own.WanT5Tokenizer, own.WanT5Model, sentence_pieces(gemma=False), umt5xxl=config)
+
+
+def cosmos_clip(width: int = WIDTH) -> comfy.sd.CLIP:
+    """Cosmos' first T5, padded to 512 tokens."""
+    own = comfy.text_encoders.cosmos
+    return _clip(own.CosmosT5Tokenizer, own.CosmosT5XXL, t5xxl=_t5_config(width))
+
+
+def _clip(tokenizer: Any, encoder: Any, pieces: bytes | None = None, **configs: dict) -> comfy.sd.CLIP:
+    """configs: what of each encoder's sizes differs from ComfyUI's."""
+    options = {"dtype": torch.float32, **{f"{name}_model_config": config for name, config in configs.items()}}
+    data = {} if pieces is None else {"spiece_model": pieces}
+    clip = comfy.sd.CLIP(ClipTarget(tokenizer, encoder), model_options=options, tokenizer_data=data)
+    fill(clip.cond_stage_model)
+    return clip
+
+
+def _clip_config(width: int) -> dict:
+    return {"hidden_size": width, "intermediate_size": width, "num_attention_heads": 2, "num_hidden_layers": 3}
+
+
+def _t5_config(width: int) -> dict:
+    return {"d_model": width, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}
+
+
+def _language_config(width: int) -> dict:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 1, **heads}
+
+
+def fill(network: torch.nn.Module) -> torch.nn.Module:
+    """ComfyUI leaves parameters as the memory was. Layers add little, so that each token remains what it is."""
+    random = torch.Generator().manual_seed(3)
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if isinstance(module, torch.nn.Embedding):
+                # Rows that overlap in memory: random all the same, and Qwen's 152 064 of them are small.
+                rows, width = parameter.shape
+                parameter.data = torch.randn(rows + width, generator=random).unfold(0, width, 1)[:rows]
+            elif parameter.ndim < 2:
+                parameter.data = 1 + 0.1 * torch.randn(parameter.shape, generator=random)
+            else:
+                fan_in = parameter[0].numel()
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=random) / fan_in**0.5
+    return network
+
+
+@cache
+def sentence_pieces(gemma: bool) -> bytes:
+    """A SentencePiece model of a few words, made as Gemma's or as umT5's is."""
+    model = io.BytesIO()
+    marks = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3} if gemma else {"pad_id": 0, "eos_id": 1, "unk_id": 2}
+    own = (
+        {"add_dummy_prefix": False, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+        if gemma
+        else {"bos_id": -1}
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=1000,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
+        **marks,
+        **own,
+    )
+    return model.getvalue()
