@@ -303,9 +303,10 @@ with attention re-weighted so that each thing gets its own words.
 **This one needs models.** None comes with the pack or is fetched unasked:
 
 - *Load Checkpoint*: `sd_xl_base_1.0.safetensors`, or any SDXL checkpoint, in `models/checkpoints`
-- *Load RAM*: `ram_plus_swin_large_14m.pth` in `models/rams`, with its list of tags `ram_tag_list.txt` beside it
+- *Load RAM*: `ram_plus_swin_large_14m.pth` in `models/rams`, with `ram_tag_list.txt` and `ram_tag_list_threshold.txt` \
+beside it
 - *Load Grounded-SAM*: tick *download* once, or put the Hugging Face folders `grounding-dino-tiny` into \
-`models/grounding-dino` and `sam-vit-base` into `models/sams`
+`models/grounding-dino` and `sam-vit-base` into `models/sams`; from then on these are their names in the lists
 - *LLM*: the offline scorer needs nothing; a language model on a server or in `models/LLM` knows synonyms too
 
 Without RAM: delete *Load RAM* and *RAM Tags*. Then the things that the prompt names are looked for, and no others.
