@@ -325,7 +325,7 @@ the same too. If too little changes, raise *end* to 0.5, then *cross_strength*; 
             (Group("Re-aligned image", AFTER, (("14", "15"),)),),
             (Group("Compare", RESULT, (("16", "17"),), WIDE),),
         ),
-        heights={"2": 110, "13": 630, "17": 400},
+        heights={"2": 110, "11": 224, "13": 630, "17": 400},
         runs=False,
     ),
     Example(
