@@ -11,7 +11,8 @@ Lumina 2                a language model; a node may put a system prompt before 
 
 What precedes the prompt of a language model, or of Stable Diffusion 3's T5, may be longer or shorter than in the
 encoding of the prompt alone, and what follows is not: there, positions are negative and count from the end, as a
-list's indices do. `absolute` tells them for a conditioning.
+list's indices do, so that of concatenated conditionings the last one's words are meant. `absolute` tells them for a
+conditioning.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ their log-sum-exp as its score: how much attention it gets says how the two resu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from .layout import Block, Layout, span
+
+logger = logging.getLogger(__name__)
 
 TILE = {"cpu": 2**20, "cuda": 2**24}
 """Scores held at once; on a CPU as many as stay in its cache."""
@@ -76,10 +79,38 @@ def _check(q: Tensor, k: Tensor, block: Block) -> None:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+    out = _by_kernel(q, k, v, blocks) if q.is_cuda else None
+    if out is not None:
+        return out
     words, pixels = _words_and_pixels(blocks, k.shape[2])
     if words is None and pixels is None:
         return _by_tiles(q, k, v, blocks)[0].to(v.dtype)
     return _by_longer_vectors(q, k, v, words, pixels)
+
+
+_kernel_works = True
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor | None:
+    """One Triton kernel. None where it is not made for these tensors, or does not work here, which is told once."""
+    global _kernel_works
+    if not _kernel_works:
+        return None
+    try:
+        from . import triton_attention as kernel
+
+        return kernel.triton_attention(q, k, v, blocks) if kernel.supports(q, k, v, blocks) else None
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # no Triton, no C compiler, a GPU that it does not know, …
+        _kernel_works = False
+        why = (str(error).splitlines() or [""])[0]
+        logger.warning(
+            "RealignDiff: modulated attention goes on without its Triton kernel, more slowly (%s: %s).",
+            type(error).__name__,
+            why,
+        )
+        return None
 
 
 def _words_and_pixels(blocks: Sequence[Block], n_keys: int) -> tuple[Block | None, Block | None]:

@@ -75,9 +75,12 @@ def spelling(ids: Sequence[int], decode: Callable[[list[int]], str]) -> Spelling
     """
     texts = [decode(list(ids[:n])) for n in range(1, len(ids) + 1)]
     text = texts[-1] if texts else ""
-    known = [0, *(alike(begun, text) for begun in texts)]
-    ends = (stop + begun.endswith("\N{REPLACEMENT CHARACTER}") for stop, begun in zip(known[1:], texts, strict=True))
-    return Spelling(text, [(start, max(stop, start + 1)) for start, stop in zip(known, ends, strict=False)])
+    stretches, start = [], 0
+    for begun in texts:
+        stop = alike(begun, text)
+        stretches.append((start, max(stop + begun.endswith("\N{REPLACEMENT CHARACTER}"), start + 1)))
+        start = stop
+    return Spelling(text, stretches)
 
 
 def alike(a: Sequence, b: Sequence) -> int:

@@ -44,7 +44,7 @@ def positions(host, text, phrase, occurrence=0):
 
 def words_at(host, text, where, name="clip_l"):
     """The words that stand at these positions of what the tokenizer of this name makes of the text."""
-    (windows,) = (windows for key, windows in host.tokenize(text).items() if name.endswith(key))
+    windows = host.tokenize(text)[name.removeprefix("clip_")]
     flat = [token for window in windows for token, *_ in window]
     inner = getattr(host.tokenizer, name).tokenizer
     return getattr(inner, "tokenizer", inner).decode([flat[i] for i in where]).strip()
@@ -182,6 +182,16 @@ def test_the_words_of_a_chat_template_are_not_the_prompts(qwen):
             positions(qwen, text, phrase)
 
 
+def test_a_language_model_may_have_another_template(comfy):
+    """Omnigen 2's, as Z-Image's, is read with its beginning."""
+    from comfy.text_encoders.omnigen2 import Omnigen2Tokenizer
+
+    host, text = clip(Omnigen2Tokenizer()), "images of a blue square"
+    (found,) = positions(host, text, "images")
+    assert found == -7  # `of a blue square`, `<|im_end|>` and a new line follow
+    assert words_at(host, text, [found], "qwen25_3b") == "images"
+
+
 def test_words_after_an_embedding_stand_after_its_vectors(comfy, tmp_path):
     from comfy.text_encoders.flux import FluxTokenizer
     from safetensors.torch import save_file
@@ -209,11 +219,12 @@ def test_another_kind_of_text_encoder_is_refused_in_a_sentence(comfy):
 TEXT = "a red circle and a {} square"
 
 
-@cache
-def encoder(name, **options):
+@pytest.fixture(scope="module")
+def encoder(comfy):
+    """Makes a text encoder in miniature, by its name, once."""
     from realigndiff.tests.comfy import text_encoders
 
-    return getattr(text_encoders, name)(**options)
+    return cache(lambda name, **options: getattr(text_encoders, name)(**options))
 
 
 def encoded(host, text, **options):
@@ -243,7 +254,7 @@ def carried(conditioning):
         ("cosmos_clip", {}, 512),
     ],
 )
-def test_the_positions_are_those_where_another_word_changes_the_conditioning(comfy, family, options, tokens):
+def test_the_positions_are_those_where_another_word_changes_the_conditioning(encoder, family, options, tokens):
     from realigndiff.attention.comfy_conditioning import attach
 
     host = encoder(family, **options)
@@ -260,7 +271,7 @@ def changed(one, other):
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_words_are_found_after_images(comfy, images):
+def test_words_are_found_after_images(encoder, images):
     """As ComfyUI's nodes for edits encode: an image is many tokens of the conditioning, and one of the text's."""
     from realigndiff.attention.comfy_conditioning import attach
 
@@ -277,7 +288,7 @@ def test_words_are_found_after_images(comfy, images):
 EYE, ANSWER = "<|vision_start|><|image_pad|><|vision_end|>", "<|im_start|>assistant\n"
 
 
-def test_words_are_found_after_a_system_prompt(comfy):
+def test_words_are_found_after_a_system_prompt(encoder):
     """As ComfyUI's node for Lumina 2 encodes; the same words in the system prompt are not meant."""
     from realigndiff.attention.comfy_conditioning import attach
 
@@ -288,7 +299,7 @@ def test_words_are_found_after_a_system_prompt(comfy):
     assert carried(entry) == changed(ours, other)
 
 
-def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(comfy, monkeypatch, caplog):
+def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(encoder, monkeypatch, caplog):
     from realigndiff.attention.comfy_conditioning import attach
 
     host, text = encoder("flux_clip"), TEXT.format("blue")
@@ -299,7 +310,7 @@ def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(comfy, 
     assert not caplog.records
 
 
-def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(comfy, caplog):
+def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(encoder, caplog):
     from realigndiff.attention.comfy_conditioning import attach
 
     text = TEXT.format("blue")
@@ -311,7 +322,7 @@ def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(co
     assert not caplog.records
 
 
-def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_length(comfy, caplog):
+def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_length(encoder, caplog):
     from realigndiff.attention.comfy_conditioning import attach
 
     host, text = encoder("lumina_clip"), TEXT.format("blue")
@@ -321,10 +332,10 @@ def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_leng
     assert "no conditioning is the plain encoding" in caplog.text
 
 
-def test_a_conditioning_that_is_too_short_for_the_words_is_refused(comfy):
+def test_a_conditioning_that_is_too_short_for_the_words_is_refused(encoder):
     from realigndiff.attention.comfy_conditioning import attach
     from realigndiff.core.errors import RealignError
 
     host = encoder("lumina_clip")
-    with pytest.raises(RealignError, match="reach to token 8, but the conditioning has 3: connect the conditioning"):
+    with pytest.raises(RealignError, match="reach to token 7, but the conditioning has 3: connect the conditioning"):
         attach(encoded(host, "a dog"), host, [regions_of(TEXT.format("blue"), "a red circle")])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import comfy.sd
 import comfy.sdxl_clip
@@ -14,6 +15,7 @@ import comfy.text_encoders.flux
 import comfy.text_encoders.lumina2
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
+import comfy.text_encoders.qwen_vl
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import sentencepiece
@@ -62,12 +64,12 @@ def sd3_clip(clip_l: bool = True, clip_g: bool = True, t5: bool = True, pooled: 
 def qwen_clip(width: int = WIDTH) -> comfy.sd.CLIP:
     """Qwen-Image's language model with a small eye."""
     own = comfy.text_encoders.qwen_image
-    clip = _clip(own.QwenImageTokenizer, own.QwenImageTEModel, qwen25_7b=_language_config(width))
-    language = clip.cond_stage_model.qwen25_7b
-    eye = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "num_layers": 1}
-    like = {"device": torch.device("cpu"), "dtype": torch.float32, "ops": language.operations}
-    language.transformer.visual = fill(Qwen2VLVisionTransformer(**eye, output_hidden_size=width, **like))
-    return clip
+
+    def eye(hidden_size: int, **options: Any) -> torch.nn.Module:
+        return Qwen2VLVisionTransformer(32, intermediate_size=32, num_heads=2, num_layers=1, **options)
+
+    with patch.object(comfy.text_encoders.qwen_vl, "Qwen2VLVisionTransformer", eye):
+        return _clip(own.QwenImageTokenizer, own.QwenImageTEModel, qwen25_7b=_language_config(width))
 
 
 def lumina_clip(width: int = WIDTH) -> comfy.sd.CLIP:
@@ -116,16 +118,16 @@ def fill(network: torch.nn.Module) -> torch.nn.Module:
     """ComfyUI leaves parameters as the memory was. Layers add little, so that each token remains what it is."""
     random = torch.Generator().manual_seed(3)
     for module in network.modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, torch.nn.Embedding):
                 # Rows that overlap in memory: random all the same, and Qwen's 152 064 of them are small.
                 rows, width = parameter.shape
                 parameter.data = torch.randn(rows + width, generator=random).unfold(0, width, 1)[:rows]
-            elif parameter.ndim < 2:
-                parameter.data = 1 + 0.1 * torch.randn(parameter.shape, generator=random)
             else:
-                fan_in = parameter[0].numel()
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=random) / fan_in**0.5
+                if parameter.ndim < 2 and name != "bias":  # of norms
+                    parameter.data += 1
     return network
 
 
