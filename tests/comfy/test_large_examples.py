@@ -69,11 +69,18 @@ def test_flux_draws_each_thing_in_its_box_and_another_box_draws_only_the_second_
     assert len(run.images("22")) == 2
 
     first_sampler, second_sampler = BOTH["flux"]
-    graph["14"]["inputs"]["value"] = '{"regions": []}'
-    run = client.run(graph)
-    assert second_sampler in run.executed and first_sampler not in run.executed
-    first, plain = latents(run, server)
-    assert plain.equal(first)
+    strengths = graph["17"]["inputs"]
+    for inputs, off in (
+        (strengths, strengths | {"cross_strength": 0.0, "self_strength": 0.0}),
+        (graph["14"]["inputs"], {"value": '{"regions": []}'}),
+    ):
+        usual = dict(inputs)
+        inputs.update(off)
+        run = client.run(graph)
+        inputs.update(usual)
+        assert second_sampler in run.executed and first_sampler not in run.executed
+        first, plain = latents(run, server)
+        assert plain.equal(first)
 
 
 def test_all_examples_that_need_more_models_are_tested_here():
