@@ -148,13 +148,14 @@ def _attend(
     split: bool = True,
     join: bool = True,
 ) -> Tensor:
-    """Modulated attention. split: q, k and v come as [B, N, C], not as [B, H, N, d]; join: the result is like that."""
+    """Modulated attention. split: q, k and v come as [B, N, C] (Stable Diffusion 3's v as [B, N, H, d]), not as
+    [B, H, N, d]; join: the result is [B, N, C]."""
     dtype = q.dtype
-    if precision is not None:  # models whose scores overflow half precision
+    if precision is not None and not q.is_cuda:  # scores may overflow half precision; on CUDA none is stored in it
         q, k = q.to(precision), k.to(precision)
     v = v.to(q.dtype)
     if split:
-        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     out = joint_attention(q, k, v, blocks).to(dtype)
     return out.transpose(1, 2).flatten(2) if join else out
 

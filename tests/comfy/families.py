@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -146,6 +146,7 @@ FLUX = {
     "theta": 10000,
     "qkv_bias": True,
 }
+DEV = {"vec_in_dim": 32, "guidance_embed": True}
 POOLED = {"pooled_output": torch.zeros(1, 32)}
 
 
@@ -167,8 +168,8 @@ FAMILIES = (
             "transformer_depth_output": [1] * 4,
             "adm_in_channels": None,
         },
-        latent=(4, 16, 24),
-        maps={384: (16, 24), 96: (8, 12)},
+        latent=(4, 8, 12),
+        maps={96: (8, 12), 24: (4, 6)},
         joint=False,
         weights={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])},  # a v-prediction
         t=vp_time,
@@ -178,21 +179,21 @@ FAMILIES = (
         "SDXL",
         {
             **UNET,
-            "num_res_blocks": [2, 2],
-            "transformer_depth": [0, 0, 2, 2],
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2],
-            "transformer_depth_middle": 2,
+            "num_res_blocks": [1, 1],
+            "transformer_depth": [0, 2],
+            "transformer_depth_output": [0, 0, 2, 2],
             "adm_in_channels": 2816,
             "num_classes": "sequential",
         },
-        latent=(4, 16, 24),
+        latent=(4, 8, 12),
+        maps={24: (4, 6)},
         joint=False,
         options={"pooled_output": torch.zeros(1, 1280)},
         t=vp_time,
     ),
     Family("SD3", "SD3", MMDIT, options=POOLED),
     Family("SD3.5 medium", "SD3", {**MMDIT, "x_block_self_attn_layers": [0]}, alone=True, options=POOLED),
-    Family("Flux", "Flux", {**FLUX, "vec_in_dim": 32, "guidance_embed": True}, options=POOLED),
+    Family("Flux", "Flux", {**FLUX, **DEV}, options=POOLED),
     Family(
         "Chroma",
         "Chroma",
@@ -271,6 +272,15 @@ FAMILIES = (
     ),
 )
 NAMES = [family.name for family in FAMILIES]
+SMALL = (
+    replace(
+        FAMILIES[0],
+        config={**UNET, "channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "adm_in_channels": None}
+        | {"transformer_depth_output": [1, 0], "transformer_depth_middle": -1},
+    ),
+    replace(FAMILIES[NAMES.index("Flux")], config={**FLUX, **DEV, "depth": 1, "depth_single_blocks": 1}),
+)
+"""With a block of each kind, for what takes its time with each."""
 
 
 STRANGERS = {
@@ -356,7 +366,7 @@ def overridden(model: ModelPatcher, override: Callable) -> ModelPatcher:
 
 def another_pack(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
     """An attention override that adds something of its own."""
-    return func(q, k, v, heads, *args, **kwargs) + 0.3 * func(0.5 * q, k, v.flip(1), heads, *args, **kwargs)
+    return func(q, k, v, heads, *args, **kwargs) + func(0.5 * q, k, v.flip(1), heads, *args, **kwargs)
 
 
 def written_out(

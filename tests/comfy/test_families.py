@@ -127,17 +127,13 @@ def test_more_of_the_attention_to_a_phrase_lies_on_its_region(name):
     """As much more as eq. 8-9 say, in the first layer that attends to the words."""
     from .families import TWO, Looking, family, sample, shares, weights, with_regions
 
-    own, found = family(name), {}
-    for kind, model in (("plain", own.model), ("ours", ours(own.model))):
-        looking = Looking(own)
-        sample(own, looking.at(model), with_regions(own.positive), cfg=1.0, steps=2)
-        found[kind] = looking
-    q, k, now = found["ours"].seen
-    assert torch.equal(q, found["plain"].seen[0])
-    expected = shares(own, weights(own, q, k, TWO, now), TWO)
-    assert shares(own, found["ours"].attention, TWO) == pytest.approx(expected, abs=1e-5)
-    before = shares(own, found["plain"].attention, TWO)
-    assert all(after > 2 * share for after, share in zip(expected, before, strict=True)), (before, expected)
+    own = family(name)
+    looking = Looking(own)
+    sample(own, looking.at(ours(own.model)), with_regions(own.positive), cfg=1.0, steps=2)
+    q, k, now = looking.seen
+    before, after = (shares(own, weights(own, q, k, TWO, some), TWO) for some in ((0.0, 0.0), now))
+    assert shares(own, looking.attention, TWO) == pytest.approx(after, abs=1e-5)
+    assert all(ours > 1.5 * plain for ours, plain in zip(after, before, strict=True)), (before, after)
 
 
 class TestBesideAnotherPack:
@@ -188,20 +184,24 @@ def test_a_call_with_a_mask_is_left_alone_with_one_warning(name, caplog):
     else:
         options = {"attention_mask": (torch.arange(WORDS) < 11).long()[None]}
     positive = own.encoded(1, **options)
-    negative = own.encoded(2, **options)
     with caplog.at_level(logging.WARNING):
-        mended = sample(own, ours(own.model), with_regions(positive), negative)
-    assert torch.equal(mended, sample(own, own.model, positive, negative))
+        mended = sample(own, ours(own.model), with_regions(positive), cfg=1.0)
+    assert torch.equal(mended, sample(own, own.model, positive, cfg=1.0))
     assert [WARNED in record.getMessage() for record in caplog.records].count(True) == 1
 
 
 def test_an_area_sees_its_part_of_the_masks():
-    """The lower right quarter alone, once as an area of a large latent, once as a latent of its own."""
-    from .families import TWO, family, sample, with_regions
+    """The lower right quarter alone, once as an area of a large latent, once as a latent of its own.
+
+    One of the two regions lies outside.
+    """
+    from .families import TWO, BoundRegions, family, sample, with_regions
 
     own = family("Flux")
     model = ours(own.model)
-    part = TWO._replace(regions=TWO.regions.with_regions([replace(r, mask=r.mask[32:, 32:]) for r in TWO.regions]))
+    outside, there = TWO.regions.regions
+    assert not outside.mask[32:, 32:].any()
+    part = BoundRegions(TWO.regions.with_regions([replace(there, mask=there.mask[32:, 32:])]), TWO.positions[1:])
     noise, one_step = own.noise(), {"cfg": 1.0, "steps": 1}
     area = [[words, {**options, "area": (8, 12, 8, 12)}] for words, options in with_regions(own.positive)]
     everywhere = [[words, {**options, "strength": 1e-8}] for words, options in own.negative]
@@ -222,18 +222,28 @@ def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(kind):
         ours(patcher(kind, STRANGERS[kind]))
     sentence = str(told.value)
     assert "does not know the architecture" in sentence and sentence.count(". ") == 0
-    for known in ("SDXL", "3", "Flux", "Chroma", "Qwen-Image", "Lumina", "Wan", "Cosmos"):
+    for known in (
+        "Stable Diffusion 1, 2 and XL",
+        "Stable Diffusion 3",
+        "Flux",
+        "Chroma",
+        "Qwen",
+        "Lumina",
+        "Wan",
+        "Cosmos",
+    ):
         assert known in sentence
 
 
-@pytest.mark.parametrize("name", ["SD2.1", "SD3", "Flux", "Wan"])
-def test_a_compiled_model_is_not_compiled_anew_at_each_step(name):
+@pytest.mark.parametrize("kind", [0, 1], ids=["SD2.1", "Flux"])
+def test_a_compiled_model_is_not_compiled_anew_at_each_step(kind):
+    """Though λ_t changes; the second step finds the masks laid out, which the first did."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from torch._dynamo.testing import CompileCounter
 
-    from .families import SETTINGS, family, sample, with_regions
+    from .families import SETTINGS, SMALL, sample, with_regions
 
-    own, settings = family(name), replace(SETTINGS, end=1.0)
+    own, settings = SMALL[kind], replace(SETTINGS, end=1.0)
     torch._dynamo.reset()
     counter, counts = CompileCounter(), []
     model = own.model.clone()
@@ -243,7 +253,7 @@ def test_a_compiled_model_is_not_compiled_anew_at_each_step(name):
     mended = sample(
         own, model, with_regions(own.positive), callback=lambda *_: counts.append(counter.frame_count), **options
     )
-    assert 0 < counts[0] == counts[-1]
+    assert 0 < counts[1] == counts[-1]
     assert_close(mended, sample(own, ours(own.model, settings), with_regions(own.positive), **options), 1e-3)
 
 
