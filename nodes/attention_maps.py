@@ -32,7 +32,7 @@ class AttentionMaps(io.ComfyNode):
             "Model and a conditioning from Apply Regions it shows re-weighted attention, so two of these nodes show "
             "before and after. The latent is KSampler's.",
             inputs=[
-                *ksampler_inputs(),
+                *ksampler_inputs("A Stable Diffusion 1, 2 or SDXL."),
                 io.Clip.Input("clip", tooltip="The text encoder that encoded the prompt: it knows where each word is."),
                 io.String.Input(
                     "words",

@@ -16,6 +16,7 @@ from .sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
+MODELS = "A Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2."
 
 
 def _setting(id: str, default: float, high: float, tooltip: str) -> io.Float.Input:
@@ -57,10 +58,10 @@ def _settings(
     )
 
 
-def ksampler_inputs() -> list[Any]:
-    """What KSampler takes."""
+def ksampler_inputs(models: str) -> list[Any]:
+    """What KSampler takes; models: the tooltip that says of which families."""
     return [
-        io.Model.Input("model", tooltip="A Stable Diffusion 1, 2 or SDXL."),
+        io.Model.Input("model", tooltip=models),
         io.Int.Input(
             "seed",
             default=0,
@@ -127,7 +128,7 @@ class RealignModel(io.ComfyNode):
             category=CATEGORY,
             description="Re-weights a model's attention by the regions that conditionings carry (see Apply Regions). "
             "Without any, the model samples as always, bit for bit.",
-            inputs=[io.Model.Input("model", tooltip="A Stable Diffusion 1, 2 or SDXL."), *modulation_inputs()],
+            inputs=[io.Model.Input("model", tooltip=MODELS), *modulation_inputs()],
             outputs=[io.Model.Output(display_name="model")],
         )
 
@@ -152,7 +153,7 @@ class RealignKSampler(io.ComfyNode):
             description="KSampler that gives each thing its own words. With the same seed and settings as the KSampler "
             "that drew the first image, it mends that image; without regions it is that KSampler.",
             inputs=[
-                *ksampler_inputs(),
+                *ksampler_inputs(MODELS),
                 io.Clip.Input("clip", tooltip="The text encoder that encoded the prompt: it knows where each word is."),
                 regions_input(
                     optional=True,

@@ -36,7 +36,7 @@ def test_a_prompt_gives_our_nodes_what_they_take(file):
 
 
 def test_there_is_an_example_and_a_picture_for_each_prompt():
-    assert len(EXAMPLES) == len(PROMPTS) == 6
+    assert len(EXAMPLES) == len(PROMPTS) == 8
     assert all(file.with_suffix(".jpg").is_file() for file in EXAMPLES)
 
 
@@ -71,8 +71,14 @@ class TestExample:
             assert fits(given["type"], taken["type"])
 
     def test_it_says_what_it_does_and_which_files_to_choose(self, file):
-        notes = [n["widgets_values"][0] for n in load(file)["nodes"] if n["type"] in ("Note", "MarkdownNote")]
-        assert any("demo" in note.lower() and "Load Checkpoint" in note for note in notes)
+        nodes = load(file)["nodes"]
+        (note,) = [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+        if any(node["type"] == "RealignLoadDemoModels" for node in nodes):
+            assert "demo" in note.lower() and "Load Checkpoint" in note
+            return
+        values = [str(value) for node in nodes if "Load" in node["type"] for value in node["widgets_values"]]
+        chosen = {Path(value).name for value in values if set(value) & set("./")}
+        assert chosen and all(f"`{name}`" in note for name in chosen)
 
     def test_every_node_names_the_pack_it_comes_from(self, file):
         for node in load(file)["nodes"]:

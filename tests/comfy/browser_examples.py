@@ -62,6 +62,8 @@ class Example:
     shows: dict[str, str] = field(default_factory=dict)
     """Title of a node → how its text begins after a run, a regular expression."""
     panels_a_row: int = 3
+    runs: bool = True
+    """Without more models than the pack brings; else the thumbnail is the workflow itself."""
 
 
 MODELS, WORDS, BEFORE, SEEN, AFTER, RESULT = "#88A", "#8A8", "#A88", "#b58b2a", "#3f789e", "#a1309b"
@@ -289,6 +291,79 @@ normal, cfg 7.
         panels=tuple(("best" if i == 0 else "last" if i == 7 else "", "All, best first", i) for i in range(8)),
         shows={"Best first": r"image  rank sum  caption +sam +clip\n\d +\d"},
         panels_a_row=4,
+    ),
+    Example(
+        "sdxl",
+        "7 SDXL two-stage re-alignment",
+        """\
+# SDXL: two-stage re-alignment
+Draws the prompt with SDXL, looks at the image, finds where each thing is, and draws it again **from the same noise**, \
+with attention re-weighted so that each thing gets its own words.
+
+**This one needs models.** None comes with the pack or is fetched unasked:
+
+- *Load Checkpoint*: `sd_xl_base_1.0.safetensors`, or any SDXL checkpoint, in `models/checkpoints`
+- *Load RAM*: `ram_plus_swin_large_14m.pth` in `models/rams`, with `ram_tag_list.txt` and `ram_tag_list_threshold.txt` \
+beside it
+- *Load Grounded-SAM*: tick *download* once, or put the Hugging Face folders `grounding-dino-tiny` into \
+`models/grounding-dino` and `sam-vit-base` into `models/sams`; from then on these are their names in the lists
+- *LLM*: the offline scorer needs nothing; a language model on a server or in `models/LLM` knows synonyms too
+
+Without RAM: delete *Load RAM* and *RAM Tags*. Then the things that the prompt names are looked for, and no others.
+
+**Look at** *Grounded-SAM Masks*, which shows what was found, and at *Before, after*. A thing without a mask keeps its \
+old attention: lower *threshold*.
+
+**Try** a seed whose first image mixes something up. *Seed of both samplers* feeds both: all else about them must be \
+the same too. If too little changes, raise *end* to 0.5, then *cross_strength*; if the image gets harsh, lower them.
+""",
+        (
+            (Group("", "", ((NOTE,),), 420), Group("Diffusion model", MODELS, (("1",),), 420)),
+            (PROMPT, Group("Models that look", MODELS, (("8", "12", "10"),))),
+            (Group("Coarse image", BEFORE, ((SEED, "6", "7"),)),),
+            (Group("What was seen", SEEN, (("9", "11", "13"),), WIDE),),
+            (Group("Re-aligned image", AFTER, (("14", "15"),)),),
+            (Group("Compare", RESULT, (("16", "17"),), WIDE),),
+        ),
+        heights={"2": 110, "11": 224, "13": 630, "17": 400},
+        runs=False,
+    ),
+    Example(
+        "flux",
+        "8 Flux with regions in boxes",
+        """\
+# Flux: regions in boxes
+You say in boxes which words belong where; no other model has to look. *Realign Model* and *Apply Regions* go with \
+ComfyUI's own sampler nodes, and both images start from the same noise.
+
+**This one needs models:**
+
+- *Load Diffusion Model*: `flux1-dev.safetensors` in `models/diffusion_models`
+- *DualCLIPLoader*: `clip_l.safetensors` and `t5xxl_fp16.safetensors` in `models/text_encoders`
+- *Load VAE*: `ae.safetensors` in `models/vae`
+
+**Run it, look, move the boxes, run again.** *Preview Regions* draws the boxes over the first image. Each is x0, y0, \
+x1, y1 as fractions of width and height, from the upper left. Put them around what the image has, each with the \
+words that it should get, and run again: only the second image is drawn anew. Or paint masks, as workflow 3 says.
+
+**The settings are a guess here.** Those on *Realign Model* are the paper's for Stable Diffusion, a UNet. Nobody has \
+measured them on Flux, where words and pixels share one attention. If the image breaks, lower *cross_strength* and \
+*self_strength*, or *end* to 0.1; if nothing changes, raise *end*. With both strengths at 0 the two images are the \
+same, bit for bit.
+
+**Other models:** the same two nodes go with Chroma, Qwen-Image, Stable Diffusion 3, Lumina 2, Z-Image, Wan and \
+Cosmos-Predict2; take that model's loaders, latent and guidance.
+""",
+        (
+            (Group("", "", ((NOTE,),), 420), Group("Models", MODELS, (("1", "2", "3"),), 420)),
+            (Group("Prompt", WORDS, (("4", "5", "6"),)), Group("Same noise for both", WORDS, (("7", "8", "9", "10"),))),
+            (Group("Before", BEFORE, (("11", "12", "13"),), 420), Group("Boxes", SEEN, (("14",),), 420)),
+            (Group("Boxes over the first image", SEEN, (("15",),), WIDE),),
+            (Group("After", AFTER, (("16", "17", "18", "19", "20"),)),),
+            (Group("Compare", RESULT, (("21", "22"),), WIDE),),
+        ),
+        heights={"4": 110, "14": 160, "15": 630, "22": 400},
+        runs=False,
     ),
 )
 

@@ -221,6 +221,13 @@ class OtherAttention:
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (OtherBoxes, OtherImages, OtherAttention)}
 '''
 """Another author's pack, with which ours must get along."""
+MINIATURES = f"""
+import runpy
+
+runpy.run_path({str(PACK / "standalone.py")!r})["load_pack"]()
+from realigndiff.tests.comfy.miniature_pack import NODE_CLASS_MAPPINGS
+"""
+"""Loaders of models that are too large to test with, in miniature."""
 
 
 @pytest.fixture(scope="session")
@@ -248,8 +255,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 @pytest.fixture(scope="session")
 def server(serve: Callable[..., Server], llm: FakeLlm) -> Server:
-    """A ComfyUI with the pack and another author's, and with keys planted in its environment."""
-    return serve({**PLANTED, **PAYERS, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK})
+    """A ComfyUI with the pack, another author's and miniatures, and with keys planted in its environment."""
+    return serve({**PLANTED, **PAYERS, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK, "miniatures": MINIATURES})
 
 
 @pytest.fixture(scope="session")

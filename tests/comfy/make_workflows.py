@@ -50,6 +50,8 @@ TITLE, GROUP_TITLE = 30, 40
 VIEW = (72, 96, 1750, 850)
 """x, y, width and height of the part of the canvas, in a Full HD window, that a workflow should fit into."""
 THUMBNAIL_WIDTH, MARGIN, LINE = 400, 8, 18
+DRAWN_WIDTH = 800
+"""Of the picture of a workflow that cannot run here."""
 
 Box = tuple[int, int, int, int]
 """x, y, width, height."""
@@ -133,7 +135,9 @@ def main() -> None:
             editor = Editor(chrome, url)
             workflow = made(editor, example)
             save(workflow, TARGET / f"{example.file}.json")
-            thumbnail(editor, example, workflow, url).save(TARGET / f"{example.file}.jpg", quality=88)
+            editor.open(workflow)
+            picture = results(editor, example, url) if example.runs else drawn(editor, workflow)
+            picture.save(TARGET / f"{example.file}.jpg", quality=88)
             editor.close()
 
 
@@ -226,11 +230,7 @@ def finished(workflow: dict[str, Any], core: str) -> dict[str, Any]:
     """With where each node comes from, and a view of the whole."""
     told_origin(workflow["nodes"], core)
     workflow["nodes"].sort(key=lambda node: node["id"])
-    boxes = [group["bounding"] for group in workflow["groups"]]
-    boxes += [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
-    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
-    width = max(box[0] + box[2] for box in boxes) - left
-    height = max(box[1] + box[3] for box in boxes) - top
+    left, top, width, height = bounds(workflow)
     scale = round(min(VIEW[2] / width, VIEW[3] / height, 1), 3)
     offset = [
         round(VIEW[0] / scale + (VIEW[2] / scale - width) / 2 - left),
@@ -240,9 +240,16 @@ def finished(workflow: dict[str, Any], core: str) -> dict[str, Any]:
     return workflow
 
 
-def thumbnail(editor: Editor, example: Example, workflow: dict[str, Any], url: str) -> Image.Image:
-    """What the workflow's own run gave, side by side."""
-    editor.open(workflow)
+def bounds(workflow: dict[str, Any]) -> Box:
+    """Of all groups and nodes."""
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    boxes += [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
+    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    return left, top, max(box[0] + box[2] for box in boxes) - left, max(box[1] + box[3] for box in boxes) - top
+
+
+def results(editor: Editor, example: Example, url: str) -> Image.Image:
+    """What the open workflow's own run gives, side by side."""
     if (ended := editor.run()) != "execution_success":
         raise RuntimeError(f"{example.file}: {ended}")
     shown = editor.images()
@@ -260,6 +267,18 @@ def thumbnail(editor: Editor, example: Example, workflow: dict[str, Any], url: s
         sheet.paste(picture, (x, y))
         draw.text((x + side / 2, y + side + line / 2 + 1), words, "#dddddd", font, anchor="mm")
     return sheet
+
+
+def drawn(editor: Editor, workflow: dict[str, Any]) -> Image.Image:
+    """The open workflow as the editor draws it."""
+    editor.page.add_style_tag(content=".minimap-main-container { display: none }")
+    corner = editor.js("() => { const {x, y} = app.canvas.canvas.getBoundingClientRect(); return [x, y] }")
+    scale, offset = (workflow["extra"]["ds"][key] for key in ("scale", "offset"))
+    *start, width, height = bounds(workflow)
+    x, y = (at + scale * (first + moved) for at, first, moved in zip(corner, start, offset, strict=True))
+    part = {"x": x, "y": y, "width": scale * width, "height": scale * height}
+    picture = Image.open(io.BytesIO(editor.page.screenshot(clip=part))).convert("RGB")
+    return picture.resize((DRAWN_WIDTH, round(DRAWN_WIDTH * height / width)), Image.Resampling.LANCZOS)
 
 
 def _picture(url: str, shown: dict[str, str]) -> Image.Image:

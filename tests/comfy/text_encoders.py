@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import comfy.sd
+import comfy.sdxl_clip
 import comfy.text_encoders.cosmos
 import comfy.text_encoders.flux
 import comfy.text_encoders.lumina2
@@ -31,6 +32,13 @@ SENTENCES = (
     "A Blue SQUARE with color, shape, size and texture; You are an assistant designed to generate images",
 )
 """Each of these words is one token of `sentence_pieces`; others fall into letters or bytes."""
+
+
+def sdxl_clip(width: int = WIDTH, pooled: int = POOLED) -> comfy.sd.CLIP:
+    """Two CLIPs side by side; the second gives the pooled vector."""
+    own = comfy.sdxl_clip
+    configs = {"clip_l": _clip_config(width - pooled), "clip_g": _clip_config(pooled)}
+    return _clip(own.SDXLTokenizer, own.SDXLClipModel, **configs)
 
 
 def flux_clip(width: int = WIDTH, pooled: int = POOLED) -> comfy.sd.CLIP:
