@@ -151,7 +151,7 @@ def _attend(
     """Modulated attention. split: q, k and v come as [B, N, C] (Stable Diffusion 3's v as [B, N, H, d]), not as
     [B, H, N, d]; join: the result is [B, N, C]."""
     dtype = q.dtype
-    if precision is not None:  # models whose scores overflow half precision
+    if precision is not None and not q.is_cuda:  # scores may overflow half precision; on CUDA none is stored in it
         q, k = q.to(precision), k.to(precision)
     v = v.to(q.dtype)
     if split:

@@ -28,6 +28,8 @@ class Family:
     """Words and pixels are keys of one softmax, the words first; else pixels have self- and cross-attention."""
     pixels_alone: bool = True
     """Where pixels attend to pixels alone, that is modulated too."""
+    references_behind: bool = True
+    """The pixels of reference images stand behind those of the image."""
 
 
 UNET = Family("Stable Diffusion 1, 2 and XL", "modules.diffusionmodules.openaimodel.UNetModel")
@@ -38,7 +40,7 @@ FAMILIES = (
     Family("Chroma", "chroma.model.Chroma", joint=True),
     Family("Qwen-Image", "qwen_image.model.QwenImageTransformer2DModel", joint=True),
     # Its refiners look at noise before any word was heard: what shares a region is not known there.
-    Family("Lumina 2 and Z-Image", "lumina.model.NextDiT", joint=True, pixels_alone=False),
+    Family("Lumina 2 and Z-Image", "lumina.model.NextDiT", joint=True, pixels_alone=False, references_behind=False),
     Family("Wan", "wan.model.WanModel"),
     Family("Cosmos-Predict2", "cosmos.predict2.MiniTrainDIT"),
 )
@@ -69,7 +71,7 @@ class Tokens:
     multiple: int = 1
     """Words and pixels are each filled up to a multiple of this."""
     references: bool = False
-    """There are other images' pixels behind."""
+    """There are pixels of reference images too."""
 
     @property
     def pixels(self) -> int:
@@ -90,7 +92,8 @@ class Tokens:
             return None
         start = _filled(self.words, self.multiple)
         end = start + _filled(self.pixels, self.multiple)
-        if keys == end or (self.references and keys > end):
+        behind = self.references and family.references_behind and keys > end
+        if keys == end or behind:
             own = slice(start, start + self.pixels)
             return Place(own, slice(0, self.words), own)
         if keys == self.pixels and family.pixels_alone:
@@ -99,13 +102,7 @@ class Tokens:
 
     def known(self, queries: int) -> bool:
         """Whether so many queries are all words or all pixels."""
-        return queries in (
-            self.words,
-            self.encoded,
-            self.pixels,
-            _filled(self.words, self.multiple),
-            _filled(self.pixels, self.multiple),
-        )
+        return any(queries in (n, _filled(n, self.multiple)) for n in (self.words, self.encoded, self.pixels))
 
 
 def _filled(n: int, multiple: int) -> int:

@@ -68,7 +68,8 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, d] → [B, H, Nq, d], in memory ordered as q is. One or two blocks,
     whose keys do not overlap. No view is copied, but one whose last dimension is spread out.
     """
-    blocks = sorted(blocks, key=lambda block: block.keys.start)
+    keys = range(k.shape[2])
+    blocks = sorted(blocks, key=lambda block: keys[block.keys].start)
     layouts = [block.layout for block in blocks]
     run = _operation if torch.compiler.is_compiling() else _launch  # an operation costs time of its own
     return run(
@@ -81,7 +82,7 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -
         [layout.bits[1] for layout in layouts],
         [torch.as_tensor(block.strength, dtype=torch.float32, device="cpu") for block in blocks],
         [layout.gain_limit for layout in layouts],
-        [block.keys.start for block in blocks],
+        [keys[block.keys].start for block in blocks],
     )
 
 
@@ -98,7 +99,7 @@ def _launch(
     start: list[int],
 ) -> Tensor:
     """A list holds one item a block: [B, Nq], [B, Nq], [B, keys] or [B, 1], [B, keys], [], number, first key."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (_readable(x) for x in (q, k, v))
     out = torch.empty_like(q)
     grid, arguments, options = _call(
         q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, gain_limit, start
@@ -106,6 +107,11 @@ def _launch(
     with torch.cuda.device_of(q):
         _kernel[grid](*arguments, **options)
     return out
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The kernel reads any strides but the last."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _call(q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, gain_limit, start):
@@ -119,7 +125,7 @@ def _call(q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, ga
     rest = Nk - sum(x.shape[1] for x in key_bits)
     strides = [stride for x in (q, k, v, out) for stride in x.stride()[:3]]
     tile = tile_of(d, q.element_size())
-    head = min(1 << (d.bit_length() - 1), LONGEST) if d >= 16 else 16
+    head = max(16, 1 << (d.bit_length() - 1))  # the largest power of two in d; products are of 16 or more
     options = dict(
         tile,
         D=d,
@@ -140,8 +146,7 @@ def tile_of(d: int, bytes_each: int) -> dict[str, int]:
 
     The more queries share a tile of keys the better, as far as registers reach: a row's accumulator takes d of them,
     its scores BLOCK_N. Long heads so get fewer queries and keys or more warps, and float32, which no tensor core takes,
-    small tiles. Stages are as many as leave a thread block in the 99 KB of shared memory of consumer cards. Compiled
-    for sm_80 and sm_90, none spills more than 88 bytes a thread.
+    small tiles. Stages are as many as leave a thread block in the 99 KB of shared memory of consumer cards.
     """
     if bytes_each == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 32 if d <= 128 else 16, "num_warps": 4, "num_stages": 2}
@@ -161,7 +166,7 @@ if hasattr(torch.library, "custom_op"):  # torch 2.4: compiled models take it as
         schema="(Tensor q, Tensor k, Tensor v, Tensor[] query_gain, Tensor[] query_bits, Tensor[] key_gain, "
         "Tensor[] key_bits, Tensor[] strength, float[] gain_limit, SymInt[] start) -> Tensor",
     )
-    _operation.register_fake(lambda q, *others: torch.empty_like(q))
+    _operation.register_fake(lambda q, *others: torch.empty_like(_readable(q)))
 
 
 @triton.jit(do_not_specialize=SIZES)
