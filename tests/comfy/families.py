@@ -64,14 +64,14 @@ class Family:
     """Beside joint attention, pixels also attend to pixels alone, and that counts."""
     options: dict = field(default_factory=dict)
     """What its conditionings need beside the encoded prompt."""
-    weights: dict = field(default_factory=dict)
+    checkpoint: dict = field(default_factory=dict)
     """What of a checkpoint ComfyUI would look at to know the kind of model."""
     t: Callable[[float], float] = lambda sigma: sigma
     """t/T of eq. 9 at the noise level sigma."""
 
     @cached_property
     def model(self) -> ModelPatcher:
-        return patcher(self.kind, self.config, self.weights)
+        return patcher(self.kind, self.config, self.checkpoint)
 
     @property
     def frames(self) -> int:
@@ -171,7 +171,7 @@ FAMILIES = (
         latent=(4, 8, 12),
         maps={96: (8, 12), 24: (4, 6)},
         joint=False,
-        weights={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])},  # a v-prediction
+        checkpoint={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])},  # a v-prediction
         t=vp_time,
     ),
     Family(
@@ -278,9 +278,9 @@ SMALL = (
         config={**UNET, "channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "adm_in_channels": None}
         | {"transformer_depth_output": [1, 0], "transformer_depth_middle": -1},
     ),
-    replace(FAMILIES[NAMES.index("Flux")], config={**FLUX, **DEV, "depth": 1, "depth_single_blocks": 1}),
+    replace(FAMILIES[NAMES.index("Flux")], config={**FLUX, **DEV, "depth": 1, "depth_single_blocks": 0}),
 )
-"""With a block of each kind, for what takes its time with each."""
+"""With one block, for what takes its time with each."""
 
 
 STRANGERS = {
@@ -309,11 +309,11 @@ def family(name: str) -> Family:
     return FAMILIES[NAMES.index(name)]
 
 
-def patcher(kind: str, config: dict, weights: dict | None = None) -> ModelPatcher:
+def patcher(kind: str, config: dict, checkpoint: dict | None = None) -> ModelPatcher:
     """A MODEL of an entry of `comfy.supported_models`, with random weights under which attention is far from even."""
     known = getattr(comfy.supported_models, kind)(config)
     known.set_inference_dtype(torch.float32, None)
-    model = known.get_model(weights or {}, "")
+    model = known.get_model(checkpoint or {}, "")
     fill(model.diffusion_model)
     device = comfy.model_management.get_torch_device()
     return ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
