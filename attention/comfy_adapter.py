@@ -8,7 +8,9 @@ another pack has put there. Nothing is kept on the MODEL or on a patch.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +25,7 @@ from .comfy_blocks import CALL, OVERRIDE, ModulatedAttention, ModulatedBlock, Ro
 from .comfy_clock import Clock
 from .comfy_conditioning import KEY, BoundRegions, Chunks, Payload, with_payload
 from .comfy_families import UNET, Family, Tokens, check_architecture, family_of, tokens_of, uncompiled
-from .layout import Block, Layout, cross_layout, self_layout, span
+from .layout import Block, Layout, cross_layout, halved, self_layout, span
 from .settings import ModulationSettings, strength
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,9 @@ def _around_model(
         strengths = run.strengths(float(t[0]))
         if family is not None and any(strengths) and run.knows_size(x, chunks):
             tokens = None if family is UNET else tokens_of(network, x, c_crossattn, kwargs)
-            options = run.patched(network, options, Call(run, chunks, strengths, family, tokens))
+            call = Call(run, chunks, strengths, family, tokens)
+            call.lay_out(network, x, c_crossattn.shape[1])
+            options = run.patched(network, options, call)
     return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 
 
@@ -183,6 +187,16 @@ class Call:
         whose = [payload for payload in chunks for _ in range(payload.rows)]
         self.n_rows = len(whose)
         self.rows: Rows = span([row for row, payload in enumerate(whose) if payload.active])
+
+    def lay_out(self, network: Any, x: Tensor, words: int) -> None:
+        """Have all masks laid out that the model's layers will ask for, or a compiled model would have it compiled."""
+        if self.tokens is not None:
+            sizes, words, frames = [self.tokens.size], self.tokens.words, self.tokens.frames
+        else:
+            sizes, frames = [halved(x.shape[-2:], level) for level in range(len(network.channel_mult))], 1
+        for cross, size in itertools.product((True, False), sizes):
+            n_keys = words if cross else frames * math.prod(size)
+            self.run.layout(cross, size, n_keys, x.device, self.modulated, frames)
 
     def of_block(self, cross: bool, q: Tensor, k: Tensor, options: dict) -> list[Block]:
         """How a UNet's attention of q to k [B, N, C] is modulated in the call's rows; not at all: no block."""

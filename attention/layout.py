@@ -207,16 +207,19 @@ def _overlap(cells: int, pixels: int) -> Tensor:
 def map_size(n_queries: int, latent_size: tuple[int, int]) -> tuple[int, int]:
     """The (h, w) of an attention map with `n_queries` pixels in a UNet that halves a latent (H, W) again and again."""
     height, width = latent_size
-    factor = 1
-    while factor < 2 * max(height, width):
-        h, w = math.ceil(height / factor), math.ceil(width / factor)
-        if h * w == n_queries:
-            return h, w
-        factor *= 2
+    for level in range(max(latent_size).bit_length() + 1):
+        size = halved(latent_size, level)
+        if math.prod(size) == n_queries:
+            return size
     raise RealignError(
         f"An attention layer has {n_queries} queries, which is no halving of the latent {height}x{width}; "
         "give the size of the latent that the model is sampling."
     )
+
+
+def halved(size: Sequence[int], times: int) -> tuple[int, int]:
+    """The (h, w) of what is left of (H, W) after so many halvings."""
+    return tuple(-(-side // 2**times) for side in size)
 
 
 def _active(region_sets: Sequence[RegionSet | None]) -> list[tuple]:

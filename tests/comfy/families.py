@@ -13,7 +13,9 @@ from typing import NamedTuple
 import comfy.model_management
 import comfy.sample
 import comfy.supported_models
+import pytest
 import torch
+from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from realigndiff.attention.comfy_conditioning import KEY, BoundRegions, CONDPayload, Payload
@@ -60,6 +62,8 @@ class Family:
     """The (h, w) of the attention maps, by their number of pixels."""
     joint: bool = True
     """Words and pixels are keys of one attention, words first; else pixels attend to words, and to pixels."""
+    multiple: int = 1
+    """The words are filled up to a multiple of this."""
     alone: bool = False
     """Beside joint attention, pixels also attend to pixels alone, and that counts."""
     options: dict = field(default_factory=dict)
@@ -81,8 +85,9 @@ class Family:
         """Where words and pixels are in an attention of so many queries and keys; None: it is left alone."""
         for pixels, size in self.maps.items():
             pixels *= self.frames
-            if self.joint and queries == keys >= WORDS + pixels:
-                image = range(WORDS, WORDS + pixels)
+            words = math.ceil(WORDS / self.multiple) * self.multiple
+            if self.joint and queries == keys >= words + pixels:
+                image = range(words, words + pixels)
                 return Place(size, image, range(WORDS), image)
             if queries == pixels and (self.alone or not self.joint):
                 words, image = (range(0), range(keys)) if queries == keys else (range(keys), range(0))
@@ -145,6 +150,22 @@ FLUX = {
     "axes_dim": [8, 12, 12],
     "theta": 10000,
     "qkv_bias": True,
+    **(
+        {"txt_ids_dims": [], "vec_in_dim": 32} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
+    ),  # newer ComfyUIs ask
+}
+LUMINA = {
+    "in_channels": 16,
+    "dim": 96,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "multiple_of": 32,
+    "qk_norm": True,
+    "cap_feat_dim": CHANNELS,
+    "axes_dims": [8, 8, 8],
+    "axes_lens": [64, 64, 64],
 }
 DEV = {"vec_in_dim": 32, "guidance_embed": True}
 POOLED = {"pooled_output": torch.zeros(1, 32)}
@@ -217,19 +238,7 @@ FAMILIES = (
     Family(
         "Lumina2",
         "Lumina2",
-        {
-            "in_channels": 16,
-            "dim": 96,
-            "n_layers": 2,
-            "n_refiner_layers": 1,
-            "n_heads": 4,
-            "n_kv_heads": 2,
-            "multiple_of": 32,
-            "qk_norm": True,
-            "cap_feat_dim": CHANNELS,
-            "axes_dims": [8, 8, 8],
-            "axes_lens": [64, 64, 64],
-        },
+        LUMINA,
         options={"attention_mask": lambda words: torch.ones(1, words, dtype=torch.long)},
     ),
     Family(
@@ -271,6 +280,10 @@ FAMILIES = (
         t=lambda sigma: sigma / (1 + sigma),
     ),
 )
+if hasattr(comfy.supported_models, "ZImage"):
+    wide = {"dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12]}  # its time embedding has 256 numbers
+    own = {"pad_tokens_multiple": 32, "z_image_modulation": True, "time_scale": 1000.0}
+    FAMILIES += (replace(FAMILIES[7], name="Z-Image", kind="ZImage", config={**LUMINA, **wide, **own}, multiple=32),)
 NAMES = [family.name for family in FAMILIES]
 SMALL = (
     replace(
@@ -306,6 +319,8 @@ STRANGERS = {
 
 
 def family(name: str) -> Family:
+    if name not in NAMES:
+        pytest.skip(f"this ComfyUI has no {name}")
     return FAMILIES[NAMES.index(name)]
 
 
@@ -511,7 +526,7 @@ class Looking:
             if self.attention is None and place is not None and place.words:
                 self.seen = *(x[0].clone() for x in by_head), now
                 columns = [out(values)[0].unflatten(-1, (heads, -1)) for values in one_hot(by_head[1], v)]
-                self.attention = torch.cat(columns, -1)[..., : place.words.stop + len(place.pixels)].transpose(0, 1)
+                self.attention = torch.cat(columns, -1)[..., : by_head[1].shape[2]].transpose(0, 1)
             return out(v)
 
         options = {**transformer_options, "optimized_attention_override": override}

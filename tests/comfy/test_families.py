@@ -12,7 +12,7 @@ import torch
 pytestmark = pytest.mark.usefixtures("comfy")
 
 UNETS = ["SD2.1", "SDXL"]
-JOINT = ["SD3", "SD3.5 medium", "Flux", "Chroma", "Qwen-Image", "Lumina2"]
+JOINT = ["SD3", "SD3.5 medium", "Flux", "Chroma", "Qwen-Image", "Lumina2", "Z-Image"]
 CROSS = ["Wan", "Cosmos-Predict2"]
 every_family = pytest.mark.parametrize("name", [*UNETS, *JOINT, *CROSS])
 WARNED = "attention is not re-weighted"
