@@ -43,8 +43,8 @@ from .dense_diffusion import dense_diffusion_attention, region_maps
 from .memory import free, peak
 
 GB = 1e9
-SCORES_HELD = {"DenseDiffusion": 6, "obvious": 6}
-"""How many float32 tensors of B x H x Nq x Nk scores a way holds at its worst moment."""
+SCORES_HELD = {"DenseDiffusion": 7, "obvious": 6}
+"""How many float32 tensors of B x H x Nq x Nk numbers a way holds at its worst moment, B the rows of the prompt."""
 WAYS = ("plain", "ours", "DenseDiffusion", "obvious")
 WORDS, CROSS, SELF, SECONDS = 77, 1.0, 0.3, 1.0
 SIZES = ("512x512", "768x768", "1024x1024", "1536x640")
