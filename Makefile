@@ -55,9 +55,11 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# Ours, the obvious implementation and plain attention, side by side; a training step; what looking costs.
+# Ours, DenseDiffusion's, the obvious implementation and plain attention, side by side: a call, and with COMFYUI_PATH (in
+# its Python, COMFYUI_PYTHON) whole sampling; a training step; what looking costs.
 benchmark: $(READY)
 	$(RUN) benchmarks/attention.py
+	$(if $(COMFYUI_PATH),$(or $(COMFYUI_PYTHON),$(RUN)) benchmarks/sampling.py)
 	$(RUN) benchmarks/refl.py
 	$(RUN) benchmarks/perception.py --batch 1 4
 

@@ -176,8 +176,9 @@ def _by_tiles(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> tuple
         z = q[:, :, part].float() @ k
         for block in blocks:
             z = _moved(z, block, part)
-        heard.append(z.logsumexp(-1, keepdim=True))
-        out.append((z - heard[-1]).exp() @ v)
+        A = z.softmax(-1)
+        out.append(A @ v)
+        heard.append(z.amax(-1, keepdim=True) - A.amax(-1, keepdim=True).log())  # as max A = exp(max z' − heard)
     return torch.cat(out, 2), torch.cat(heard, 2)
 
 

@@ -1,12 +1,16 @@
-"""What modulated attention costs, next to plain attention: time, and memory beyond inputs and result.
+"""What one call of modulated attention costs, next to plain attention: time and peak memory.
 
-    python benchmarks/attention.py            # 4096 pixels, as in Stable Diffusion at 512²: about a minute on 2 cores
-    python benchmarks/attention.py --quick    # 1024 pixels: seconds
+    python benchmarks/attention.py                           # Stable Diffusion 1.5 at 512²: two minutes on 2 cores
+    python benchmarks/attention.py --model sdxl flux --size 1024x1024 --regions 5
+    python benchmarks/attention.py --all                     # every model, size, batch and number of regions: for a GPU
 
-Cross-attention goes to 77 tokens, self-attention to all pixels; 8 heads of 40 numbers, float32, 2 images with two
-overlapping regions each. `obvious` is `attention/reference.py`, `lean` is `attention/modulated.py`. Times are medians
-of interleaved repetitions, so that a slow moment of the machine meets all alike. On a CPU memory is counted tensor by
-tensor, on CUDA by the allocator.
+A row of the table is one layer, with the rows of the prompt alone and random q, k and v. `plain` is PyTorch's own
+scaled_dot_product_attention, `ours` is `attention/modulated.py`, `DenseDiffusion` is its published processor, and
+`obvious` is `attention/reference.py`; what needs more memory than there is, is left out and named. All tokens have gain
+1, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of the machine meets all
+alike. `floor` is what two passes over the keys cost, one for the extrema and one for the softmax, over one pass: in
+FLOPs / in bytes. Memory is that of q, k, v, the result and all between, on a CPU counted tensor by tensor, on CUDA by
+the allocator. `off` is the largest difference of ours to the float32 oracle, at up to 64 queries.
 """
 
 from __future__ import annotations
@@ -20,92 +24,193 @@ if not __package__:
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.layout import Layout, cross_layout, self_layout
-from ..attention.modulated import modulated_attention
-from ..attention.reference import reference_attention
+from ..attention.layout import Block, cross_layout, self_layout
+from ..attention.modulated import joint_attention
+from ..attention.reference import joint_reference
 from ..attention.settings import ModulationSettings
-from ..core.regions import MAYBE, Region, RegionSet
-from .memory import peak
+from ..core.regions import Region, RegionSet
+from ..scripts.hardware import add_arguments, chosen
+from .dense_diffusion import dense_diffusion_attention, region_maps
+from .memory import free, peak
 
-IMAGES, HEADS, SIZE, TOKENS = 2, 8, 40, 77
+GB = 1e9
+SCORES_HELD = {"DenseDiffusion": 7, "obvious": 6}
+"""How many float32 tensors of B x H x Nq x Nk numbers a way holds at its worst moment, B the rows of the prompt."""
+WAYS = ("plain", "ours", "DenseDiffusion", "obvious")
+WORDS, CROSS, SELF, SECONDS = 77, 1.0, 0.3, 1.0
+SIZES = ("512x512", "768x768", "1024x1024", "1536x640")
+BOXES = ((0.1, 0.5, 0.1, 0.5), (0.4, 0.9, 0.3, 0.6), (0.1, 0.4, 0.6, 0.9), (0.5, 0.9, 0.7, 0.9), (0.6, 0.9, 0.1, 0.2))
+"""(y0, y1, x0, x1) as fractions; the first two overlap."""
+
+
+class Layer(NamedTuple):
+    """An attention layer with a query for each square of the image."""
+
+    heads: int
+    d: int
+    square: int
+    """Its side in pixels."""
+    words: int = WORDS
+    joint: bool = False
+    """Whether words and pixels are keys of one softmax."""
+
+
+MODELS = {
+    "sd15": (Layer(8, 40, 8), Layer(8, 80, 16), Layer(8, 160, 32)),
+    "sdxl": (Layer(10, 64, 16), Layer(20, 64, 32)),
+    "sd3": (Layer(24, 64, 16, 256, joint=True),),
+    "flux": (Layer(24, 128, 16, 256, joint=True),),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1024 pixels instead of 4096")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each (default 5)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=["sd15"])
+    parser.add_argument("--size", nargs="+", default=["512x512"], help="width x height of the image (512x512)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images (1)")
+    parser.add_argument("--regions", nargs="+", type=int, default=[1, 5], choices=range(1, len(BOXES) + 1))
+    parser.add_argument("--all", action="store_true", help="all models; four sizes; 1 and 4 images; 1 and 5 regions")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS[1:], default=list(WAYS[1:]), help="what to compare with plain"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions of each, at least (3)")
+    parser.add_argument("--memory", type=float, help="gigabytes that may be used (default: those that are free)")
+    add_arguments(parser)
     args = parser.parse_args()
-    side = 32 if args.quick else 64
-    settings = ModulationSettings()
-    sets = [two_regions(side * 8)] * IMAGES
-    positions = [[[1, 2, 3], [5, 6, 7]]] * IMAGES
-    layouts = {
-        f"cross-attention {side * side} x {TOKENS}": (
-            cross_layout(sets, positions, (side, side), TOKENS, settings),
-            1.0,
-        ),
-        f"self-attention {side * side} x {side * side}": (self_layout(sets, (side, side), settings), 0.3),
-    }
-    print(f"{args.device}, {args.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'':30}{'':10}{'ms':>10}{'x plain':>10}{'peak MB':>10}{'difference':>13}")
+    if args.all:
+        args.model, args.size, args.batch, args.regions = list(MODELS), list(SIZES), [1, 4], [1, 5]
+    device, dtype = chosen(args)
+    print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    ways = ["plain", *args.ways]
+    columns = [*ways, "floor", *(f"MB {way}" for way in ways), "off"]
+    print(f"| attention | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     with torch.inference_mode():
-        for name, (layout, strength) in layouts.items():
-            report(name, layout.to(args.device), strength, getattr(torch, args.dtype), args.repeats)
+        for model, size, batch, regions in product(args.model, args.size, args.batch, args.regions):
+            for layer, cross in product(MODELS[model], (True, False)):
+                if not (layer.joint and cross):
+                    blocks = blocks_of(layer, cross, size, [regions_of(regions)] * batch, device)
+                    name = f"{model} {size}, {batch} x {regions} regions: {shape_of(layer, blocks)}"
+                    results = measured(layer, blocks, dtype, ways, args.repeats, args.memory)
+                    print(f"| {name} | {' | '.join(results)} |", flush=True)
 
 
-def two_regions(size: int) -> RegionSet:
-    """Two boxes that overlap."""
-    first, second = torch.zeros(2, size, size)
-    first[size // 8 : size // 2, size // 8 : size // 2] = 1
-    second[size // 3 :, size // 3 : size * 3 // 4] = 1
-    regions = (Region(tag="a", phrase="a", mask=first), Region(tag="b", phrase="b", likelihood=MAYBE, mask=second))
-    return RegionSet("a b", regions)
+def regions_of(number: int, side: int = 512) -> RegionSet:
+    """The first of the boxes, each with three words of its own."""
+    regions = []
+    for box in BOXES[:number]:
+        y0, y1, x0, x1 = (round(side * edge) for edge in box)
+        mask = torch.zeros(side, side)
+        mask[y0:y1, x0:x1] = 1
+        regions.append(Region(tag="a thing", phrase="a thing", mask=mask))
+    return RegionSet("a thing " * number, tuple(regions))
 
 
-def report(name: str, layout: Layout, strength: float, dtype: torch.dtype, repeats: int) -> None:
-    """Measure the three ways on the same random q, k, v and print a line for each."""
-    rows, n_queries, n_keys = layout.shape
-    device = layout.query_gain.device
-    q, k, v = (torch.randn(rows, HEADS, n, SIZE).to(device, dtype) for n in (n_queries, n_keys, n_keys))
-    ways: dict[str, Callable[[], Tensor]] = {
+def positions_of(regions: RegionSet) -> tuple[tuple[int, ...], ...]:
+    """Where the three words of each region are, as far as the benchmarks are concerned."""
+    return tuple((3 * r + 1, 3 * r + 2, 3 * r + 3) for r in range(len(regions.active)))
+
+
+def blocks_of(layer: Layer, cross: bool, size: str, sets: Sequence[RegionSet], device: torch.device) -> Sequence[Block]:
+    """What is modulated in a layer: words, pixels or, in a joint one, the one after the other."""
+    width, height = (int(n) // layer.square for n in size.lower().split("x"))
+    settings, n_words, n_pixels = ModulationSettings(), layer.words, width * height
+    words = cross_layout(sets, [positions_of(one) for one in sets], (height, width), n_words, settings)
+    words = replace(words, key_gain=torch.ones_like(words.key_gain)).to(device)
+    pixels = self_layout(sets, (height, width), settings).to(device)
+    if layer.joint:
+        return [Block(slice(0, n_words), words, CROSS), Block(slice(n_words, n_words + n_pixels), pixels, SELF)]
+    return [Block(slice(0, n_words), words, CROSS) if cross else Block(slice(0, n_pixels), pixels, SELF)]
+
+
+def shape_of(layer: Layer, blocks: Sequence[Block]) -> str:
+    shapes = [block.layout.shape for block in blocks]
+    keys = " + ".join(str(n_keys) for _, _, n_keys in shapes)
+    return f"{shapes[0][1]} x {keys}, {layer.heads} heads of {layer.d}"
+
+
+def measured(
+    layer: Layer, blocks: Sequence[Block], dtype: torch.dtype, ways: list[str], repeats: int, room: float | None
+) -> list[str]:
+    """The cells of a row: time, floor, memory and difference; a way that needs too much memory has its need instead."""
+    rows, n_queries, _ = blocks[0].layout.shape
+    n_keys = sum(block.layout.shape[2] for block in blocks)
+    device = blocks[0].layout.query_gain.device
+    q, k, v = (torch.randn(rows, layer.heads, n, layer.d).to(device, dtype) for n in (n_queries, n_keys, n_keys))
+    runs = {way: run for way, run in runs_of(q, k, v, blocks).items() if way in ways}
+    needs = {way: SCORES_HELD.get(way, 0) * 4 * rows * layer.heads * n_queries * n_keys / GB for way in runs}
+    runs = {way: run for way, run in runs.items() if needs[way] <= (free(device) / GB if room is None else room)}
+    inputs = sum(x.nbytes for x in (q, k, v))
+    bytes_ = {way: inputs + peak(run, device)[0] for way, run in runs.items()}
+    times = medians(runs, repeats, device)
+
+    def cell(way: str, figures: dict[str, float], unit: str) -> str:
+        if way == "plain":
+            return unit.format(figures[way])
+        too_much = f"needs {needs[way]:.0f} GB" if way in needs else "-"
+        return f"{figures[way] / figures['plain']:.2f} x" if way in figures else too_much
+
+    return [
+        *(cell(way, times, "{:.4g} ms") for way in ways),
+        " / ".join(f"{x:.2f}" for x in floor(n_queries, n_keys)),
+        *(cell(way, {way: n / 1e6 for way, n in bytes_.items()}, "{:.4g} MB") for way in ways),
+        f"{difference(q, k, v, blocks):.0e}",
+    ]
+
+
+def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> dict[str, Callable[[], Tensor]]:
+    runs: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: F.scaled_dot_product_attention(q, k, v),
-        "obvious": lambda: reference_attention(q, k, v, layout, strength),
-        "lean": lambda: modulated_attention(q, k, v, layout, strength),
+        "ours": lambda: joint_attention(q, k, v, blocks),
+        "obvious": lambda: joint_reference(q, k, v, blocks),
     }
-    exact = ways["obvious"]()
-    memory = {way: _beyond_result(run, device) / 2**20 for way, run in ways.items()}
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats):
-        for way, run in ways.items():
-            times[way].append(seconds(run, device) * 1e3)
-    plain = statistics.median(times["plain"])
-    for way, run in ways.items():
-        median = statistics.median(times[way])
-        apart = "" if way == "plain" else f"{(run() - exact).abs().max().item():.1e}"
-        print(f"{name:30}{way:10}{median:10.1f}{median / plain:10.2f}{memory[way]:10.1f}{apart:>13}")
+    if len(blocks) == 1:  # DenseDiffusion knows no joint attention
+        maps, weight = region_maps(blocks[0].layout), blocks[0].strength
+        runs["DenseDiffusion"] = lambda: dense_diffusion_attention(q, k, v, maps, weight, 1.0)
+    return runs
 
 
-def _beyond_result(run: Callable[[], Tensor], device: torch.device) -> float:
-    most, result = peak(run, device)
-    return most - result.nbytes
+def floor(n_queries: int, n_keys: int) -> tuple[float, float]:
+    """(FLOPs, bytes) of two passes over those of one, which reads q, k and v once and writes the result.
+
+    The first pass is QKᵀ alone, and reads k; a query's row of q stays where it is.
+    """
+    return 3 / 2, (2 * n_queries + 3 * n_keys) / (2 * n_queries + 2 * n_keys)
 
 
-def seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], queries: int = 64) -> float:
+    """The largest difference of ours to the oracle, at some of the queries."""
+    some = slice(None, None, max(1, q.shape[2] // queries))
+    parts = [block._replace(layout=block.layout.part(slice(None), some)) for block in blocks]
+    exact = joint_reference(q[:, :, some].float(), k, v, parts)
+    return (joint_attention(q, k, v, blocks)[:, :, some] - exact).abs().max().item()
+
+
+def medians(runs: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of each, interleaved, over a second at least: small layers need more repetitions."""
+    times: dict[str, list[float]] = {way: [] for way in runs}
+    end = now(device) + SECONDS
+    while len(times["plain"]) < repeats or now(device) < end:
+        for way, run in runs.items():
+            start = now(device)
+            run()
+            times[way].append((now(device) - start) * 1e3)
+    return {way: statistics.median(own) for way, own in times.items()}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The bytes that a piece of work needs at its worst moment."""
+"""The bytes that a piece of work needs at its worst moment, and those that are there."""
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -54,3 +56,14 @@ def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
     with LiveBytes() as live:
         result = run()
     return live.peak, result
+
+
+def free(device: torch.device) -> float:
+    """Bytes that are free; on a machine that does not tell, as if without end."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -1,0 +1,150 @@
+"""What modulated attention costs in a whole sampling by ComfyUI's KSampler: time and peak memory.
+
+    export COMFYUI_PATH=…                             # a checkout of ComfyUI; run this with the Python it runs on
+    python benchmarks/sampling.py                     # Stable Diffusion 1.5 at 512², 10 steps: an hour on 2 cores
+    python benchmarks/sampling.py --model sdxl --size 1024x1024 --batch 1 4 --steps 30        # on a GPU
+
+UNets of the true architecture with random weights; guidance (two rows an image); cross- and self-attention modulated
+in the first 30 % of the steps. `plain` is ComfyUI with PyTorch's scaled_dot_product_attention, `ours` the same through
+the adapter; `DenseDiffusion` and `obvious` replace all attention by its published processor (which holds all scores at
+every step) and by `attention/reference.py`. The ways take turns; times are medians. `modulated` is the time until the
+last modulated step is done. Memory is weights and all else at the worst moment of a modulated step, and `beyond` what
+of it is not weights: on a CPU counted tensor by tensor, on CUDA by the allocator. `off` is the largest difference of
+the latents to those of `obvious`, over their largest number.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    import pathlib
+    import runpy
+
+    __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention.settings import ModulationSettings
+from ..core.errors import RealignError
+from ..core.regions import RegionSet
+from ..scripts.hardware import DTYPES, chosen
+from . import comfy_unet
+from .attention import BOXES, GB, MODELS, SCORES_HELD, WAYS, now, regions_of
+from .memory import free, peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=comfy_unet.ATTENTION, default="sd15")
+    parser.add_argument("--size", nargs="+", default=["512x512"], help="width x height of the image (512x512)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images (1)")
+    parser.add_argument("--regions", nargs="+", type=int, default=[1, 5], choices=range(1, len(BOXES) + 1))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS[1:], default=list(WAYS[1:]), help="what to compare with plain"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions of each (3)")
+    parser.add_argument("--memory", type=float, help="gigabytes that may be used (default: those that are free)")
+    parser.add_argument("--precision", choices=("auto", *DTYPES), default="auto", help="auto: fp16 on a GPU, else fp32")
+    args = parser.parse_args()
+    try:
+        comfy_unet.enter()
+    except RealignError as error:
+        sys.exit(str(error))
+    device, dtype = chosen(argparse.Namespace(device="auto", precision=args.precision))
+    print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.steps} steps\n")
+    print("| sampling | whole | x plain | modulated | x plain | memory | x plain | beyond | off |")
+    print(f"|---|{'---|' * 8}", flush=True)
+    with torch.inference_mode():
+        model = comfy_unet.random_unet(args.model, dtype)
+        for size, batch, regions in product(args.size, args.batch, args.regions):
+            report(model, args, size, batch, regions, device)
+
+
+class Run(NamedTuple):
+    """One sampling."""
+
+    whole: float
+    modulated: float
+    """Seconds until the last modulated step was done."""
+    latents: Tensor
+
+
+def report(model: Any, args: argparse.Namespace, size: str, batch: int, regions: int, device: torch.device) -> None:
+    """A line of the table for each way."""
+    name = f"{args.model} {size}, {batch} x {regions} regions"
+    ways = ways_of(model, args, size, batch, regions_of(regions), device)
+    for way in [way for way in args.ways if way not in ways]:
+        print(f"| {name}: {way} needs more memory than there is |", flush=True)
+    ways["plain"](1)  # so that the weights are where they stay
+    weights = sum(p.nbytes for p in model.model.diffusion_model.parameters())
+    beyond = {way: peak(lambda run=run: run(1), device)[0] for way, run in ways.items()}
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
+    for _ in range(args.repeats):
+        for way, run in ways.items():
+            runs[way].append(run(args.steps))
+    whole, modulated = (
+        {way: statistics.median(getattr(run, part) for run in own) for way, own in runs.items()}
+        for part in ("whole", "modulated")
+    )
+    exact = runs["obvious"][0].latents if "obvious" in runs else None
+    for way, own in runs.items():
+        off = "" if exact is None else f"{(own[0].latents - exact).abs().max() / exact.abs().max():.0e}"
+        cells = [
+            f"{name}: {way}",
+            f"{whole[way]:.2f} s",
+            f"{whole[way] / whole['plain']:.3f}",
+            f"{modulated[way]:.2f} s",
+            f"{modulated[way] / modulated['plain']:.3f}",
+            f"{(weights + beyond[way]) / 1e6:.0f} MB",
+            f"{(weights + beyond[way]) / (weights + beyond['plain']):.3f}",
+            f"{beyond[way] / 1e6:.0f} MB",
+            off,
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def ways_of(
+    model: Any, args: argparse.Namespace, size: str, batch: int, regions: RegionSet, device: torch.device
+) -> dict[str, Callable[[int], Run]]:
+    """Each way that there is memory for, as a sampling of so many steps."""
+    settings, layer = ModulationSettings(), MODELS[args.model][0]
+    width, height = (int(n) for n in size.lower().split("x"))
+    noise = torch.randn(batch, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
+    plain, bound, negative = (
+        comfy_unet.conditioning(args.model, seed, own) for seed, own in ((1, None), (1, regions), (2, None))
+    )
+    models = {
+        "plain": (model, plain),
+        "ours": (comfy_unet.ours(model, settings), bound),
+        "DenseDiffusion": (comfy_unet.dense_diffusion(model, regions, settings), plain),
+        "obvious": (comfy_unet.obvious(model, regions, settings), plain),
+    }
+    modulated = sum(step / args.steps < settings.end for step in range(args.steps))
+
+    def sampled(own: Any, positive: list, steps: int) -> Run:
+        times = [now(device)]
+        latents = comfy_unet.sample(own, positive, negative, noise, steps, lambda: times.append(now(device)))
+        return Run(now(device) - times[0], times[min(modulated, steps)] - times[0], latents)
+
+    room = free(device) if args.memory is None else args.memory * GB
+    pixels = (height // layer.square) * (width // layer.square)
+    scores = 4 * batch * layer.heads * pixels**2
+    needs = {way: held * scores for way, held in SCORES_HELD.items()}
+    return {
+        way: partial(sampled, *models[way])
+        for way in models
+        if way == "plain" or (way in args.ways and needs.get(way, 0) <= room)
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""What the benchmarks call DenseDiffusion computes what ours does, where both mean the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from realigndiff.attention.layout import Layout
+from realigndiff.attention.reference import reference_attention
+from realigndiff.benchmarks.dense_diffusion import dense_diffusion_attention, region_maps
+
+
+@pytest.mark.parametrize("keys", [7, 30], ids=["words", "pixels"])
+def test_dense_diffusion_modulates_the_prompts_rows_as_certain_regions_with_one_gain_do(keys):
+    g = torch.Generator().manual_seed(0)
+    queries, members = torch.rand(2, 30, 3, generator=g) < 0.4, torch.rand(2, keys, 3, generator=g) < 0.4
+    layout = Layout(queries, members, torch.rand(2, 30, generator=g), torch.ones(2, 1))
+    q, k, v = (torch.randn(4, 2, n, 8, generator=g) for n in (30, keys, keys))
+    dense = dense_diffusion_attention(q, k, v, region_maps(layout), 0.8, 0.5)
+    assert torch.allclose(dense[:2], F.scaled_dot_product_attention(q, k, v)[:2], atol=1e-5)
+    assert torch.allclose(dense[2:], reference_attention(q[2:], k[2:], v[2:], layout, 0.4), atol=1e-5)
+    after = dense_diffusion_attention(q, k, v, None, 0.8, 0.5)
+    assert torch.allclose(after, F.scaled_dot_product_attention(q, k, v), atol=1e-5)
