@@ -42,14 +42,17 @@ def register() -> None:
 
 
 def choices(key: str, kind: str, *, none: bool = False, demo: bool = True) -> list[str]:
-    """What a loader's input `kind` offers: the demo model, the models found, then what could be downloaded."""
-    found = sorted(_found(key))
-    absent = [
-        repository
-        for repository in KNOWN.get(kind, ())
-        if repository.split("/")[1] not in {Path(f).name for f in found}
+    """What a loader's input `kind` offers: the demo model, the models found, then what could be downloaded.
+
+    A repository stays on offer when it is there: a saved workflow goes on naming it, and newer ComfyUIs refuse what is
+    not on offer.
+    """
+    return [
+        *([DEMO] if demo else []),
+        *([NONE] if none else []),
+        *sorted(_found(key)),
+        *KNOWN.get(kind, ()),
     ]
-    return [*([DEMO] if demo else []), *([NONE] if none else []), *found, *absent]
 
 
 def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
@@ -77,8 +80,9 @@ def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
 
 def stamp(key: str, name: str) -> str:
     """Changes when a file of the chosen model does."""
-    found = _found(key).get(name)
-    return name if found is None else contents(found)
+    found = _found(key)
+    model = found.get(name, found.get(name.split("/")[-1]))
+    return name if model is None else contents(model)
 
 
 def contents(model: Path) -> str:

@@ -306,7 +306,7 @@ with attention re-weighted so that each thing gets its own words.
 - *Load RAM*: `ram_plus_swin_large_14m.pth` in `models/rams`, with `ram_tag_list.txt` and `ram_tag_list_threshold.txt` \
 beside it
 - *Load Grounded-SAM*: tick *download* once, or put the Hugging Face folders `grounding-dino-tiny` into \
-`models/grounding-dino` and `sam-vit-base` into `models/sams`; from then on these are their names in the lists
+`models/grounding-dino` and `sam-vit-base` into `models/sams`
 - *LLM*: the offline scorer needs nothing; a language model on a server or in `models/LLM` knows synonyms too
 
 Without RAM: delete *Load RAM* and *RAM Tags*. Then the things that the prompt names are looked for, and no others.

@@ -180,6 +180,7 @@ class TestLocate:
         self.located(folders)
         fetch.fails = "config.json"
         assert self.located(folders) == tmp_path / NAME
+        assert {REPOSITORY, NAME} <= set(folders.choices("grounding-dino", "detector")), "saved workflows name either"
 
     def test_what_an_earlier_download_left_without_a_config_is_completed(self, folders, fetch, tmp_path):
         (tmp_path / NAME).mkdir()
