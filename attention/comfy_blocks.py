@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
 from .layout import Block, span
 from .modulated import joint_attention
 
 CALL = "realign_call"
-"""Among the transformer options: the `comfy_adapter.Call` that is going on."""
+"""Among the transformer options: the `comfy_run.Call` that is going on."""
 OVERRIDE = "optimized_attention_override"
 Rows = slice | list[int]
 Site = tuple[str, int, int]
@@ -76,7 +76,7 @@ class ModulatedAttention:
         before = own if self.previous is None else partial(self.previous, func, **options)
         axes = (2 if skip_reshape else 1), (2 if skip_output_reshape else 1)
         call = kwargs["transformer_options"][CALL]
-        special = mask is not None or kwargs.get("scale") is not None or q.shape[-1] != k.shape[-1]
+        special = mask is not None or kwargs.get("scale") is not None or kwargs.get("enable_gqa")
         queries, blocks = call.of_attention(q, k, axes[0], special)
         if not blocks:
             return before(q, k, v)
@@ -150,13 +150,9 @@ def _attend(
 ) -> Tensor:
     """Modulated attention. split: q, k and v come as [B, N, C] (Stable Diffusion 3's v as [B, N, H, d]), not as
     [B, H, N, d]; join: the result is [B, N, C]."""
-    dtype = q.dtype
-    if precision is not None and not q.is_cuda:  # scores may overflow half precision; on CUDA none is stored in it
-        q, k = q.to(precision), k.to(precision)
-    v = v.to(q.dtype)
     if split:
         q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
-    out = joint_attention(q, k, v, blocks).to(dtype)
+    out = joint_attention(q, k, v, blocks, precision)
     return out.transpose(1, 2).flatten(2) if join else out
 
 
@@ -165,6 +161,17 @@ def with_patches(options: dict, kind: str, sites: Sequence[Site], patch: Callabl
     there = options.get("patches_replace", {}).get(kind, {})
     ours = {site: patch(there.get(site, there.get(site[:2]))) for site in sites}
     return {**options, "patches_replace": {**options.get("patches_replace", {}), kind: {**there, **ours}}}
+
+
+def levels(unet: UNetModel) -> list[int]:
+    """How many times the latent has been halved where there is attention."""
+    found, level = set(), 0
+    for block in (*unet.input_blocks, unet.middle_block or ()):
+        for layer in block:
+            level += isinstance(layer, Downsample)
+            if isinstance(layer, SpatialTransformer):
+                found.add(level)
+    return sorted(found)
 
 
 def sites(unet: UNetModel) -> Iterator[Site]:

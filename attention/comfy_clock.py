@@ -15,7 +15,10 @@ class Clock:
 
     def __init__(self, model_sampling: Any, sigmas: Tensor) -> None:
         """sigmas: [steps + 1], the noise levels of the run."""
-        self.model_sampling = copy.deepcopy(model_sampling).cpu()
+        self.model_sampling = copy.copy(model_sampling)  # what else another pack has put on it stays one
+        self.model_sampling._buffers = {
+            name: buffer.cpu() for name, buffer in model_sampling.named_buffers(recurse=False)
+        }
         self.sigmas = sigmas.float().cpu()
 
     def at(self, sigma: float) -> tuple[float, float]:

@@ -62,9 +62,6 @@ class Tokens:
     """The tokens of one call of a transformer."""
 
     words: int
-    """Those that meet the pixels."""
-    encoded: int
-    """All words of the conditioning, the padding too."""
     size: tuple[int, int]
     """(h, w) of a frame."""
     frames: int = 1
@@ -102,7 +99,7 @@ class Tokens:
 
     def known(self, queries: int) -> bool:
         """Whether so many queries are all words or all pixels."""
-        return any(queries in (n, _filled(n, self.multiple)) for n in (self.words, self.encoded, self.pixels))
+        return any(queries in (n, _filled(n, self.multiple)) for n in (self.words, self.pixels))
 
 
 def _filled(n: int, multiple: int) -> int:
@@ -133,7 +130,6 @@ def tokens_of(network: Any, x: Tensor, context: Tensor, conds: dict[str, Any]) -
     patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
     return Tokens(
         words=conds.get("num_tokens") or context.shape[1],
-        encoded=context.shape[1],
         size=(-(-x.shape[-2] // patch), -(-x.shape[-1] // patch)),
         frames=x.shape[2] if x.ndim == 5 else 1,
         multiple=getattr(network, "pad_tokens_multiple", None) or 1,

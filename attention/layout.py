@@ -56,7 +56,10 @@ class Layout:
         """The layout of some batch rows; made once."""
         if len(rows) == len(self.query_gain):
             return self
-        return self._of_rows.setdefault(tuple(rows), self.part(span(rows)))
+        key = tuple(rows)
+        if key not in self._of_rows:
+            self._of_rows[key] = self.part(span(rows))
+        return self._of_rows[key]
 
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
@@ -65,7 +68,12 @@ class Layout:
         Returns `sees` [B, Nq, P] and `member` [B, Nk, P], bool, with R = sees @ memberᵀ an exact 0 or 1 also where
         regions overlap, because a key is in one group at most.
         """
-        kinds, kind = self.key_regions.flatten(0, 1).unique(dim=0, return_inverse=True)  # [P, R], [B·Nk]
+        keys = self.key_regions.flatten(0, 1)  # [B·Nk, R]
+        if self.bits is None:
+            kinds, kind = keys.unique(dim=0, return_inverse=True)  # [P, R], [B·Nk]
+        else:  # numbers are sorted sooner than rows
+            values, kind = self.bits[1].flatten().unique(return_inverse=True)
+            kinds = (values[:, None] >> torch.arange(keys.shape[1], device=keys.device)) % 2 > 0
         member = torch.arange(len(kinds), device=kind.device) == kind[:, None]
         sees = (self.query_regions.float() @ kinds.float().T) > 0
         some = kinds.any(1)  # keys of no region need no group
@@ -112,9 +120,12 @@ class Layout:
         """The same layout on another device, with what is derived from it: there that would wait for the queue."""
         parts = (self.query_regions, self.key_regions, self.query_gain, self.key_gain)
         moved = Layout(*(part.to(device) for part in parts), self.gain_limit)
-        pairs = {name: getattr(self, name) for name in ("groups", "bits")}
-        pairs = {name: pair and tuple(x.to(device) for x in pair) for name, pair in pairs.items()}
-        vars(moved).update(pairs, active=self.active)
+        for name in ("bits", "groups") if self.key_gain.shape[1] == 1 else ("bits",):
+            pair = getattr(self, name)
+            vars(moved)[name] = pair and tuple(x.to(device) for x in pair)
+        vars(moved)["active"] = self.active
+        if 0 < len(self.active) < len(self.query_gain):
+            moved._of_rows[tuple(self.active)] = self.of_rows(self.active).to(device)
         return moved
 
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 TILE = {"cpu": 2**20, "cuda": 2**24}
 """Scores held at once; on a CPU as many as stay in its cache."""
+LONGEST = 256
+"""Numbers of a vector that fused kernels take on GPUs."""
 MAX_GROUPS = 64
 """With more combinations of overlapping regions than this, longer vectors cost more than tiles do."""
 
@@ -47,10 +49,13 @@ def modulated_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strengt
     return joint_attention(q, k, v, [Block(slice(0, k.shape[2]), layout, strength)])
 
 
-def joint_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+def joint_attention(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], precision: torch.dtype | None = None
+) -> Tensor:
     """softmax(z') V with the keys of each block modulated as its own attention would be, and all other keys plain.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv]. The keys of blocks do not overlap.
+    precision: of what is computed with scores, where those of a model overflow q's own.
     """
     for block in blocks:
         _check(q, k, block)
@@ -58,15 +63,21 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) ->
     rows = sorted({row for block in blocks for row in block.layout.active})
     if not rows:
         return F.scaled_dot_product_attention(q, k, v)
+    by_kernel = _by_kernel(q, k, v, blocks) if q.is_cuda else None  # it keeps scores in float32
+    if by_kernel is not None:
+        return by_kernel
+    dtype = q.dtype
+    if precision is not None:
+        q, k, v = q.to(precision), k.to(precision), v.to(precision)
     if len(rows) == len(q):
-        return _attention(q, k, v, blocks)
+        return _attention(q, k, v, blocks).to(dtype)
     rest = [row for row in range(len(q)) if row not in rows]
     plain, some = span(rest), span(rows)
     out = v.new_empty(*q.shape[:3], v.shape[-1])
     out[plain] = F.scaled_dot_product_attention(q[plain], k[plain], v[plain])
     own = [block._replace(layout=block.layout.of_rows(rows)) for block in blocks]
     out[some] = _attention(q[some], k[some], v[some], own)
-    return out
+    return out.to(dtype)
 
 
 def _check(q: Tensor, k: Tensor, block: Block) -> None:
@@ -79,22 +90,20 @@ def _check(q: Tensor, k: Tensor, block: Block) -> None:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
-    out = _by_kernel(q, k, v, blocks) if q.is_cuda else None
-    if out is not None:
-        return out
     words, pixels = _words_and_pixels(blocks, k.shape[2])
     if words is None and pixels is None:
         return _by_tiles(q, k, v, blocks)[0].to(v.dtype)
     return _by_longer_vectors(q, k, v, words, pixels)
 
 
-_kernel_works = True
+_broken: set[tuple] = set()
+"""What the kernel has failed for: (dtype, d, number of blocks), or () for everything."""
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     """One Triton kernel. None where it is not made for these tensors, or does not work here, which is told once."""
-    global _kernel_works
-    if not _kernel_works:
+    kind = (q.dtype, q.shape[-1], len(blocks))
+    if () in _broken or kind in _broken:
         return None
     try:
         from . import triton_attention as kernel
@@ -103,7 +112,7 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tens
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know, …
-        _kernel_works = False
+        _broken.add(() if isinstance(error, ImportError) else kind)
         why = (str(error).splitlines() or [""])[0]
         logger.warning(
             "RealignDiff: modulated attention goes on without its Triton kernel, more slowly (%s: %s).",
@@ -137,34 +146,41 @@ def _outside(keys: slice, n_keys: int) -> range:
 
 def _by_longer_vectors(q: Tensor, k: Tensor, v: Tensor, words: Block | None, pixels: Block | None) -> Tensor:
     """All keys but the words share one gain: z' as the scores of q' and k'."""
-    if words is not None:
-        said, heard = _by_tiles(q, k[:, :, words.keys], v[:, :, words.keys], [words._replace(keys=slice(None))])
-        own = _outside(words.keys, k.shape[2])
-        k, v = (x[:, :, own.start : own.stop] for x in (k, v))
-    scale, lost = q.shape[-1] ** -0.5, 0.0
-    queries, keys = [q], [k]
-    if pixels is not None:
-        sees, member = pixels.layout.groups  # [B, Nq, P], [B, Nk, P]
-        a = pixels.layout.gain(pixels.strength)[:, None]  # [B, 1, Nq, 1]
-        m, M = _extrema(q, k)  # of the unscaled scores: the kernel scales q' and k' as it does q and k
-        lifts = _exactly(a * (M - m) * sees[:, None], q.dtype)  # of [B, H, Nq, P]
-        member = member[:, None].expand(-1, q.shape[1], -1, -1).to(k.dtype)
-        queries, keys = [_fit((1 - a) * q.float(), q.dtype).to(q.dtype), *lifts], [k, *[member] * len(lifts)]
-        lost = a * m
+    scale, d = q.shape[-1] ** -0.5, v.shape[-1]
     if words is None:
-        length = _length(queries, v.shape[-1])
+        queries, keys, _ = _longer(q, k, pixels)
+        length = _length(queries, d)
         longer = (_join(queries, length), _join(keys, length), _join([v], length))
-        return F.scaled_dot_product_attention(*longer, scale=scale)[..., : v.shape[-1]]
+        return F.scaled_dot_product_attention(*longer, scale=scale)[..., :d]
+    said, heard = _by_tiles(q, k[:, :, words.keys], v[:, :, words.keys], [words._replace(keys=slice(None))])
+    own = _outside(words.keys, k.shape[2])
+    k, v = (x[:, :, own.start : own.stop] for x in (k, v))
+    queries, keys, lost = _longer(q, k, pixels)
     # The words as one more key: its score is their log-sum-exp, its value 0, but for one dimension that only this key
     # has, and that so tells how much attention the words get.
     extra = _exactly(heard / scale - lost, q.dtype)
-    n, d = sum(x.shape[-1] for x in keys), v.shape[-1]
+    n = sum(x.shape[-1] for x in keys)
     length = _length([*queries, *extra], d + 1)
     k, v = (F.pad(_join(parts, length), (0, 0, 0, 1)) for parts in (keys, [v]))
     k[:, :, -1, n : n + len(extra)] = 1
     v[:, :, -1, d] = 1
     out = F.scaled_dot_product_attention(_join([*queries, *extra], length), k, v, scale=scale).float()
     return (out[..., :d] + out[..., d : d + 1] * said).to(q.dtype)
+
+
+def _longer(q: Tensor, k: Tensor, pixels: Block | None) -> tuple[list[Tensor], list[Tensor], Tensor | float]:
+    """q' and k' in parts, and the a·m that they leave out, all of scores without √d; of plain keys q and k."""
+    if pixels is None:
+        return [q], [k], 0.0
+    sees, member = pixels.layout.groups  # [B, Nq, P], [B, Nk, P]
+    a = pixels.layout.gain(pixels.strength)[:, None]  # [B, 1, Nq, 1]
+    m, M = _extrema(q, k)
+    lifts = _exactly(a * (M - m) * sees[:, None], q.dtype)  # of [B, H, Nq, P]
+    own = _exactly((1 - a) * q.float(), q.dtype)
+    if sum(x.shape[-1] for x in [*own, *lifts]) > LONGEST:
+        own = own[:1]  # large scores then lose more than plain attention's do
+    member = member[:, None].expand(-1, q.shape[1], -1, -1).to(k.dtype)
+    return [*own, *lifts], [*[k] * len(own), *[member] * len(lifts)], a * m
 
 
 def _by_tiles(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> tuple[Tensor, Tensor]:

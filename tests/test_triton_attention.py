@@ -125,7 +125,7 @@ def test_what_the_kernel_is_not_made_for_it_refuses(monkeypatch):
 
 @pytest.mark.parametrize("broken", ["no Triton", "no GPU"])
 def test_where_the_kernel_does_not_work_that_is_told_once(broken, monkeypatch, caplog):
-    monkeypatch.setattr(modulated, "_kernel_works", True)
+    monkeypatch.setattr(modulated, "_broken", set())
     monkeypatch.setattr(kernel, "_runs_on", lambda device: True)
     if broken == "no Triton":
         monkeypatch.delattr("realigndiff.attention.triton_attention")
