@@ -113,7 +113,7 @@ def test_an_interrupted_download_is_no_model_and_goes_on_where_it_stopped(visito
     again = visitor.run(graph)
     assert again.status == "success", again.error
     assert [path.name for path in target.parent.iterdir()] == [NAME]
-    assert offered(visitor) == [DEMO, NAME, "IDEA-Research/grounding-dino-base"]
+    assert offered(visitor) == [DEMO, NAME, REPOSITORY, "IDEA-Research/grounding-dino-base"]
     assert {file.name for file in target.iterdir() if file.is_file()} == {file.name for file in MODEL.iterdir()}
     once = [name for name in hub.sent if not name.endswith(".safetensors")]
     assert len(once) == len(set(once))
