@@ -77,7 +77,7 @@ class Tokens:
     def place(self, family: Family, queries: int, keys: int) -> Place | None:
         """Where the words and pixels are in an attention of so many queries and keys; None where it has none."""
         if not family.joint:
-            if queries != self.pixels or self.words == self.pixels:
+            if queries != self.pixels:
                 return None
             everything = slice(0, keys)
             places = {

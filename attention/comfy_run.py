@@ -56,6 +56,9 @@ class Run:
         if tokens.words < context.shape[1]:
             self.warn("the model leaves encoded words out")
             return options
+        if tokens.words == tokens.pixels and not family.joint:
+            self.warn("there are as many words as pixels, so that nothing tells them apart")
+            return options
         call = Call(self, chunks, strengths, family, tokens)
         call.lay_out([tokens.size], tokens.words, x.device)
         return {**options, CALL: call, OVERRIDE: self._patch(OVERRIDE, ModulatedAttention, options.get(OVERRIDE))}
@@ -89,14 +92,15 @@ class Run:
         """Say once a run why some calls are not modulated."""
         if why not in self._warned:
             self._warned.add(why)
-            logger.warning("RealignDiff: attention is not re-weighted where %s, as another node does.", why)
+            logger.warning("RealignDiff: attention is not re-weighted where %s.", why)
 
     def _knows_size(self, x: Tensor, chunks: Chunks) -> bool:
         """Whether x is the whole latent or its conditioning's area, and no tile of another pack."""
         size = tuple(x.shape[-2:])
         known = all(size == (self.latent_size if p.area is None else p.area[:2]) for p in chunks)
         if not known:
-            self.warn(f"the model is called with a tile of {size} cells of a latent of {self.latent_size}")
+            tile = f"the model is called with a tile of {size} cells of a latent of {self.latent_size}"
+            self.warn(f"{tile}, as another node does")
         return known
 
     def _unet(self, unet: Any) -> tuple[list[Site], list[int]]:
@@ -136,9 +140,9 @@ class Call:
         size = tuple(options["activations_shape"][-2:])
         pixels = size[0] * size[1]
         if len(q) != self.n_rows:
-            return self._left_alone("the model is called with a part of the batch")
+            return self._left_alone("the model is called with a part of the batch, as another node does")
         if q.shape[1] != pixels or (not cross and k.shape[1] != pixels):
-            return self._left_alone("pixels are merged or tiled in attention")
+            return self._left_alone("pixels are merged or tiled in attention, as another node does")
         everything = slice(0, k.shape[1])
         return self._blocks(size, *((everything, None) if cross else (None, everything)), q.device)
 
@@ -151,10 +155,11 @@ class Call:
         place = self.tokens.place(self.family, n_queries, n_keys)
         queries = slice(0, n_queries) if place is None else place.queries
         if len(q) != self.n_rows:
-            return queries, self._left_alone("the model is called with a part of the batch")
+            return queries, self._left_alone("the model is called with a part of the batch, as another node does")
         if place is None:
-            known = self.tokens.known(n_queries)
-            return queries, [] if known else self._left_alone("tokens are added, merged or left out")
+            if not self.tokens.known(n_queries):
+                self._left_alone("tokens are added, merged or left out, as another node does")
+            return queries, []
         if special:
             return queries, self._left_alone("attention is masked")
         return queries, self._blocks(self.tokens.size, place.words, place.pixels, q.device)

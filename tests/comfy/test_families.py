@@ -190,6 +190,17 @@ def test_a_call_with_a_mask_is_left_alone_with_one_warning(name, caplog):
     assert [WARNED in record.getMessage() for record in caplog.records].count(True) == 1
 
 
+def test_as_many_words_as_pixels_are_left_alone_with_one_warning(caplog):
+    """Nothing then tells an attention to words from one to pixels."""
+    from .families import WORDS, family, sample, with_regions
+
+    own = family("Wan")
+    noise = own.noise(1, (1, 2, 2 * WORDS))
+    mended = sample(own, ours(own.model), with_regions(own.positive), noise=noise)
+    assert torch.equal(mended, sample(own, own.model, own.positive, noise=noise))
+    assert [WARNED in record.getMessage() for record in caplog.records].count(True) == 1
+
+
 def test_an_area_sees_its_part_of_the_masks():
     """The lower right quarter alone, once as an area of a large latent, once as a latent of its own.
 
