@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.regions import RegionSet
-from .comfy_tokens import CLIPS, absolute, find_words
+from .comfy_tokens import CLIPS, absolute, find_words, text_tokens
 from .layout import cover
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class Payload:
     """One an image of the batch, or one for all; empty: nothing is modulated."""
     text: str = ""
     """What the conditioning was encoded from."""
+    read: range | None = None
+    """The tokens that were made of the text; None: all."""
     tokens: int = 0
     """How many tokens the conditioning has."""
     rows: int = 1
@@ -123,7 +125,7 @@ def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text
 
     @cache  # what entries of one length share is laid out once
     def payload(tokens: int) -> Payload:
-        return Payload(tuple(one.placed(tokens) for one in bound), text)
+        return Payload(tuple(one.placed(tokens) for one in bound), text, text_tokens(clip, text, tokens))
 
     return with_entry(conditioning, clip, text, KEY, payload)
 

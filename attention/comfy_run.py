@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .comfy_blocks import CALL, OVERRIDE, ModulatedAttention, ModulatedBlock, Rows, Site, levels, sites, with_patches
 from .comfy_clock import Clock
-from .comfy_conditioning import BoundRegions, Chunks, Payload
+from .comfy_conditioning import Chunks, Payload
 from .comfy_families import UNET, Family, Tokens, family_of, tokens_of
 from .layout import Block, Layout, cross_layout, halved, self_layout, span
 from .settings import ModulationSettings, strength
@@ -76,12 +76,15 @@ class Run:
         images = [payload.images for payload in chunks]
         key = cross, size, n_keys, device, frames, tuple((id(p.images), p.tokens, p.rows, p.area) for p in chunks)
         if key not in self._layouts:
-            rows = [row for payload in chunks for row in payload.of_rows(self.latent_size)]
-            sets = [None if row is None else row.regions for row in rows]
+            rows = [(row, payload) for payload in chunks for row in payload.of_rows(self.latent_size)]
+            sets = [None if bound is None else bound.regions for bound, _ in rows]
             if cross:
-                tokens = [payload.tokens for payload in chunks for _ in range(payload.rows)]
-                positions = [_repeated(row, n_keys, n) for row, n in zip(rows, tokens, strict=True)]
-                made = cross_layout(sets, positions, size, n_keys, self.settings)
+                positions = [
+                    [] if bound is None else [_repeated(own, n_keys, payload.tokens) for own in bound.positions]
+                    for bound, payload in rows
+                ]
+                read = [_repeated(payload.read or range(payload.tokens), n_keys, payload.tokens) for _, payload in rows]
+                made = cross_layout(sets, positions, size, n_keys, self.settings, read)
             else:
                 made = self_layout(sets, size, self.settings)
             # With the images, which so stay alive and keep their ids.
@@ -181,7 +184,6 @@ class Call:
         return []
 
 
-def _repeated(bound: BoundRegions | None, n_keys: int, tokens: int) -> list[list[int]]:
-    """The positions where ComfyUI repeated a conditioning to share a batch with a longer one."""
-    starts = range(0, n_keys - tokens + 1, tokens) if tokens else [0]
-    return [] if bound is None else [[p + start for start in starts for p in own] for own in bound.positions]
+def _repeated(positions: Sequence[int], n_keys: int, tokens: int) -> list[int]:
+    """Positions among so many tokens, wherever ComfyUI repeated them to share a batch with a longer conditioning."""
+    return [position + start for start in range(0, n_keys - tokens + 1, tokens or n_keys + 1) for position in positions]

@@ -41,6 +41,8 @@ class Part(NamedTuple):
     ids: list[int]
     positions: list[int]
     """In the conditioning, of each; negative: from its end."""
+    tokens: int
+    """All tokens of the encoding of the prompt alone."""
 
 
 def find_words(words: Sequence[tuple[str, int]], clip: Any, text: str) -> tuple[tuple[int, ...], ...]:
@@ -68,6 +70,19 @@ def absolute(positions: Sequence[int], tokens: int) -> tuple[int, ...]:
             "that was encoded from the words' prompt, or give its text."
         )
     return tuple(p % tokens for p in positions)
+
+
+def text_tokens(clip: Any, text: str, tokens: int) -> range:
+    """Which of a conditioning's tokens were made of `text`, or pad it.
+
+    Before them stand images and system prompts that a language model was shown, behind them what another node has
+    appended: images (Redux), another prompt's encoding.
+    """
+    parts = prompt_tokens(clip, text)
+    if len(parts) > 1 or not parts[0].positions:
+        return range(tokens)
+    first = parts[0].positions[0]
+    return range(tokens + first, tokens) if first < 0 else range(min(parts[0].tokens, tokens))
 
 
 def prompt_tokens(clip: Any, text: str) -> list[Part]:
@@ -138,7 +153,7 @@ def _part(name: str, tokenizer: Any, windows: list, empty: list, from_end: bool)
     special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token, None}
     placed = [(i, token) for i, token in enumerate(tokens) if begin <= i < end and token not in special]
     first = -len(tokens) if from_end else 0
-    return Part(name, tokenizer.tokenizer, [token for _, token in placed], [first + i for i, _ in placed])
+    return Part(name, tokenizer.tokenizer, [token for _, token in placed], [first + i for i, _ in placed], len(tokens))
 
 
 def _find_in(part: Part, words: Sequence[tuple[str, int]], text: str) -> list[list[int]]:

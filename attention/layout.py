@@ -154,10 +154,12 @@ def cross_layout(
     size: tuple[int, int],
     n_tokens: int,
     settings: ModulationSettings,
+    text: Sequence[Sequence[int]] | None = None,
 ) -> Layout:
     """Pixels of a (h, w) map against tokens; one region set a batch row, None for a row that is left alone.
 
-    token_positions: for each batch row, the token positions of each of its set's active regions.
+    token_positions: for each batch row, the token positions of each of its set's active regions. text: for each batch
+    row, the tokens that were made of its text; others, as those of images, are left alone. None: all were.
     """
     maps = _region_maps(region_sets, size, settings)  # [B, R, h·w]
     keys = torch.zeros(*maps.shape[:2], n_tokens, dtype=torch.bool)  # [B, R, Nk]
@@ -172,6 +174,8 @@ def cross_layout(
     area = maps.float().mean(-1, keepdim=True)  # [B, R, 1]
     B = (maps * area).amax(1)  # of overlapping regions, the largest counts
     S = torch.where(keys.any(1), (keys * scores[:, :, None]).amax(1), settings.outside)
+    for row, own in enumerate(text or ()):
+        S[row, [token for token in range(n_tokens) if token not in own]] = 0
     return Layout(maps.mT, keys.mT, 1 - B, on * S, _limit(settings))
 
 

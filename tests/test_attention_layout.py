@@ -95,6 +95,12 @@ def test_tokens_of_no_phrase_follow_the_outside_setting():
     assert layout.key_gain[0].tolist() == [0.0, 2.0, 0.0]
 
 
+def test_tokens_that_no_text_made_are_left_alone():
+    sets = [RegionSet("p", (region(box(0, 0, 8, 8)),)), RegionSet("p", (region(box(0, 0, 8, 8)),))]
+    layout = cross_layout(sets, [[[2]], [[2]]], (4, 4), 5, ModulationSettings(), [range(1, 4), range(5)])
+    assert (layout.key_gain > 0).tolist() == [[False, True, True, True, False], [True] * 5]
+
+
 def test_where_regions_overlap_the_larger_one_and_the_more_certain_count():
     small, large = region(box(0, 0, 8, 8)), region(box(0, 0, 8, 16), MAYBE)
     sets = [RegionSet("p", (small, large))]

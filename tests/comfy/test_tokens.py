@@ -264,6 +264,21 @@ def test_the_positions_are_those_where_another_word_changes_the_conditioning(enc
     assert carried(entry) == changed(ours, other)
 
 
+def made_of_text(conditioning):
+    """The tokens of an entry that its words' text made."""
+    return conditioning[1]["model_conds"]["realign"].cond.read
+
+
+def test_tokens_that_another_node_appends_are_told_from_the_texts(encoder):
+    """As Redux appends an image's."""
+    from realigndiff.attention.comfy_conditioning import attach
+
+    host, text = encoder("flux_clip"), TEXT.format("blue")
+    [[words, options]] = encoded(host, text)
+    (entry,) = attach([[torch.cat([words, words[:, :30]], 1), options]], host, [regions_of(text, "blue")])
+    assert made_of_text(entry) == range(256)
+
+
 def changed(one, other):
     """The tokens in which two conditionings differ most; what the rest have heard of it is little."""
     one, other = one[0][0][0], other[0][0][0]
@@ -283,6 +298,7 @@ def test_words_are_found_after_images(encoder, images):
     (entry,) = attach(ours, host, [regions_of(TEXT.format("blue"), "blue")])
     assert entry[0].shape[1] > 24 * images
     assert carried(entry) == changed(ours, other)
+    assert made_of_text(entry) == range(carried(entry)[0] - 5, entry[0].shape[1]), "it begins with 'a red circle and a'"
 
 
 EYE, ANSWER = "<|vision_start|><|image_pad|><|vision_end|>", "<|im_start|>assistant\n"
