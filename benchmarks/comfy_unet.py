@@ -117,7 +117,7 @@ def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -
     options: dict[str, Any] = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
     if regions is not None:
         bound = BoundRegions(regions, positions_of(regions))
-        options["model_conds"] = {KEY: CONDPayload(Payload((bound,), regions.prompt, 77))}
+        options["model_conds"] = {KEY: CONDPayload(Payload((bound,), regions.prompt))}
     return [[torch.randn(1, 77, width, generator=g), options]]
 
 
