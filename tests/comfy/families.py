@@ -4,13 +4,11 @@ independent modulation to compare with: eq. 8-9 written out, put in as another p
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-import comfy.model_management
 import comfy.sample
 import comfy.supported_models
 import pytest
@@ -23,7 +21,7 @@ from realigndiff.attention.layout import mask_to_map
 from realigndiff.attention.settings import ModulationSettings, strength
 from torch import Tensor
 
-from .tiny import REGIONS
+from .tiny import REGIONS, patcher
 
 WORDS, CHANNELS = 13, 48
 """Of an encoded prompt."""
@@ -322,32 +320,6 @@ def family(name: str) -> Family:
     if name not in NAMES:
         pytest.skip(f"this ComfyUI has no {name}")
     return FAMILIES[NAMES.index(name)]
-
-
-def patcher(kind: str, config: dict, checkpoint: dict | None = None) -> ModelPatcher:
-    """A MODEL of an entry of `comfy.supported_models`, with random weights under which attention is far from even."""
-    known = getattr(comfy.supported_models, kind)(config)
-    known.set_inference_dtype(torch.float32, None)
-    model = known.get_model(checkpoint or {}, "")
-    fill(model.diffusion_model)
-    device = comfy.model_management.get_torch_device()
-    return ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
-
-
-def fill(network: torch.nn.Module) -> None:
-    """ComfyUI leaves parameters as the memory was."""
-    random = torch.Generator().manual_seed(3)
-    sharp = re.compile(r"norm_(added_)?[qk]|(q|k|query|key)_norm|ln_[qk]|to_[qk]")
-    for name, parameter in network.named_parameters():
-        value = torch.randn(parameter.shape, generator=random)
-        if parameter.ndim > 1:
-            value /= parameter[0].numel() ** 0.5
-        else:
-            value = 0.1 * value + (not name.endswith("bias"))
-        parameter.data = value * (1.5 if sharp.search(name) else 1)
-    for name, buffer in network.named_buffers():
-        if name == "pos_embed":
-            buffer.normal_(generator=random)
 
 
 def sample(own: Family, model: ModelPatcher, positive: list, negative: list | None = None, *, noise=None, **options):

@@ -7,7 +7,8 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
 from . import text_encoders
-from .families import family, fill, patcher
+from .families import family
+from .tiny import fill, patcher
 
 SDXL_SIZES = 6 * 256
 """What SDXL is told of a picture's size beside the pooled prompt."""

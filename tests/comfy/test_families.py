@@ -227,7 +227,8 @@ def test_an_area_sees_its_part_of_the_masks():
 def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(kind):
     from realigndiff.core.errors import RealignError
 
-    from .families import STRANGERS, patcher
+    from .families import STRANGERS
+    from .tiny import patcher
 
     with pytest.raises(RealignError) as told:
         ours(patcher(kind, STRANGERS[kind]))

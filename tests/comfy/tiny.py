@@ -1,14 +1,17 @@
 """The demo Stable Diffusion in this process, sampled by ComfyUI's own functions; and an independent modulation to
 compare with: eq. 8-9 written out, in the rows of the positive conditioning, put in as another pack would do it."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
+import comfy.supported_models
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.model_patcher import ModelPatcher
 from realigndiff.attention.layout import cross_layout, self_layout
 from realigndiff.attention.reference import reference_attention
 from realigndiff.attention.settings import ModulationSettings, strength
@@ -160,12 +163,34 @@ def controlled(tiny: Tiny, positive: list) -> tuple[list, list]:
     return tuple([[e, {**old, **options}] for e, old in conditioning] for conditioning in (positive, tiny.negative))
 
 
+def patcher(kind: str, config: dict, checkpoint: dict | None = None) -> ModelPatcher:
+    """A MODEL of an entry of `comfy.supported_models`, with random weights under which attention is far from even."""
+    known = getattr(comfy.supported_models, kind)(config)
+    known.set_inference_dtype(torch.float32, None)
+    model = known.get_model(checkpoint or {}, "")
+    fill(model.diffusion_model)
+    device = comfy.model_management.get_torch_device()
+    return ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+
+
+def fill(network: torch.nn.Module) -> None:
+    """ComfyUI leaves parameters as the memory was."""
+    random = torch.Generator().manual_seed(3)
+    sharp = re.compile(r"norm_(added_)?[qk]|(q|k|query|key)_norm|ln_[qk]|to_[qk]")
+    for name, parameter in network.named_parameters():
+        value = torch.randn(parameter.shape, generator=random)
+        if parameter.ndim > 1:
+            value /= parameter[0].numel() ** 0.5
+        else:
+            value = 0.1 * value + (not name.endswith("bias"))
+        parameter.data = value * (1.5 if sharp.search(name) else 1)
+    for name, buffer in network.named_buffers():
+        if name == "pos_embed":
+            buffer.normal_(generator=random)
+
+
 def tiny_sdxl():
     """A UNet with SDXL's block layout (no attention in the first level, two transformers in the second), random."""
-    import comfy.supported_models
-    from comfy.model_patcher import ModelPatcher
-
-    torch.manual_seed(3)
     config = {
         "image_size": 32,
         "in_channels": 4,
@@ -185,10 +210,4 @@ def tiny_sdxl():
         "use_temporal_attention": False,
         "legacy": False,
     }
-    known = comfy.supported_models.SDXL(config)
-    known.set_inference_dtype(torch.float32, None)
-    model = known.get_model({}, "")
-    for parameter in model.diffusion_model.parameters():
-        parameter.data = 0.05 * torch.randn_like(parameter)
-    device = comfy.model_management.get_torch_device()
-    return ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
+    return patcher("SDXL", config)
