@@ -1,6 +1,6 @@
 """What one call of modulated attention costs, next to plain attention: time and peak memory.
 
-    python benchmarks/attention.py                           # Stable Diffusion 1.5 at 512²: two minutes on 2 cores
+    python benchmarks/attention.py                           # Stable Diffusion 1.5 at 512²: minutes on 2 cores
     python benchmarks/attention.py --model sdxl flux --size 1024x1024 --regions 5
     python benchmarks/attention.py --all                     # every model, size, batch and number of regions: for a GPU
 

@@ -1,7 +1,7 @@
 """What modulated attention costs in a whole sampling by ComfyUI's KSampler: time and peak memory.
 
     export COMFYUI_PATH=…                             # a checkout of ComfyUI; run this with the Python it runs on
-    python benchmarks/sampling.py                     # Stable Diffusion 1.5 at 512², 10 steps: an hour on 2 cores
+    python benchmarks/sampling.py                     # Stable Diffusion 1.5 at 512², 10 steps: hours on 2 cores
     python benchmarks/sampling.py --model sdxl --size 1024x1024 --batch 1 4 --steps 30        # on a GPU
 
 UNets of the true architecture with random weights; guidance (two rows an image); cross- and self-attention modulated
