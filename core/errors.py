@@ -1,8 +1,18 @@
 """The exceptions users see: one, and a special case of it."""
 
+from __future__ import annotations
+
+from .text import printable
+
 
 class RealignError(ValueError):
-    """Bad input, told in one sentence: what is wrong, with which value, and how to mend it."""
+    """Bad input, told in one sentence: what is wrong, with which value, and how to mend it.
+
+    The sentence can be printed and written whatever the value holds (`core.text.printable`).
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
 class NoAnswer(RealignError):

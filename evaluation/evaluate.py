@@ -37,7 +37,7 @@ from tqdm import tqdm
 from ..core.errors import RealignError
 from ..rewards.loading import EMBEDDED
 from ..scripts import hardware, models, settings
-from ..scripts.files import make_folder, write_whole
+from ..core.files import make_folder, write_whole
 from ..scripts.models import DEMO, option
 from ..training.prompts import fingerprint
 from . import tables

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from ..perception.images import to_pil
-from ..scripts.files import write_whole
-from ..scripts.pictures import KINDS, opened
+from ..core.files import write_whole
+from ..core.pictures import KINDS, opened
 from .prompt_sets import Numbered
 
 MADE = "made.json"

@@ -21,7 +21,7 @@ from ..rewards.loading import EMBEDDED, NEEDS, load_rewards
 from ..rewards.reward import Reward
 from ..scripts import hardware, models
 from ..scripts.models import DEMO, option
-from ..scripts.pictures import KINDS
+from ..core.pictures import KINDS
 from . import frechet
 from .images import missing, place, write_image
 from .prompt_sets import Numbered

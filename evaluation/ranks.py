@@ -31,7 +31,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ..core.errors import RealignError
-from ..scripts.files import make_folder, reason, write_whole
+from ..core.files import make_folder, reason, write_whole
 from .bootstrap import Difference, paired_difference
 
 COLUMNS = ("method", "mean_rank", "low", "high", "first_places", "difference", "difference_low", "difference_high")

@@ -29,7 +29,7 @@ from ..demo.world import SIZE, parse
 from ..perception.images import to_uint8
 from ..pipeline.realign import Look
 from ..rewards.reward import Reward
-from ..scripts.files import write_whole
+from ..core.files import write_whole
 from ..scripts.models import short_hash
 from .images import read
 from .processes import Processes

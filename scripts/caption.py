@@ -21,8 +21,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..core.errors import RealignError
-from .files import write_whole
-from .pictures import KINDS, opened
+from ..core.files import write_whole
+from ..core.pictures import KINDS, opened
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from . import hardware, models, settings
-from .files import make_folder, write_whole
+from ..core.files import make_folder, write_whole
 from .models import short_hash
 
 if TYPE_CHECKING:
