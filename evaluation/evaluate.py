@@ -35,9 +35,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from ..core.files import make_folder, write_whole
 from ..rewards.loading import EMBEDDED
 from ..scripts import hardware, models, settings
-from ..core.files import make_folder, write_whole
 from ..scripts.models import DEMO, option
 from ..training.prompts import fingerprint
 from . import tables

@@ -17,9 +17,9 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..core.errors import RealignError
-from ..perception.images import to_pil
 from ..core.files import write_whole
 from ..core.pictures import KINDS, opened
+from ..perception.images import to_pil
 from .prompt_sets import Numbered
 
 MADE = "made.json"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..core.errors import RealignError
+from ..core.pictures import KINDS
 from ..demo.models import FOLDER
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
@@ -21,7 +22,6 @@ from ..rewards.loading import EMBEDDED, NEEDS, load_rewards
 from ..rewards.reward import Reward
 from ..scripts import hardware, models
 from ..scripts.models import DEMO, option
-from ..core.pictures import KINDS
 from . import frechet
 from .images import missing, place, write_image
 from .prompt_sets import Numbered

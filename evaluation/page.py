@@ -19,8 +19,8 @@ from typing import Any
 from PIL import Image
 
 from ..core.errors import RealignError
-from ..pipeline.inline import inline
 from ..core.files import make_folder, write_whole
+from ..pipeline.inline import inline
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 512

@@ -24,12 +24,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from ..core.files import write_whole
 from ..demo.judge import Verdict, judge
 from ..demo.world import SIZE, parse
 from ..perception.images import to_uint8
 from ..pipeline.realign import Look
 from ..rewards.reward import Reward
-from ..core.files import write_whole
 from ..scripts.models import short_hash
 from .images import read
 from .processes import Processes

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..core.errors import RealignError
-from . import hardware, models, settings
 from ..core.files import make_folder, write_whole
+from . import hardware, models, settings
 from .models import short_hash
 
 if TYPE_CHECKING:
