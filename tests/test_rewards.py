@@ -11,9 +11,11 @@ from realigndiff.demo.train.data import draw_scenes
 from realigndiff.demo.world import caption
 from realigndiff.perception.checkpoints.tokenizers import bert_tokenizer, clip_tokenizer
 from realigndiff.perception.likelihood import OfflineScorer
+from realigndiff.perception.loading import from_folder
 from realigndiff.rewards.combine import parse_terms, weighted_sum
 from realigndiff.rewards.ranking import best_first, rank_sum, ranks
 from realigndiff.rewards.sam import SamReward
+from transformers import CLIPTokenizerFast
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +140,18 @@ def test_of_two_tokenizers_that_may_be_meant_the_one_that_fits_is_taken(tmp_path
     with pytest.raises(RealignError, match=r"knows \d+ words, but the model .* 49408"):
         clip_tokenizer(tmp_path / "negclip.pth", 49408, FOLDER / "clip")
     assert len(bert_tokenizer(tmp_path / "ImageReward.pt", bert + 2, added=["[DEC]", "[ENC]"])) == bert + 2
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
+def test_the_bare_files_of_a_clip_tokenizer_are_enough(names, tmp_path):
+    """Without a config that names the class: padding and both ends are CLIP's."""
+    from_folder(CLIPTokenizerFast, FOLDER / "clip").save_pretrained(tmp_path / "all")
+    shutil.copytree(FOLDER / "clip", tmp_path / "all", dirs_exist_ok=True)
+    (tmp_path / "bare").mkdir()
+    for name in names:
+        shutil.copy(tmp_path / "all" / name, tmp_path / "bare")
+    bare = clip_tokenizer(tmp_path / "bare/negclip.pth", 321)
+    texts = ["a red circle", "a dog"]
+    assert (
+        bare(texts, padding=True).input_ids == clip_tokenizer(FOLDER / "clip/x.pth", 321)(texts, padding=True).input_ids
+    )

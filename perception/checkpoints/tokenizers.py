@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizerFast, CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from ...core.errors import RealignError
 from ..loading import from_folder
@@ -15,6 +15,7 @@ from ..loading import from_folder
 T = TypeVar("T", bound=PreTrainedTokenizerBase)
 _BERT_FILES = ("tokenizer.json", "vocab.txt")
 _CLIP_FILES = ("tokenizer.json", "vocab.json")
+_CONFIGS = ("tokenizer_config.json", "config.json")
 
 
 def bert_tokenizer(
@@ -56,29 +57,36 @@ def clip_tokenizer(file: str | Path, words: int, other: str | Path | None = None
             f"'{file}' comes without a tokenizer, and there is none in {searched}: put the vocab.json and merges.txt, "
             "or the tokenizer.json, of a CLIP beside it."
         )
-    return _first_that_fits(
-        lambda folder: from_folder(AutoTokenizer, folder), folders, file, words, "the CLIP that it was made from"
-    )
+
+    def read(folder: Path) -> PreTrainedTokenizerBase:
+        # Where no config names the class, transformers guesses one or none, and it differs from version to version.
+        return from_folder(AutoTokenizer if _has(folder, _CONFIGS) else CLIPTokenizerFast, folder)
+
+    return _first_that_fits(read, folders, file, words, "the CLIP that it was made from")
 
 
 def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, words: int, whose: str) -> T:
-    """The first tokenizer with so many words: files of several models may lie in one folder, with one's tokenizer."""
-    refusals = []
+    """The first tokenizer with so many words: files of several models may lie in one folder, with one's tokenizer.
+
+    Raises:
+        RealignError: none has; one that can be read, but is another model's, is blamed first.
+    """
+    unreadable, misfits = [], []
     for folder in folders:
         try:
             tokenizer = read(folder)
         except RealignError as error:
-            refusals.append(error)
+            unreadable.append(error)
             continue
         if len(tokenizer) == words:
             return tokenizer
-        refusals.append(
+        misfits.append(
             RealignError(
                 f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the model '{file}' {words}: give it "
                 f"the one of {whose}."
             )
         )
-    raise refusals[0]
+    raise (misfits + unreadable)[0]
 
 
 def _has(folder: Path, names: Sequence[str]) -> bool:
