@@ -1,11 +1,24 @@
 """Loads the pack under the name `realigndiff`, so that tests import from it whatever its folder is called."""
 
+import contextlib
+import os
 import pathlib
 import runpy
 
 import pytest
 
+# The models are tiny: a second thread costs more than it gains. Another number wins, and must be as right.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["load_pack"]()
+
+with contextlib.suppress(ModuleNotFoundError):  # the tests in ComfyUI do without it
+    from hypothesis import HealthCheck, settings
+
+    # The same examples in every run, however slow the machine; --hypothesis-profile default looks for new ones.
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("gate", derandomize=True, deadline=None, database=None, suppress_health_check=slow)
+    settings.load_profile("gate")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from realigndiff.core.errors import RealignError
 from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.tests.close import SAMPLING, assert_close
 from realigndiff.training import candidates
 from realigndiff.training.arl_settings import ArlConfig
 from realigndiff.training.arl_train import ArlRun
@@ -99,11 +100,9 @@ def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
         first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
         noise = models.sampler.noise([first, first + 1, first + 2])
         latents = models.sampler.latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.cfg))
-        torch.testing.assert_close(
-            models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], atol=1e-4, rtol=0
-        )
+        assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], SAMPLING)
         sums = sum(rankdata(-told[name][place].numpy()) for name in told if name != "winners")
-        torch.testing.assert_close(told["winners"][place], latents[sums.argmin()], atol=1e-3, rtol=1e-3)
+        assert_close(told["winners"][place], latents[sums.argmin()], SAMPLING)
 
 
 def test_winners_are_of_the_best_ranks_or_by_chance():
@@ -166,8 +165,8 @@ def test_more_images_of_a_prompt_than_are_sampled_at_once_are_drawn_in_parts(tra
     candidates.draw_round(config, trained, TEXTS, 0, "parts")
     parts = candidates.read_round(config, trained, TEXTS, 0, "parts")
     assert counts == [2, 1] and whole.prompts == parts.prompts
-    torch.testing.assert_close(parts.latents, whole.latents, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(parts.scores["caption"], whole.scores["caption"], atol=1e-4, rtol=0)
+    assert_close(parts.latents, whole.latents, SAMPLING)
+    assert_close(parts.scores["caption"], whole.scores["caption"], SAMPLING)
 
 
 def test_an_image_that_is_not_finite_ranks_last_and_ends_nothing(trained, tmp_path, monkeypatch):

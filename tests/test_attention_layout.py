@@ -10,6 +10,7 @@ from realigndiff.attention.layout import cross_layout, map_size, mask_to_map, se
 from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import CERTAIN, MAYBE, Region, RegionSet
+from realigndiff.tests.close import assert_close
 
 
 def region(mask, likelihood=CERTAIN, phrase="thing"):
@@ -116,7 +117,7 @@ def test_pixels_see_their_own_segment_and_the_background_is_one():
     layout = self_layout(sets, (4, 4), ModulationSettings())
     column = torch.arange(16) % 4 == 0
     assert torch.equal(layout.related()[0], column[:, None] == column)
-    assert torch.allclose(layout.query_gain[0], torch.where(column, 2 * 0.75, 1 * 0.25))
+    assert_close(layout.query_gain[0], torch.where(column, 2 * 0.75, 1 * 0.25))
     assert layout.key_gain.shape == (1, 1)
 
 

@@ -27,6 +27,7 @@ from realigndiff.pipeline.panel import panel
 from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
 from realigndiff.pipeline.realign import Look, RealignResult
 from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.tests.close import NETWORK, assert_close
 from torch.nn.functional import interpolate
 
 FEW = dataclasses.replace(SETTINGS, sampling=SamplingSettings(steps=4, cfg=3.0))
@@ -89,8 +90,8 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
                 one = A[image][..., list(positions)].sum(-1).mean(0).view(1, 1, side, side)
                 heat[step, image, word] += interpolate(one, (16, 16), mode="bilinear")[0, 0] / (len(calls) / 2)
     assert {q.shape[2] for q, _ in calls} == {64, 256}
-    torch.testing.assert_close(maps.mean((16, 16)), heat.mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(maps.mean((16, 16), [1]), heat[1], atol=1e-5, rtol=1e-4)
+    assert_close(maps.mean((16, 16)), heat.mean(0), NETWORK)
+    assert_close(maps.mean((16, 16), [1]), heat[1], NETWORK)
     assert not maps.mean((16, 16))[1, 1].any()  # the second image has one word only
 
 
@@ -106,15 +107,15 @@ def test_modulated_maps_are_the_softmax_of_the_written_out_equation(dtype):
     ours = word_attention(q, k, token_matrix(positions, 12), layout, 0.7)
     for row, own in enumerate(positions):
         for word, tokens in enumerate(own):
-            torch.testing.assert_close(ours[row, word], A[row][..., tokens].sum(-1).mean(0), atol=1e-5, rtol=1e-4)
+            assert_close(ours[row, word], A[row][..., tokens].sum(-1).mean(0))
     assert ours.shape == (2, 2, 64) and ours.dtype == torch.float32
 
 
 def test_more_words_than_a_head_is_long_are_as_right():
     q, k = torch.randn(1, 2, 16, 4), torch.randn(1, 2, 9, 4)
     each = word_attention(q, k, token_matrix([[[i] for i in range(9)]], 9))
-    torch.testing.assert_close(each.sum(1), torch.ones(1, 16))
-    torch.testing.assert_close(each, torch.softmax(q @ k.mT / 2, -1).mean(1).mT)
+    assert_close(each.sum(1), torch.ones(1, 16))
+    assert_close(each, torch.softmax(q @ k.mT / 2, -1).mean(1).mT)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

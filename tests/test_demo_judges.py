@@ -7,6 +7,7 @@ from realigndiff.demo.train import clip
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.demo.world import caption
 from realigndiff.rewards.loading import load_rewards
+from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import load_file
 from transformers import Blip2ForConditionalGeneration, CLIPConfig, CLIPModel
 
@@ -50,4 +51,4 @@ def test_a_clip_that_starts_from_a_blip2_sees_in_its_first_layer_what_that_sees(
     clip.start_from(eyes, model.vision_model, pixels)
     own = model.vision_model
     seen = own.encoder.layers[0].layer_norm1(own.pre_layrnorm(own.embeddings(pixels)))
-    assert torch.allclose(seen, eyes.encoder.layers[0].layer_norm1(eyes.embeddings(pixels)), atol=1e-3)
+    assert_close(seen, eyes.encoder.layers[0].layer_norm1(eyes.embeddings(pixels)), NETWORK)

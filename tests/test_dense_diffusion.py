@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from realigndiff.attention.layout import Layout
 from realigndiff.attention.reference import reference_attention
 from realigndiff.benchmarks.dense_diffusion import dense_diffusion_attention, region_maps
+from realigndiff.tests.close import assert_close
 
 
 @pytest.mark.parametrize("keys", [7, 30], ids=["words", "pixels"])
@@ -17,7 +18,7 @@ def test_dense_diffusion_modulates_the_prompts_rows_as_certain_regions_with_one_
     layout = Layout(queries, members, torch.rand(2, 30, generator=g), torch.ones(2, 1))
     q, k, v = (torch.randn(4, 2, n, 8, generator=g) for n in (30, keys, keys))
     dense = dense_diffusion_attention(q, k, v, region_maps(layout), 0.8, 0.5)
-    assert torch.allclose(dense[:2], F.scaled_dot_product_attention(q, k, v)[:2], atol=1e-5)
-    assert torch.allclose(dense[2:], reference_attention(q[2:], k[2:], v[2:], layout, 0.4), atol=1e-5)
+    assert_close(dense[:2], F.scaled_dot_product_attention(q, k, v)[:2])
+    assert_close(dense[2:], reference_attention(q[2:], k[2:], v[2:], layout, 0.4))
     after = dense_diffusion_attention(q, k, v, None, 0.8, 0.5)
-    assert torch.allclose(after, F.scaled_dot_product_attention(q, k, v), atol=1e-5)
+    assert_close(after, F.scaled_dot_product_attention(q, k, v))

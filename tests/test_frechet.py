@@ -8,6 +8,7 @@ from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import FOLDER
 from realigndiff.evaluation.frechet import KID_SUBSETS, clean_resize, fid, kid, load_features
 from realigndiff.perception.loading import pillow_processor
+from realigndiff.tests.close import NETWORK, assert_close
 from scipy.linalg import sqrtm
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
@@ -108,7 +109,7 @@ def test_features_are_those_of_the_networks_own_library(kind, tmp_path):
         else:
             expected = model(seen).last_hidden_state[:, 0]
     features = load_features(tmp_path)
-    np.testing.assert_allclose(features(pictures, ["", ""]), expected, atol=1e-5)
+    assert_close(features(pictures, ["", ""]), expected, NETWORK)
     assert features([pictures[0].resize((50, 31))], [""]).shape == expected[:1].shape
 
 

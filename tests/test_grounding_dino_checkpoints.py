@@ -13,6 +13,7 @@ from realigndiff.demo.models import FOLDER
 from realigndiff.perception.checkpoints import grounding_dino, tokenizers
 from realigndiff.perception.detector import Detector, ImageProcessor
 from realigndiff.tests import published_layouts as layouts
+from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import save_file
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))
@@ -56,8 +57,8 @@ def test_boxes_and_logits_are_those_of_the_original(detector, which):
     for i, boxes, logits in zip(which, *ask(detector, *which), strict=True):
         expected = {name: torch.tensor(values) for name, values in EXPECTED["grounding_dino"][i].items()}
         length = expected["logits"].shape[1]
-        torch.testing.assert_close(boxes, expected["boxes"], atol=1e-4, rtol=0)
-        torch.testing.assert_close(logits[:, :length], expected["logits"], atol=1e-4, rtol=0)
+        assert_close(boxes, expected["boxes"], NETWORK)
+        assert_close(logits[:, :length], expected["logits"], NETWORK)
         assert (logits[:, length:] == -torch.inf).all()
 
 
@@ -190,5 +191,5 @@ def test_tags_that_share_words_in_one_caption_are_not_mixed_up(detector):
     alone = Detector(Answers(detector.model.config, [circle, red]), detector.tokenizer, detector.processor)
     found = alone.detect(torch.zeros(1, 64, 64, 3), [tags])[0]
     left, right = found.scores[found.boxes[:, 0].argsort()]
-    torch.testing.assert_close(left, torch.tensor([0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(right, torch.tensor([0.0, 0.0, 1.0]), atol=1e-6, rtol=0)
+    assert_close(left, torch.tensor([0.0, 1.0, 0.0]))
+    assert_close(right, torch.tensor([0.0, 0.0, 1.0]))

@@ -8,6 +8,7 @@ import torch
 from realigndiff.demo.models import FOLDER
 from realigndiff.perception.labels import read_labels
 from realigndiff.scripts import label_embeddings
+from realigndiff.tests.close import NETWORK, assert_close
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 DESCRIBED = {"cat": ["a small cat", "it says meow"], "red_panda": ["a red thing", "it is no bear"]}
@@ -48,7 +49,7 @@ def test_a_tag_is_the_mean_of_clips_features_of_its_sentences(tmp_path, monkeypa
     means = torch.stack([features(clip, label_embeddings.sentences(tag)).mean(dim=0) for tag in DESCRIBED])
     expected = torch.nn.functional.normalize(means, dim=-1)[:, None]
     assert found.tags == ["cat", "red_panda"]
-    torch.testing.assert_close(found.embed, expected, atol=1e-5, rtol=0)
+    assert_close(found.embed, expected, NETWORK)
 
 
 def test_descriptions_stay_apart(tmp_path, monkeypatch, clip):
@@ -58,7 +59,7 @@ def test_descriptions_stay_apart(tmp_path, monkeypatch, clip):
     found = run(monkeypatch, tmp_path / "pets.json", "--clip", clip[1])
     expected = torch.stack([features(clip, texts) for texts in DESCRIBED.values()])
     assert found.tags == list(DESCRIBED)
-    torch.testing.assert_close(found.embed, expected, atol=1e-5, rtol=0)
+    assert_close(found.embed, expected, NETWORK)
 
 
 @pytest.mark.parametrize(

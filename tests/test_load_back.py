@@ -6,6 +6,7 @@ import torch
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import COARSE_WEIGHTS, FOLDER
 from realigndiff.pipeline.sampler import DiffusersSampler
+from realigndiff.tests.close import assert_close
 from realigndiff.training.export import merged, save_lora, save_unet
 from realigndiff.training.load_back import load_back
 from safetensors.torch import save_file
@@ -35,7 +36,7 @@ def test_it_has_the_weights_that_were_trained(kind, unet, tmp_path):
     assert not torch.equal(fresh.mid_block.resnets[0].conv1.weight, whole.mid_block.resnets[0].conv1.weight)
     load_back(fresh, tmp_path / "file.safetensors")
     for name, weight in whole.state_dict().items():
-        torch.testing.assert_close(fresh.state_dict()[name], weight, rtol=0, atol=1e-6)
+        assert_close(fresh.state_dict()[name], weight)
 
 
 def test_a_file_of_another_model_is_one_sentence(unet, tmp_path):

@@ -37,7 +37,7 @@ def test_log_likelihoods_are_those_of_one_answer_at_a_time(kind):
     question = own._asked("Which one? " * 8)
     answers = ['{"circle": 2}', '{"circle": 0.5}', '{"a longer tag": 0}', "x"]
     expected = [one_by_one(own.model, question, text) for text in answers]
-    assert own.log_likelihoods(question, answers) == pytest.approx(expected, abs=1e-3)
+    assert own.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, NotImplementedError, RuntimeError])
@@ -49,7 +49,7 @@ def test_a_cache_that_cannot_be_repeated_is_not(monkeypatch, error):
     question, answers = own._asked("Which one?"), ['{"circle": 2}', "x"]
     expected = own.log_likelihoods(question, answers)
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", fails)
-    assert own.log_likelihoods(question, answers) == pytest.approx(expected, abs=1e-3)
+    assert own.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
 
 
 def test_each_tag_gets_the_answer_that_is_likeliest():

@@ -9,6 +9,7 @@ from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo import world
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.perception.detector import box_iou
+from realigndiff.tests.close import CALL, NETWORK, assert_close
 
 COUNT = 40
 
@@ -81,7 +82,7 @@ def test_two_phrases_of_one_image_never_share_a_box(grounded):
 def test_the_text_encoder_tells_a_swap_from_another_order(models):
     said = ["a red circle and a blue square", "a blue square and a red circle", "a blue circle and a red square"]
     embedded = models.reward.text_encoder.embed(said)
-    assert embedded.norm(dim=-1) == pytest.approx(torch.ones(3), abs=1e-5)
+    assert_close(embedded.norm(dim=-1), torch.ones(3))
     assert embedded[0] @ embedded[1] > embedded[0] @ embedded[2] + 0.1
 
 
@@ -90,7 +91,7 @@ def test_the_caption_reward_is_high_for_the_right_prompt_only(models, scenes, im
     own = models.reward(images, right)
     other = models.reward(images, right[1:] + right[:1])
     assert own.mean() > 0.9 > 0.6 > other.mean()
-    assert own.abs().max() <= 1 + 1e-5
+    assert own.abs().max() <= 1 + CALL
 
 
 def test_a_batch_sees_what_each_image_alone_shows(models, images):
@@ -104,9 +105,9 @@ def _assert_same(a, b):
     if isinstance(a, str):
         assert a == b
     elif isinstance(a, torch.Tensor):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert_close(a, b, NETWORK)
     elif isinstance(a, float):
-        assert a == pytest.approx(b, abs=1e-4)
+        assert a == pytest.approx(b, rel=NETWORK, abs=NETWORK)
     else:
         assert len(a) == len(b)
         for x, y in zip(a, b, strict=True):

@@ -10,6 +10,7 @@ from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import FOLDER
 from realigndiff.perception.captioner import Captioner
 from realigndiff.pipeline.sampler import DiffusersSampler
+from realigndiff.tests.close import NETWORK, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.models import load
 from realigndiff.training.pairs import Pairs
@@ -38,7 +39,7 @@ def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sam
     noise = (x - signal[t] * latents) / spread[t]
     v = signal[t] * noise - spread[t] * latents
     expected = {"epsilon": noise, "v_prediction": v, "sample": latents.expand(4, -1, -1, -1)}[kind]
-    torch.testing.assert_close(loss, expected.square().mean(), rtol=1e-4, atol=1e-4)
+    assert_close(loss, expected.square().mean(), NETWORK)
 
 
 def test_the_prior_learns_at_the_noise_levels_asked_for(sampler):

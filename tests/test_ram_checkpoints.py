@@ -18,6 +18,7 @@ from realigndiff.perception.checkpoints.ram import own_names
 from realigndiff.perception.ram import RamPlus
 from realigndiff.perception.tagger import Tagger
 from realigndiff.tests import published_ram
+from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import save_file
 
 ORIGINALS = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))["ram"]
@@ -44,7 +45,7 @@ def logits(tagger):
 @pytest.mark.parametrize("name", published_ram.SMALL)
 def test_the_logits_are_those_of_the_published_code(tmp_path, name, plus):
     tagger = Tagger.load(publish(tmp_path, plus, published_ram.SMALL[name]))
-    torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS[name, plus]), atol=1e-4, rtol=0)
+    assert_close(logits(tagger), torch.tensor(LOGITS[name, plus]), NETWORK)
 
 
 @pytest.mark.skipif(not os.environ.get("REALIGN_BIG"), reason="minutes and gigabytes; REALIGN_BIG=1 runs it")
@@ -56,7 +57,7 @@ def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, name,
     (tmp_path / "ram_tag_list.txt").write_text("\n".join(map(str, range(sizes["tags"]))), encoding="utf-8")
     (tmp_path / "ram_tag_list_threshold.txt").unlink()
     said = logits(Tagger.load(file))[:, :: published_ram.EVERY[sizes["tags"]]]
-    torch.testing.assert_close(said, torch.tensor(LOGITS[name, plus]), atol=1e-4, rtol=0)
+    assert_close(said, torch.tensor(LOGITS[name, plus]), NETWORK)
     file.unlink()
 
 
@@ -78,14 +79,14 @@ def test_a_folder_with_the_file_alone_and_safetensors_are_read_too(tmp_path, plu
     save_file(torch.load(file)["model"], file.with_suffix(".safetensors"))
     file.unlink()
     expected = torch.tensor(LOGITS["window 4", plus])
-    torch.testing.assert_close(logits(Tagger.load(tmp_path)), expected, atol=1e-4, rtol=0)
+    assert_close(logits(Tagger.load(tmp_path)), expected, NETWORK)
 
 
 @both
 def test_half_precision_says_the_same(tmp_path, plus):
     tagger = Tagger.load(publish(tmp_path, plus), dtype=torch.float16)
     assert {p.dtype for p in tagger.model.parameters()} == {torch.float16}
-    torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS["window 4", plus]), atol=0.02, rtol=0)
+    assert_close(logits(tagger), torch.tensor(LOGITS["window 4", plus]), 0.03)
 
 
 @both
@@ -182,7 +183,7 @@ class TestLabels:
         file = publish(tmp_path, plus)
         labels.save_labels(tmp_path / "own.safetensors", TAGS, torch.load(file)["model"]["label_embed"])
         tagger = Tagger.load(file, labels=tmp_path / "own.safetensors")
-        torch.testing.assert_close(logits(tagger), torch.tensor(LOGITS["window 4", plus]), atol=1e-4, rtol=0)
+        assert_close(logits(tagger), torch.tensor(LOGITS["window 4", plus]), NETWORK)
         assert tagger.thresholds.tolist() == [0.5] * 5
 
     @both
@@ -192,7 +193,7 @@ class TestLabels:
         for name, scale in (("unit", 1), ("long", 30)):
             labels.save_labels(tmp_path / f"{name}.safetensors", ["Ufo", "yeti", "kraken"], scale * words)
         unit, long = (Tagger.load(file, labels=tmp_path / f"{name}.safetensors") for name in ("unit", "long"))
-        torch.testing.assert_close(logits(unit), logits(long), atol=1e-5, rtol=0)
+        assert_close(logits(unit), logits(long), NETWORK)
         found = unit.tag(published_ram.images(48, 80, 1), threshold=0.0, deny=["ufo"])[0]
         assert {tag.name for tag in found} == {"yeti", "kraken"}
 
@@ -203,7 +204,7 @@ class TestLabels:
         labels.save_labels(tmp_path / "one.safetensors", ["Ufo", "yeti", "kraken"], words)
         one = Tagger.load(publish(tmp_path, plus=True), labels=tmp_path / "one.safetensors")
         assert isinstance(two.model, RamPlus)
-        torch.testing.assert_close(logits(two), logits(one), atol=1e-5, rtol=0)  # both say the same twice
+        assert_close(logits(two), logits(one), NETWORK)  # both say the same twice
         with pytest.raises(RealignError, match=r"2 descriptions a tag, which only a RAM\+\+ can read"):
             Tagger.load(publish(tmp_path, plus=False), labels=file)
 

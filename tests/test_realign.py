@@ -14,6 +14,7 @@ from realigndiff.demo.world import COLORS, SHAPES
 from realigndiff.pipeline.panel import panel
 from realigndiff.pipeline.realign import readable, realign, realign_batch
 from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.tests.close import SAMPLING, assert_close
 
 PROMPT = "a red circle and a blue square"
 FAST = dataclasses.replace(
@@ -38,8 +39,8 @@ def test_another_seed_gives_another_image(models, result):
 
 def test_an_image_in_a_batch_is_what_it_is_alone(models, result):
     both = realign_batch(models, ["a green ring and a pink cross", PROMPT], [8, 3], FAST)
-    torch.testing.assert_close(both[1].before.image, result.before.image, atol=1e-3, rtol=0)
-    torch.testing.assert_close(both[1].after.image, result.after.image, atol=2e-3, rtol=0)
+    assert_close(both[1].before.image, result.before.image, SAMPLING)
+    assert_close(both[1].after.image, result.after.image, 2 * SAMPLING)
     assert both[1].prompt == PROMPT
 
 

@@ -23,6 +23,7 @@ from realigndiff.rewards.image_reward import ImageReward
 from realigndiff.rewards.loading import NAMES, load_rewards
 from realigndiff.rewards.preprocessing import Preprocessing
 from realigndiff.tests import published_rewards
+from realigndiff.tests.close import NETWORK, assert_close
 from realigndiff.tests.published_layouts import picture
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
@@ -130,8 +131,8 @@ def judged(reward, side):
 def test_scores_are_those_of_the_original_code(rewards, name, golden, scaled):
     """Where pictures are scaled, the original rounds them to 8 bits again."""
     found, expected = judged(rewards[name], 48), torch.tensor(EXPECTED[golden])
-    torch.testing.assert_close(found[:2], expected[:2], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found[2:], expected[2:], atol=scaled, rtol=0)
+    assert_close(found[:2], expected[:2], NETWORK)
+    assert (found[2:] - expected[2:]).abs().max() < scaled
 
 
 def test_clip_is_the_cosine_of_the_librarys_own_forward(rewards):
@@ -142,7 +143,7 @@ def test_clip_is_the_cosine_of_the_librarys_own_forward(rewards):
     out = reward.model(pixel_values=pixels, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
     expected = cosine_similarity(out.image_embeds, out.text_embeds)
     seen = torch.from_numpy(np.stack(pictures)).float() / 255
-    torch.testing.assert_close(reward(seen, PROMPTS), expected, atol=1e-6, rtol=1e-5)
+    assert_close(reward(seen, PROMPTS), expected, NETWORK)
 
 
 def test_blip_is_the_librarys_own_forward(rewards):
@@ -154,8 +155,8 @@ def test_blip_is_the_librarys_own_forward(rewards):
     match, near = rewards["blip-itm"](seen, PROMPTS), rewards["blip-itc"](seen, PROMPTS)
     for i in range(3):
         own = {name: value[i : i + 1] for name, value in inputs.items()}
-        torch.testing.assert_close(match[i], blip.model(**own, use_itm_head=True).itm_score.softmax(-1)[0, 1])
-        torch.testing.assert_close(near[i], blip.model(**own, use_itm_head=False).itm_score[0, 0])
+        assert_close(match[i], blip.model(**own, use_itm_head=True).itm_score.softmax(-1)[0, 1], NETWORK)
+        assert_close(near[i], blip.model(**own, use_itm_head=False).itm_score[0, 0], NETWORK)
 
 
 def test_blip_2_matches_by_its_head_and_is_near_by_its_best_query(rewards):
@@ -167,14 +168,14 @@ def test_blip_2_matches_by_its_head_and_is_near_by_its_best_query(rewards):
     asked = model.qformer(query_embeds=queries, encoder_hidden_states=looked).last_hidden_state
     read = model.qformer(query_embeds=text, query_length=0, attention_mask=tokens.attention_mask).last_hidden_state
     near = cosine_similarity(model.vision_projection(asked), model.text_projection(read[:, :1]), dim=-1)
-    torch.testing.assert_close(rewards["blip2-itc"](seen, PROMPTS[:1]), near.max(1).values)
+    assert_close(rewards["blip2-itc"](seen, PROMPTS[:1]), near.max(1).values, NETWORK)
     joint = model.embeddings(input_ids=tokens.input_ids, query_embeds=queries)
     mask = torch.cat([torch.ones(1, queries.shape[1], dtype=torch.long), tokens.attention_mask], dim=1)
     both = model.qformer(
         query_embeds=joint, query_length=queries.shape[1], attention_mask=mask, encoder_hidden_states=looked
     ).last_hidden_state
     match = model.itm_head(both[:, : queries.shape[1]]).mean(1).softmax(-1)[:, 1]
-    torch.testing.assert_close(rewards["blip2-itm"](seen, PROMPTS[:1]), match)
+    assert_close(rewards["blip2-itm"](seen, PROMPTS[:1]), match, NETWORK)
 
 
 def test_placeholders_for_queries_that_a_blip_2_folder_names_change_nothing(rewards, tmp_path):
@@ -196,7 +197,7 @@ def test_an_image_has_the_same_score_alone_as_in_a_batch(rewards, name):
     together = rewards[name](batch, PROMPTS)
     alone = torch.cat([rewards[name](batch[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
     assert together.shape == (3,) and together.dtype == torch.float32
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert_close(together, alone, NETWORK)
 
 
 @each

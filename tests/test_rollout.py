@@ -7,6 +7,7 @@ import torch
 from realigndiff.demo.models import FOLDER
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.tests.close import SAMPLING, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.rollout import Rollout
 
@@ -47,7 +48,7 @@ def test_the_gradient_is_that_of_one_step_alone(sampler):
     alpha = scheduler.alphas_cumprod[t]
     x0 = (x - (1 - alpha).sqrt() * (empty + 3.0 * (worded - empty))) / alpha.sqrt()
     (sampler.vae.decode(x0 / sampler.vae.config.scaling_factor).sample / 2).sum().backward()
-    torch.testing.assert_close(ours, weight.grad)
+    assert_close(ours, weight.grad, SAMPLING)
     sampler.unet.requires_grad_(True)
 
 
@@ -78,13 +79,13 @@ def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(s
 
     for index in (0, 4, 7):
         drawn = Rollout(sampler, 8, cfg).predicted(PROMPTS, sampler.noise([22, 3]), index, knowing)
-        torch.testing.assert_close(drawn, sampler.pixels(known), rtol=1e-3, atol=1e-3)
+        assert_close(drawn, sampler.pixels(known), SAMPLING)
 
 
 def test_the_finished_image_is_the_one_that_sampling_draws(sampler):
     noise = sampler.noise([22, 3])
     finished = Rollout(sampler, 6, 3.0).finished(PROMPTS, noise, [0, 4]).detach().clamp(0, 1)
-    torch.testing.assert_close(finished, sampler.sample(PROMPTS, noise, SamplingSettings(steps=6, cfg=3.0)))
+    assert_close(finished, sampler.sample(PROMPTS, noise, SamplingSettings(steps=6, cfg=3.0)), SAMPLING)
 
 
 def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler):
@@ -113,5 +114,5 @@ def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler
             answer = rollout._predict(sampler.unet, xs[i], t, words)
             (answer * pull * along_answer).sum().backward()
         pull = pull * along_x
-    torch.testing.assert_close(ours, weight.grad, rtol=1e-4, atol=1e-4)
+    assert_close(ours, weight.grad, SAMPLING)
     sampler.unet.requires_grad_(True)

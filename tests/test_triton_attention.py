@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from realigndiff.attention import modulated
 from realigndiff.attention.layout import Block, Layout
 from realigndiff.attention.reference import joint_reference
+from realigndiff.tests.close import assert_close
 
 triton = pytest.importorskip("triton", reason="needs Triton")
 from realigndiff.attention import triton_attention as kernel
@@ -75,15 +76,14 @@ def test_the_kernel_equals_the_reference(case, attend):
     inputs = qkv(n_queries, n_keys, d)
     out = attend(*inputs, blocks)
     assert out.transpose(1, 2).is_contiguous(), "in memory as q is, so that joining the heads copies nothing"
-    worst = (out - joint_reference(*inputs, blocks)).abs().max().item()
-    assert worst < 1e-5, f"largest difference {worst:.2e}"
+    assert_close(out, joint_reference(*inputs, blocks))
 
 
 def test_strides_may_be_any(attend):
     q, k, v = qkv(20, 30, 24)
     q, k, v = q.mT.contiguous().mT, k.flip(2)[:, :1].expand(-1, 2, -1, -1), v.contiguous()
     blocks = [random_block(0, 20, 30)._replace(keys=slice(None))]
-    assert torch.allclose(attend(q, k, v, blocks), joint_reference(q, k, v, blocks), atol=1e-5)
+    assert_close(attend(q, k, v, blocks), joint_reference(q, k, v, blocks))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

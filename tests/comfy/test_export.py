@@ -9,6 +9,7 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from realigndiff.tests.close import CALL, apart, assert_close
 from realigndiff.tests.test_export import (
     ALL,
     ATTENTION,
@@ -16,7 +17,6 @@ from realigndiff.tests.test_export import (
     FEED_FORWARD,
     PATTERNS,
     SHAPES,
-    distance,
     make_inputs,
     make_unet,
     output,
@@ -102,7 +102,7 @@ def test_a_lora_has_the_effect_that_it_has_in_training(kind, targets, tmp_path, 
     patched, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(file)), 1.0, 0)
     assert not warnings_of(caplog)
     assert len(patched.patches) == sum(hasattr(module, "lora_A") for module in unet.modules())
-    assert distance(output_in_comfy(patched, unet), output(unet)) < 1e-5 < 1e-2 < distance(plain, output(unet))
+    assert apart(output_in_comfy(patched, unet), output(unet)) < CALL < 1e-2 < apart(plain, output(unet))
 
 
 @pytest.mark.parametrize("options", [PATTERNS, {"use_rslora": True, **PATTERNS}], ids=["patterns", "rslora"])
@@ -117,7 +117,7 @@ def test_each_layer_may_have_a_rank_and_an_alpha_of_its_own(options, caplog):
     assert not warnings_of(caplog)
     patched = model.clone()
     assert set(patched.add_patches(patches)) == set(patches)
-    assert distance(output_in_comfy(patched, unet), output(unet)) < 1e-5
+    assert_close(output_in_comfy(patched, unet), output(unet))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -129,7 +129,7 @@ def test_half_precision_has_the_effect_but_for_rounding(kind, tmp_path):
     model = in_comfy(kind, unet_ldm_state_dict(unet))
     save_lora(with_lora(unet), file, dtype=torch.float16)
     patched, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(file)), 1.0, 0)
-    assert distance(output_in_comfy(patched, unet), output(unet)) < 5e-3
+    assert_close(output_in_comfy(patched, unet), output(unet), 5e-3)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_all_of_a_unet_computes_the_same_at_any_depth(kind, changes):
     elif kind != "sdxl" and isinstance(changes.get("layers_per_block"), tuple):
         changes["layers_per_block"] = (1, 3, 2, 1)
     unet = make_unet(kind, **changes)
-    assert distance(output_in_comfy(in_comfy(kind, unet_ldm_state_dict(unet)), unet), output(unet)) < 1e-5
+    assert_close(output_in_comfy(in_comfy(kind, unet_ldm_state_dict(unet)), unet), output(unet))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_merged_unet_computes_what_the_adapter_does(kind):
     unet = with_lora(make_unet(kind), **PATTERNS)
     model = in_comfy(kind, unet_ldm_state_dict(merged(unet)))
-    assert distance(output_in_comfy(model, unet), output(unet)) < 1e-5
+    assert_close(output_in_comfy(model, unet), output(unet))
 
 
 @pytest.mark.parametrize("kind", TRUE_SIZES)
@@ -221,4 +221,4 @@ def test_unetloader_reads_a_file_of_ours(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     model = comfy.sd.load_diffusion_model(str(file), {"dtype": torch.float32})
     assert not warnings_of(caplog) and "left over" not in caplog.text and "missing" not in caplog.text
-    assert distance(output_in_comfy(model, unet), output(unet)) < 1e-5
+    assert_close(output_in_comfy(model, unet), output(unet))

@@ -1,0 +1,15 @@
+"""A process, or one of several, that trains several runs one after the other; each argument holds a run's options."""
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+runpy.run_path(str(Path(__file__).parents[1] / "standalone.py"))["load_pack"]()
+
+from realigndiff.training.config import parse
+from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.refl_train import ReflRun
+
+for options in sys.argv[1:]:
+    ReflRun(parse(ReflConfig, shlex.split(options))).train()
