@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import signal
@@ -47,9 +48,11 @@ def arguments(output: Path, *more: str) -> list[str]:
 def run_refl(output: Path, *more: str) -> Done:
     """`python training/refl_train.py` with the quick options and `more`."""
     out, err = io.StringIO(), io.StringIO()
+    warnings = logging.StreamHandler(err)  # where pytest listens to the log, Python does not print it
     with pytest.MonkeyPatch.context() as patch, alone_on_the_cpu():
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [str(SCRIPT), *arguments(output, *more)])
+        logging.getLogger().addHandler(warnings)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main(ReflRun, ReflConfig, "refl_train", "")
@@ -58,6 +61,8 @@ def run_refl(output: Path, *more: str) -> Done:
                 status = end.code if isinstance(end.code, int) else int(end.code is not None)
                 if isinstance(end.code, str):
                     print(end.code, file=sys.stderr)
+            finally:
+                logging.getLogger().removeHandler(warnings)
     return Done(status, out.getvalue(), err.getvalue())
 
 
