@@ -66,6 +66,17 @@ SHAPES = {
     },
 }
 """The block layouts of Stable Diffusion 1, 2 and XL, narrow; diffusers calls the number of heads attention_head_dim."""
+layouts_and_strengths = pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("sd1", {}),
+        ("sd1", {"use_rslora": True}),
+        ("sd2", PATTERNS),
+        ("sdxl", {"use_rslora": True, **PATTERNS}),
+    ],
+    ids=["sd1 plain", "sd1 rslora", "sd2 patterns", "sdxl rslora and patterns"],
+)
+"""A name follows from the layout alone, a strength from the options alone: each is met, not each with each."""
 SMALL = {
     "block_out_channels": (32, 32),
     "layers_per_block": 1,
@@ -116,10 +127,7 @@ def header(file: Path) -> dict[str, str]:
         return opened.metadata()
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize(
-    "options", [{}, PATTERNS, {"use_rslora": True, **PATTERNS}], ids=["plain", "patterns", "rslora"]
-)
+@layouts_and_strengths
 def test_each_tensor_of_the_adapter_is_exported_at_its_strength(kind, options):
     unet = with_lora(make_unet(kind), **options)
     tensors = lora_state_dict(unet)
@@ -145,8 +153,7 @@ def test_alphas_are_those_asked_for():
     assert tensors["lora_unet_mid_block_resnets_0_conv1.alpha"] == 3
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("options", [{}, PATTERNS, {"use_rslora": True}], ids=["plain", "patterns", "rslora"])
+@layouts_and_strengths
 def test_diffusers_reads_it_back(kind, options, tmp_path):
     unet = with_lora(make_unet(kind), **options)
     file = tmp_path / "lora.safetensors"
