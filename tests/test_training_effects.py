@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDIMScheduler
+from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.tests.miniatures import unet
 from realigndiff.training.config import load as read
 from realigndiff.training.models import load, trainable
@@ -162,6 +163,22 @@ def test_the_gradients_norm_is_cut_to_max_grad_norm(trained):
 def test_a_small_gradient_is_not_cut_and_is_the_mean_of_its_batches(trained):
     run = trained(1e-4, max_grad_norm=1e3, gradient_accumulation=3)
     assert run.norm == pytest.approx(1e-4 * 2 * 2 * run.count**0.5, rel=1e-3)  # slopes 1, 2, 3: 2 on average
+
+
+def test_an_evaluation_draws_each_prompt_from_noise_of_its_own_and_the_same_each_time(trained, monkeypatch):
+    drawn, noise = [], DiffusersSampler.noise
+
+    def noted(sampler, seeds):
+        drawn.extend(seeds)
+        return noise(sampler, seeds)
+
+    monkeypatch.setattr(DiffusersSampler, "noise", noted)
+    monkeypatch.setattr(DiffusersSampler, "at_once", 2)
+    few = {"rollout_steps": 1, "judged": "predicted", "gradient_steps": 1}
+    window = {"first_gradient_step": 0, "last_gradient_step": 0}
+    trained(1.0, evaluate_every=1, evaluate_prompts=3, **few, **window)
+    before, after = drawn[:3], drawn[3:]
+    assert before == after and len(set(before)) == 3
 
 
 # The denoising loss
