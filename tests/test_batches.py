@@ -121,3 +121,11 @@ def test_the_tag_threshold_decides_which_tags_become_regions(models, alone):
         (regions,) = find_regions(models, image, PROMPTS[2:], settings)
         named = {"circle", "red"}  # by the prompt: one region whatever the tagger says
         assert {r.tag for r in regions} - named == {tag for tag, sure in confident.items() if sure > threshold} - named
+
+
+def test_a_pixel_is_in_a_mask_where_the_segmenter_finds_it_likelier_than_not(models, alone):
+    segmenter, image = models.grounded_sam.segmenter, alone[0].before.image[None]
+    boxes = [torch.tensor([[0.1, 0.1, 0.6, 0.6], [0.3, 0.2, 1.0, 0.9]])]
+    (logits,), (masks,) = segmenter.logits(image, boxes), segmenter.masks(image, boxes)
+    assert torch.equal(masks, (logits.sigmoid() > 0.5).float())
+    assert ((logits > 0) & (logits < 1)).any()

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.rewards.caption_gradient import PromptLikelihood, ScoreFunction, StraightThrough
 from realigndiff.training.arl_settings import ArlConfig
+from realigndiff.training.arl_train import ArlRun
 from realigndiff.training.candidates import draw_round
 from realigndiff.training.config import load as read
 from realigndiff.training.feedback import estimators
@@ -56,7 +57,7 @@ def run(tmp_path_factory):
         made.indices.append(index)
         made.noises += list(noise)
         weights = sum(weight.sum() for weight in made.models.weights)
-        return torch.full((len(texts), 8, 8, 3), 0.5) + 0 * weights
+        return 0.5 + 1e-3 * (weights - weights.detach()) * torch.ones(len(texts), 8, 8, 3)
 
     made.rollout = SimpleNamespace(predicted=drawn)
     made.estimators = {"clip": lambda images, texts: images.mean((1, 2, 3))}
@@ -120,6 +121,41 @@ def test_the_prior_learns_from_as_many_pairs_as_its_batch_size_says(run, monkeyp
     assert [len(seeds) for seeds in seen] == [count] * 5
     assert len({seed for seeds in seen for seed in seeds}) == 5 * count
     assert told == pytest.approx([0.25] * 5)
+
+
+def gradients(run):
+    """The distinct values of the gradient that one batch adds."""
+    run.optimizer.zero_grad()
+    run.add_gradient(0)
+    values = torch.cat([weight.grad.flatten() for weight in run.models.weights])
+    run.optimizer.zero_grad()
+    return sorted({round(value, 9) for value in values.tolist()})
+
+
+def slope(sampler, unet, seeds):
+    """In the place of L_pre: its gradient is 1 in each weight that is trained."""
+    return sum(weight.sum() for weight in unet.parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_batchs_gradient_is_its_share_of_the_steps(run, monkeypatch, accumulated):
+    """Of -λ · 1e-3 from the reward and 1 · the weight of L_pre, over the batches of a step."""
+    settings = {"reward_weight": 100.0, "margin": 1.0, "gradient_accumulation": accumulated}
+    monkeypatch.setattr(run, "config", dataclasses.replace(run.config, **settings, prior_weight=0.5))
+    assert gradients(run) == pytest.approx([-0.1 / accumulated], rel=1e-3)
+    monkeypatch.setattr(run, "prior", SimpleNamespace(loss=slope))
+    assert gradients(run) == pytest.approx([(0.5 - 0.1) / accumulated], rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_batchs_gradient_is_its_share_of_the_steps_in_reward_ranked_learning(tmp_path, monkeypatch, accumulated):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    config = dataclasses.replace(read(ArlConfig, CONFIGS / "arl-demo.toml"), **CLIP, **QUIET, output=str(tmp_path))
+    run = ArlRun(dataclasses.replace(config, gradient_accumulation=accumulated))
+    run.pairs, run.reward = SimpleNamespace(loss=slope), 0.0
+    assert gradients(run) == pytest.approx([1 / accumulated], rel=1e-4)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def test_each_estimator_is_the_one_that_is_asked_for(models):
