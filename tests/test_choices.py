@@ -8,10 +8,12 @@ from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
 from realigndiff.core.words import nearest_span
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
-from realigndiff.perception.likelihood import OfflineScorer
+from realigndiff.perception.labels import read_labels
+from realigndiff.perception.likelihood import OfflineScorer, likelihoods
 from realigndiff.perception.validator import valid_bindings, valid_scores
 from realigndiff.pipeline.realign import Look, RealignResult, keeping_better
 from realigndiff.rewards.ranking import best_first, ranks
+from safetensors.torch import save_file
 
 # Words of the prompt
 
@@ -56,6 +58,18 @@ def test_of_two_scores_for_a_tag_one_counts_and_no_other_tag_gets_it():
     assert valid_scores({"a book": 0.5, "books": 0.5, "pen": 2}, TAGS)[0] == {"book": 0.5, "pen": 2}
 
 
+def test_a_thing_is_as_likely_as_the_surest_of_its_tags():
+    class Answers:
+        def bind(self, prompt, tags):
+            return {"red": "a red book", "book": "a red book"}
+
+        def score(self, prompt, tags):
+            return {"red": MAYBE, "book": CERTAIN}
+
+    for tags in (["red", "book"], ["book", "red"]):
+        assert [region.likelihood for region in likelihoods("a red book", tags, Answers())] == [CERTAIN]
+
+
 class Encoder:
     """f_enc of a prompt and of tags, with the cosines between prompt and tag that it is given."""
 
@@ -72,6 +86,17 @@ def test_a_tag_that_the_prompt_does_not_name_may_appear_where_it_is_near_the_pro
     scores = OfflineScorer(Encoder(near | far)).score(PROMPT, ["book", *near, *far, "pens"])
     assert scores == {"book": CERTAIN, "pens": CERTAIN, **dict.fromkeys(near, MAYBE), **dict.fromkeys(far, UNLIKELY)}
     assert OfflineScorer().score(PROMPT, ["book", "novel"]) == {"book": CERTAIN, "novel": UNLIKELY}
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.3, 0.7]])
+def test_label_embeddings_of_any_length_count_alike_and_a_tag_has_the_published_threshold(tmp_path, thresholds):
+    embed = torch.tensor([[3.0, 4.0], [0.0, 0.1]])
+    tensors = {"label_embed": embed} | ({} if thresholds is None else {"thresholds": torch.tensor(thresholds)})
+    save_file(tensors, tmp_path / "labels.safetensors")
+    (tmp_path / "labels.txt").write_text("book\npen\n", encoding="utf-8")
+    labels = read_labels(tmp_path / "labels.safetensors")
+    torch.testing.assert_close(labels.embed[:, 0], torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    assert labels.tags == ["book", "pen"] and labels.thresholds.tolist() == pytest.approx(thresholds or [0.5, 0.5])
 
 
 # Boxes

@@ -181,6 +181,12 @@ def test_an_evaluation_draws_each_prompt_from_noise_of_its_own_and_the_same_each
     assert before == after and len(set(before)) == 3
 
 
+def test_as_many_checkpoints_are_kept_as_asked_for(trained):
+    run = trained(1e-4, steps=3, save_every=1, keep_last=2)
+    kept = sorted(file.stem for file in (run.output / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000002", "step-00000003"]
+
+
 # The denoising loss
 
 
