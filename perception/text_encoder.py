@@ -36,14 +36,19 @@ class TextEncoder:
         return torch.nn.functional.normalize(out.text_embeds[:, 0].float(), dim=-1)
 
     def embed_vectors(self, words: Tensor, mask: Tensor) -> Tensor:
-        """The same of texts given as word embeddings [N, L, E] with mask [N, L]: [N, D], differentiable in them."""
+        """The same of texts given as word embeddings [N, L, E], differentiable in them: [N, D].
+
+        mask: [N, L], 1 for each text's words, then 0 for padding. The end token comes right after the last word, as in
+        a tokenized text, so a text's vector does not depend on what it is padded to.
+        """
         model, tokenizer = self.model, self.tokenizer
         table, places = model.embeddings.word_embeddings, model.embeddings.position_embeddings
         first, last = (
             table.weight[i].expand(len(words), 1, -1) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id)
         )
         words = torch.cat([first, words.to(first.dtype), last], dim=1)
-        ones = torch.ones_like(mask[:, :1])
-        words = words + places.weight[: words.shape[1]]
-        out = model.qformer(query_embeds=words, query_length=0, attention_mask=torch.cat([ones, mask, ones], dim=1))[0]
+        place, end = torch.arange(words.shape[1], device=mask.device), mask.sum(1, keepdim=True) + 1  # [L + 2], [N, 1]
+        words = torch.where((place == end)[..., None], last, words) + places.weight[: words.shape[1]]
+        read = (place <= end).to(mask.dtype)
+        out = model.qformer(query_embeds=words, query_length=0, attention_mask=read)[0]
         return torch.nn.functional.normalize(model.text_projection(out[:, 0]).float(), dim=-1)

@@ -28,8 +28,10 @@ def overlay(image: Tensor, regions: RegionSet, side: int = 384) -> Image.Image:
     for i, region in drawn:
         canvas = _tinted(canvas, region, _color(i))
     draw = ImageDraw.Draw(canvas)
-    taken: list[tuple[float, float, float, float]] = []
     for i, region in drawn:
+        _outline(draw, canvas.size, region, _color(i))
+    taken: list[tuple[float, float, float, float]] = []
+    for i, region in drawn:  # after all outlines, so that none runs through a label
         _label(draw, canvas.size, region, _color(i), taken)
     return canvas
 
@@ -52,16 +54,26 @@ def _tinted(canvas: Image.Image, region: Region, color: str) -> Image.Image:
     return Image.composite(Image.new("RGB", canvas.size, color), canvas, alpha)
 
 
-def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: list) -> None:
-    """The region's box and, above or below it, its words; labels do not cover each other."""
-    text_font = font(15)
+def _corners(region: Region, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The region's box in pixels; without one, a line along the top."""
+    if region.box is None:
+        return 4, 4, size[0], 4
+    x0, y0, x1, y1 = (value * side for value, side in zip(region.box, (*size, *size), strict=True))
+    return x0, y0, x1, y1
+
+
+def _outline(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str) -> None:
+    """The region's box, if it has one."""
     if region.box is not None:
-        x0, y0, x1, y1 = (v * s for v, s in zip(region.box, (*size, *size), strict=True))
-        draw.rectangle([x0, y0, x1, y1], outline="white", width=4)
-        draw.rectangle([x0, y0, x1, y1], outline=color, width=2)
-    else:
-        x0, y0, x1, y1 = 4, 4, size[0], 4
-    text = label_of(region)
+        corners = _corners(region, size)
+        draw.rectangle(corners, outline="white", width=4)
+        draw.rectangle(corners, outline=color, width=2)
+
+
+def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: list) -> None:
+    """The region's words above or below its box; labels do not cover each other."""
+    x0, y0, _, y1 = _corners(region, size)
+    text, text_font = label_of(region), font(15)
     width, height = text_font.getbbox(text)[2] + 8, 21
     x = min(max(0, x0), size[0] - width)
     for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):
@@ -70,5 +82,5 @@ def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, col
         if 0 <= y <= size[1] - height and free:
             break
     taken.append(spot)
-    draw.rectangle(spot, fill=color)
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)  # Pillow counts both corners in
     draw.text((x + 4, y + 2), text, fill="white", font=text_font)
