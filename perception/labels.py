@@ -14,6 +14,8 @@ from torch import Tensor
 from ..core.errors import RealignError
 from .checkpoints.files import read_tensors
 
+ROOTS = ("label_embed", "thresholds")
+"""How the names of its tensors begin."""
 THRESHOLD = 0.5
 """The published one for tags that RAM was not trained with."""
 
@@ -36,7 +38,10 @@ def read_labels(file: str | Path) -> Labels:
         RealignError: a file is missing or damaged, or its numbers do not belong to the names.
     """
     file = Path(file)
-    tensors, tags = read_tensors(file), read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'")
+    tensors, tags = (
+        read_tensors(file, ROOTS),
+        read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'"),
+    )
     embed = tensors.get("label_embed")
     if embed is None or embed.ndim not in (2, 3):
         raise RealignError(f"'{file}' holds no label_embed [tags, width]: make it with scripts/label_embeddings.py.")

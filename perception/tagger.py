@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from ..core.errors import RealignError
+from ..core.errors import RealignError, first_line
 from .checkpoints.files import weights_file
 from .checkpoints.ram import load_ram
 from .images import to_pil
@@ -111,9 +111,8 @@ def _from_folder(folder: Path) -> Ram:
         model = Ram(RamConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
         model.load_state_dict(load_file(folder / _OWN))
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise RealignError(
-            f"The files in '{folder}' are damaged or not a RAM ({reason}): copy or download them again."
+            f"The files in '{folder}' are damaged or not a RAM ({first_line(error)}): copy or download them again."
         ) from error
     return model
 

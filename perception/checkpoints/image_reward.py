@@ -18,6 +18,8 @@ from .kinds import looks_like
 from .names import count, renamed
 
 KIND = "an ImageReward"
+ROOTS = ("blip.", "mlp.layers.")
+"""How the names of its tensors begin."""
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 """How the names begin of what judging has no use for: BLIP's contrastive half, and 0, 1, 2, …"""
 HEAD = 64
@@ -57,7 +59,7 @@ def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> I
     Raises:
         RealignError: the file cannot be read, or is no ImageReward (and what it looks like).
     """
-    tensors = {name: tensor for name, tensor in read_tensors(file).items() if not name.startswith(UNUSED)}
+    tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if not name.startswith(UNUSED)}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, KIND)
     looks, reads = (
