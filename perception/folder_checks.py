@@ -1,4 +1,4 @@
-"""What a Hugging Face folder asks for, looked at before a model is built: how large it is, what it names, what it holds.
+"""What a Hugging Face folder asks for, looked at before a model is built: its size, what it names and holds.
 
 A `config.json` may describe a model of a million layers, name code on a hub, or ask for a backbone that is fetched.
 """
@@ -162,6 +162,6 @@ def _check_backbone(config: Mapping[str, Any], folder: Path) -> None:
     of_timm = config.get("use_timm_backbone") or str(config.get("model_type", "")).startswith("timm")
     if isinstance(name, str) and name and (not of_timm or re.search(r"[/:]", name)):
         raise RealignError(
-            f"The config.json in '{folder}' names a backbone that would be fetched ('{name}'), and nothing is: choose a "
+            f"The config.json in '{folder}' names a backbone to fetch ('{name}'), and nothing is fetched: choose a "
             "folder with a backbone_config."
         )

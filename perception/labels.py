@@ -38,10 +38,8 @@ def read_labels(file: str | Path) -> Labels:
         RealignError: a file is missing or damaged, or its numbers do not belong to the names.
     """
     file = Path(file)
-    tensors, tags = (
-        read_tensors(file, ROOTS),
-        read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'"),
-    )
+    tensors = read_tensors(file, ROOTS)
+    tags = read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'")
     embed = tensors.get("label_embed")
     if embed is None or embed.ndim not in (2, 3):
         raise RealignError(f"'{file}' holds no label_embed [tags, width]: make it with scripts/label_embeddings.py.")
@@ -83,7 +81,7 @@ def check_place(file: str | Path, tags: list[str]) -> Path:
             something else than the tags.
     """
     file = Path(file)
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise RealignError(f"'{file}' does not end in .safetensors: give such a name; the tags go to a .txt beside it.")
     if not file.parent.is_dir():
         raise RealignError(f"There is no folder '{file.parent}' for '{file.name}': make it, or give another.")

@@ -47,7 +47,7 @@ def weights_file(path: str | Path) -> Path | None:
 
 
 def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU, without the wrappers and prefixes that training scripts leave around them.
+    """The named tensors of a file, on the CPU, without what training scripts leave around them.
 
     What the file is, is read from its content, not from its name. Of a pickle no code ever runs; large files are mapped
     into memory, not copied. What is skipped beside the weights, as an epoch or an optimizer, is logged.
@@ -90,13 +90,11 @@ def _safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
 def _no_tensors(file: Path, found: Any) -> RealignError:
     values = [found, *found.values()] if isinstance(found, Mapping) else [found]
     objects = [type(value) for value in values if isinstance(value, Inert)]
-    if isinstance(found, Inert) or any(
-        kind.__name__[:1].isupper() and kind.__name__ != "Namespace" for kind in objects
-    ):
-        kind = objects[0]
+    if objects:
+        kind = f"{objects[0].__module__}.{objects[0].__qualname__}"
         return RealignError(
-            f"'{file}' holds no tensors by name, but a pickled object ({kind.__module__}.{kind.__qualname__}), which is "
-            "not read: get its state_dict, or safetensors."
+            f"'{file}' holds no tensors by name, but an object ({kind}), which is not read: get its state_dict, or "
+            "safetensors."
         )
     return RealignError(f"'{file}' holds no tensors by name: choose a file of weights.")
 

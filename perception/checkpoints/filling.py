@@ -115,8 +115,8 @@ def _check_numbers(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fil
     for name, tensor in tensors.items():
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise RealignError(
-                f"'{name}' in '{file}' holds {str(tensor.dtype).removeprefix('torch.')} where floating point numbers are "
-                "wanted: get the weights in fp32, fp16 or bf16."
+                f"'{name}' in '{file}' holds {str(tensor.dtype).removeprefix('torch.')} where floating point numbers "
+                "are wanted: get the weights in fp32, fp16 or bf16."
             )
 
 

@@ -22,8 +22,8 @@ KIND = "a CLIP of open_clip"
 UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 """Constants that some files hold; sizes follow from the shapes."""
 ROOTS = (
-    "visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "logit_scale",
-    *UNUSED,
+    "visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
+    "logit_scale", *UNUSED,
 )  # fmt: skip
 """How the names of its tensors begin."""
 HEAD = 64

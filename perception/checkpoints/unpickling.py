@@ -50,7 +50,7 @@ def read_pickle(file: Path) -> Any:
     and plain values become `Inert` (those which are filled like a dict or a list become that).
 
     Raises:
-        RealignError: it holds code, is damaged, is larger than weights need, or this torch is too old to read it safely.
+        RealignError: it holds code, is damaged, is larger than weights need, or torch is too old to read it safely.
     """
     check_torch(file)
     found = Imports()
@@ -68,8 +68,8 @@ def _refusal(file: Path, found: Imports, error: Exception) -> RealignError:
     """One sentence of our own: torch's advises to read the file with its code."""
     if found.protocol > SAFE_PROTOCOL:
         return RealignError(
-            f"'{file}' is a pickle of protocol {found.protocol}, of which torch reads only {SAFE_PROTOCOL} safely: save "
-            "it as safetensors, or with torch.save as it is by default."
+            f"'{file}' is a pickle of protocol {found.protocol}, and torch reads only {SAFE_PROTOCOL} safely: save it "
+            "as safetensors, or with torch.save as it is by default."
         )
     if found.names and isinstance(error, pickle.UnpicklingError):
         return RealignError(
@@ -91,8 +91,8 @@ def check_torch(file: Path | str) -> None:
     if version < SAFE_TORCH:
         least = ".".join(map(str, SAFE_TORCH))
         raise RealignError(
-            f"'{file}' is a pickle, from which torch {torch.__version__} may run code (CVE-2025-32434): update torch to "
-            f"{least} or newer, or get the weights as safetensors."
+            f"'{file}' is a pickle, from which torch {torch.__version__} may run code (CVE-2025-32434): update torch "
+            f"to {least} or newer, or get the weights as safetensors."
         )
 
 

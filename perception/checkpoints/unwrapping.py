@@ -80,11 +80,8 @@ def unwrapped(found: Any, roots: Sequence[str] = ()) -> Weights:
     """
     best: Weights | None = None
     most = -1
-    for path, mapping in sorted(_mappings(found), key=lambda item: _rank(item[0], item[1])):
-        tensors = {
-            name: value for name, value in mapping.items() if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        weights = _named(tensors, roots)
+    for path, mapping in sorted(_mappings(found), key=lambda item: _rank(*item)):
+        weights = _named({name: value for name, value in mapping.items() if _is_named(name, value)}, roots)
         known = sum(name.startswith(tuple(roots)) for name in weights.tensors) if roots else 0
         if known > most:
             most, best = known, weights
@@ -104,7 +101,7 @@ def _mappings(found: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
         if not isinstance(value, Mapping) or id(value) in seen or len(seen) >= _MOST_MAPPINGS:
             continue
         seen.add(id(value))
-        if any(isinstance(name, str) and isinstance(inner, Tensor) for name, inner in value.items()):
+        if any(_is_named(name, inner) for name, inner in value.items()):
             yield path, value
         if len(path) < _DEEPEST:
             queue += [
@@ -114,12 +111,15 @@ def _mappings(found: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
             ]
 
 
+def _is_named(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
 def _rank(path: tuple[str, ...], mapping: Mapping[Any, Any]) -> tuple[int, ...]:
     """Lower for a mapping that is likelier the weights: under known keys, then the outermost."""
     if not path:
-        return (
-            (1, 0) if any(key in WRAPPERS and isinstance(value, Mapping) for key, value in mapping.items()) else (0, 0)
-        )
+        wraps = any(key in WRAPPERS and isinstance(value, Mapping) for key, value in mapping.items())
+        return (1, 0) if wraps else (0, 0)
     unknown = len(WRAPPERS)
     ranks = [WRAPPERS.index(key) if key in WRAPPERS else unknown for key in path]
     return (1 if unknown in ranks else 0, max(ranks), *ranks)
