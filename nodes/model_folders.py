@@ -12,7 +12,7 @@ from pathlib import Path
 import folder_paths
 
 from ..core.errors import RealignError
-from ..perception.checkpoints.files import is_weight_file
+from ..core.files import is_weight_file
 from .downloads import PARTIAL, fetched
 
 DEMO = "demo (embedded)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RealignError, first_line
-from .checkpoints.files import is_weight_file
+from ..core.files import is_weight_file
 from .checkpoints.unpickling import check_only_tensors, check_torch
 
 MAX_CONFIG = 2**24

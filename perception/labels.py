@@ -16,6 +16,8 @@ from .checkpoints.files import read_tensors
 
 ROOTS = ("label_embed", "thresholds")
 """How the names of its tensors begin."""
+MAX_LIST = 2**26
+"""Bytes of a list of tags or thresholds."""
 THRESHOLD = 0.5
 """The published one for tags that RAM was not trained with."""
 
@@ -103,6 +105,8 @@ def read_lines(file: Path, what: str) -> list[str]:
         RealignError: it cannot be read; `what` it holds is named.
     """
     try:
+        if file.stat().st_size > MAX_LIST:
+            raise RealignError(f"{what} cannot be read from '{file}': it has more than {MAX_LIST // 2**20} MiB.")
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise RealignError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,21 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...core.errors import RealignError, first_line
+from ...core.files import is_weight_file
 from ...core.text import printable
 from .unpickling import Inert, read_pickle
 from .unwrapping import unwrapped
-from .values import plain
+from .values import check_number, plain
 
 logger = logging.getLogger(__name__)
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-"""How the names of files that `read_tensors` may read end, in small letters or not."""
 MAX_HEADER = 2**25
 """Bytes of a safetensors header; those of large models have some hundred thousand."""
-
-
-def is_weight_file(path: Path) -> bool:
-    """Whether its name ends as that of a file of weights."""
-    return path.suffix.lower() in WEIGHT_FILES
 
 
 def weights_file(path: str | Path) -> Path | None:
@@ -78,7 +73,11 @@ def _safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
         what = "cut off" if length > file.stat().st_size else f"no file of weights (its header has {length:,} bytes)"
         raise RealignError(f"'{file}' is {what}: copy or download it again.")
     try:
+        with file.open("rb") as stream:
+            check_number(len(json.loads(stream.read(8 + length)[8:])), file)
         return load_file(file)
+    except RealignError:
+        raise
     except MemoryError:
         raise
     except Exception as error:  # of SafetensorError, and of dtypes that this torch lacks

@@ -16,6 +16,7 @@ from .files import read_tensors
 from .filling import empty_weights, fill, from_tensors, wrong_file
 from .kinds import looks_like
 from .names import count, renamed
+from .values import check_finite
 
 KIND = "an ImageReward"
 ROOTS = ("blip.", "mlp.layers.")
@@ -62,6 +63,7 @@ def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> I
     tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if not name.startswith(UNUSED)}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, KIND)
+    check_finite(tensors.items(), file)
     looks, reads = (
         {name.removeprefix(half): tensor for name, tensor in tensors.items() if name.startswith(half)}
         for half in (_VISION, _TEXT)

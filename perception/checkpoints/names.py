@@ -48,9 +48,17 @@ def window_of(rows: int) -> int:
     """The side of a Swin's window, of whose table of biases with (2 window - 1)² rows the number is given.
 
     Raises:
-        ValueError: it is above `MAX_WINDOW`. The table's index has window⁴ entries.
+        ValueError: it is above `MAX_WINDOW`.
     """
-    window = (math.isqrt(rows) + 1) // 2
-    if window > MAX_WINDOW:
-        raise ValueError(f"its windows are {window} wide, more than {MAX_WINDOW}")
-    return window
+    return check_window((math.isqrt(rows) + 1) // 2)
+
+
+def check_window(side: int) -> int:
+    """The side of a Swin's window. The index of its table has side⁴ entries.
+
+    Raises:
+        ValueError: it is above `MAX_WINDOW`.
+    """
+    if side > MAX_WINDOW:
+        raise ValueError(f"its windows are {side} wide, more than {MAX_WINDOW}")
+    return side

@@ -77,7 +77,7 @@ def _quick_gelu(file: Path) -> bool:
     try:
         said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         return bool(said.get("model_cfg", {}).get("quick_gelu", False))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RealignError(f"'{beside}' cannot be read as JSON ({error}): download it again.") from error
 
 

@@ -166,7 +166,7 @@ def _hides(prefixes: Mapping[str, str], clean: Mapping[str, str]) -> bool:
     """Whether the names are another known model's as they are, and would not be without the prefixes."""
     before = looks_like(clean.values())
     after = looks_like(clean[name].removeprefix(prefix) for name, prefix in prefixes.items())
-    return not before.startswith("an unknown") and before != after
+    return after.startswith("an unknown") and not before.startswith("an unknown")
 
 
 def _averaged(prefix: str) -> bool:

@@ -25,17 +25,26 @@ def plain(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
         RealignError: there are more than `MAX_TENSORS`, or one is sparse, quantised, has no data, or is larger than
             what the file holds of it.
     """
-    if len(tensors) > MAX_TENSORS:
-        raise RealignError(
-            f"'{file}' holds {len(tensors):,} tensors, and no model that is read from one file has more than "
-            f"{MAX_TENSORS:,}: choose a file of weights."
-        )
+    check_number(len(tensors), file)
     for name, tensor in tensors.items():
         if (kind := _unusual(tensor)) is not None:
             raise RealignError(f"'{name}' in '{file}' is {kind}: get the weights in fp32, fp16 or bf16.")
     if not any(is_float8(tensor) for tensor in tensors.values()):
         return dict(tensors)
     return _from_float8(tensors, file)
+
+
+def check_number(tensors: int, file: str | Path) -> None:
+    """Whether a file may hold so many tensors.
+
+    Raises:
+        RealignError: it is above `MAX_TENSORS`.
+    """
+    if tensors > MAX_TENSORS:
+        raise RealignError(
+            f"'{file}' holds {tensors:,} tensors, and no model that is read from one file has more than "
+            f"{MAX_TENSORS:,}: choose a file of weights."
+        )
 
 
 def is_float8(tensor: Tensor) -> bool:
