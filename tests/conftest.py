@@ -8,6 +8,14 @@ import pytest
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["load_pack"]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def pickles():
+    """Below torch 2.6 no pickle is read; the tests make theirs themselves, so all else is tested there too."""
+    from realigndiff.perception.checkpoints import unpickling
+
+    unpickling.SAFE_TORCH = min(unpickling.SAFE_TORCH, unpickling.version_of_torch())
+
+
 @pytest.fixture(scope="session")
 def models():
     """The shipped demo models."""

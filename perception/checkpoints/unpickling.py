@@ -87,13 +87,17 @@ def check_torch(file: Path | str) -> None:
     Raises:
         RealignError: it does not.
     """
-    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if version < SAFE_TORCH:
+    if version_of_torch() < SAFE_TORCH:
         least = ".".join(map(str, SAFE_TORCH))
         raise RealignError(
             f"'{file}' is a pickle, from which torch {torch.__version__} may run code (CVE-2025-32434): update torch "
             f"to {least} or newer, or get the weights as safetensors."
         )
+
+
+def version_of_torch() -> tuple[int, ...]:
+    """Its two first numbers."""
+    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def check_only_tensors(file: Path) -> None:
