@@ -13,7 +13,7 @@ OLDEST := .venv-oldest/ready
 ARL := $(RUN) training/arl_train.py --config training/configs/arl-demo.toml
 PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_sam grounding_dino_checkpoints \
 	demo_judges label_embeddings language_models likelihood llm_faults loading logit_scorer perception ram_checkpoints \
-	realign reward_models rewards sam_checkpoints scripts validator weight_files)
+	realign reward_models rewards sam_checkpoints scripts validator weight_files everyday_files bounds)
 
 .PHONY: demo refl-demo arl-demo table test test-oldest lint benchmark demo-models demo-metrics clean
 
@@ -47,7 +47,7 @@ table: $(READY)
 test: $(READY) lint
 	$(RUN) -m pytest
 
-# What looks and reads, with the oldest versions that requirements.txt allows of what changes most.
+# What looks and reads, with the oldest versions that requirements.txt allows.
 test-oldest: $(OLDEST)
 	.venv-oldest/bin/python -m pytest $(PERCEPTION)
 
@@ -79,8 +79,9 @@ $(READY): requirements.txt requirements-dev.txt
 
 $(OLDEST): requirements.txt requirements-dev.txt .ci/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c .ci/oldest.txt
+	grep -vE '^(-r|triton)' requirements-dev.txt > .venv-oldest/requirements-dev.txt # an old torch wants its own triton
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt \
+		-r requirements.txt -r .venv-oldest/requirements-dev.txt
 	touch $(OLDEST)
 
 clean:

@@ -1,4 +1,4 @@
-"""The exceptions users see: one, and a special case of it."""
+"""The exceptions users see, one and a special case of it, and what those of libraries say."""
 
 from __future__ import annotations
 
@@ -17,3 +17,9 @@ class RealignError(ValueError):
 
 class NoAnswer(RealignError):
     """A language model cannot be asked, and the offline scorer may answer in its place."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of an error's message that is not blank, at most so many characters of it; its class where the
+    message is empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:most]

@@ -13,6 +13,13 @@ from .text import printable
 
 PARTIAL = ".partial"
 """How the name of a file ends while it is written."""
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+"""How the names of files of weights end, in small letters or not."""
+
+
+def is_weight_file(path: Path) -> bool:
+    """Whether its name ends as that of a file of weights."""
+    return path.suffix.lower() in WEIGHT_FILES
 
 
 def write_whole(file: Path, content: str | bytes | Callable[[Path], object]) -> None:

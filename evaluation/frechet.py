@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPModel, Dinov2Model
 
 from ..core.errors import RealignError
 from ..perception.checkpoints.files import read_tensors, weights_file
+from ..perception.checkpoints.values import check_finite
 from ..perception.loading import from_folder
 from ..rewards.preprocessing import Preprocessing
 from .scores import Judge
@@ -111,8 +112,10 @@ def _inception(file: Path) -> nn.Module:
             f"Inception's features need torch-fidelity ({error}): pip install torch-fidelity, or give --fid-features "
             "the folder of a CLIP or a DINOv2."
         ) from error
+    tensors = read_tensors(file)
+    check_finite(tensors.items(), file)
     weights = io.BytesIO()
-    torch.save(read_tensors(file), weights)  # read safely here; the extractor would run code in a file
+    torch.save(tensors, weights)  # read safely here; the extractor would run code in a file
     weights.seek(0)
     try:
         extractor = FeatureExtractorInceptionV3("inception", ["2048"], weights)

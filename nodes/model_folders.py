@@ -12,6 +12,7 @@ from pathlib import Path
 import folder_paths
 
 from ..core.errors import RealignError
+from ..core.files import is_weight_file
 from .downloads import PARTIAL, fetched
 
 DEMO = "demo (embedded)"
@@ -30,7 +31,6 @@ SINGLE = ("rams", "grounding-dino", "sams", "rewards")
 """Where single files are models too."""
 LABELS = "labels"
 """The folder under `rams` that holds label embeddings, which are no models."""
-_FILES = (".safetensors", ".pth", ".pt", ".bin")
 _DEPTH = 2
 
 
@@ -100,7 +100,7 @@ def contents(model: Path) -> str:
 def labels() -> dict[str, Path]:
     """The files of label embeddings, by name."""
     roots = [Path(root) / LABELS for root in folder_paths.get_folder_paths("rams")]
-    return {file.name: file for root in reversed(roots) for file in sorted(root.glob("*.safetensors"))}
+    return {file.name: file for root in reversed(roots) for file in sorted(root.glob("*")) if is_weight_file(file)}
 
 
 def _found(key: str) -> dict[str, Path]:
@@ -113,7 +113,7 @@ def _found(key: str) -> dict[str, Path]:
             file
             for depth in range(_DEPTH + 1)
             for file in (root.glob("*/" * depth + "*") if key in SINGLE else ())
-            if file.suffix in _FILES and file.is_file() and folders.isdisjoint(file.parents)
+            if is_weight_file(file) and file.is_file() and folders.isdisjoint(file.parents)
             if not (key == "rams" and file.parent.name == LABELS)
         }
         for model in sorted(folders | files):

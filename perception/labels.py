@@ -14,6 +14,10 @@ from torch import Tensor
 from ..core.errors import RealignError
 from .checkpoints.files import read_tensors
 
+ROOTS = ("label_embed", "thresholds")
+"""How the names of its tensors begin."""
+MAX_LIST = 2**26
+"""Bytes of a list of tags or thresholds."""
 THRESHOLD = 0.5
 """The published one for tags that RAM was not trained with."""
 
@@ -36,7 +40,8 @@ def read_labels(file: str | Path) -> Labels:
         RealignError: a file is missing or damaged, or its numbers do not belong to the names.
     """
     file = Path(file)
-    tensors, tags = read_tensors(file), read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'")
+    tensors = read_tensors(file, ROOTS)
+    tags = read_lines(file.with_suffix(".txt"), f"The names of the tags in '{file.name}'")
     embed = tensors.get("label_embed")
     if embed is None or embed.ndim not in (2, 3):
         raise RealignError(f"'{file}' holds no label_embed [tags, width]: make it with scripts/label_embeddings.py.")
@@ -78,7 +83,7 @@ def check_place(file: str | Path, tags: list[str]) -> Path:
             something else than the tags.
     """
     file = Path(file)
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise RealignError(f"'{file}' does not end in .safetensors: give such a name; the tags go to a .txt beside it.")
     if not file.parent.is_dir():
         raise RealignError(f"There is no folder '{file.parent}' for '{file.name}': make it, or give another.")
@@ -100,6 +105,8 @@ def read_lines(file: Path, what: str) -> list[str]:
         RealignError: it cannot be read; `what` it holds is named.
     """
     try:
+        if file.stat().st_size > MAX_LIST:
+            raise RealignError(f"{what} cannot be read from '{file}': it has more than {MAX_LIST // 2**20} MiB.")
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise RealignError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import RealignError
-from .checkpoints.files import refusal
-from .checkpoints.pickles import foreign_code
+from .checkpoints.unpickling import reason
+from .checkpoints.values import check_finite
+from .folder_checks import check_folder, check_pickles, obeyed, without_obeyed
 
 T = TypeVar("T")
 
@@ -41,35 +43,40 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     dtype: for models: what the weights are read as, but for parts that the library keeps in fp32 because half
         precision breaks them. options: more of `from_pretrained`.
 
+    Nothing that the folder names is fetched or run, whatever its files say (see `folder_checks`).
+
     Raises:
-        RealignError: the folder or a file is missing, a weight file is cut off, or weights are not of this model.
+        RealignError: the folder or a file is missing, a weight file is cut off or holds code, weights are not of this
+            model or not finite, or the config describes a model that they are not of.
     """
     folder = existing_folder(folder)
     name = kind.__name__
+    config = check_folder(folder)
     if name.startswith("Auto"):
         options["trust_remote_code"] = False  # else transformers asks in the terminal what to do with a folder's code
     if dtype is not None:
+        check_pickles(folder)
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to be told of them, not stopped
         options = {**told, "torch_dtype": dtype, **options}
     try:
         with reading():
+            if dtype is not None and kind.__module__.startswith("transformers.") and obeyed(config):
+                options = {"config": _read_config(kind, without_obeyed(config)), **options}
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except ImportError as error:  # as for weights in a form that needs a package of its own
         raise RealignError(
-            f"Reading '{folder}' needs a package that is not here ({_first_line(error)}): install it, or choose "
+            f"Reading '{folder}' needs a package that is not here ({reason(error)}): install it, or choose "
             "another model."
         ) from error
     except Exception as error:  # the libraries raise errors of many kinds
-        if unsafe := _pickled_code(folder, error):
-            raise unsafe from error
         if broken := _damage(error):
             raise RealignError(
                 f"A weight file in '{folder}' is damaged or cut off ({broken}): copy or download it again."
             ) from error
         raise RealignError(
-            f"The folder '{folder}' could not be read as {name} ({_first_line(error)}): check that all of the model's "
+            f"The folder '{folder}' could not be read as {name} ({reason(error)}): check that all of the model's "
             "files are there."
         ) from error
     if dtype is None:
@@ -81,7 +88,17 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
             f"'{wrong[0]}' first; choose the folder of a {name}."
         )
+    check_finite(model.named_parameters(), folder, f" as {str(dtype).removeprefix('torch.')}")
     return model
+
+
+def _read_config(kind: type, config: Mapping[str, Any]) -> Any:
+    """A configuration of transformers from what a `config.json` says."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if kind.__name__.startswith("Auto"):
+            return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return kind.config_class.from_pretrained(folder)
 
 
 def differences(model: nn.Module, info: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
@@ -139,20 +156,6 @@ def _by_one_thread() -> Iterator[None]:
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-def _pickled_code(folder: Path, error: BaseException | None) -> RealignError | None:
-    """The refusal of a folder's pickle that holds code, if that is what went wrong."""
-    while error is not None and not isinstance(error, pickle.UnpicklingError):
-        error = error.__cause__ or error.__context__
-    if error is None:
-        return None
-    refusals = (refusal(file, error) for file in sorted(folder.glob("*.bin")) if foreign_code(file))
-    return next((found for found in refusals if isinstance(found, RealignError)), None)
 
 
 def _damage(error: BaseException | None) -> SafetensorError | None:

@@ -127,7 +127,7 @@ def _model_type(folder: str | Path) -> str:
     """What a folder's `config.json` says it holds; nothing where it says nothing."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 

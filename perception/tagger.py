@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +15,13 @@ from torch import Tensor, nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from ..core.errors import RealignError
+from ..core.errors import RealignError, first_line
 from .checkpoints.files import weights_file
+from .checkpoints.filling import empty_weights, fill
+from .checkpoints.names import check_window
 from .checkpoints.ram import load_ram
+from .checkpoints.values import plain
+from .folder_checks import check_folder
 from .images import to_pil
 from .labels import Labels, read_labels, read_lines
 from .loading import existing_folder
@@ -68,7 +71,7 @@ class Tagger:
         folder = existing_folder(path) if file is None else file.parent
         own = all((folder / name).is_file() for name in ("config.json", _OWN))
         if own and (file is None or file.name == _OWN):
-            model = _from_folder(folder).to(dtype)
+            model = _from_folder(folder, dtype)
         elif file is None:
             raise RealignError(f"The folder '{folder}' holds no file of weights: put a RAM's or RAM++'s there.")
         else:
@@ -105,16 +108,21 @@ class Tagger:
         return self.model(pixels.to(weight.device, weight.dtype)).float().cpu()
 
 
-def _from_folder(folder: Path) -> Ram:
+def _from_folder(folder: Path, dtype: torch.dtype) -> Ram:
     """Our own layout: `config.json` with `RamConfig`'s fields and `model.safetensors`."""
     try:
-        model = Ram(RamConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-        model.load_state_dict(load_file(folder / _OWN))
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        config = RamConfig(**check_folder(folder))
+        check_window(config.window_size)
+        with empty_weights():
+            model = Ram(config)
+        tensors = load_file(folder / _OWN)
+    except RealignError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise RealignError(
-            f"The files in '{folder}' are damaged or not a RAM ({reason}): copy or download them again."
+            f"The files in '{folder}' are damaged or not a RAM ({first_line(error)}): copy or download them again."
         ) from error
+    fill(model, plain(tensors, folder / _OWN), folder / _OWN, "a RAM tagger", dtype)
     return model
 
 
@@ -136,6 +144,8 @@ def _lists(folder: Path, count: int) -> tuple[list[str], Tensor, tuple[str, ...]
         raise RealignError(
             f"'{folder / THRESHOLD_LIST}' holds more than numbers ({error}): download it again."
         ) from error
+    if not thresholds.isfinite().all():
+        raise RealignError(f"'{folder / THRESHOLD_LIST}' holds a threshold that is not finite: download it again.")
     if not len(tags) == len(thresholds) == count:
         raise RealignError(
             f"The tagger in '{folder}' knows {count} tags, but its files list {len(tags)} tags and "

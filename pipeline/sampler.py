@@ -232,5 +232,5 @@ def _empty_is_zero(file: Path) -> bool:
         return True
     try:
         return bool(json.loads(file.read_text(encoding="utf-8")).get("force_zeros_for_empty_prompt", True))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RealignError(f"'{file}' is not a JSON object ({error}): copy or download it again.") from error

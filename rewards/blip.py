@@ -123,7 +123,7 @@ class BlipItcReward(_BlipReward):
 def _class_of(folder: Path) -> type[BlipForImageTextRetrieval] | type[Blip2ForImageTextRetrieval]:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RealignError(
             f"'{folder}' has no config.json that can be read ({error}): choose the folder of a retrieval BLIP."
         ) from error

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...core.errors import RealignError
-from .pickles import foreign_code
+from ...core.errors import RealignError, first_line
+from ...core.files import is_weight_file
+from ...core.text import printable
+from .unpickling import Inert, read_pickle
+from .unwrapping import unwrapped
+from .values import check_number, plain
 
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-"""How the names of files that `read_tensors` may read end."""
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
-_GLOBAL = re.compile(r"(?:GLOBAL|Unsupported class) (\S+)")
+logger = logging.getLogger(__name__)
+MAX_HEADER = 2**25
+"""Bytes of a safetensors header; those of large models have some hundred thousand."""
 
 
 def weights_file(path: str | Path) -> Path | None:
@@ -29,8 +31,8 @@ def weights_file(path: str | Path) -> Path | None:
     """
     path = Path(path)
     if not path.is_dir():
-        return path if path.is_file() or path.suffix in WEIGHT_FILES else None
-    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_FILES and file.is_file())
+        return path if path.is_file() or is_weight_file(path) else None
+    files = sorted(file for file in path.iterdir() if is_weight_file(file) and file.is_file())
     if (path / "config.json").exists() or not files:
         return None
     if len(files) > 1:
@@ -39,33 +41,61 @@ def weights_file(path: str | Path) -> Path | None:
     return files[0]
 
 
-def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU, without the wrappers that training scripts leave around them.
+def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The named tensors of a file, on the CPU, without what training scripts leave around them.
 
-    What the file is, is read from its content, not from its name. Pickles are read with `weights_only`, so no code in
-    one ever runs; large files are mapped into memory, not copied.
+    What the file is, is read from its content, not from its name. Of a pickle no code ever runs; large files are mapped
+    into memory, not copied. What is skipped beside the weights, as an epoch or an optimizer, is logged.
+
+    roots: how the names of the wanted model's tensors begin, by which its prefixes are known (see `unwrapped`).
 
     Raises:
-        RealignError: there is no such file, it is cut off, holds code, or is no file of weights (and what it is).
+        RealignError: there is no such file, it is cut off, holds code, is larger than weights need, is a pickle and
+            torch too old to read it safely, or is no file of weights (and what it is).
     """
     file = Path(file)
     start = _start_of(file)
     if (other := _no_weights(start)) is not None:
         raise RealignError(f"'{file}' holds no weights but {other}: download the file itself again.")
+    found = _safetensors(file, start) if _is_safetensors(start) else read_pickle(file)
+    weights = unwrapped(found, roots)
+    if not weights.tensors:
+        raise _no_tensors(file, found)
+    if report := weights.report():
+        logger.warning(printable(f"'{file}': {report}"))
+    if weights.prefixes:
+        logger.info(printable(f"'{file}': {', '.join(weights.prefixes)} was taken off the names of its tensors."))
+    return plain(weights.tensors, file)
+
+
+def _safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
+    if (length := int.from_bytes(start[:8], "little")) > min(MAX_HEADER, file.stat().st_size):
+        what = "cut off" if length > file.stat().st_size else f"no file of weights (its header has {length:,} bytes)"
+        raise RealignError(f"'{file}' is {what}: copy or download it again.")
     try:
-        found = load_file(file) if _is_safetensors(start) else _unpickled(file)
+        with file.open("rb") as stream:
+            check_number(len(json.loads(stream.read(8 + length)[8:])), file)
+        return load_file(file)
     except RealignError:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # of a damaged pickle come errors of all kinds
+    except Exception as error:  # of SafetensorError, and of dtypes that this torch lacks
         raise RealignError(
-            f"'{file}' is damaged, cut off or no file of weights ({_first_line(error)}): copy or download it again."
+            f"'{file}' is damaged, cut off or no file of weights ({first_line(error)}): copy or download it again."
         ) from error
-    tensors = _unwrapped(found)
-    if not tensors:
-        raise RealignError(f"'{file}' holds no tensors: choose a file of weights.")
-    return tensors
+
+
+def _no_tensors(file: Path, found: Any) -> RealignError:
+    values = [found, *found.values()] if isinstance(found, Mapping) else [found]
+    objects = [type(value) for value in values if isinstance(value, Inert)]
+    if objects:
+        kind = f"{objects[0].__module__}.{objects[0].__qualname__}"
+        return RealignError(
+            f"'{file}' holds no tensors by name, but an object ({kind}), which is not read: get its state_dict, or "
+            "safetensors."
+        )
+    return RealignError(f"'{file}' holds no tensors by name: choose a file of weights.")
 
 
 def _start_of(file: Path) -> bytes:
@@ -91,45 +121,3 @@ def _no_weights(start: bytes) -> str | None:
 
 def _is_safetensors(start: bytes) -> bool:
     return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
-
-
-def _unpickled(file: Path) -> Any:
-    """A pickle's content; refuses by name what is not plain data."""
-    try:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(file, map_location="cpu", weights_only=True)  # the layout before torch 1.6
-    except pickle.UnpicklingError as error:
-        raise refusal(file, error) from error
-
-
-def refusal(file: Path, error: pickle.UnpicklingError) -> Exception:
-    """Why torch does not unpickle a file safely: the code in it by name, or an error that tells that there is none."""
-    named = _GLOBAL.search(str(error))
-    code = foreign_code(file) or (named and named[1])
-    if code:
-        return RealignError(
-            f"'{file}' was not read, and nothing in it ran: beside weights it holds code ({code}). Get it as "
-            "safetensors, or from the model's own authors."
-        )
-    return RuntimeError("no pickle that can be read safely")
-
-
-def _unwrapped(found: Any) -> dict[str, Tensor]:
-    """The innermost mapping of names to tensors, without the `module.` of a model that was trained in parallel."""
-    while isinstance(found, Mapping) and (inner := next((found[key] for key in _WRAPPERS if key in found), None)):
-        if not isinstance(inner, Mapping):
-            break
-        found = inner
-    if not isinstance(found, Mapping):
-        return {}
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    parallel = bool(tensors) and all(name.startswith("module.") for name in tensors)
-    return {name.removeprefix("module.") if parallel else name: value for name, value in tensors.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

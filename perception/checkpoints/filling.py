@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import RealignError
+from ...core.errors import RealignError, first_line
 from ..loading import differences, reading
 from .kinds import looks_like
+from .values import check_finite, not_finite
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -47,8 +48,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str | Path, want
     left = [name for name in tensors if name not in own]
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     _check(missing, left, other, file, wanted)
+    _check_numbers(own, tensors, file)
+    check_finite(tensors.items(), file)
     model.load_state_dict(dict(tensors), strict=True, assign=True)
-    model.to(dtype).requires_grad_(False)
+    check_fits(model.to(dtype).requires_grad_(False), file, dtype)
 
 
 def from_tensors(
@@ -72,22 +75,49 @@ def from_tensors(
         RealignError: a tensor is missing, unknown, or of another shape.
     """
     try:
+        config, renamed = config_of(tensors), converted(tensors)
+        if not_finite(renamed.items()) is not None:
+            check_finite((*tensors.items(), *renamed.items()), file)
         with reading():
             model, info = kind.from_pretrained(
                 None,
-                config=config_of(tensors),
-                state_dict=converted(tensors),
+                config=config,
+                state_dict=renamed,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to be told of them
                 **options,
             )
-    except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else next(iter(str(error).splitlines()), "")[:200]
+    except RealignError:
+        raise
+    except (LookupError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise RealignError(
             f"'{file}' is not {wanted} of a known size ({reason}): choose another file, or download it again."
         ) from error
     _check(*differences(model, info), file, wanted)
-    return model.to(dtype).requires_grad_(False)
+    _check_numbers(model.state_dict(), renamed, file)
+    return check_fits(model.to(dtype).requires_grad_(False), file, dtype)
+
+
+def check_fits(model: T, file: str | Path, dtype: torch.dtype) -> T:
+    """The model, whose weights were finite before they became `dtype`.
+
+    Raises:
+        RealignError: one is too large for half precision.
+    """
+    if dtype == torch.float16:
+        check_finite(model.named_parameters(), file, " as float16: choose bf16 or fp32")
+    return model
+
+
+def _check_numbers(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: str | Path) -> None:
+    """Weights are floating point numbers; integers and complex ones are those of a quantised model, or of another."""
+    for name, tensor in tensors.items():
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            raise RealignError(
+                f"'{name}' in '{file}' holds {str(tensor.dtype).removeprefix('torch.')} where floating point numbers "
+                "are wanted: get the weights in fp32, fp16 or bf16."
+            )
 
 
 def _check(missing: list[str], left: list[str], other: list[str], file: str | Path, wanted: str) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import (
 from .files import read_tensors
 from .filling import from_tensors, wrong_file
 from .kinds import looks_like
-from .names import count, renamed
+from .names import count, renamed, window_of
 
 KIND = "a GroundingDINO detector"
 HEADS = 8
@@ -28,6 +27,10 @@ HEADS = 8
 BERT_HEAD = 64
 """Channels of a head of every BERT; no shape tells them either."""
 
+ROOTS = (
+    "backbone.", "transformer.", "bert.", "input_proj.", "feat_map.", "bbox_embed.", "class_embed.", "label_enc.",
+)  # fmt: skip
+"""How the names of its tensors begin."""
 UNUSED = (
     r"label_enc\.",  # labels of the noisy boxes, which only training has
     r"bert\.pooler\.",  # the text as one vector
@@ -102,7 +105,7 @@ def load_grounding_dino(file: str | Path, dtype: torch.dtype = torch.float32) ->
     Raises:
         RealignError: the file cannot be read, or is no original GroundingDINO (and what it looks like).
     """
-    tensors = read_tensors(file)
+    tensors = read_tensors(file, ROOTS)
     if looks_like(tensors) != KIND:
         wanted = f"{KIND} of its authors (groundingdino_swint_ogc or groundingdino_swinb_cogcoor)"
         raise wrong_file(file, tensors, wanted)
@@ -138,7 +141,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> GroundingDinoConfig:
             embed_dim=shape["backbone.0.patch_embed.proj.weight"][0],
             depths=[count(tensors, stage) for stage in stages],
             num_heads=[heads for _, heads in tables],
-            window_size=(math.isqrt(tables[0][0]) + 1) // 2,
+            window_size=window_of(tables[0][0]),
             out_features=["stage2", "stage3", "stage4"],
         ),
         text_config=BertConfig(

@@ -16,8 +16,11 @@ from .files import read_tensors
 from .filling import empty_weights, fill, from_tensors, wrong_file
 from .kinds import looks_like
 from .names import count, renamed
+from .values import check_finite
 
 KIND = "an ImageReward"
+ROOTS = ("blip.", "mlp.layers.")
+"""How the names of its tensors begin."""
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 """How the names begin of what judging has no use for: BLIP's contrastive half, and 0, 1, 2, …"""
 HEAD = 64
@@ -57,9 +60,10 @@ def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> I
     Raises:
         RealignError: the file cannot be read, or is no ImageReward (and what it looks like).
     """
-    tensors = {name: tensor for name, tensor in read_tensors(file).items() if not name.startswith(UNUSED)}
+    tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if not name.startswith(UNUSED)}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, KIND)
+    check_finite(tensors.items(), file)
     looks, reads = (
         {name.removeprefix(half): tensor for name, tensor in tensors.items() if name.startswith(half)}
         for half in (_VISION, _TEXT)

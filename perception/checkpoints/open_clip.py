@@ -21,6 +21,11 @@ from .names import count, renamed
 KIND = "a CLIP of open_clip"
 UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 """Constants that some files hold; sizes follow from the shapes."""
+ROOTS = (
+    "visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
+    "logit_scale", *UNUSED,
+)  # fmt: skip
+"""How the names of its tensors begin."""
 HEAD = 64
 """Channels of a head in every published text half; no shape tells them."""
 _VISION_HEADS = {1280: 80, 1408: 88, 1664: 104}
@@ -60,7 +65,7 @@ def load_open_clip(file: str | Path, dtype: torch.dtype = torch.float32) -> CLIP
     Raises:
         RealignError: the file cannot be read, or holds no such CLIP with a ViT (and what it looks like).
     """
-    tensors = {name: tensor for name, tensor in read_tensors(file).items() if name not in UNUSED}
+    tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if name not in UNUSED}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, f"{KIND} with a ViT, such as negclip.pth,")
     config = partial(config_of, activation="quick_gelu" if _quick_gelu(Path(file)) else "gelu")
@@ -72,7 +77,7 @@ def _quick_gelu(file: Path) -> bool:
     try:
         said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         return bool(said.get("model_cfg", {}).get("quick_gelu", False))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RealignError(f"'{beside}' cannot be read as JSON ({error}): download it again.") from error
 
 

@@ -16,7 +16,13 @@ from ..swin import PATCH
 from .files import read_tensors
 from .filling import empty_weights, fill, wrong_file
 from .kinds import looks_like
+from .names import check_layers, count, window_of
 
+ROOTS = (
+    "visual_encoder.", "tagging_head.", "vision_multi.", "tag_encoder.", "text_decoder.", "label_embed", "image_proj.",
+    "wordvec_proj.", "fc.", "reweight_scale",
+)  # fmt: skip
+"""How the names of its tensors begin."""
 UNUSED = (
     r"tag_encoder\.|text_decoder\.",  # the half of RAM that writes captions
     r".*\.(relative_position_index|attn_mask)$",  # constants, which `Swin` makes itself
@@ -37,13 +43,13 @@ def load_ram(file: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
     Raises:
         RealignError: the file is damaged, no RAM, or of a RAM that is built otherwise.
     """
-    tensors = own_names(read_tensors(file))
+    tensors = own_names(read_tensors(file, ROOTS))
     if (kind := looks_like(tensors)) not in _KINDS:
         raise wrong_file(file, tensors, "a RAM or RAM++ tagger")
     plus = kind == _KINDS[1]
     try:
         config = config_of(tensors)
-    except (KeyError, IndexError, TypeError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError) as error:
         raise RealignError(
             f"'{file}' looks like {kind}, but not like one with a Swin, or not whole: choose another file, or download "
             "it again."
@@ -68,11 +74,12 @@ def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
     makes the image 384 pixels for a window of 12, and 224 for one of 7.
 
     Raises:
-        KeyError, IndexError, TypeError: a tensor that tells a size is missing or has an odd shape.
+        LookupError, ArithmeticError, TypeError, ValueError: a tensor that tells a size is missing or has an odd shape.
     """
     depths = Counter(int(found[1]) for name in tensors if (found := _TABLE.fullmatch(name)))
+    check_layers(max(len(depths), *depths.values(), 1), "visual_encoder.layers.")
     tables = [tensors[_TABLE_NAME.format(stage, 0)] for stage in range(max(1, len(depths)))]  # [(2 window - 1)², heads]
-    window = (round(len(tables[0]) ** 0.5) + 1) // 2
+    window = window_of(len(tables[0]))
     return RamConfig(
         image_size=PATCH * 2 ** (len(tables) - 1) * window,
         num_tags=len(tensors["label_embed"]) // (DESCRIPTIONS if "reweight_scale" in tensors else 1),
@@ -84,7 +91,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
         label_width=tensors["wordvec_proj.weight"].shape[1],
         head={
             "hidden_size": len(tensors["wordvec_proj.weight"]),
-            "num_hidden_layers": len({name.split(".")[1] for name in tensors if name.startswith("tagging_head.")}),
+            "num_hidden_layers": count(tensors, "tagging_head."),
             "num_attention_heads": _HEADS,
             "intermediate_size": len(tensors["tagging_head.0.intermediate.dense.weight"]),
         },

@@ -18,6 +18,8 @@ KIND = "a SAM segmenter"
 
 UNUSED = ("pixel_mean", "pixel_std")
 """Constants that some files hold; the image processor has them."""
+ROOTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.", *UNUSED)
+"""How the names of its tensors begin."""
 _NAMES = (  # those that differ
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
@@ -51,7 +53,7 @@ def load_sam(file: str | Path, dtype: torch.dtype = torch.float32) -> SamModel:
     Raises:
         RealignError: the file cannot be read, or is no original SAM (and what it looks like).
     """
-    tensors = read_tensors(file)
+    tensors = read_tensors(file, ROOTS)
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, f"{KIND} of segment-anything (sam_vit_b, sam_vit_l or sam_vit_h)")
     return from_tensors(SamModel, config_of, converted, tensors, file, KIND, dtype)

@@ -141,6 +141,13 @@ class TestFilesThatChange:
         assert (first._eyes.tags, second._eyes.tags) == (["cat", "dog"], ["cat", "dog", "fox"])
         assert "pets.safetensors" not in loaders.model_folders.choices("rams", "model")
 
+    @pytest.mark.parametrize("name", ["x.ckpt", "x.PTH", "x.SafeTensors", "x.bin"])
+    def test_a_file_of_weights_is_offered_whatever_its_ending(self, loaders, tmp_path, name):
+        (tmp_path / "sams").mkdir()
+        (tmp_path / "sams" / name).touch()
+        (tmp_path / "sams" / "x.txt").touch()
+        assert [choice for choice in loaders.model_folders.choices("sams", "") if choice.startswith("x.")] == [name]
+
     def test_labels_that_are_not_there_are_told(self, loaders, folder):
         with pytest.raises(ValueError, match=r"'x.safetensors' is no labels: choose one of the model's own"):
             loaders.LoadRam.execute("own", "auto", "x.safetensors")
