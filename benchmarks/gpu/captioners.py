@@ -1,0 +1,39 @@
+"""Part 5 of `make gpu`: what a captioner gains from images in batches; BLIP-2 with OPT-2.7b and random weights in bf16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from ..memory import peak
+from ..timing import medians
+from . import models
+from .options import NAMES, Case, Options
+from .results import Result
+
+SIDE, TOKENS = 512, 20
+BATCHES = (1, 4, 16)
+"""The first is what the others are compared with."""
+
+
+def cases(options: Options) -> dict[str, Case]:
+    """Captions written greedily, then by beam search."""
+    return {f"captions, {beams} beams": partial(_captions, options, beams) for beams in (1, 5)}
+
+
+def _captions(options: Options, beams: int) -> Iterator[Result]:
+    dtype = torch.float32 if options.quick else torch.bfloat16
+    captioner = models.captioner(options.device, dtype, options.quick)
+    side, tokens = (64, 3) if options.quick else (SIDE, TOKENS)
+    weights = sum(weight.nbytes for weight in captioner.model.parameters())
+    fields = {"case": f"BLIP-2, {tokens} tokens, {beams} beams", "dtype": NAMES[dtype]}
+    for count in BATCHES[: 2 if options.quick else None]:
+        images = torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(count))
+        run = partial(captioner.caption, images, max_tokens=tokens, num_beams=beams)
+        milliseconds = medians({"caption": run}, options.device, 1 if options.quick else 3, 0.0)["caption"]
+        way = f"batch of {count}"
+        yield Result(quantity="throughput", way=way, value=count / milliseconds * 1e3, unit="images/s", **fields)
+        most = weights + peak(run, options.device)[0]
+        yield Result(quantity="memory with weights", way=way, value=most / 1e6, unit="MB", **fields)
