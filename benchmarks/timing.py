@@ -11,9 +11,7 @@ import torch
 Work = Callable[[], object]
 
 
-def medians(
-    runs: Mapping[str, Work], device: torch.device, repeats: int = 3, seconds: float = 1.0
-) -> dict[str, float]:
+def medians(runs: Mapping[str, Work], device: torch.device, repeats: int = 3, seconds: float = 1.0) -> dict[str, float]:
     """Milliseconds per call of each, the median over calls by turns, so that a slow moment meets all alike.
 
     runs: called once before anything is timed, which compiles kernels and fills caches. repeats: calls of each, at

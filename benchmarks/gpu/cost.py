@@ -32,7 +32,10 @@ def cases(options: Options) -> dict[str, Case]:
     calls = {f"call, {name} {size}": partial(_layers, options, name, size) for name, size in LAYERS}
     whole = {f"sampling, {name} {side}": partial(_sampling, options, name, side) for name, side in SAMPLINGS}
     if options.quick:
-        return {"call": partial(_layers, options, "tiny", "512x512"), "sampling": partial(_sampling, options, "SD1.5", 64)}
+        return {
+            "call": partial(_layers, options, "tiny", "512x512"),
+            "sampling": partial(_sampling, options, "SD1.5", 64),
+        }
     return calls | whole
 
 
@@ -57,9 +60,7 @@ def _sampling(options: Options, name: str, side: int) -> Iterator[Result]:
     ways = {"plain": (sampler, None), **{way: (other, [regions]) for way, other in samplers(sampler).items()}}
     needs = {way: held * _scores(name, side) / GB for way, held in SCORES_HELD.items()}
     room = free(options.device) / GB
-    runs = {
-        way: partial(_sampled, options, side, *how) for way, how in ways.items() if needs.get(way, 0) <= room
-    }
+    runs = {way: partial(_sampled, options, side, *how) for way, how in ways.items() if needs.get(way, 0) <= room}
     for run in runs.values():
         run(1)  # compiles kernels, chooses convolutions
     most = {way: peak(partial(run, 1), options.device)[0] for way, run in runs.items()}

@@ -30,6 +30,8 @@ from ...pipeline.prompt_encoding import SecondEncoder
 from ...pipeline.sampler import DiffusersSampler
 
 T = TypeVar("T", bound=nn.Module)
+TEXT = {"opt-2.7b": (2560, 32, 32), "opt-125m": (768, 12, 12)}
+"""Width, layers and heads of language models."""
 PROMPT = "a red circle and a blue square"
 """Of the demo world, whose tokenizer the models read with."""
 UNETS: dict[str, dict[str, Any]] = {
@@ -97,29 +99,31 @@ def sampler(name: str, device: torch.device, dtype: torch.dtype, quick: bool = F
     )
 
 
-def captioner(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Captioner:
-    """BLIP-2 with OPT-2.7b, 3.7 billion weights; it reads with the demo captioner's tokenizer."""
+def captioner(device: torch.device, dtype: torch.dtype, quick: bool = False, text: str = "opt-2.7b") -> Captioner:
+    """BLIP-2 with a language model of `TEXT`, which reads with the demo captioner's tokenizer; `quick`: the demo's."""
     torch.manual_seed(0)
     folder = FOLDER / "blip2_captioner"
     if quick:
         return Captioner.load(folder, device, dtype)
-    words, read = from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder)
-    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    text = OPTConfig(
+    words, images = from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder)
+    images.size = {"height": 224, "width": 224}
+    width, layers, heads = TEXT[text]
+    language = OPTConfig(
         vocab_size=50304,
-        hidden_size=2560,
-        word_embed_proj_dim=2560,
-        ffn_dim=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        **ids,
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
     )
-    read.size = {"height": 224, "width": 224}
-    config = Blip2Config(text_config=text.to_dict(), image_token_index=50265)
+    config = Blip2Config(text_config=language.to_dict(), image_token_index=50265)
     model = random(Blip2ForConditionalGeneration, device, dtype, config)
     model.qformer.float()  # as transformers reads it
     model.query_tokens.data = model.query_tokens.data.float()
-    return Captioner(model, words, read)
+    return Captioner(model, words, images)
 
 
 def tokenizer() -> CLIPTokenizer:

@@ -1,8 +1,8 @@
 """Part 2 of `make gpu`: does whole sampling end with the latents of the obvious implementation?
 
-Held against each other are what half or full precision makes of a modulated sampling (ours beside eq. 8-9 written out)
-and of a plain one (PyTorch's attention beside plain attention written out), all in the same UNet: the first may be LIMIT
-times the second.
+Held against each other are what rounding makes of a modulated sampling (ours beside eq. 8-9 written out) and of a plain
+one (PyTorch's attention beside plain attention written out), all in the same UNet: the first may be LIMIT times the
+second.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _demo(options: Options, dtype: torch.dtype) -> Iterator[Result]:
 
 def _random(options: Options, name: str, dtype: torch.dtype) -> Iterator[Result]:
     sampler = models.sampler(name, options.device, dtype, options.quick)
-    yield from same(f"{name}, 512x512", sampler, options, 8 if options.quick else 64)
+    case, side = ("miniature", 8) if options.quick else ("512x512", 64)
+    yield from same(f"{name}, {case}", sampler, options, side)
 
 
 def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> Iterator[Result]:
@@ -111,14 +112,14 @@ def latents(
     *,
     options: Options,
     side: int,
-    modulation: ModulationSettings = STRONG,
+    modulation: ModulationSettings | None = None,
 ) -> Tensor:
-    """[images, 4, side, side], float32, of the same noise whatever the way."""
+    """[images, 4, side, side], float32, of the same noise whatever the way; by default modulated as STRONG says."""
     count = len(sets)
     noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0))
     settings = SamplingSettings(steps=2 if options.quick else 4, cfg=3.0)
     prompts = [models.PROMPT] * count
-    return sampler.latents(prompts, noise, settings, region_sets=sets, modulation=modulation).float()
+    return sampler.latents(prompts, noise, settings, region_sets=sets, modulation=modulation or STRONG).float()
 
 
 def difference(one: Tensor, other: Tensor) -> float:

@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours, 8-bit optimizer": {"optimizer_8bit": True},
     "ours, LoRA, fp16": LORA | {"precision": "fp16"},
 }
-FEW = {"rollout_steps": 3, "first_gradient_step": 1, "last_gradient_step": 2}
+FEW = {"rollout_steps": 2, "first_gradient_step": 0, "last_gradient_step": 1}
 
 
 def cases(options: Options) -> dict[str, Case]:
