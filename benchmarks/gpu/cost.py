@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ...attention.layout import Block
 from ...attention.settings import ModulationSettings
-from ...pipeline.sampler import DiffusersSampler
 from ...pipeline.settings import SamplingSettings
-from ..attention import GB, MODELS, SCORES_HELD, WAYS, Layer, blocks_of, figures, regions_of, shape_of
-from ..diffusers_unet import samplers, two_regions
+from ..attention import GB, MODELS, SCORES_HELD, WAYS, Figures, Layer, blocks_of, figures, regions_of, shape_of
 from ..memory import free, peak
 from ..timing import now, start
-from . import kernel, models
+from . import kernel
 from .options import NAMES, Case, Options
 from .results import SKIPPED, Result
+
+if TYPE_CHECKING:
+    from ...pipeline.sampler import DiffusersSampler
 
 REGIONS = 5
 HALF = torch.float16
@@ -45,8 +47,7 @@ def _layers(options: Options, name: str, size: str) -> Iterator[Result]:
         for cross in (False,) if layer.joint else (False, True):
             blocks = blocks_of(layer, cross, size, [regions_of(REGIONS)], options.device)
             case = f"{name} {size}: {shape_of(layer, blocks)}"
-            seconds = 0.0 if options.quick else 0.2
-            times, bytes_, needs, off = figures(layer, blocks, HALF, WAYS, 3, seconds=seconds)
+            times, bytes_, needs, off = _figures(options, layer, blocks)
             yield from _compared(case, "time", times, "ms")
             yield from _compared(case, "memory", {way: n / 1e6 for way, n in bytes_.items()}, "MB")
             yield from _too_large(case, needs, times)
@@ -54,15 +55,36 @@ def _layers(options: Options, name: str, size: str) -> Iterator[Result]:
     yield from _with_kernel(options, f"{name} {size}")
 
 
+def _figures(options: Options, layer: Layer, blocks: Sequence[Block]) -> Figures:
+    """Of all ways; of plain and ours alone where memory was too little, though it had seemed enough."""
+    measure = partial(figures, layer, blocks, HALF, repeats=3, seconds=0.0 if options.quick else 0.2)
+    try:
+        return measure(ways=WAYS)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return measure(ways=WAYS[:2])
+
+
 def _sampling(options: Options, name: str, side: int) -> Iterator[Result]:
-    sampler = models.sampler(name, options.device, HALF, options.quick)
-    regions, case = two_regions(models.PROMPT), f"{name} {side}x{side}"
+    from ..diffusers_unet import samplers, two_regions  # the layers' times are had without diffusers
+    from . import diffusion
+
+    sampler = diffusion.sampler(name, options.device, HALF, options.quick)
+    regions, case = two_regions(diffusion.PROMPT), f"{name} {side}x{side}"
     ways = {"plain": (sampler, None), **{way: (other, [regions]) for way, other in samplers(sampler).items()}}
     needs = {way: held * _scores(name, side) / GB for way, held in SCORES_HELD.items()}
     room = free(options.device) / GB
-    runs = {way: partial(_sampled, options, side, *how) for way, how in ways.items() if needs.get(way, 0) <= room}
-    for run in runs.values():
-        run(1)  # compiles kernels, chooses convolutions
+    runs = {
+        way: partial(_sampled, options, side, diffusion.PROMPT, *how)
+        for way, how in ways.items()
+        if needs.get(way, 0) <= room
+    }
+    for way, run in list(runs.items()):
+        try:
+            run(1)  # compiles kernels, chooses convolutions
+        except torch.cuda.OutOfMemoryError:
+            del runs[way]
+            torch.cuda.empty_cache()
     most = {way: peak(partial(run, 1), options.device)[0] for way, run in runs.items()}
     weights = sum(weight.nbytes for weight in sampler.unet.parameters())
     times = _by_turns(runs, 1 if options.quick else 3, 2 if options.quick else 10)
@@ -82,7 +104,9 @@ class Times(NamedTuple):
     """Until the last modulated step is done."""
 
 
-def _sampled(options: Options, side: int, sampler: DiffusersSampler, sets: list | None, steps: int) -> Times:
+def _sampled(
+    options: Options, side: int, prompt: str, sampler: DiffusersSampler, sets: list | None, steps: int
+) -> Times:
     """Sample one image, guided, as ComfyUI and diffusers do by default; modulated in the first 30 % of the steps."""
     noise = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
     settings, ends = ModulationSettings(), []
@@ -95,7 +119,7 @@ def _sampled(options: Options, side: int, sampler: DiffusersSampler, sets: list 
     began = now(options.device)
     finish = start(
         lambda: sampler.latents(
-            [models.PROMPT], noise, SamplingSettings(steps=steps, cfg=7.5), region_sets=sets,
+            [prompt], noise, SamplingSettings(steps=steps, cfg=7.5), region_sets=sets,
             modulation=settings, on_step=on_step,
         ),
         options.device,
@@ -113,9 +137,9 @@ def _by_turns(runs: dict[str, Callable[[int], Times]], repeats: int, steps: int)
 
 
 def _scores(name: str, side: int) -> int:
-    """Bytes of a float32 for each head, query and key of the largest layer, of both rows of guidance."""
+    """Bytes of a float32 for each head, query and key of the largest layer, of the prompt's row."""
     layer = MODELS["sd15" if name == "SD1.5" else "sdxl"][0]
-    return 4 * 2 * layer.heads * (side // layer.square) ** 4
+    return 4 * layer.heads * (side // layer.square) ** 4
 
 
 def _compared(case: str, quantity: str, values: dict[str, float], unit: str) -> Iterator[Result]:
@@ -128,7 +152,7 @@ def _compared(case: str, quantity: str, values: dict[str, float], unit: str) -> 
 def _too_large(case: str, needs: dict[str, float], measured: dict) -> Iterator[Result]:
     """What was left out because its scores need more memory than there is."""
     for way in [way for way in needs if way not in measured]:
-        detail = f"{way} needs {needs[way]:.0f} GB, more than are free"
+        detail = f"{way} needs {needs[way]:.0f} GB or more, and so many are not free"
         yield Result(case=case, way=way, status=SKIPPED, detail=detail, dtype=NAMES[HALF])
 
 

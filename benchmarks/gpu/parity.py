@@ -16,19 +16,19 @@ from torch import Tensor
 
 from ...attention.settings import ModulationSettings
 from ...core.regions import RegionSet
-from ...demo.models import FOLDER
 from ...pipeline.sampler import DiffusersSampler
 from ...pipeline.settings import SamplingSettings
 from ..diffusers_unet import replaced, two_regions
-from . import kernel, models
+from . import diffusion, kernel
+from .models import DEMO
 from .options import NAMES, Case, Options
 from .results import Result, parity
 
 LIMIT = 3.0
 SMALLEST = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """A difference of latents of which no more is asked."""
-SHOWN = 2
-"""The modulation must change the latents by so many times the limit, else their agreement shows nothing."""
+SHOWN = 5
+"""The modulation must change the latents by so many times what ours differs, else their agreement shows nothing."""
 STRONG = ModulationSettings(power=0.0, end=1.0)
 """All steps modulated, by the paper's strengths."""
 
@@ -50,13 +50,13 @@ def cases(options: Options) -> dict[str, Case]:
 
 
 def _demo(options: Options, dtype: torch.dtype) -> Iterator[Result]:
-    sampler = DiffusersSampler.load(FOLDER / "stable_diffusion", options.device, dtype)
+    sampler = DiffusersSampler.load(DEMO / "stable_diffusion", options.device, dtype)
     yield from same("demo model", sampler, options, 16)
     yield from left_alone("demo model", sampler, options, 16)
 
 
 def _random(options: Options, name: str, dtype: torch.dtype) -> Iterator[Result]:
-    sampler = models.sampler(name, options.device, dtype, options.quick)
+    sampler = diffusion.sampler(name, options.device, dtype, options.quick)
     case, side = ("miniature", 8) if options.quick else ("512x512", 64)
     yield from same(f"{name}, {case}", sampler, options, side)
 
@@ -66,7 +66,7 @@ def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> I
 
     TensorFloat-32 is off meanwhile: it would take from float32 what is asked of it.
     """
-    dtype, regions = sampler.unet.dtype, two_regions(models.PROMPT)
+    dtype, regions = sampler.unet.dtype, two_regions(diffusion.PROMPT)
     draw = partial(latents, options=options, side=side)
     with _whole_float32():
         ours, obvious = (draw(way, [regions]) for way in (sampler, replaced(sampler, "obvious")))
@@ -83,8 +83,8 @@ def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> I
         detail=f"plain attention's own {rounding:.2g}; modulation changes {effect:.2g}",
         **fields,
     )
-    shown = SHOWN * limit / max(effect, 1e-9)
-    yield parity(f"{case}, is it modulated", shown, 1, quantity=f"{SHOWN} x that limit, over the change", **fields)
+    shown = SHOWN * max(error, SMALLEST[dtype] / 10) / max(effect, 1e-9)
+    yield parity(f"{case}, is it modulated", shown, 1, quantity=f"{SHOWN} x that difference, over the change", **fields)
     if options.device.type == "cuda":
         detail = kernel.broken()
         yield parity(f"{case}, kernel", float(bool(detail)), 0, quantity="failures", detail=detail, **fields)
@@ -93,7 +93,7 @@ def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> I
 def left_alone(case: str, sampler: DiffusersSampler, options: Options, side: int) -> Iterator[Result]:
     """Without strength, sampling is plain sampling to the last bit; so is an image without regions, but for what a
     GPU rounds otherwise in a batch of another size."""
-    regions, dtype = two_regions(models.PROMPT), sampler.unet.dtype
+    regions, dtype = two_regions(diffusion.PROMPT), sampler.unet.dtype
     draw = partial(latents, options=options, side=side)
     off = ModulationSettings(cross_strength=0.0, self_strength=0.0)
     with _whole_float32():
@@ -118,7 +118,7 @@ def latents(
     count = len(sets)
     noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0))
     settings = SamplingSettings(steps=2 if options.quick else 4, cfg=3.0)
-    prompts = [models.PROMPT] * count
+    prompts = [diffusion.PROMPT] * count
     return sampler.latents(prompts, noise, settings, region_sets=sets, modulation=modulation or STRONG).float()
 
 

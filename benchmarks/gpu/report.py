@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Result
+from .results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Result, digits
 
 REFERENCES = ("plain", "batch of 1")
 """The way that the others of a table are divided by."""
@@ -52,8 +52,8 @@ def _parities(results: Sequence[Result]) -> list[str]:
             r.status if r.status == PASS else f"**{r.status}**",
             r.case,
             r.dtype,
-            f"{r.quantity} {_number(r.value)}",
-            _number(r.limit),
+            f"{r.quantity} {digits(r.value)}",
+            digits(r.limit),
             "" if r.ratio is None else f"{r.ratio:.2f} ×",
             r.detail,
         ]
@@ -78,7 +78,7 @@ def _measures(results: Sequence[Result]) -> list[str]:
 
 
 def _cell(result: Result) -> str:
-    value = f"{_number(result.value)} {result.unit}".strip()
+    value = f"{digits(result.value)} {result.unit}".strip()
     return value if result.ratio is None else f"{result.ratio:.2f} × ({value})"
 
 
@@ -92,10 +92,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return []
     lines = [head, ["---"] * len(head), *rows]
     return [*(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines), ""]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _place(result: Result) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,7 +49,7 @@ class Result:
     def line(self) -> str:
         """All that matters of it in one line of a terminal."""
         name = " ".join(x for x in (self.case, self.dtype) if x)
-        value = "" if self.value is None else f"{self.value:.4g} {self.unit}".strip()
+        value = f"{digits(self.value)} {self.unit}".strip() if self.value is not None else ""
         limit = "" if self.limit is None else f"(at most {self.limit:.2g})"
         ratio = "" if self.ratio is None else f"= {self.ratio:.3g} x"
         parts = (self.way, self.quantity, value, limit, ratio, self.detail and f"({self.detail})")
@@ -56,5 +57,14 @@ class Result:
 
 
 def parity(case: str, error: float, limit: float, **fields: Any) -> Result:
-    """An error held against its limit; one that is no number fails."""
+    """An error held against its limit; one that is not finite fails."""
+    if not math.isfinite(error):
+        return Result(case=case, limit=limit, status=FAIL, **fields | {"detail": "what was computed is not finite"})
     return Result(case=case, value=error, limit=limit, status=PASS if error <= limit else FAIL, **fields)
+
+
+def digits(value: float | None) -> str:
+    """Four of them, or all before the point; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

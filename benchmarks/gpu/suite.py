@@ -60,7 +60,7 @@ class Part(NamedTuple):
 PARTS = {
     "kernel": Part("The kernel beside the reference", 22, 90, workers=6),
     "parity": Part("Whole sampling beside the obvious implementation", 18, 60),
-    "cost": Part("Time and memory of a call and of whole sampling", 26, 60),
+    "cost": Part("Time and memory of a call and of whole sampling", 26, 100),
     "training": Part("The trainer beside ImageReward's loop", 24, 60),
     "captioners": Part("Captions in batches", 10, 60),
 }
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_GPU
     make_folder(args.out)
     if args.device == "cpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # in the workers: the kernel runs in Triton's interpreter there
+        os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}  # for the workers
     sink = Sink(args.out, environment(args.device, args.quick))
     run(args, sink)
     print(f"\n{report.summary(sink.results)} {args.out / 'report.md'}")
@@ -142,8 +142,8 @@ class Sink:
         self.folder, self.environment = folder, environment
         self.results: list[Result] = []
         self.lock = threading.Lock()
-        for part in PARTS:  # what an earlier run left is not of this one
-            (folder / f"{part}.json").unlink(missing_ok=True)
+        for name in [*(f"{part}.json" for part in PARTS), "report.md"]:  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
 
     def take(self, part: str, result: Result) -> None:
         with self.lock:
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace, sink: Sink) -> None:
         print(f"\n== {part.title}", flush=True)
         left = sum(PARTS[other].share for other in args.only[place:])
         end = time.monotonic() + (last - time.monotonic()) * part.share / left
-        workers = 1 if args.quick else part.workers
+        workers = 1 if args.quick else min(part.workers, max(1, (os.cpu_count() or 1) // 2))
         threads = [
             threading.Thread(
                 target=supervise,

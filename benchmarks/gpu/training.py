@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from ...demo.models import FOLDER
 from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
@@ -25,7 +24,7 @@ from ...training.config import from_dict
 from ...training.models import DTYPES, Trained, trainable
 from ...training.refl_settings import ReflConfig
 from ..refl import EQUAL, measure, our_loop
-from . import models
+from . import diffusion, models
 from .options import Case, Options
 from .results import Lacking, Result, parity
 
@@ -105,11 +104,11 @@ def config_of(options: Options, way: str) -> ReflConfig:
 
 def trained(config: ReflConfig, options: Options) -> Trained:
     """New models of a run, but for the captioner, which no run changes."""
-    sampler = models.sampler("SD1.5", options.device, DTYPES[config.precision], options.quick)
+    sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.precision], options.quick)
     captioner = _captioner(options, DTYPES[config.precision])
     place = torch.device("cpu") if config.offload_captioner else options.device
     captioner.model.to(place)
-    reward = CaptionReward(captioner, TextEncoder.load(FOLDER / "blip2_itm", place))
+    reward = CaptionReward(captioner, TextEncoder.load(models.DEMO / "blip2_itm", place))
     for network in reward.networks():
         network.requires_grad_(False)
     weights = trainable(sampler.unet, config)

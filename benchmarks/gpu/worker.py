@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     device = torch.device(args.device)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
     try:
         part = importlib.import_module(f".{args.part}", __package__)
