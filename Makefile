@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # What pip is asked for; e.g. TORCH="torch --index-url <your CUDA or CPU index>".
 TORCH ?= torch==2.13.0
+# The Python of `make gpu`: any that has PyTorch, Triton and, but for its first part, the rest of requirements-dev.txt.
+GPU_PYTHON ?= $(if $(wildcard .venv/ready),.venv/bin/python,$(PYTHON))
 PROMPT ?=
 SEED ?=
 
@@ -15,7 +17,7 @@ PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_s
 	demo_judges label_embeddings language_models likelihood llm_faults loading logit_scorer perception ram_checkpoints \
 	realign reward_models rewards sam_checkpoints scripts validator weight_files everyday_files bounds)
 
-.PHONY: demo refl-demo arl-demo table test test-oldest lint benchmark demo-models demo-metrics clean
+.PHONY: demo refl-demo arl-demo table test test-oldest lint benchmark gpu demo-models demo-metrics clean
 
 # See the method work: one prompt, its coarse image, what is seen in it, the re-aligned image → out/demo.
 demo: $(READY)
@@ -62,6 +64,11 @@ benchmark: $(READY)
 	$(if $(COMFYUI_PATH),$(or $(COMFYUI_PYTHON),$(RUN)) benchmarks/sampling.py)
 	$(RUN) benchmarks/refl.py
 	$(RUN) benchmarks/perception.py --batch 1 4
+
+# On a machine with an NVIDIA GPU, in less than nine minutes: is the Triton kernel right, are whole samplings, and what
+# does everything cost → out/gpu/report.md. Without a GPU it says so (status 2). No package is installed for it.
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu/suite.py
 
 # Train all demo models again (core-minutes: demo/README.md) and measure them → demo/weights.
 demo-models: $(READY)

@@ -148,7 +148,7 @@ class ModulatedProcessor:
         q, k, v = project(attn, hidden_states, text)
         biased = modulated_attention(q, k, v, layout, now)
         if stock:
-            return _out(attn, biased, hidden_states)
+            return output(attn, biased, hidden_states)
         # Whatever else the previous processor does stays; only attention's own part is exchanged.
         unbiased = F.scaled_dot_product_attention(q, k, v)
         return plain + (_merge(attn, biased) - _merge(attn, unbiased)) / attn.rescale_output_factor
@@ -180,7 +180,7 @@ def _merge(attn: Attention, x: Tensor) -> Tensor:
     return attn.to_out[1](attn.to_out[0](x.transpose(1, 2).flatten(2)))
 
 
-def _out(attn: Attention, x: Tensor, residual: Tensor) -> Tensor:
+def output(attn: Attention, x: Tensor, residual: Tensor) -> Tensor:
     """What diffusers' own processors do after attention."""
     out = _merge(attn, x)
     if attn.residual_connection:

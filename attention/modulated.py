@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -63,21 +64,16 @@ def joint_attention(
     rows = sorted({row for block in blocks for row in block.layout.active})
     if not rows:
         return F.scaled_dot_product_attention(q, k, v)
-    by_kernel = _by_kernel(q, k, v, blocks) if q.is_cuda else None  # it keeps scores in float32
-    if by_kernel is not None:
-        return by_kernel
-    dtype = q.dtype
-    if precision is not None:
-        q, k, v = q.to(precision), k.to(precision), v.to(precision)
+    q, k = q.to(v.dtype), k.to(v.dtype)  # inside autocast a layer's norms may have left them in float32
     if len(rows) == len(q):
-        return _attention(q, k, v, blocks).to(dtype)
+        return _modulated(q, k, v, blocks, precision)
     rest = [row for row in range(len(q)) if row not in rows]
     plain, some = span(rest), span(rows)
-    out = v.new_empty(*q.shape[:3], v.shape[-1])
-    out[plain] = F.scaled_dot_product_attention(q[plain], k[plain], v[plain])
+    out = torch.empty_like(q) if q.shape[-1] == v.shape[-1] else v.new_empty(*q.shape[:3], v.shape[-1])
+    out[plain] = F.scaled_dot_product_attention(*_cast(precision, q[plain], k[plain], v[plain])).to(v.dtype)
     own = [block._replace(layout=block.layout.of_rows(rows)) for block in blocks]
-    out[some] = _attention(q[some], k[some], v[some], own)
-    return out.to(dtype)
+    out[some] = _modulated(q[some], k[some], v[some], own, precision)
+    return out
 
 
 def _check(q: Tensor, k: Tensor, block: Block) -> None:
@@ -87,6 +83,29 @@ def _check(q: Tensor, k: Tensor, block: Block) -> None:
             f"Attention has {q.shape[0]} rows of {q.shape[2]} queries and {keys} keys, but the regions were laid "
             f"out for {block.layout.shape}; lay them out for this layer and batch."
         )
+
+
+def _modulated(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], precision: torch.dtype | None) -> Tensor:
+    """All rows modulated: by the kernel, which keeps scores in float32 whatever `precision` is, or without it."""
+    by_kernel = _by_kernel(q, k, v, blocks) if _may_have_kernel(q.device) else None
+    if by_kernel is not None:
+        return by_kernel
+    with _no_autocast(q.device):
+        return _attention(*_cast(precision, q, k, v), blocks).to(v.dtype)
+
+
+def _may_have_kernel(device: torch.device) -> bool:
+    """Elsewhere Triton is not even imported."""
+    return device.type == "cuda"
+
+
+def _cast(precision: torch.dtype | None, *tensors: Tensor) -> Sequence[Tensor]:
+    return tensors if precision is None else [x.to(precision) for x in tensors]
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    """Autocast would compute products of float32, which scores and their extrema need, in half precision."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:

@@ -32,6 +32,8 @@ from .layout import Block
 
 LONGEST = 256
 """The accumulators of longer heads do not fit into registers."""
+MOST_THREAD_BLOCKS = 2**16 - 1
+"""Along the second and third dimension of a grid on CUDA, which here are heads and batch rows."""
 SIZES = ["start", "end", "start_2", "end_2", "rest", "Nq"]
 SIZES += [f"{x}_{dimension}" for x in ("q", "k", "v", "out") for dimension in "bhn"]
 """The kernel is not compiled again for other sizes: what it gains from knowing them, ALIGNED tells it."""
@@ -46,10 +48,17 @@ def supports(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> bool:
         and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
         and q.dtype == k.dtype == v.dtype
         and q.shape[-1] == v.shape[-1] <= LONGEST
+        and all(_offsets_fit(x) for x in (q, k, v))
+        and max(q.shape[:2]) <= MOST_THREAD_BLOCKS
         and 1 <= len(blocks) <= 2
         and all(block.layout.bits is not None for block in blocks)
         and not any(isinstance(block.strength, Tensor) and block.strength.is_cuda for block in blocks)  # would wait
     )
+
+
+def _offsets_fit(x: Tensor) -> bool:
+    """Whether the numbers of one head lie within 2³¹ of each other, as the kernel counts in int32 within a head."""
+    return (x.shape[2] - 1) * x.stride(2) + x.shape[3] < 2**31
 
 
 def _runs_on(device: torch.device) -> bool:
@@ -136,6 +145,7 @@ def _call(q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, ga
         ONE_GAIN_2=key_gain[-1].shape[1] == 1,
         REST=rest > 0,
         ALIGNED=8 if all(stride % 8 == 0 for stride in strides) else 1,
+        enable_fp_fusion=True,  # what newer versions of Triton leave out unless they are asked
     )
     grid = (triton.cdiv(Nq, tile["BLOCK_M"]), H, B)
     return grid, (q, k, v, out, *blocks, rest, Nq, d**-0.5 / math.log(2), *strides), options

@@ -22,8 +22,6 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -41,12 +39,13 @@ from ..core.regions import Region, RegionSet
 from ..scripts.hardware import add_arguments, chosen
 from .dense_diffusion import dense_diffusion_attention, region_maps
 from .memory import free, peak
+from .timing import medians
 
 GB = 1e9
 SCORES_HELD = {"DenseDiffusion": 7, "obvious": 6}
 """How many float32 tensors of B x H x Nq x Nk numbers a way holds at its worst moment, B the rows of the prompt."""
 WAYS = ("plain", "ours", "DenseDiffusion", "obvious")
-WORDS, CROSS, SELF, SECONDS = 77, 1.0, 0.3, 1.0
+WORDS, CROSS, SELF = 77, 1.0, 0.3
 SIZES = ("512x512", "768x768", "1024x1024", "1536x640")
 BOXES = ((0.1, 0.5, 0.1, 0.5), (0.4, 0.9, 0.3, 0.6), (0.1, 0.4, 0.6, 0.9), (0.5, 0.9, 0.7, 0.9), (0.6, 0.9, 0.1, 0.2))
 """(y0, y1, x0, x1) as fractions; the first two overlap."""
@@ -137,10 +136,32 @@ def shape_of(layer: Layer, blocks: Sequence[Block]) -> str:
     return f"{shapes[0][1]} x {keys}, {layer.heads} heads of {layer.d}"
 
 
-def measured(
-    layer: Layer, blocks: Sequence[Block], dtype: torch.dtype, ways: list[str], repeats: int, room: float | None
-) -> list[str]:
-    """The cells of a row: time, floor, memory and difference; a way that needs too much memory has its need instead."""
+class Figures(NamedTuple):
+    """What the ways of computing one layer cost."""
+
+    times: dict[str, float]
+    """Milliseconds per call."""
+    bytes: dict[str, int]
+    """Of the inputs, the result and all between."""
+    needs: dict[str, float]
+    """Gigabytes of scores that each holds at once; a way that needs more than there are has no other figures."""
+    off: float
+    """The largest difference of ours to the oracle."""
+
+
+def figures(
+    layer: Layer,
+    blocks: Sequence[Block],
+    dtype: torch.dtype,
+    ways: Sequence[str],
+    repeats: int = 3,
+    room: float | None = None,
+    seconds: float = 1.0,
+) -> Figures:
+    """Measure the ways of one layer, with random q, k and v.
+
+    room: gigabytes that may be used; those that are free by default. seconds: for which each layer is timed at least.
+    """
     rows, n_queries, _ = blocks[0].layout.shape
     n_keys = sum(block.layout.shape[2] for block in blocks)
     device = blocks[0].layout.query_gain.device
@@ -148,21 +169,31 @@ def measured(
     runs = {way: run for way, run in runs_of(q, k, v, blocks).items() if way in ways}
     needs = {way: SCORES_HELD.get(way, 0) * 4 * rows * layer.heads * n_queries * n_keys / GB for way in runs}
     runs = {way: run for way, run in runs.items() if needs[way] <= (free(device) / GB if room is None else room)}
+    times = medians(runs, device, repeats, seconds)
     inputs = sum(x.nbytes for x in (q, k, v))
     bytes_ = {way: inputs + peak(run, device)[0] for way, run in runs.items()}
-    times = medians(runs, repeats, device)
+    return Figures(times, bytes_, needs, difference(q, k, v, blocks))
 
-    def cell(way: str, figures: dict[str, float], unit: str) -> str:
+
+def measured(
+    layer: Layer, blocks: Sequence[Block], dtype: torch.dtype, ways: list[str], repeats: int, room: float | None
+) -> list[str]:
+    """The cells of a row: time, floor, memory and difference; a way that needs too much memory has its need instead."""
+    times, bytes_, needs, off = figures(layer, blocks, dtype, ways, repeats, room)
+    _, n_queries, _ = blocks[0].layout.shape
+    n_keys = sum(block.layout.shape[2] for block in blocks)
+
+    def cell(way: str, values: dict[str, float], unit: str) -> str:
         if way == "plain":
-            return unit.format(figures[way])
+            return unit.format(values[way])
         too_much = f"needs {needs[way]:.0f} GB" if way in needs else "-"
-        return f"{figures[way] / figures['plain']:.2f} x" if way in figures else too_much
+        return f"{values[way] / values['plain']:.2f} x" if way in values else too_much
 
     return [
         *(cell(way, times, "{:.4g} ms") for way in ways),
         " / ".join(f"{x:.2f}" for x in floor(n_queries, n_keys)),
         *(cell(way, {way: n / 1e6 for way, n in bytes_.items()}, "{:.4g} MB") for way in ways),
-        f"{difference(q, k, v, blocks):.0e}",
+        f"{off:.0e}",
     ]
 
 
@@ -192,25 +223,6 @@ def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], queries
     parts = [block._replace(layout=block.layout.part(slice(None), some)) for block in blocks]
     exact = joint_reference(q[:, :, some].float(), k, v, parts)
     return (joint_attention(q, k, v, blocks)[:, :, some] - exact).abs().max().item()
-
-
-def medians(runs: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each, interleaved, over a second at least: small layers need more repetitions."""
-    times: dict[str, list[float]] = {way: [] for way in runs}
-    end = now(device) + SECONDS
-    while len(times["plain"]) < repeats or now(device) < end:
-        for way, run in runs.items():
-            start = now(device)
-            run()
-            times[way].append((now(device) - start) * 1e3)
-    return {way: statistics.median(own) for way, own in times.items()}
-
-
-def now(device: torch.device) -> float:
-    """Seconds, when all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

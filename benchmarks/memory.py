@@ -49,19 +49,24 @@ def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
     On a CPU they are counted tensor by tensor, on CUDA by the allocator.
     """
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         result = run()
-        return torch.cuda.max_memory_allocated() - before, result
+        return torch.cuda.max_memory_allocated(device) - before, result
     with LiveBytes() as live:
         result = run()
     return live.peak, result
 
 
 def free(device: torch.device) -> float:
-    """Bytes that are free; on a machine that does not tell, as if without end."""
+    """Bytes that are free; on a machine that does not tell, as if without end.
+
+    On CUDA those too that PyTorch keeps for later without using them.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

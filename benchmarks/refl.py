@@ -27,14 +27,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
+from ..training import run
 from ..training.config import from_dict
 from ..training.feedback import estimators
 from ..training.models import DTYPES, Trained, load
@@ -42,6 +44,7 @@ from ..training.prompts import load_prompts
 from ..training.refl_settings import ReflConfig
 from ..training.refl_train import ReflRun
 from .memory import peak
+from .timing import start
 
 STEPS, FIRST = 40, 30
 EQUAL = {
@@ -94,24 +97,33 @@ def _in_a_process(name: str) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def measure(name: str, config: ReflConfig, steps: int) -> dict[str, float]:
-    """Seconds of a step, the first left out, and the bytes that one needs."""
+def measure(name: str, config: ReflConfig, steps: int, models: Trained | None = None) -> dict[str, float]:
+    """Seconds per image of a step, the first left out, and the bytes that one needs.
+
+    models: what is trained and judged with, where it is not to be read from the folders that `config` names.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, output=folder)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        step = plain_loop(config, load(config, device), device) if name == "plain" else _ours(config)
+        if name == "plain":
+            step = plain_loop(config, load(config, device) if models is None else models, device)
+        else:
+            step = our_loop(config, models)
         step()
-        times = [_seconds(step, device) for _ in range(steps)]
+        times = [start(step, device)() / 1e3 for _ in range(steps)]
         return {"seconds": statistics.median(times) / config.batch_size, "bytes": peak(step, device)[0]}
 
 
-def _ours(config: ReflConfig) -> Callable[[], None]:
-    run = ReflRun(config)
+def our_loop(config: ReflConfig, models: Trained | None = None) -> Callable[[], ReflRun]:
+    """One step of ours, which returns the run."""
+    with nullcontext() if models is None else patch.object(run, "load", lambda config, device: models):
+        ours = ReflRun(config)
 
-    def step() -> None:
-        run._take_step()
-        run.step += 1
-        run.optimizer.zero_grad()  # as the plain loop, so that both begin without gradients
+    def step() -> ReflRun:
+        ours._take_step()
+        ours.step += 1
+        ours.optimizer.zero_grad()  # as the plain loop, so that both begin without gradients
+        return ours
 
     return step
 
@@ -131,8 +143,8 @@ def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Cal
         prompts = random.sample(texts, config.batch_size)
         words = models.sampler.encode(prompts)
         x = torch.randn(config.batch_size, *models.sampler.latent_shape, device=device)
-        scheduler.set_timesteps(STEPS, device=device)
-        middle = random.randint(FIRST, STEPS - 1)
+        scheduler.set_timesteps(config.rollout_steps, device=device)
+        middle = random.randint(config.first_gradient_step, config.last_gradient_step)
         with autocast:
             for t in scheduler.timesteps[:middle]:
                 with torch.no_grad():
@@ -147,14 +159,6 @@ def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Cal
         optimizer.zero_grad()
 
     return step
-
-
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def report(told: dict[str, list[dict[str, float]]]) -> None:

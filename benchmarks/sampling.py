@@ -37,8 +37,9 @@ from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from ..scripts.hardware import DTYPES, chosen
 from . import comfy_unet
-from .attention import BOXES, GB, MODELS, SCORES_HELD, WAYS, now, regions_of
+from .attention import BOXES, GB, MODELS, SCORES_HELD, WAYS, regions_of
 from .memory import free, peak
+from .timing import now
 
 
 def main() -> None:

@@ -1,0 +1,141 @@
+"""Part 2 of `make gpu`: does whole sampling end with the latents of the obvious implementation?
+
+Held against each other are what rounding makes of a modulated sampling (ours beside eq. 8-9 written out) and of a plain
+one (PyTorch's attention beside plain attention written out), all in the same UNet: the first may be LIMIT times the
+second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...attention.settings import ModulationSettings
+from ...core.regions import RegionSet
+from ...pipeline.sampler import DiffusersSampler
+from ...pipeline.settings import SamplingSettings
+from ..diffusers_unet import replaced, two_regions
+from . import diffusion, kernel
+from .models import DEMO
+from .options import NAMES, Case, Options
+from .results import Result, parity
+
+LIMIT = 3.0
+SMALLEST = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""A difference of latents of which no more is asked."""
+SHOWN = 5
+"""The modulation must change the latents by so many times what ours differs, else their agreement shows nothing."""
+STRONG = ModulationSettings(power=0.0, end=1.0)
+"""All steps modulated, by the paper's strengths."""
+
+
+def cases(options: Options) -> dict[str, Case]:
+    """The demo model in each precision, then the true architectures."""
+    precisions = [torch.float32] if options.quick else NAMES  # half precision takes long on a CPU
+    demo: dict[str, Case] = {f"demo model, {NAMES[d]}": partial(_demo, options, d) for d in precisions}
+    large: dict[str, Case] = {
+        f"{name}, {NAMES[dtype]}": partial(_random, options, name, dtype)
+        for name, dtype in (
+            ("SD1.5", torch.float16),
+            ("SDXL", torch.bfloat16),
+            ("SD1.5", torch.float32),
+            ("SDXL", torch.float16),
+        )[: 2 if options.quick else None]
+    }
+    return demo | large
+
+
+def _demo(options: Options, dtype: torch.dtype) -> Iterator[Result]:
+    sampler = DiffusersSampler.load(DEMO / "stable_diffusion", options.device, dtype)
+    yield from same("demo model", sampler, options, 16)
+    yield from left_alone("demo model", sampler, options, 16)
+
+
+def _random(options: Options, name: str, dtype: torch.dtype) -> Iterator[Result]:
+    sampler = diffusion.sampler(name, options.device, dtype, options.quick)
+    case, side = ("miniature", 8) if options.quick else ("512x512", 64)
+    yield from same(f"{name}, {case}", sampler, options, side)
+
+
+def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> Iterator[Result]:
+    """Ours beside the obvious implementation, latents of side².
+
+    TensorFloat-32 is off meanwhile: it would take from float32 what is asked of it.
+    """
+    dtype, regions = sampler.unet.dtype, two_regions(diffusion.PROMPT)
+    draw = partial(latents, options=options, side=side)
+    with _whole_float32():
+        ours, obvious = (draw(way, [regions]) for way in (sampler, replaced(sampler, "obvious")))
+        plain, exact = draw(sampler, [None]), draw(replaced(sampler, "exact"), [None])
+    error, rounding, effect = difference(ours, obvious), difference(plain, exact), difference(plain, obvious)
+    limit = max(LIMIT * rounding, SMALLEST[dtype])
+    fields = {"way": "ours", "dtype": NAMES[dtype]}
+    yield parity(
+        case,
+        error,
+        limit,
+        quantity="difference of latents",
+        ratio=error / rounding if rounding else None,
+        detail=f"plain attention's own {rounding:.2g}; modulation changes {effect:.2g}",
+        **fields,
+    )
+    shown = SHOWN * max(error, SMALLEST[dtype] / 10) / max(effect, 1e-9)
+    yield parity(f"{case}, is it modulated", shown, 1, quantity=f"{SHOWN} x that difference, over the change", **fields)
+    if options.device.type == "cuda":
+        detail = kernel.broken()
+        yield parity(f"{case}, kernel", float(bool(detail)), 0, quantity="failures", detail=detail, **fields)
+
+
+def left_alone(case: str, sampler: DiffusersSampler, options: Options, side: int) -> Iterator[Result]:
+    """Without strength, sampling is plain sampling to the last bit; so is an image without regions, but for what a
+    GPU rounds otherwise in a batch of another size."""
+    regions, dtype = two_regions(diffusion.PROMPT), sampler.unet.dtype
+    draw = partial(latents, options=options, side=side)
+    off = ModulationSettings(cross_strength=0.0, self_strength=0.0)
+    with _whole_float32():
+        plain, exact = draw(sampler, [None, None]), draw(replaced(sampler, "exact"), [None, None])
+        without = draw(sampler, [regions, regions], modulation=off)
+        beside = draw(sampler, [None, regions])[:1]
+    fields = {"way": "ours", "quantity": "difference of latents", "dtype": NAMES[dtype]}
+    yield parity(f"{case}, strength 0", difference(without, plain), 0, detail="bit for bit", **fields)
+    limit = max(difference(plain, exact), SMALLEST[dtype])
+    yield parity(f"{case}, left alone beside another", difference(beside, plain[:1]), limit, **fields)
+
+
+def latents(
+    sampler: DiffusersSampler,
+    sets: list[RegionSet | None],
+    *,
+    options: Options,
+    side: int,
+    modulation: ModulationSettings | None = None,
+) -> Tensor:
+    """[images, 4, side, side], float32, of the same noise whatever the way; by default modulated as STRONG says."""
+    count = len(sets)
+    noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0))
+    settings = SamplingSettings(steps=2 if options.quick else 4, cfg=3.0)
+    prompts = [diffusion.PROMPT] * count
+    return sampler.latents(prompts, noise, settings, region_sets=sets, modulation=modulation or STRONG).float()
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The root mean square of the difference over that of the other."""
+    return ((one - other).square().mean() / other.square().mean()).sqrt().item()
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Products and convolutions of float32 in float32."""
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.allow_tf32 = False
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
