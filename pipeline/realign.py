@@ -54,6 +54,9 @@ class RealignSettings:
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
+    isolate_phrases: bool = False
+    """Whether the tokens of the regions' phrases have the embeddings of the phrase encoded alone, as in DenseDiffusion's
+    code: "red" in "a red circle and a blue square" then knows of no other thing."""
     gate: float | None = None
     """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
     keep_better: bool = False
@@ -227,6 +230,7 @@ def resample(
         settings.sampling,
         region_sets=region_sets,
         modulation=settings.modulation,
+        isolate_phrases=settings.isolate_phrases,
         on_step=partial(on_progress, "re-aligned image"),
     )
     return look(models, images, prompts)
