@@ -50,6 +50,17 @@ def modulation_inputs() -> list[Any]:
     ]
 
 
+def isolate_input() -> Any:
+    """The switch that comes after all others, so that older workflows keep their values."""
+    return io.Boolean.Input(
+        "isolate_phrases",
+        default=False,
+        optional=True,
+        tooltip="Encode each region's words alone, as DenseDiffusion does: in 'a red circle and a blue square', 'red' "
+        "then knows of no square. Takes the text encoder once more for each phrase.",
+    )
+
+
 def _settings(
     cross_strength: float, self_strength: float, power: float, start: float, end: float
 ) -> ModulationSettings:
@@ -105,16 +116,25 @@ class ApplyRegions(io.ComfyNode):
                 regions_input(tooltip="Which words belong where; of a batch, set i is for image i."),
                 text_input("The encoded text, if it is not the regions' own prompt."),
                 image_input(),
+                isolate_input(),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
         )
 
     @classmethod
-    def execute(cls, conditioning, clip, regions, text: str = "", image: torch.Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        conditioning,
+        clip,
+        regions,
+        text: str = "",
+        image: torch.Tensor | None = None,
+        isolate_phrases: bool = False,
+    ) -> io.NodeOutput:
         from ..attention.comfy_conditioning import attach
 
         sets = region_sets(regions, text=text, size=image_size(image))
-        return io.NodeOutput(attach(conditioning, clip, sets, text))
+        return io.NodeOutput(attach(conditioning, clip, sets, text, isolate_phrases))
 
 
 class RealignModel(io.ComfyNode):
@@ -162,6 +182,7 @@ class RealignKSampler(io.ComfyNode):
                 *modulation_inputs(),
                 text_input("The encoded text, if it is not the regions' own prompt."),
                 image_input(),
+                isolate_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -188,6 +209,7 @@ class RealignKSampler(io.ComfyNode):
         regions=None,
         text: str = "",
         image: torch.Tensor | None = None,
+        isolate_phrases: bool = False,
     ) -> io.NodeOutput:
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
@@ -197,7 +219,7 @@ class RealignKSampler(io.ComfyNode):
 
             model = realign_model(model, _settings(cross_strength, self_strength, power, start, end))
             sets = region_sets(regions, text=text, size=image_size(image))
-            positive = attach(positive, clip, sets, text)
+            positive = attach(positive, clip, sets, text, isolate_phrases)
         return io.NodeOutput(
             comfy_nodes.common_ksampler(
                 model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise

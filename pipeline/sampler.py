@@ -140,7 +140,7 @@ class DiffusersSampler:
         count = len(prompts)
         words = self.encode(["", *prompts])
         if isolate_phrases and region_sets is not None:
-            words = self._isolated(words, [None, *region_sets])
+            words = self.isolated(words, [None, *region_sets])
         words = words[[0] * count + list(range(1, count + 1))]
         guided = settings.cfg != 1
         x = noise.to(self.unet.device, self.unet.dtype) * self.scheduler.init_noise_sigma
@@ -171,7 +171,7 @@ class DiffusersSampler:
         rows = [*([None] * len(prompts) if guided else []), *region_sets]
         return modulate(self.unet, rows, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
 
-    def _isolated(self, words: Words, region_sets: Sequence[RegionSet | None]) -> Words:
+    def isolated(self, words: Words, region_sets: Sequence[RegionSet | None]) -> Words:
         """The words of B prompts with the phrases of B region sets encoded alone."""
 
         def encoded(phrases: Sequence[Sequence[int]]) -> Words:
