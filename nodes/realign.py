@@ -11,11 +11,13 @@ from comfy_api.latest import io
 import nodes as comfy_nodes
 
 from ..attention.settings import ModulationSettings
+from ..core.describe import outcomes
 from ..core.interchange import region_sets
 from .sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
+NOTHING = "re-weights attention at no step: a strength or the range of steps is 0"
 MODELS = "A Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2."
 
 
@@ -134,7 +136,8 @@ class ApplyRegions(io.ComfyNode):
         from ..attention.comfy_conditioning import attach
 
         sets = region_sets(regions, text=text, size=image_size(image))
-        return io.NodeOutput(attach(conditioning, clip, sets, text, isolate_phrases))
+        attached = attach(conditioning, clip, sets, text, isolate_phrases)
+        return io.NodeOutput(attached, ui={"text": [outcomes(sets)]})
 
 
 class RealignModel(io.ComfyNode):
@@ -213,15 +216,17 @@ class RealignKSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        ui = None
         if regions is not None:
             from ..attention.comfy_adapter import realign_model
             from ..attention.comfy_conditioning import attach
 
-            model = realign_model(model, _settings(cross_strength, self_strength, power, start, end))
+            settings = _settings(cross_strength, self_strength, power, start, end)
+            model = realign_model(model, settings)
             sets = region_sets(regions, text=text, size=image_size(image))
             positive = attach(positive, clip, sets, text, isolate_phrases)
-        return io.NodeOutput(
-            comfy_nodes.common_ksampler(
-                model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
-            )[0]
+            ui = {"text": [outcomes(sets) if isolate_phrases or settings.acts(steps) else NOTHING]}
+        (latent,) = comfy_nodes.common_ksampler(
+            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
         )
+        return io.NodeOutput(latent, ui=ui)
