@@ -46,16 +46,15 @@ def not_helped(regions: RegionSet) -> str:
 
 
 def outcomes(sets: Sequence[RegionSet]) -> str:
-    """What sampling with these regions re-weights and what not, a line an image."""
+    """What sampling with these regions does not help: a line for each image of which some is not; else empty."""
     lines = []
-    for regions in sets:
+    for number, regions in enumerate(sets):
         left = not_helped(regions)
-        if regions.active:
-            lines.append("; ".join(filter(None, [f"re-weights attention to {named(regions.active, regions)}", left])))
-        else:
-            why = left or "no region has words of the prompt"
-            lines.append(f"re-weights nothing, so sampling with these regions changes nothing: {why}")
-    return "\n".join(f"image {number}: {line}" if len(lines) > 1 else line for number, line in enumerate(lines))
+        if not regions.active:
+            left = f"nothing is re-weighted, so sampling with these regions changes nothing; {left}".rstrip("; ")
+        if left:
+            lines.append(f"image {number}: {left}" if len(sets) > 1 else left)
+    return "\n".join(lines)
 
 
 def named(some: Sequence[Region], regions: RegionSet) -> str:

@@ -17,7 +17,7 @@ from .sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
-NOTHING = "re-weights attention at no step: a strength or the range of steps is 0"
+NOTHING = "attention is re-weighted at no step: a strength, or the range of steps, is 0"
 MODELS = "A Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2."
 
 
