@@ -1,9 +1,10 @@
 """Modulated attention in a ComfyUI MODEL, with any sampler node and beside any other patch.
 
-`realign_model` adds two wrappers to a clone of the MODEL. The outer one begins a run: each conditioning gets a payload
-(so that they still share batches), and what the run shares is made (`comfy_run`). The inner one, around each call of
-the model, decides from the noise level whether attention is modulated now; only then is attention patched
-(`comfy_blocks`), over whatever another pack has put there. Nothing is kept on the MODEL or on a patch.
+`realign_model` adds three wrappers to a clone of the MODEL. The outer one begins a run: each conditioning gets a payload
+(so that they still share batches), and what the run shares is made (`comfy_run`). The middle one counts the sampler's
+calls of the model (`comfy_clock`); for each, ComfyUI may call the network several times. The inner one, around each of
+these, decides whether attention is modulated now; only then is attention patched (`comfy_blocks`), over whatever
+another pack has put there. Nothing is kept on the MODEL or on a patch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import comfy.model_management
 from comfy.patcher_extension import WrappersMP
 
 from ..core.errors import RealignError
-from .comfy_clock import Clock
+from .comfy_clock import MORE_CALLS, Clock
 from .comfy_conditioning import KEY, with_payload
 from .comfy_families import check_architecture, uncompiled
 from .comfy_run import Run
@@ -33,16 +34,22 @@ def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any
         RealignError: the model is of no family that is known (`comfy_families`).
     """
     check_architecture(model, "Re-aligning")
-    return with_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
+    patched = with_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
+    _add_wrapper(patched, WrappersMP.PREDICT_NOISE, KEY, _around_prediction)
+    return patched
 
 
 def with_wrappers(model: Any, key: str, around_run: Any, around_model: Any) -> Any:
     """A clone of the MODEL with both wrappers inside those that are there, in the place of any of the same key."""
     patched = model.clone()
     for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, around_run), (WrappersMP.APPLY_MODEL, around_model)):
-        patched.remove_wrappers_with_key(kind, key)
-        patched.add_wrapper_with_key(kind, key, wrapper)
+        _add_wrapper(patched, kind, key, wrapper)
     return patched
+
+
+def _add_wrapper(model: Any, kind: str, key: str, wrapper: Any) -> None:
+    model.remove_wrappers_with_key(kind, key)
+    model.add_wrapper_with_key(kind, key, wrapper)
 
 
 def with_run(extra_args: dict, key: str, run: Any) -> dict:
@@ -65,9 +72,17 @@ class _BeginRun:
             _check_images(len(payload.images), len(noise))
         if not any(payload.active for payload in payloads):
             logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
-        clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas)
+        sampler = getattr(executor.class_obj, "sampler_function", None)
+        more_calls = MORE_CALLS.get(getattr(sampler, "__name__", ""), 0)
+        clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas, more_calls)
         extra_args = with_run(extra_args, KEY, Run(self.settings, clock, tuple(noise.shape[-2:])))
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+        def report(step, *results):
+            clock.began(step)
+            if callback is not None:
+                callback(step, *results)
+
+        return executor(guider, sigmas, extra_args, report, noise, *args, **kwargs)
 
 
 def _check_images(sets: int, images: int) -> None:
@@ -75,6 +90,14 @@ def _check_images(sets: int, images: int) -> None:
         raise RealignError(
             f"There are regions for {sets} images but {images} images: connect those of this batch, or one set for all."
         )
+
+
+def _around_prediction(executor, x, timestep, model_options=None, *args, **kwargs):
+    """Around a sampler's call of the model: x [B, C, (T,) h, w] at noise level timestep [B], all conditionings."""
+    run = (model_options or {}).get("transformer_options", {}).get(KEY)
+    if run is not None:
+        run.clock.call(float(timestep[0]))
+    return executor(x, timestep, model_options, *args, **kwargs)
 
 
 def _around_model(
@@ -87,6 +110,6 @@ def _around_model(
     run = options.get(KEY)
     if run is not None and chunks and any(payload.active for payload in chunks):
         network = uncompiled(executor.class_obj.diffusion_model)
-        sigma = float(t[0])  # all that is read back from the device, before the call's first layer
+        sigma = float(t[0])  # read back from the device, before the call's first layer
         options = run.patched(options, network, x, sigma, c_crossattn, chunks, kwargs)
     return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)

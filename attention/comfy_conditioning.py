@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import comfy.conds
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.regions import RegionSet
+from .comfy_phrases import Phrase, PhraseEncoder
 from .comfy_tokens import CLIPS, absolute, find_words, text_tokens
 from .layout import cover
 
@@ -65,6 +66,8 @@ class Payload:
     """The tokens that were made of the text; None: all."""
     tokens: int = 0
     """How many tokens the conditioning has."""
+    isolated: bool = False
+    """Whether its phrases were encoded alone, so that it is the encoding of `text` no more."""
     rows: int = 1
     area: Area | None = None
 
@@ -108,12 +111,19 @@ class CONDPayload(comfy.conds.CONDRegular):
         return [1]
 
 
-def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text: str | None = None) -> list:
+def attach(
+    conditioning: list,
+    clip: Any,
+    region_sets: Sequence[RegionSet],
+    text: str | None = None,
+    isolate_phrases: bool = False,
+) -> list:
     """The CONDITIONING with regions in each entry that is the encoding of `text`; the input is left as it is.
 
     region_sets: one an image of the batch, or one for all. text: what `clip` encoded; None: the regions' own prompt.
     Where no entry is that encoding, as after averaging or under another pack's weighting, all entries get the regions
-    that have none yet, and the log says so.
+    that have none yet, and the log says so. isolate_phrases: whether the tokens of the regions' phrases get the
+    embeddings of the phrase encoded alone; where phrases overlap, a token those of the shortest. Pooled vectors stay.
 
     Raises:
         RealignError: a phrase is not in the text, or the conditioning is too short for it.
@@ -121,24 +131,57 @@ def attach(conditioning: list, clip: Any, region_sets: Sequence[RegionSet], text
     bound = tuple(bind(regions, clip, text or regions.prompt) for regions in region_sets)
     if not Payload(bound).active:
         return conditioning
+    phrases: list[list[Phrase]] = []
+    if isolate_phrases:
+        encoder = cache(partial(PhraseEncoder, clip))
+        phrases = [encoder(text or regions.prompt).phrases(regions) for regions in region_sets]
     text = text or region_sets[0].prompt
 
     @cache  # what entries of one length share is laid out once
     def payload(tokens: int) -> Payload:
-        return Payload(tuple(one.placed(tokens) for one in bound), text, text_tokens(clip, text, tokens))
+        placed = tuple(one.placed(tokens) for one in bound)
+        return Payload(placed, text, text_tokens(clip, text, tokens), isolated=isolate_phrases)
 
-    return with_entry(conditioning, clip, text, KEY, payload)
+    def encoded(encoding: Tensor) -> Tensor:
+        return with_phrases(encoding, phrases) if isolate_phrases else encoding
+
+    return with_entry(conditioning, clip, text, KEY, payload, encoded)
 
 
-def with_entry(conditioning: list, clip: Any, text: str, key: str, payload: Callable[[int], Any]) -> list:
+def with_phrases(encoding: Tensor, phrases: Sequence[Sequence[Phrase]]) -> Tensor:
+    """An encoding [B, tokens, C] with the embeddings of each image's phrases; where they share a token, the last counts.
+
+    There is a row an image where their phrases differ. An encoding that was zeroed out stays so.
+    """
+    if not encoding.any():
+        return encoding
+    if all(len(own) == len(phrases[0]) and all(map(Phrase.same, own, phrases[0])) for own in phrases):
+        phrases = phrases[:1]
+    rows = torch.arange(max(len(encoding), len(phrases)))
+    out = encoding[rows % len(encoding)].clone()
+    for row in rows.tolist():
+        for phrase in phrases[row % len(phrases)]:
+            out[row, list(absolute(phrase.positions, out.shape[1]))] = phrase.vectors.to(out)
+    return out
+
+
+def with_entry(
+    conditioning: list,
+    clip: Any,
+    text: str,
+    key: str,
+    payload: Callable[[int], Any],
+    encoded: Callable[[Tensor], Tensor] = lambda encoding: encoding,
+) -> list:
     """The CONDITIONING with a payload in each entry that is the encoding of `text`, or in all without where none is.
 
-    payload: makes it for an entry of so many tokens; what it raises is raised.
+    payload: makes it for an entry of so many tokens; what it raises is raised. encoded: what becomes of the encoding.
     """
     out = []
     for (encoding, options), ours in zip(conditioning, _encoded_from(text, clip, conditioning, key), strict=True):
         conds = options.get("model_conds", {})
-        conds = {**conds, key: CONDPayload(payload(encoding.shape[1]))} if ours else conds
+        if ours:
+            conds, encoding = {**conds, key: CONDPayload(payload(encoding.shape[1]))}, encoded(encoding)
         out.append([encoding, {**options, "model_conds": conds}])
     return out
 
@@ -162,7 +205,11 @@ def _encoded_from(text: str, clip: Any, conditioning: list, key: str) -> list[bo
     compared = slice(WINDOW if small else None)
     encoded = clip.encode_from_tokens(tokens)[:, compared].float().cpu()
     begun = [entry[:, compared].float().cpu() for entry, _ in conditioning]
-    same = [own.shape == encoded.shape and torch.allclose(own, encoded, rtol=1e-3, atol=1e-3) for own in begun]
+    same = [
+        _isolated_from(text, entry)
+        or (own.shape == encoded.shape and torch.allclose(own, encoded, rtol=1e-3, atol=1e-3))
+        for own, entry in zip(begun, conditioning, strict=True)
+    ]
     if any(same):
         return same
     logger.warning(
@@ -172,6 +219,12 @@ def _encoded_from(text: str, clip: Any, conditioning: list, key: str) -> list[bo
     )
     without = [key not in options.get("model_conds", {}) for _, options in conditioning]
     return without if any(without) else [True] * len(without)
+
+
+def _isolated_from(text: str, entry: list) -> bool:
+    """Whether an entry was the encoding of the text before its phrases were encoded alone."""
+    carried = entry[1].get("model_conds", {}).get(KEY)
+    return carried is not None and carried.cond.isolated and carried.cond.text == text
 
 
 def context_of(cond: dict) -> Tensor | None:

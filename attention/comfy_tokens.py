@@ -41,6 +41,8 @@ class Part(NamedTuple):
     ids: list[int]
     positions: list[int]
     """In the conditioning, of each; negative: from its end."""
+    weights: list[float]
+    """Of each, as brackets in the prompt set them."""
     tokens: int
     """All tokens of the encoding of the prompt alone."""
 
@@ -53,8 +55,17 @@ def find_words(words: Sequence[tuple[str, int]], clip: Any, text: str) -> tuple[
     Raises:
         RealignError: words are not in the text, or not so often; or nobody knows where this text encoder has them.
     """
-    found = [_find_in(part, words, text) for part in prompt_tokens(clip, text)]
+    found = find_in_parts(prompt_tokens(clip, text), words, text)
     return tuple(tuple(p for own in of_parts for p in own) for of_parts in zip(*found, strict=True))
+
+
+def find_in_parts(parts: Sequence[Part], words: Sequence[tuple[str, int]], text: str) -> list[list[list[int]]]:
+    """`find_words` for each part alone: its positions of each of the words.
+
+    Raises:
+        RealignError: words are not in the text, or not so often.
+    """
+    return [_find_in(part, words, text) for part in parts]
 
 
 def absolute(positions: Sequence[int], tokens: int) -> tuple[int, ...]:
@@ -144,16 +155,22 @@ def _part(name: str, tokenizer: Any, windows: list, empty: list, from_end: bool)
 
     What both begin and end with alike is the chat template, whose words are not the prompt's.
     """
-    tokens, none = (
-        [token if isinstance(token, int) else None for window in some for token, *_ in window]
-        for some in (windows, empty)
-    )
+    weighted = [(token if isinstance(token, int) else None, weight) for window in windows for token, weight, *_ in window]
+    tokens = [token for token, _ in weighted]
+    none = [token if isinstance(token, int) else None for window in empty for token, *_ in window]
     begin = alike(tokens, none)
     end = len(tokens) - alike(tokens[begin:][::-1], none[begin:][::-1])
     special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token, None}
-    placed = [(i, token) for i, token in enumerate(tokens) if begin <= i < end and token not in special]
+    placed = [i for i, token in enumerate(tokens) if begin <= i < end and token not in special]
     first = -len(tokens) if from_end else 0
-    return Part(name, tokenizer.tokenizer, [token for _, token in placed], [first + i for i, _ in placed], len(tokens))
+    return Part(
+        encoder=name,
+        tokenizer=tokenizer.tokenizer,
+        ids=[tokens[i] for i in placed],
+        positions=[first + i for i in placed],
+        weights=[weighted[i][1] for i in placed],
+        tokens=len(tokens),
+    )
 
 
 def _find_in(part: Part, words: Sequence[tuple[str, int]], text: str) -> list[list[int]]:

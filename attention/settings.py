@@ -44,6 +44,12 @@ class ModulationSettings:
             _check("gain_limit", self.gain_limit, 0, math.inf, "at least 0, or None")
 
 
+    def acts(self, steps: int) -> bool:
+        """Whether attention is re-weighted at any of so many steps."""
+        strengths = (strength(self, 1.0, step / steps) for step in range(steps))
+        return self.gain_limit != 0 and any(map(any, strengths))
+
+
 def _check(name: str, value: float, low: float, high: float, allowed: str) -> None:
     if not (low <= value <= high and math.isfinite(value)):
         raise RealignError(f"{name} is {value}; give a number {allowed}.")

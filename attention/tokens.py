@@ -36,6 +36,16 @@ def token_positions(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurren
     return positions
 
 
+def phrase_ids(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurrence: int = 0) -> list[int]:
+    """CLIP's tokens of the phrase as the prompt has it, also those beyond the encoding's end.
+
+    Raises:
+        RealignError: the prompt has no word of the phrase, or too few occurrences.
+    """
+    ids = _ids(prompt, tokenizer)
+    return [ids[index] for index in find_tokens(phrase, prompt, ids, tokenizer, occurrence)]
+
+
 def find_tokens(
     phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer, occurrence: int = 0
 ) -> Sequence[int]:

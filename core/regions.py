@@ -96,8 +96,8 @@ class RegionSet:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The prompt's phrases for which nothing was found in the image."""
-        return tuple(r.phrase for r in self.regions if r.phrase and r.mask is None)
+        """The prompt's phrases for which nothing was found in the image, not even a pixel."""
+        return tuple(r.phrase for r in self.regions if r.phrase and not r.area)
 
     def with_regions(self, regions: list[Region], *notes: str) -> RegionSet:
         """The same prompt with other regions; `notes` are added to those already here."""

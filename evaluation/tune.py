@@ -2,6 +2,7 @@
 
     python evaluation/tune.py --count 192                     # every line of `VARIANTS` → out/tune.json and a table
     python evaluation/tune.py --set power=1 end=0.6           # the paper's settings with these changed
+    python evaluation/tune.py --set isolate_phrases=1         # … with phrases encoded alone, as in DenseDiffusion's code
 
 Coarse images and regions are made once; each variant then samples all of them again from their own noise, also those
 that were right, so that one run tells what a gate costs and saves.
@@ -31,15 +32,17 @@ from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from ..demo.models import FOLDER, SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
-from ..pipeline.realign import Look, Models, find_regions, look, resample
+from ..pipeline.realign import Look, Models, RealignSettings, find_regions, look, resample
 from .scores import of_looks
 
 BATCH = 48
 Scores = dict[str, np.ndarray]
 """Each column as an array [N], one value a prompt."""
-PAPER = ModulationSettings()
-OURS = SETTINGS.modulation
-VARIANTS = {"paper": PAPER, "ours": OURS}
+PAPER = replace(SETTINGS, modulation=ModulationSettings(), isolate_phrases=False)
+"""The paper's re-weighting; how images are drawn and regions are found is the demo world's in all variants."""
+VARIANTS = {"paper": PAPER, "ours": SETTINGS}
+ISOLATE = "isolate_phrases"
+SWITCH = {f"{ISOLATE}=1": True, f"{ISOLATE}=0": False}
 
 
 class Rule(NamedTuple):
@@ -85,7 +88,7 @@ def main() -> None:
 
 def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Print the table line by line and return it as JSON-ready values."""
-    variants = {" ".join(c): variant(c) for c in options.set} if options.set else VARIANTS
+    variants = {" ".join(c): settings_of(c) for c in options.set} if options.set else VARIANTS
     prompts = [text for text, _ in two_object_prompts(held_out=False, count=options.count, seed=1)]
     models = load_models(options.models)
     coarse = draw(models, prompts, options.seed)
@@ -100,8 +103,22 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
     return told
 
 
+def settings_of(changes: Sequence[str]) -> RealignSettings:
+    """The paper's settings with changes such as `end=0.5` or `isolate_phrases=1`.
+
+    Raises:
+        RealignError: a change is not of that form, or its value is out of range.
+    """
+    switches = [change for change in changes if change.partition("=")[0] == ISOLATE]
+    for change in switches:
+        if change not in SWITCH:
+            raise RealignError(f"'{change}' is neither on nor off; write {' or '.join(SWITCH)}.")
+    modulation = variant([change for change in changes if change not in switches])
+    return replace(PAPER, modulation=modulation, isolate_phrases=bool(switches) and SWITCH[switches[-1]])
+
+
 def variant(changes: Sequence[str]) -> ModulationSettings:
-    """The paper's settings with changes such as `end=0.5` or `gain_limit=none`.
+    """The paper's modulation with changes such as `end=0.5` or `gain_limit=none`.
 
     Raises:
         RealignError: a change is not of that form, or its value is out of range.
@@ -115,8 +132,8 @@ def variant(changes: Sequence[str]) -> ModulationSettings:
         except ValueError:
             raise RealignError(f"'{change}' sets no number; write e.g. end=0.5, or gain_limit=none.") from None
         if name not in allowed:
-            raise RealignError(f"'{name}' is no setting of the modulation; choose from {', '.join(allowed)}.")
-    return replace(PAPER, **values)
+            raise RealignError(f"'{name}' is no setting of a variant; choose from {', '.join([*allowed, ISOLATE])}.")
+    return replace(PAPER.modulation, **values)
 
 
 def rules(below: float) -> list[Rule]:
@@ -136,9 +153,8 @@ def draw(models: Models, prompts: list[str], seed: int) -> Coarse:
     return Coarse(prompts, noise, looks, regions)
 
 
-def again(models: Models, coarse: Coarse, modulation: ModulationSettings, below: float) -> list[Look]:
+def again(models: Models, coarse: Coarse, settings: RealignSettings, below: float) -> list[Look]:
     """The images with an active region and a caption reward under `below` once more, with re-weighted attention."""
-    settings = replace(SETTINGS, modulation=modulation)
     out = list(coarse.looks)
     mend = [i for i, seen in enumerate(out) if seen.reward < below and coarse.regions[i].active]
     for start in range(0, len(mend), BATCH):

@@ -86,4 +86,4 @@ class GroundedSamMasks(io.ComfyNode):
         sets = for_images(region_sets(regions, text=text, size=tuple(image.shape[1:3])), len(image))
         with grounded_sam.at_work() as eyes:
             found = each(len(image), lambda i: eyes.ground(image[i : i + 1], [sets[i]], **how)[0])
-        return told(found, image, cls)
+        return told(found, image, cls, looked=True)

@@ -30,8 +30,13 @@ def region_outputs() -> list[Any]:
     ]
 
 
-def told(sets: Sequence[RegionSet], image: torch.Tensor, node: type[io.ComfyNode]) -> io.NodeOutput:
-    """The outputs of `region_outputs` for images [B, H, W, 3], with a preview and a table on the node."""
+def told(
+    sets: Sequence[RegionSet], image: torch.Tensor, node: type[io.ComfyNode], looked: bool = False
+) -> io.NodeOutput:
+    """The outputs of `region_outputs` for images [B, H, W, 3], with a preview and a table on the node.
+
+    looked: whether the images were searched for the regions, so that one without a mask was not found.
+    """
     size = tuple(image.shape[1:3])
     drawn = overlays(sets, image)
     preview = ui.PreviewImage(drawn, cls=node).as_dict()
@@ -41,7 +46,7 @@ def told(sets: Sequence[RegionSet], image: torch.Tensor, node: type[io.ComfyNode
         drawn,
         bounding_boxes(sets, size),
         to_json(sets),
-        ui={**preview, "text": [table(sets)]},
+        ui={**preview, "text": [table(sets, looked)]},
     )
 
 

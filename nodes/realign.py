@@ -11,11 +11,13 @@ from comfy_api.latest import io
 import nodes as comfy_nodes
 
 from ..attention.settings import ModulationSettings
+from ..core.describe import outcomes
 from ..core.interchange import region_sets
 from .sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
+NOTHING = "attention is re-weighted at no step: a strength, or the range of steps, is 0"
 MODELS = "A Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2."
 
 
@@ -48,6 +50,17 @@ def modulation_inputs() -> list[Any]:
         _setting("start", PAPER.start, 1.0, "The fraction of this run's steps at which it sets in."),
         _setting("end", PAPER.end, 1.0, "The fraction of this run's steps at which it ends."),
     ]
+
+
+def isolate_input() -> Any:
+    """The switch that comes after all others, so that older workflows keep their values."""
+    return io.Boolean.Input(
+        "isolate_phrases",
+        default=False,
+        optional=True,
+        tooltip="Encode each region's words alone, as DenseDiffusion does: in 'a red circle and a blue square', 'red' "
+        "then knows of no square. Takes the text encoder once more for each phrase.",
+    )
 
 
 def _settings(
@@ -105,16 +118,26 @@ class ApplyRegions(io.ComfyNode):
                 regions_input(tooltip="Which words belong where; of a batch, set i is for image i."),
                 text_input("The encoded text, if it is not the regions' own prompt."),
                 image_input(),
+                isolate_input(),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
         )
 
     @classmethod
-    def execute(cls, conditioning, clip, regions, text: str = "", image: torch.Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        conditioning,
+        clip,
+        regions,
+        text: str = "",
+        image: torch.Tensor | None = None,
+        isolate_phrases: bool = False,
+    ) -> io.NodeOutput:
         from ..attention.comfy_conditioning import attach
 
         sets = region_sets(regions, text=text, size=image_size(image))
-        return io.NodeOutput(attach(conditioning, clip, sets, text))
+        attached = attach(conditioning, clip, sets, text, isolate_phrases)
+        return io.NodeOutput(attached, ui={"text": [outcomes(sets)]})
 
 
 class RealignModel(io.ComfyNode):
@@ -162,6 +185,7 @@ class RealignKSampler(io.ComfyNode):
                 *modulation_inputs(),
                 text_input("The encoded text, if it is not the regions' own prompt."),
                 image_input(),
+                isolate_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -188,18 +212,21 @@ class RealignKSampler(io.ComfyNode):
         regions=None,
         text: str = "",
         image: torch.Tensor | None = None,
+        isolate_phrases: bool = False,
     ) -> io.NodeOutput:
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        ui = None
         if regions is not None:
             from ..attention.comfy_adapter import realign_model
             from ..attention.comfy_conditioning import attach
 
-            model = realign_model(model, _settings(cross_strength, self_strength, power, start, end))
+            settings = _settings(cross_strength, self_strength, power, start, end)
+            model = realign_model(model, settings)
             sets = region_sets(regions, text=text, size=image_size(image))
-            positive = attach(positive, clip, sets, text)
-        return io.NodeOutput(
-            comfy_nodes.common_ksampler(
-                model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
-            )[0]
+            positive = attach(positive, clip, sets, text, isolate_phrases)
+            ui = {"text": [outcomes(sets) if isolate_phrases or settings.acts(steps) else NOTHING]}
+        (latent,) = comfy_nodes.common_ksampler(
+            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
         )
+        return io.NodeOutput(latent, ui=ui)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +33,23 @@ def check_images(images: Tensor) -> Tensor:
             "that made it failed, often a VAE in half precision; decode it in full precision."
         )
     return images.float().clamp(0, 1)
+
+
+def resize(images: Tensor, size: tuple[int, int], filter: str = "bicubic") -> Tensor:
+    """Images [B, 3, H, W] → the same at (h, w) with values in [0, 1]; every pixel keeps its gradient.
+
+    Values are those of the images clamped to [0, 1], before and after resizing, as a saved picture's are. The gradient
+    passes the clamp (straight-through): in training a saturated pixel must be able to come back.
+    """
+    images = _clamp(images)
+    if images.shape[-2:] == size:
+        return images
+    return _clamp(F.interpolate(images, size, mode=filter, antialias=True))
+
+
+def _clamp(x: Tensor) -> Tensor:
+    """x clamped to [0, 1], with the gradient of x."""
+    return x.detach().clamp(0, 1) + (x - x.detach())
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

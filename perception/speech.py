@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from .captioner import MAX_TOKENS, Captioner
+from .images import resize
 
 
 class Captions(NamedTuple):
@@ -42,10 +43,11 @@ class Speech:
         self.model.requires_grad_(False)
 
     def see(self, images: Tensor) -> Tensor:
-        """Images [B, H, W, 3] in [0, 1] → what the language model reads of them: [B, Q, D], with gradient."""
-        x = images.permute(0, 3, 1, 2).float()
-        if x.shape[-2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        """Images [B, H, W, 3] → what the language model reads of them: [B, Q, D], with gradient.
+
+        Values beyond [0, 1] count as 0 or 1, and have a gradient all the same.
+        """
+        x = resize(images.permute(0, 3, 1, 2).float(), self.size)
         mean, std = (v.to(x).view(3, 1, 1) for v in (self.mean, self.std))
         return self.captioner.see((x - mean) / std)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..core.describe import not_helped
 from ..perception.images import to_pil
 from .heat_map import fitting, heat_map, outlined, scale
 from .overlay import font, overlay
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SIDE, GAP, HEAD, FOOT = 384, 24, 112, 96
 PAIR, PAIR_HEAD, PAIR_FOOT = 176, 32, 76
+LINES = 4
+"""Below each picture."""
 INK, GREY, GREEN, AMBER = "#1f2328", "#636c76", "#1a7f37", "#9a6700"
 
 
@@ -41,7 +44,7 @@ def panel(result: RealignResult, attention: Sequence[PhraseAttention] = ()) -> I
         draw.text((x, HEAD - 26), title, fill=INK, font=font(17))
         canvas.paste(picture, (x, HEAD))
         draw.rectangle([x - 1, HEAD - 1, x + SIDE, HEAD + SIDE], outline="#d1d9e0")
-        for row, (text, color) in enumerate(lines[:4]):
+        for row, (text, color) in enumerate(lines[:LINES]):
             draw.text((x, HEAD + SIDE + 8 + 21 * row), text, fill=color, font=font(15))
     if attention:
         title = "4  which pixels attend to each phrase in the re-weighted steps: left plain, right re-weighted"
@@ -90,9 +93,7 @@ def _says(look: Look) -> list[tuple[str, str]]:
 
 
 def _seen(result: RealignResult) -> list[tuple[str, str]]:
-    """What the regions mean, and what was not found."""
+    """What the regions mean, and what became of those that were not re-weighted."""
     lines = [("phrase · likelihood (2 certain, 0.5 may appear, 0 unlikely)", GREY)]
-    lines += [(f"not found: {phrase}", AMBER) for phrase in result.regions.missing]
-    if not result.changed:
-        lines += [(line, AMBER) for line in textwrap.wrap(result.verdict, 52)]
-    return lines
+    text = not_helped(result.regions) if result.changed else result.verdict
+    return lines + [(line, AMBER) for line in textwrap.wrap(text, 52, max_lines=LINES - 1, placeholder=" …")]

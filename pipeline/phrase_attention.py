@@ -65,6 +65,7 @@ def record_both(
             settings.sampling,
             region_sets=sets,
             modulation=settings.modulation,
+            isolate_phrases=settings.isolate_phrases,
             maps=maps,
             on_step=lambda step, steps, doing=doing: on_progress(doing, step, steps),
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attention.settings import ModulationSettings
 from ..attention.tokens import token_positions
+from ..core.describe import named, not_helped
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..perception.detector import NMS
@@ -54,6 +55,9 @@ class RealignSettings:
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
+    isolate_phrases: bool = False
+    """Whether the tokens of the regions' phrases have the embeddings of the phrase encoded alone, as in DenseDiffusion's
+    code: "red" in "a red circle and a blue square" then knows of no other thing."""
     gate: float | None = None
     """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
     keep_better: bool = False
@@ -76,6 +80,11 @@ class RealignSettings:
     def grounding(self) -> dict[str, Any]:
         """The settings of `GroundedSam.ground`."""
         return {name: getattr(self, name) for name in ("box_threshold", "boxes", "nms", "min_area")}
+
+    @property
+    def does_anything(self) -> bool:
+        """Whether regions change anything when an image is sampled again."""
+        return self.isolate_phrases or self.modulation.acts(self.sampling.steps)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -149,7 +158,7 @@ def realign_batch(
     sets = find_regions(models, images[wrong], [prompts[i] for i in wrong], settings)
     found = {i: readable(regions, models.sampler.tokenizer) for i, regions in zip(wrong, sets, strict=True)}
     on_progress("looking", 1, 1)
-    mend = [i for i in wrong if found[i].active]
+    mend = [i for i in wrong if found[i].active and settings.does_anything]
     mended = resample(models, [prompts[i] for i in mend], noise[mend], [found[i] for i in mend], settings, on_progress)
     tried = dict(zip(mend, mended, strict=True))
     after = {i: seen for i, seen in tried.items() if not settings.keep_better or seen.reward > before[i].reward}
@@ -170,7 +179,7 @@ def keeping_better(result: RealignResult) -> RealignResult:
     """What `keep_better` makes of a result without it: the image of the two with the higher caption reward."""
     if not result.changed or result.after.reward > result.before.reward:
         return result
-    return replace(result, after=result.before, verdict=_no_better(result.before, result.after))
+    return replace(result, after=result.before, verdict=_no_better(result.before, result.after, result.regions))
 
 
 def look(models: Models, images: Tensor, prompts: Sequence[str]) -> list[Look]:
@@ -227,6 +236,7 @@ def resample(
         settings.sampling,
         region_sets=region_sets,
         modulation=settings.modulation,
+        isolate_phrases=settings.isolate_phrases,
         on_step=partial(on_progress, "re-aligned image"),
     )
     return look(models, images, prompts)
@@ -236,22 +246,40 @@ def _verdict(
     before: Look, regions: RegionSet | None, tried: Look | None, taken: bool, settings: RealignSettings
 ) -> str:
     """regions: None when the gate kept the image; tried: the image sampled again, if it was."""
-    if taken:
-        return "The image was sampled again with attention re-weighted inside its regions."
-    if tried is not None:
-        return _no_better(before, tried)
     if regions is None:
-        return f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}."
-    if any(region.phrase and region.area for region in regions):
         return (
-            "Unchanged: what was found of the prompt has likelihood 0 (scored unlikely, or not read by the text "
-            "encoder: see the notes), so there is nothing to re-weight."
+            f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}, so its regions were "
+            "not looked for."
         )
-    return "Unchanged: no region of the prompt was found in the image, so there is nothing to re-weight."
+    if taken:
+        return _sentence("The image was sampled again with attention re-weighted inside its regions", regions)
+    if tried is not None:
+        return _no_better(before, tried, regions)
+    if regions.active:
+        return (
+            "Unchanged: the settings re-weight attention at no step (a strength, the range of steps or the limit is 0), "
+            "so sampling again would change nothing."
+        )
+    missing = named([region for region in regions if region.phrase and not region.area], regions)
+    if any(region.phrase and region.area for region in regions):
+        found = named([region for region in regions if region.phrase and region.area], regions)
+        return (
+            f"Unchanged: what was found of the prompt ({found}) has likelihood 0 (scored unlikely, or not read by the "
+            "text encoder: see the notes), so there is nothing to re-weight"
+            + (f"; not found in the image: {missing}." if missing else ".")
+        )
+    which = f" ({missing})" if missing else ""
+    return f"Unchanged: no region of the prompt was found in the image{which}, so there is nothing to re-weight."
 
 
-def _no_better(before: Look, tried: Look) -> str:
-    return (
+def _no_better(before: Look, tried: Look, regions: RegionSet) -> str:
+    return _sentence(
         f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
-        f"which is no better than {before.reward:.3f}."
+        f"which is no better than {before.reward:.3f}",
+        regions,
     )
+
+
+def _sentence(done: str, regions: RegionSet) -> str:
+    """What was done, and which phrases it did not help."""
+    return "; ".join(filter(None, [done, not_helped(regions)])) + "."

@@ -20,7 +20,7 @@ from ..attention.settings import ModulationSettings
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from ..perception.loading import from_folder
-from .prompt_encoding import SecondEncoder, Words, encode
+from .prompt_encoding import SecondEncoder, Words, encode, encode_ids, isolate_phrases
 from .settings import SamplingSettings
 
 SAMPLED = 2**23
@@ -125,6 +125,7 @@ class DiffusersSampler:
         *,
         region_sets: Sequence[RegionSet | None] | None = None,
         modulation: ModulationSettings | None = None,
+        isolate_phrases: bool = False,
         maps: AttentionMaps | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
@@ -132,11 +133,15 @@ class DiffusersSampler:
 
         region_sets: for each prompt the regions that its attention is re-weighted by; None leaves that image alone.
         modulation: how strongly; the paper's settings by default.
+        isolate_phrases: whether the regions' phrases have the embeddings of the phrase encoded alone, at all steps.
         maps: filled with where each prompt's words are attended to, at each step; the latents are the same without.
         on_step: called with (step, steps) after each step; raise in it to interrupt.
         """
         count = len(prompts)
-        words = self.encode(["", *prompts])[[0] * count + list(range(1, count + 1))]
+        words = self.encode(["", *prompts])
+        if isolate_phrases and region_sets is not None:
+            words = self.isolated(words, [None, *region_sets])
+        words = words[[0] * count + list(range(1, count + 1))]
         guided = settings.cfg != 1
         x = noise.to(self.unet.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(settings.steps)
@@ -165,6 +170,14 @@ class DiffusersSampler:
             return nullcontext()
         rows = [*([None] * len(prompts) if guided else []), *region_sets]
         return modulate(self.unet, rows, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
+
+    def isolated(self, words: Words, region_sets: Sequence[RegionSet | None]) -> Words:
+        """The words of B prompts with the phrases of B region sets encoded alone."""
+
+        def encoded(phrases: Sequence[Sequence[int]]) -> Words:
+            return encode_ids(phrases, self.tokenizer, self.text_encoder, self.second)
+
+        return isolate_phrases(words, region_sets, self.tokenizer, encoded)
 
     def _recorded(self, maps: AttentionMaps | None, x: Tensor, modulated: Modulation | None):
         """The recorder's context for this batch, or nothing to do."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ..perception.images import resize
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of each colour, in [0, 1]: what CLIP, BLIP and most models after them were trained with."""
@@ -20,9 +21,10 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}
 class Preprocessing:
     """Resize, crop the middle, normalise.
 
-    Processors of transformers and torchvision scale 8-bit pictures and round and clip after each direction; here it is
-    clipped once and nothing is rounded. So a value may differ by 2/255, and by 6/255 at sharp edges of black or white
-    that are enlarged. Where an odd number of pixels is cut off, torchvision's crop may lie one pixel farther.
+    Processors of transformers and torchvision scale 8-bit pictures and round and clip after each direction; here
+    nothing is rounded, and what is clipped keeps its gradient. So a value may differ by 2/255, and by 6/255 at sharp
+    edges of black or white that are enlarged. Where an odd number of pixels is cut off, torchvision's crop may lie one
+    pixel farther.
     """
 
     size: tuple[int, int] | int
@@ -48,11 +50,13 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] → normalised pixels [B, 3, h, w], float32, differentiable."""
+        """images [B, H, W, 3] → normalised pixels [B, 3, h, w], float32, differentiable.
+
+        Values beyond [0, 1] count as 0 or 1, and have a gradient all the same.
+        """
         x = images.permute(0, 3, 1, 2).float()
         size = self._resized(*x.shape[-2:])
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode=self.filter, antialias=True).clamp(0, 1)
+        x = resize(x, size, self.filter)
         if self.crop is not None:
             height, width = self.crop
             top, left = (size[0] - height) // 2, (size[1] - width) // 2

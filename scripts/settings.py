@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..pipeline.realign import RealignSettings
 
 SAMPLING = ("steps", "cfg")
-LOOP = ("gate", "keep_better", "tag_threshold", "box_threshold", "boxes", "nms", "min_area")
+LOOP = ("isolate_phrases", "gate", "keep_better", "tag_threshold", "box_threshold", "boxes", "nms", "min_area")
 MODULATION = ("cross_strength", "self_strength", "power", "start", "end", "outside")
 
 
@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
     add("steps", "DDIM steps (the paper: 50)", type=int)
     add("cfg", "classifier-free guidance (the paper: 7.5)", type=float)
+    add(
+        "isolate_phrases",
+        "encode the regions' phrases alone, as DenseDiffusion's code does",
+        action=argparse.BooleanOptionalAction,
+    )
     add("gate", "leave images alone whose caption reward is at least this; none: none is", type=_number_or_none)
     add("keep_better", "keep the image of the two with the higher reward", action=argparse.BooleanOptionalAction)
     add("tag_threshold", "of the tagger (each tag's own)", type=_number_or_none)

@@ -37,8 +37,9 @@ class Rollout:
     def predicted(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
         """The images [B, H, W, 3] that step `index` (from 0) predicts, with gradient in the UNet's trainable weights.
 
-        noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient. unet: the model, if something
-        such as a data-parallel wrapper must be called in its place.
+        noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient; what judges them takes values
+        beyond [0, 1] as 0 or 1 and keeps the gradient (`perception/images.py`). unet: the model, if something such as
+        a data-parallel wrapper must be called in its place.
         """
         words = self.sampler.encode(prompts).clone()
         x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma

@@ -53,8 +53,10 @@ function heightFor(text) {
 /** Show what an execution said; the node becomes taller where it must, never smaller. */
 function show(node, output) {
   if (!isOurs(node) || output?.text == null) return
+  const text = [output.text].flat().join("\n")
+  if (!text && !node.widgets?.some((widget) => widget.name === FIELD)) return // nothing to tell, and no field to clear
   const field = textField(node)
-  field.value = [output.text].flat().join("\n")
+  field.value = text
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
   node.setDirtyCanvas?.(true, true)
