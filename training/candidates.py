@@ -24,20 +24,16 @@ from ..rewards.loading import MODELS
 from ..rewards.ranking import best_first
 from .arl_settings import ArlConfig
 from .models import Trained
-from .origin import contents_of
 from .prompts import fingerprint
 from .samples import in_rows
 
 SEED_OF_CANDIDATES = 5 * 10**8
 """Added to where a run's own seeds begin."""
-PLACES = ("model", *MODELS)
 MADE_OF = (
-    *("reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
-    *(*PLACES, "llm", "llm_model"),
+    *("model", "reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
+    *(*MODELS, "llm", "llm_model"),
 )
 """The settings that a round's images and their order depend on, besides the prompts and the weights."""
-CONTENTS = "contents"
-"""Where a round's file says what the models were, by content; older ones know only where they lay."""
 
 
 class Round(NamedTuple):
@@ -172,23 +168,19 @@ def fingerprint_of(weights: Sequence[Tensor]) -> str:
 
 def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> str:
     settings = {name: getattr(config, name) for name in MADE_OF}
-    return json.dumps(settings | {"prompts": fingerprint(prompts), "weights": weights, CONTENTS: contents_of(config)})
-
-
-def _fits(kept: str | None, wanted: str) -> bool:
-    """Whether two files were made of the same, wherever the models lie that these were made with."""
-    one, other = json.loads(kept or "{}"), json.loads(wanted)
-    left_out = PLACES if CONTENTS in one else (CONTENTS,)
-    return all(one.get(name) == value for name, value in other.items() if name not in left_out)
+    return json.dumps(settings | {"prompts": fingerprint(prompts), "weights": weights})
 
 
 def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
+    part = file.with_suffix(".part")
     try:
-        write_whole(file, lambda partial: save_file(tensors, partial, {"made_of": made_of}))
-    except RealignError as error:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, {"made_of": made_of})
+        part.replace(file)
+    except (OSError, SafetensorError) as error:
         raise RealignError(
-            f"The round's images could not be written: {str(error).rstrip('.')}, and start again; the run goes on "
-            "where it was."
+            f"The round's images could not be written to '{file}' ({error}): make room there and start again; the run "
+            "goes on where it was."
         ) from error
 
 
@@ -204,8 +196,8 @@ def _read(file: Path, made_of: str) -> dict[str, Tensor] | None:
     """What a file holds, if it is whole and made by the same settings of the same prompts."""
     try:
         with safe_open(file, "pt") as opened:
-            if not _fits((opened.metadata() or {}).get("made_of"), made_of):
+            if (opened.metadata() or {}).get("made_of") != made_of:
                 return None
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, AttributeError):  # or a header of another program
+    except (OSError, SafetensorError):
         return None

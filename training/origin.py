@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.errors import RealignError
-from ..core.files import reason
 from ..core.fingerprint import fingerprint_of_files
 from ..rewards.loading import EMBEDDED, NEEDS
 from .arl_settings import ranked
@@ -65,10 +63,7 @@ def contents_of(config: TrainingConfig) -> dict[str, str]:
     Raises:
         RealignError: a file of it cannot be read.
     """
-    try:
-        return {name: fingerprint_of_files(path) for name, path in models_in_use(config).items() if path.exists()}
-    except OSError as error:
-        raise RealignError(f"The model '{error.filename}' cannot be read ({reason(error)}): mend that.") from error
+    return {name: fingerprint_of_files(path) for name, path in models_in_use(config).items() if path.exists()}
 
 
 def models_in_use(config: TrainingConfig) -> dict[str, Path]:
@@ -120,23 +115,19 @@ def changes(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     return Changes(tuple(sentences), not (other or moved or any(name in BEST for name in plain)))
 
 
-def _check_prompts(
-    file: Path,
-    before: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    made_of: Mapping[str, Any],
-    now: Mapping[str, Any],
-) -> None:
+def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values, now: Values) -> None:
     """Refuse other prompts: trained ones could become held out, and the best so far would be of other prompts."""
     if "prompts" not in made_of:  # a checkpoint of an older version
         for name in ("held_out", "held_out_prompts"):
             if _differs(name, before, settings):
                 refuse(file, f"whose {name} was {before[name]}, and now it is {settings[name]}")
         return
-    for name, words in (("prompts", "training prompts"), ("held_out", "held-out prompts")):
+    for name, words in (("held_out", "held-out prompts"), ("prompts", "training prompts")):
         if made_of[name] != now[name]:
             count = f"{name}_count"
-            refuse(file, f"with other {words} ({made_of.get(count)}, and now {now[count]})", "give those")
+            causes = [f"{k} was {before[k]} and is {settings[k]} now" for k in PROMPTS if _differs(k, before, settings)]
+            why = f", as {' and '.join(causes)}" if causes else ""
+            refuse(file, f"with other {words} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
 
 
 def _differs(name: str, before: Values, settings: Values) -> bool:

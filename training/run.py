@@ -197,6 +197,9 @@ class Run:
                 self._save()
         with suppress(Exception):
             self.watcher.end()
+        return self._saved_so_far()
+
+    def _saved_so_far(self) -> str:
         if not self.saved:
             return "no step was saved yet"
         return f"step {self.saved} is saved, and {self._same_command()} goes on from it"
@@ -378,7 +381,7 @@ class Run:
         try:
             proof.check_finite(state)
         except checkpoints.Unusable as why:
-            raise RealignError(f"Step {self.step} is not saved, as {why}: {LOWER}.") from why
+            raise RealignError(f"Step {self.step} is not kept, as {why}: {LOWER}; {self._saved_so_far()}.") from why
         file = checkpoints.save(self.output / run_folder.CHECKPOINTS, self.step, state, self.config.keep_last)
         self.saved = self.step
         self._export("last")
