@@ -137,7 +137,7 @@ def test_another_run_is_refused(changes, told, kept, config):
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda text: text + "a green star\n", r"other training prompts \(18, and now 19\): give those"),
+        (lambda text: text + "a green star\n", r"other training prompts \(18, and now 19, as prompts was .*\): give those"),
         (lambda text: text.replace("a red circle and 3 ", "a green circle and 3 "), "prompts"),
         (lambda text: "\n".join(reversed(text.splitlines())), "prompts"),
     ],
@@ -256,7 +256,7 @@ def test_nothing_is_moved_where_the_models_cannot_be_read(whole, tmp_path):
 def test_another_run_is_refused_before_a_model_is_read(whole, tmp_path, monkeypatch):
     output = copy_of(whole, tmp_path / "run", 3)
     monkeypatch.setattr("realigndiff.training.run.load", lambda *_: pytest.fail("a model was read"))
-    with pytest.raises(RealignError, match="other training prompts"):
+    with pytest.raises(RealignError, match="other held-out prompts"):
         run_in(output)
 
 

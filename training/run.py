@@ -24,13 +24,14 @@ from ..core.errors import RealignError
 from ..core.files import mend, partial_of, reason
 from ..perception.images import to_pil
 from ..pipeline.settings import SamplingSettings
-from . import checkpoints, export, failures, origin, proof, run_folder, trackers
+from . import checkpoints, export, failures, origin, proof, trackers
 from .config import parse, to_dict
 from .models import Trained, load
 from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
 from .plan import checkpoint_bytes, plan, size
 from .prompts import load_prompts
-from .run_folder import RunFolder
+from .resuming import Resumption, keep_earlier_run
+from .run_folder import CHECKPOINTS, RunFolder, set_aside
 from .settings import TrainingConfig
 from .stopping import asked_by_signals
 from .watching import Watcher
@@ -90,12 +91,12 @@ class Run:
             self.accelerator.print(problem)
         processes = self.accelerator.num_processes
         self.origin = origin.origin_of(config, self.prompts, self.held_out, processes) if self._main else None
-        self.resumed = self._find_checkpoint()
+        self.resumption = Resumption(config, self.origin)
         self.models: Trained = load(config, self.accelerator.device)
         self.optimizer = adamw(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
         self.average = moving_average(self.models.weights, config.ema)
-        self._prove_checkpoint()
+        self.resumption.prove({"step": self.step, **self._state()})
         self._make_room()
         self.watcher = Watcher(config, self.accelerator)
         self.prepare()
@@ -284,28 +285,6 @@ class Run:
         if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
             raise RealignError(f"The weights after step {self.step + 1} are not finite: {LOWER}.")
 
-    def _find_checkpoint(self) -> checkpoints.Candidates | None:
-        """What the run goes on from, as far as that can be told without the models."""
-        files = checkpoints.found(self.config.resume, self.output)
-        return checkpoints.Candidates(files, self._check_origin) if files else None
-
-    def _check_origin(self, file: Path, state: Any) -> None:
-        origin.check_settings(file, state)
-        if self.origin is None:  # of several processes the main one compares
-            checkpoints.check_same(file, state["config"], to_dict(self.config))
-        else:
-            self.changes = origin.changes(file, state, self.config, self.origin)
-
-    def _prove_checkpoint(self) -> None:
-        """Pass over checkpoints that are not whole; nothing of the run has been touched yet."""
-        proved = self.resumed is None
-        while not proved:
-            try:
-                proof.check(self.resumed.state, {"step": self.step, **self._state()})
-                proved = True
-            except checkpoints.Unusable as why:
-                self.resumed.pass_over(why)
-
     def _make_room(self) -> None:
         """Keep the files of an earlier run that this one does not go on from, and see to the disk."""
         self.accelerator.wait_for_everyone()  # all have read the checkpoint
@@ -314,20 +293,14 @@ class Run:
         needed, free = checkpoint_bytes(self.config, self.models), shutil.disk_usage(self.output).free
         if free < 2 * needed:
             print(f"Only {size(free)} are free in '{self.output}', and a checkpoint takes {size(needed)}: make room.")
-        file = self.resumed and self.resumed.file
-        if file and file.resolve().parent == (self.output / run_folder.CHECKPOINTS).resolve():
-            checkpoints.put_aside_later(file)
-        elif run_folder.holds_a_run(self.output):
-            again = ("rounds",) if self.config.resume != "auto" else ()
-            aside = run_folder.set_aside(self.output, (*run_folder.RESULTS, *again))
-            print(f"The files of the run that was in '{self.output}' are kept in '{aside}'.")
+        if kept := keep_earlier_run(self.config, self.resumption.file):
+            print(kept)
 
     def _restore(self) -> None:
         """Take the state of the checkpoint, which was proved."""
-        if self.resumed is None:
+        if self.resumption.file is None:
             return
-        file, state = self.resumed.file, self.resumed.state
-        self.resumed = None
+        file, state = self.resumption.take()
         for weight, kept in zip(self.models.weights, state["weights"], strict=True):
             weight.data.copy_(kept)
         groups = self.optimizer.state_dict()["param_groups"]  # no setting of AdamW comes from a file
@@ -344,11 +317,12 @@ class Run:
 
     def _report_changes(self) -> None:
         """What is not as it was; the best weights are chosen anew where rewards cannot be compared any more."""
-        if self.changes.sentences:
-            print(f"Changed since then: {'; '.join(self.changes.sentences)}.")
-        if not self.changes.best_is_comparable:
+        changes = self.resumption.changes
+        if changes.sentences:
+            print(f"Changed since then: {'; '.join(changes.sentences)}.")
+        if not changes.best_is_comparable:
             self.best, self.best_step, self.rewards = float("-inf"), 0, []
-            aside = run_folder.set_aside(self.output, ["best.safetensors"])
+            aside = set_aside(self.output, ["best.safetensors"])
             kept = f"; the one so far is kept in '{aside}'" if aside else ""
             print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{kept}.")
 
@@ -375,6 +349,7 @@ class Run:
             RealignError: they cannot be written, or are not finite; the checkpoints before stay as they are.
         """
         if not self._main:
+            self.saved = self.step
             return self.output
         state = self._state()
         state["weights"] = [weight.cpu() for weight in state["weights"]]
@@ -382,7 +357,7 @@ class Run:
             proof.check_finite(state)
         except checkpoints.Unusable as why:
             raise RealignError(f"Step {self.step} is not kept, as {why}: {LOWER}; {self._saved_so_far()}.") from why
-        file = checkpoints.save(self.output / run_folder.CHECKPOINTS, self.step, state, self.config.keep_last)
+        file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.keep_last)
         self.saved = self.step
         self._export("last")
         return file
