@@ -97,7 +97,7 @@ def _check_optimizer(state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
         raise Unusable("it lacks AdamW's moments of some weights")
     for number, weight in enumerate(like["weights"]):
         own = kept[number]
-        if not 0 <= float(own["step"]) <= state["step"]:
+        if not 0 <= float(own.get("step", 0)) <= state["step"]:
             raise Unusable(f"AdamW's count of steps is {float(own['step']):g}")
         if not state["config"].get("optimizer_8bit"):
             _check_like([own["exp_avg"], own["exp_avg_sq"]], [weight, weight], "moments")
