@@ -1,6 +1,7 @@
 """A checkpoint proves itself, or the one before is taken; and no wrong weights are written over good ones."""
 
 import copy
+import dataclasses
 import os
 import pickle
 import zipfile
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.tests.short_runs import checkpoint, contents, copy_of, forget_devices, run_in, same, steps
+from realigndiff.tests.short_runs import QUICK, checkpoint, contents, copy_of, forget_devices, run_in, same, steps
 from realigndiff.training import checkpoints, origin, proof
+from realigndiff.training.resuming import Resumption
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -227,6 +229,28 @@ def test_average_loss_scale_and_a_scripts_own_state_are_proved_too(changed):
     proof.check(state, state)
     with pytest.raises(checkpoints.Unusable):
         proof.check({**state, **changed}, state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_to("made_of", "models", value=["model"]),
+        set_to("made_of", value={"prompts": "", "models": {}}),
+        lambda state: state["config"].update(learning_rate=state["config"]),
+        lambda state: state["optimizer"]["state"].update({0: state}),
+    ],
+    ids=["a list of models", "no held-out prompts", "settings that hold themselves", "a state that holds itself"],
+)
+def test_a_state_whose_origin_is_nonsense_is_passed_over(change, whole, tmp_path, caplog):
+    output = copy_of(whole, tmp_path / "run", 2, 3)
+    state = checkpoints.read(checkpoint(output, 3))
+    made_of = copy.deepcopy(state["made_of"])
+    change(state)
+    torch.save(state, checkpoint(output, 3))
+    resumption = Resumption(dataclasses.replace(QUICK, output=str(output)), made_of)
+    resumption.prove(checkpoints.read(checkpoint(output, 2)))
+    assert resumption.file == checkpoint(output, 2)
+    assert "step-00000003.pt cannot be read (" in caplog.text
 
 
 # Runs

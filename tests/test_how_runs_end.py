@@ -204,7 +204,7 @@ def test_models_that_do_not_fit_are_one_sentence_and_the_folder_is_free_again(tm
         raise torch.cuda.OutOfMemoryError(TOO_LARGE)
 
     monkeypatch.setattr(run, "load", load)
-    with pytest.raises(RealignError, match="The memory did not suffice for the models"):
+    with pytest.raises(RealignError, match="The memory did not suffice for reading the models"):
         run_in(tmp_path)
     RunFolder(tmp_path).release()
 

@@ -137,7 +137,10 @@ def test_another_run_is_refused(changes, told, kept, config):
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (lambda text: text + "a green star\n", r"other training prompts \(18, and now 19, as prompts was .*\): give those"),
+        (
+            lambda text: text + "a green star\n",
+            r"training prompts \(18, and now 19, as prompts .*\): give those",
+        ),
         (lambda text: text.replace("a red circle and 3 ", "a green circle and 3 "), "prompts"),
         (lambda text: "\n".join(reversed(text.splitlines())), "prompts"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+_GPU = ("CUDA", "CUBLAS", "CUDNN", "NCCL", "HIP error")
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 
 
@@ -12,6 +13,11 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def of_the_device(error: BaseException) -> bool:
+    """Whether memory or the GPU failed, and not the program."""
+    return out_of_memory(error) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GPU))
 
 
 def sentence(error: BaseException, doing: str) -> str | None:
@@ -24,7 +30,7 @@ def sentence(error: BaseException, doing: str) -> str | None:
             "set gradient_checkpointing or offload_captioner"
         )
     if isinstance(error, RuntimeError):
-        gpu = " on the GPU" if any(sign in str(error) for sign in ("CUDA", "CUBLAS", "CUDNN", "NCCL", "HIP")) else ""
+        gpu = " on the GPU" if of_the_device(error) else ""
         return f"{doing[:1].upper()}{doing[1:]} failed{gpu} ({type(error).__name__}: {first}): start again"
     return None
 

@@ -115,7 +115,8 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         RealignError: it is of another run.
     """
     made_of, lines = origin_of(config, training, held_out), []
-    for file in checkpoints.found(config.resume, Path(config.output)):
+    files = checkpoints.found(config.resume, Path(config.output))
+    for file in files:
         try:
             state = checkpoints.read(file)
             check_settings(file, state)
@@ -124,7 +125,9 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
             continue
         changed = changes(file, state, config, made_of).sentences
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
-    if holds_a_run(Path(config.output)):
+    if files:
+        lines.append("so that it would stop: restore a checkpoint, or set resume to never")
+    elif holds_a_run(Path(config.output)):
         lines.append(f"keeps the files of the run that is in {config.output} in a folder {ASIDE}N of it")
     return lines
 

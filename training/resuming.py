@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import RealignError
 from . import checkpoints, proof
 from .config import to_dict
 from .origin import Changes, changes, check_settings
@@ -56,10 +57,15 @@ class Resumption:
 
     def _check(self, file: Path, state: Any) -> None:
         check_settings(file, state)
-        if self.made_of is None:
-            checkpoints.check_same(file, state["config"], to_dict(self.config))
-        else:
-            self.changes = changes(file, state, self.config, self.made_of)
+        try:
+            if self.made_of is None:
+                checkpoints.check_same(file, state["config"], to_dict(self.config))
+            else:
+                self.changes = changes(file, state, self.config, self.made_of)
+        except RealignError:
+            raise
+        except Exception as error:  # any nonsense may be in there
+            raise checkpoints.Unusable("its settings are of another form") from error
 
 
 def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:

@@ -80,8 +80,8 @@ class Run:
             self._set_up()
         except BaseException as error:
             self._release()
-            if failures.out_of_memory(error):
-                raise RealignError(f"{failures.sentence(error, 'the models')}.") from error
+            if failures.of_the_device(error):
+                raise RealignError(f"{failures.sentence(error, 'reading the models')}.") from error
             raise
 
     def _set_up(self) -> None:

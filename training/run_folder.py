@@ -68,7 +68,8 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:  # a file system without locks
             logger.warning("'%s' cannot be locked (%s): see to it that no other run writes there.", self.output, error)
         since = datetime.now().strftime("%Y-%m-%d %H:%M")
-        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+        with suppress(RealignError):  # it is only for people
+            write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
 
 
 def check_writable(output: Path) -> None:
