@@ -16,6 +16,7 @@ BASE = {*NUMBERS, "weights", "optimizer", "average", "scaler", "rewards", "confi
 """What every run keeps; the rest is a script's own."""
 OLDER = {"best_step": 0}
 """What older versions did not write, and what it was."""
+_WORDS = {"weights": "weights", "optimizer": "AdamW's moments", "average": "averaged weights"}
 
 
 def check(state: Any, like: Mapping[str, Any]) -> None:
@@ -44,9 +45,6 @@ def check_finite(state: Mapping[str, Any]) -> None:
     for name in ("weights", "optimizer", "average"):
         if not all(map(_is_finite, _tensors(state.get(name)))):
             raise Unusable(f"its {_WORDS[name]} are not finite")
-
-
-_WORDS = {"weights": "weights", "optimizer": "AdamW's moments", "average": "averaged weights"}
 
 
 def _check(state: Any, like: Mapping[str, Any]) -> None:
