@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from .errors import RealignError
 from .text import printable
 
-PARTIAL = ".partial"
-"""How the name of a file ends while it is written."""
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _LEFT_OVER = re.compile(r".+\.(?P<pid>\d+)\.partial|.+\.safetensors\.(?P<older>\d+)\.part")
+PARTIAL = ".partial"
+"""How the name of a file ends while it is written."""
 
 
 def write_whole(file: Path, content: str | bytes | Callable[[Path], object], *, durable: bool = False) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import RealignError
-from ..core.files import write_whole
 from ..perception.images import to_pil
 from ..pipeline.settings import SamplingSettings
 from ..rewards.combine import weighted_sum
@@ -25,7 +24,7 @@ from ..rewards.ranking import best_first
 from .arl_settings import ArlConfig
 from .models import Trained
 from .prompts import fingerprint
-from .samples import in_rows
+from .samples import in_rows, write_picture
 
 SEED_OF_CANDIDATES = 5 * 10**8
 """Added to where a run's own seeds begin."""
@@ -187,7 +186,7 @@ def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
 def _show(picture: Image.Image, file: Path) -> None:
     """For the eyes only, so a full disk ends nothing here."""
     try:
-        write_whole(file, lambda partial: picture.save(partial, "PNG"))
+        write_picture(file, picture)
     except RealignError as error:
         tqdm.write(f"{error} The run goes on.")
 

@@ -36,8 +36,17 @@ def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequ
     told = PngInfo()
     told.add_text(KEY, json.dumps({"prompts": list(prompts), "size": pictures[0].size}))
     file = folder / f"step-{step:08d}.png"
-    write_whole(file, lambda partial: in_rows(pictures).save(partial, "PNG", pnginfo=told))
+    write_picture(file, in_rows(pictures), told)
     return file
+
+
+def write_picture(file: Path, picture: Image.Image, header: PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        RealignError: it cannot be written.
+    """
+    write_whole(file, lambda partial: picture.save(partial, "PNG", pnginfo=header))
 
 
 def load(file: Path) -> Grid:
