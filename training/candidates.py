@@ -24,7 +24,7 @@ from ..rewards.ranking import best_first
 from .arl_settings import ArlConfig
 from .models import Trained
 from .prompts import fingerprint
-from .samples import in_rows
+from .samples import in_rows, write_picture
 
 SEED_OF_CANDIDATES = 5 * 10**8
 """Added to where a run's own seeds begin."""
@@ -186,9 +186,9 @@ def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
 def _show(picture: Image.Image, file: Path) -> None:
     """For the eyes only, so a full disk ends nothing here."""
     try:
-        picture.save(file)
-    except OSError as error:
-        tqdm.write(f"{file} could not be written ({error}); the run goes on.")
+        write_picture(file, picture)
+    except RealignError as error:
+        tqdm.write(f"{error} The run goes on.")
 
 
 def _read(file: Path, made_of: str) -> dict[str, Tensor] | None:

@@ -11,7 +11,6 @@ first, and the second writes each alpha as if it were the rank.
 from __future__ import annotations
 
 import base64
-import contextlib
 import copy
 import hashlib
 import io
@@ -29,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.errors import RealignError
+from ..core.files import sweep, write_whole
 from .ldm_keys import ldm_names
 from .prompts import fingerprint
 
@@ -285,21 +285,14 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def _write(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
-    """Write beside the file, then put it in its place: whatever happens, no half file has its name."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        mode = part.stat().st_mode
-        save_file(dict(tensors), part, {"format": "pt", **metadata, _HASH: _NO_HASH})
-        part.chmod(mode)  # what safetensors writes only its owner can read
-        _fill_in_hash(part)
-        os.replace(part, file)
-    except (OSError, SafetensorError) as error:
-        raise RealignError(f"'{file}' cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    """Write the whole file or nothing, with its hash; what a killed process left half-written beside it goes."""
+
+    def write(partial: Path) -> None:
+        save_file(dict(tensors), partial, {"format": "pt", **metadata, _HASH: _NO_HASH})
+        _fill_in_hash(partial)
+
+    sweep(file.parent, file.name)
+    write_whole(file, write)
 
 
 def _fill_in_hash(file: Path) -> None:

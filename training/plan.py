@@ -12,9 +12,11 @@ from . import checkpoints
 from .arl_settings import ArlConfig
 from .feedback import estimators
 from .models import Trained, load
+from .origin import changes, check_settings, origin_of
 from .prior import prior_captioner
 from .prompts import Prompts, load_prompts
 from .refl_settings import ReflConfig
+from .run_folder import ASIDE, holds_a_run
 from .settings import TrainingConfig
 
 JUDGES = "reward/"
@@ -43,7 +45,7 @@ def plan(config: TrainingConfig) -> str:
             f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
             *_rounds(config, len(set(training.texts))),
             f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
-            *_start(config),
+            *_start(config, training, held_out),
             "",
             *_memory_in_words(config, models),
             "",
@@ -51,6 +53,12 @@ def plan(config: TrainingConfig) -> str:
             *(f"    {name:<30}{told}" for name, told in _files(config, models, held_out).items()),
         ]
     )
+
+
+def checkpoint_bytes(config: TrainingConfig, models: Trained) -> float:
+    """The size of a checkpoint."""
+    own = _bytes(models.weights)
+    return own + _moments(models.weights, config.optimizer_8bit) + (own if config.ema else 0)
 
 
 def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
@@ -80,11 +88,11 @@ def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
 
 def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
     sizes = memory(config, models)
-    lines = [f"memory of each device: {_size(sum(sizes.values()))}, and activations"]
-    for name, size in sizes.items():
+    lines = [f"memory of each device: {size(sum(sizes.values()))}, and activations"]
+    for name, count in sizes.items():
         away = config.offload_captioner and name.startswith(JUDGES)
-        if size:
-            lines.append(f"    {name:<22}{_size(size):>10}{'  only while images are judged' if away else ''}")
+        if count:
+            lines.append(f"    {name:<22}{size(count):>10}{'  only while images are judged' if away else ''}")
     return [
         *lines,
         "    Activations are not estimated: they grow with batch_size and resolution. Where they do not fit, halve",
@@ -100,18 +108,35 @@ def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
     )
 
 
-def _start(config: TrainingConfig) -> list[str]:
-    """Which checkpoint the run would go on from, if any."""
-    return [f"goes on from {file}" for file in checkpoints.found(config.resume, Path(config.output))[:1]]
+def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list[str]:
+    """Which checkpoint the run would go on from, if any, and what is not as it was.
+
+    Raises:
+        RealignError: it is of another run.
+    """
+    made_of, lines = origin_of(config, training, held_out), []
+    files = checkpoints.found(config.resume, Path(config.output))
+    for file in files:
+        try:
+            state = checkpoints.read(file)
+            check_settings(file, state)
+        except checkpoints.Unusable as why:
+            lines.append(f"cannot go on from {file}: {why}")
+            continue
+        changed = changes(file, state, config, made_of).sentences
+        return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
+    if files:
+        lines.append("so that it would stop: restore a checkpoint, or set resume to never")
+    elif holds_a_run(Path(config.output)):
+        lines.append(f"keeps the files of the run that is in {config.output} in a folder {ASIDE}N of it")
+    return lines
 
 
 def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
     """Each file in the run's folder with what is to say of it."""
-    own = _bytes(models.weights)
-    average = own if config.ema else 0
-    checkpoint = own + _moments(models.weights, config.optimizer_8bit) + average
+    own, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
     # as `export` writes them: a LoRA in float32, the UNet in float16
-    exported = _size(own if config.train == "lora" else own / 2)
+    exported = size(own if config.train == "lora" else own / 2)
     shown = config.sample_every and (config.sample_prompts or held_out.texts)
     channels, height, width = models.sampler.latent_shape
     latents = 4.0 * channels * height * width
@@ -120,13 +145,13 @@ def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[s
     told = {
         "log.csv": "a row a step",
         "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
-        "prior.safetensors": _size(latents * config.prior_images) if drawn else "",
-        "rounds/": f"{_size(latents * ranked)}, the winners, and what the rewards said" if ranked else "",
-        "checkpoints/step-*.pt": f"{_size(checkpoint)} each, the last {config.keep_last} are kept",
+        "prior.safetensors": size(latents * config.prior_images) if drawn else "",
+        "rounds/": f"{size(latents * ranked)}, the winners, and what the rewards said" if ranked else "",
+        "checkpoints/step-*.pt": f"{size(checkpoint)} each, the last {config.keep_last} are kept",
         "report.html": "the run in pictures",
         "last.safetensors": exported,
         "best.safetensors": exported if config.evaluate_every and held_out.texts else "",
-        "unet/": f"{_size(own)}, the last weights in the diffusers layout" if config.train == "unet" else "",
+        "unet/": f"{size(own)}, the last weights in the diffusers layout" if config.train == "unet" else "",
     }
     return {name: text for name, text in told.items() if text}
 
@@ -135,7 +160,8 @@ def _bytes(tensors: Iterable[Tensor]) -> float:
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes for people: `1.5 GB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"

@@ -38,8 +38,8 @@ from .run import Run, main
 class ReflRun(Run):
     """L_total = λ·φ(R) + L_pre (eq. 5) on fresh rollouts."""
 
-    def __init__(self, config: ReflConfig) -> None:
-        super().__init__(config)
+    def prepare(self) -> None:
+        config = self.config
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
         self.estimators = estimators(config, self.models.rewards)
         self.prior = self._prior() if config.prior_weight else None

@@ -30,6 +30,7 @@ from typing import Any
 from PIL import Image
 
 from ..core.errors import RealignError
+from ..core.files import write_whole
 from ..pipeline.inline import inline
 from . import log, samples
 from .arl_settings import ArlConfig, ranked
@@ -76,13 +77,8 @@ def write(folder: Path) -> Path:
     """
     if not any((folder / name).exists() for name in ("log.csv", "samples", "last.safetensors", "best.safetensors")):
         raise RealignError(f"There is no run in '{folder}': give the folder that training wrote (its `output`).")
-    file, text = folder / "report.html", page(folder)
-    part = file.with_suffix(".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise RealignError(f"The report cannot be written to '{file}' ({error}).") from error
+    file = folder / "report.html"
+    write_whole(file, page(folder))
     return file
 
 

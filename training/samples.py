@@ -10,6 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..core.files import write_whole
+
 KEY = "realigndiff.samples"
 """Where the PNG header holds `{"prompts": [...], "size": [width, height]}`; `size` is of one picture."""
 PATTERN = "step-*.png"
@@ -29,15 +31,22 @@ def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequ
     """Write the pictures of one step, all of one size, as one file.
 
     Raises:
-        OSError: it cannot be written.
+        RealignError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     told = PngInfo()
     told.add_text(KEY, json.dumps({"prompts": list(prompts), "size": pictures[0].size}))
     file = folder / f"step-{step:08d}.png"
-    part = file.with_suffix(".part")
-    in_rows(pictures).save(part, "PNG", pnginfo=told)
-    return part.replace(file)
+    write_picture(file, in_rows(pictures), told)
+    return file
+
+
+def write_picture(file: Path, picture: Image.Image, header: PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        RealignError: it cannot be written.
+    """
+    write_whole(file, lambda partial: picture.save(partial, "PNG", pnginfo=header))
 
 
 def load(file: Path) -> Grid:

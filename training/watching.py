@@ -5,6 +5,7 @@ Nothing in here may end a training: what cannot be written or drawn is told, and
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from ..core.errors import RealignError
 from . import log, report, samples, trackers
 from .config import to_dict
 from .settings import TrainingConfig
@@ -79,14 +79,14 @@ class Watcher:
             self._write()
         try:
             print(f"See {report.write(self.output)}.")
-        except RealignError as error:
-            print(error)
+        except Exception as error:  # the weights are saved; the report can be made again
+            print(f"The report could not be made ({error}); python training/report.py {self.output} makes it.")
 
     def _write(self) -> None:
         try:
             log.append(self.output / "log.csv", self.unwritten)
             self.unwritten = []
-        except OSError as error:
+        except (OSError, ValueError, csv.Error) as error:  # the last two: what is there is no log
             tqdm.write(f"log.csv cannot be written ({error}); its rows are kept until it can.")
 
     def _track(self, send: Callable[[], Any]) -> None:
