@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
+from ..core.prompt_files import read_prompts
 from . import hardware, models, settings
 from .models import short_hash
 
@@ -40,7 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     told = parser.add_argument_group("prompts")
     told.add_argument("--prompt", action="append", default=[], help="may be repeated")
-    told.add_argument("--prompts", type=Path, help="a text file, one prompt a line")
+    told.add_argument(
+        "--prompts", type=Path, help="a .txt, one prompt a line (# begins a comment); or .csv, .tsv, .jsonl, .json"
+    )
+    told.add_argument("--prompt-column", help="of a .csv, .tsv, .jsonl or .json (caption, prompt or text)")
     told.add_argument("--seed", type=int, default=42, help="of a prompt's first image; its next ones count on (42)")
     told.add_argument("--count", type=int, default=1, help="images a prompt (1)")
     told.add_argument("--out", type=Path, default=Path("out/realign"))
@@ -86,20 +90,18 @@ def run(options: argparse.Namespace) -> None:
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
-    """The prompts, each once, without empty lines.
+    """The prompts, each once; what is wrong with the file's other rows is printed.
 
     Raises:
         RealignError: there are none, no image is wanted, or the file cannot be read.
     """
-    lines = list(options.prompt)
+    texts = [text.strip() for text in options.prompt]
     if options.prompts is not None:
-        try:
-            lines += options.prompts.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RealignError(
-                f"The prompts in '{options.prompts}' cannot be read ({error}): give a text file in UTF-8."
-            ) from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        read = read_prompts(options.prompts, options.prompt_column)
+        for problem in read.problems:
+            print(problem)
+        texts += read.texts
+    prompts = list(dict.fromkeys(text for text in texts if text))
     if not prompts:
         raise RealignError("There is no prompt: give --prompt TEXT or --prompts FILE.")
     if options.count < 1:
