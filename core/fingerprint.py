@@ -16,6 +16,8 @@ from .files import PARTIAL, reason
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 SETTINGS = (".json", ".txt", ".model", ".vocab", ".merges", ".jinja", ".yaml", ".yml")
 """How the names of the files end that make a model, weights apart: configuration, tokenizer, lists of words."""
+READ_BESIDE = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "tokenizer.json", "vocab.txt")
+"""What the reader of a tagger or detector that is a single file looks for beside it."""
 FRESH = 2 * 10**9
 """ns: a file that was changed so lately may change again within the clock's resolution, so its digest is not kept."""
 

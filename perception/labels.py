@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,7 +101,8 @@ def read_lines(file: Path, what: str) -> list[str]:
         RealignError: it cannot be read; `what` it holds is named.
     """
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()]
+        # only line feeds and carriage returns end a line, not U+0085 and others of str.splitlines
+        return [line.strip() for line in io.StringIO(file.read_text(encoding="utf-8-sig").strip())]
     except (OSError, UnicodeDecodeError) as error:
         raise RealignError(
             f"{what} cannot be read from '{file}': put a text file in UTF-8 there, with one a line."

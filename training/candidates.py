@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from ..core.fingerprint import fingerprint_of_texts
 from ..perception.images import to_pil
+from ..perception.language_model import is_server
 from ..pipeline.settings import SamplingSettings
 from ..rewards.combine import weighted_sum
-from ..rewards.loading import MODELS
+from ..rewards.loading import NEEDS
 from ..rewards.ranking import best_first
+from ..rewards.sam import SamReward
 from .arl_settings import ArlConfig
-from .models import Trained
-from .prompts import fingerprint
+from .kept import keep, kept
+from .models import Trained, fingerprints
 from .samples import in_rows
 
 SEED_OF_CANDIDATES = 5 * 10**8
 """Added to where a run's own seeds begin."""
 MADE_OF = (
-    *("model", "reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
-    *(*MODELS, "llm", "llm_model"),
+    *("reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
+    *("llm", "llm_model"),
 )
-"""The settings that a round's images and their order depend on, besides the prompts and the weights."""
+"""The settings that a round's images and their order depend on, besides the prompts, the models' files and the trained
+weights."""
 
 
 class Round(NamedTuple):
@@ -66,12 +67,12 @@ def draw_round(
         RealignError: a file cannot be written.
     """
     files = parts(config, texts, number, models.sampler.at_once)
-    mine = list(files.items())[share[0] :: share[1]]
+    mine, origin = list(files.items())[share[0] :: share[1]], _origin(config)
     for file, (start, prompts) in tqdm(mine, desc=f"images of round {number + 1}", disable=share[0] > 0):
         if stopped():
             return
-        made_of = _made_of(config, prompts, weights)
-        if _read(file, made_of) is None:
+        made_of = _made_of(origin, prompts, weights)
+        if kept(file, made_of) is None:
             _draw(config, models, prompts, number, start, file, made_of)
 
 
@@ -82,13 +83,14 @@ def read_round(config: ArlConfig, models: Trained, texts: Sequence[str], number:
         RealignError: a file of it is not there, as where devices do not write to one folder.
     """
     files = parts(config, texts, number, models.sampler.at_once)
-    read = [_read(file, _made_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
+    origin = _origin(config)
+    read = [kept(file, _made_of(origin, prompts, weights)) for file, (_, prompts) in files.items()]
     if missing := [file for file, part in zip(files, read, strict=True) if part is None]:
         raise RealignError(
             f"The round's images in '{missing[0]}' cannot be read, though they were just drawn: give an output that "
             "all devices write to and read from, and start again."
         )
-    tensors = {name: torch.cat([part[name] for part in read]) for name in read[0]}
+    tensors = {name: torch.cat([part.tensors[name] for part in read]) for name in read[0].tensors}
     latents = tensors.pop("winners")
     return Round(number, [text for _, prompts in files.values() for text in prompts], latents, tensors)
 
@@ -116,7 +118,13 @@ def winners(scores: Sequence[Tensor], how: str, lots: random.Random) -> Tensor:
 
 @torch.no_grad()
 def _draw(
-    config: ArlConfig, models: Trained, prompts: list[str], number: int, start: int, file: Path, made_of: str
+    config: ArlConfig,
+    models: Trained,
+    prompts: list[str],
+    number: int,
+    start: int,
+    file: Path,
+    made_of: dict[str, object],
 ) -> None:
     P, K = len(prompts), config.images_per_prompt
     asked = [text for text in prompts for _ in range(K)]
@@ -162,24 +170,30 @@ def mean_reward(models: Trained, scores: dict[str, Tensor]) -> float:
 def fingerprint_of(weights: Sequence[Tensor]) -> str:
     """The same for equal weights; others hardly ever have it."""
     sums = [float(weight.detach().double().abs().sum()) for weight in weights]
-    return fingerprint([repr(value) for value in sums])
+    return fingerprint_of_texts([repr(value) for value in sums])
 
 
-def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> str:
-    settings = {name: getattr(config, name) for name in MADE_OF}
-    return json.dumps(settings | {"prompts": fingerprint(prompts), "weights": weights})
+def _origin(config: ArlConfig) -> dict[str, object]:
+    """Settings, and the contents of the files of the models that draw and judge."""
+    names = [term.name for term in config.terms]
+    needed = {"model", *(model for name in names for model in NEEDS[name])}
+    if SamReward.name in names:
+        needed |= {"text_encoder"}  # of the offline scorer
+    if config.llm and not is_server(config.llm):
+        needed |= {"llm"}
+    return {name: getattr(config, name) for name in MADE_OF} | fingerprints(config, sorted(needed))
 
 
-def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
-    part = file.with_suffix(".part")
+def _made_of(origin: Mapping[str, object], prompts: Sequence[str], weights: str) -> dict[str, object]:
+    return {**origin, "prompts": fingerprint_of_texts(prompts), "weights": weights}
+
+
+def _write(file: Path, tensors: dict[str, Tensor], made_of: dict[str, object]) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, {"made_of": made_of})
-        part.replace(file)
-    except (OSError, SafetensorError) as error:
+        keep(file, tensors, made_of)
+    except RealignError as error:
         raise RealignError(
-            f"The round's images could not be written to '{file}' ({error}): make room there and start again; the run "
-            "goes on where it was."
+            f"The round's images are lost: {error} Make room there and start again; the run goes on where it was."
         ) from error
 
 
@@ -189,14 +203,3 @@ def _show(picture: Image.Image, file: Path) -> None:
         picture.save(file)
     except OSError as error:
         tqdm.write(f"{file} could not be written ({error}); the run goes on.")
-
-
-def _read(file: Path, made_of: str) -> dict[str, Tensor] | None:
-    """What a file holds, if it is whole and made by the same settings of the same prompts."""
-    try:
-        with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("made_of") != made_of:
-                return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None

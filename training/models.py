@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import RealignError
+from ..core.fingerprint import READ_BESIDE, fingerprint_of_files
 from ..perception.language_model import load_language_model
 from ..pipeline.sampler import DiffusersSampler
 from ..rewards.caption import CaptionReward
 from ..rewards.combine import Term, weighted_sum
-from ..rewards.loading import MODELS, check_names, load_rewards
+from ..rewards.loading import EMBEDDED, MODELS, check_names, load_rewards
 from ..rewards.reward import Reward
 from ..rewards.sam import SamReward
 from .offload import moved_to
@@ -114,6 +115,17 @@ def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
 def place(path: str, demo: str) -> Path:
     """A model's folder; `demo` means the embedded one of that name."""
     return DEMO / demo if path == "demo" else Path(path)
+
+
+def fingerprints(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
+    """What the models of these settings are, by the contents of their files.
+
+    Raises:
+        RealignError: a file cannot be read.
+    """
+    embedded = {"model": "stable_diffusion", **EMBEDDED}
+    places = {name: place(path, embedded.get(name, "")) for name in names if (path := getattr(config, name))}
+    return {name: fingerprint_of_files(path, READ_BESIDE) for name, path in places.items()}
 
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
