@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from ..core.files import reason
 from ..core.fingerprint import fingerprint_of_texts
 from ..perception.images import to_pil
 from ..perception.language_model import is_server
@@ -67,12 +68,12 @@ def draw_round(
         RealignError: a file cannot be written.
     """
     files = parts(config, texts, number, models.sampler.at_once)
-    mine, origin = list(files.items())[share[0] :: share[1]], _origin(config)
+    mine = list(files.items())[share[0] :: share[1]]
     for file, (start, prompts) in tqdm(mine, desc=f"images of round {number + 1}", disable=share[0] > 0):
         if stopped():
             return
-        made_of = _made_of(origin, prompts, weights)
-        if kept(file, made_of) is None:
+        made_of = _made_of(config, prompts, weights)
+        if _read(file, made_of) is None:
             _draw(config, models, prompts, number, start, file, made_of)
 
 
@@ -83,14 +84,13 @@ def read_round(config: ArlConfig, models: Trained, texts: Sequence[str], number:
         RealignError: a file of it is not there, as where devices do not write to one folder.
     """
     files = parts(config, texts, number, models.sampler.at_once)
-    origin = _origin(config)
-    read = [kept(file, _made_of(origin, prompts, weights)) for file, (_, prompts) in files.items()]
+    read = [_read(file, _made_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
     if missing := [file for file, part in zip(files, read, strict=True) if part is None]:
         raise RealignError(
             f"The round's images in '{missing[0]}' cannot be read, though they were just drawn: give an output that "
             "all devices write to and read from, and start again."
         )
-    tensors = {name: torch.cat([part.tensors[name] for part in read]) for name in read[0].tensors}
+    tensors = {name: torch.cat([part[name] for part in read]) for name in read[0]}
     latents = tensors.pop("winners")
     return Round(number, [text for _, prompts in files.values() for text in prompts], latents, tensors)
 
@@ -173,27 +173,26 @@ def fingerprint_of(weights: Sequence[Tensor]) -> str:
     return fingerprint_of_texts([repr(value) for value in sums])
 
 
-def _origin(config: ArlConfig) -> dict[str, object]:
-    """Settings, and the contents of the files of the models that draw and judge."""
+def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
+    """Settings, prompts, weights, and the contents of the files of the models that draw and judge."""
     names = [term.name for term in config.terms]
     needed = {"model", *(model for name in names for model in NEEDS[name])}
     if SamReward.name in names:
         needed |= {"text_encoder"}  # of the offline scorer
     if config.llm and not is_server(config.llm):
         needed |= {"llm"}
-    return {name: getattr(config, name) for name in MADE_OF} | fingerprints(config, sorted(needed))
+    settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}
+    made_of = settings | {"prompts": fingerprint_of_texts(prompts), "weights": weights}
+    return made_of | {f"files of {name}": value for name, value in fingerprints(config, sorted(needed)).items()}
 
 
-def _made_of(origin: Mapping[str, object], prompts: Sequence[str], weights: str) -> dict[str, object]:
-    return {**origin, "prompts": fingerprint_of_texts(prompts), "weights": weights}
-
-
-def _write(file: Path, tensors: dict[str, Tensor], made_of: dict[str, object]) -> None:
+def _write(file: Path, tensors: dict[str, Tensor], made_of: Mapping[str, object]) -> None:
     try:
         keep(file, tensors, made_of)
     except RealignError as error:
         raise RealignError(
-            f"The round's images are lost: {error} Make room there and start again; the run goes on where it was."
+            f"The round's images could not be written to '{file}' ({reason(error.__cause__)}): make room there and "
+            "start again; the run goes on where it was."
         ) from error
 
 
@@ -203,3 +202,9 @@ def _show(picture: Image.Image, file: Path) -> None:
         picture.save(file)
     except OSError as error:
         tqdm.write(f"{file} could not be written ({error}); the run goes on.")
+
+
+def _read(file: Path, made_of: Mapping[str, object]) -> dict[str, Tensor] | None:
+    """What a file holds, if it is whole and made by the same settings and models of the same prompts."""
+    found = kept(file, made_of)
+    return None if found is None else found.tensors
