@@ -5,6 +5,7 @@ import re
 import pytest
 from realigndiff.core.errors import RealignError
 from realigndiff.rewards.loading import NAMES
+from realigndiff.rewards.sam import SamReward
 from realigndiff.training.arl_settings import ArlConfig
 from realigndiff.training.feedback import estimators
 from realigndiff.training.kinds import documentation
@@ -26,19 +27,18 @@ def test_the_help_offers_weights_only_where_they_are_taken():
 
 
 def test_the_help_offers_each_reward_that_the_script_learns_from():
-    offered = {
-        name: documentation(name)["reward"].text.partition("The reward sam")[0] for name in (ReflConfig, ArlConfig)
-    }
-    assert all(re.search(rf"\b{name}\b", offered[ArlConfig]) for name in NAMES)
-    assert [name for name in NAMES if not re.search(rf"\b{name}\b", offered[ReflConfig])] == ["sam"]
-    with pytest.raises(RealignError, match="sam"):
-        estimators(ReflConfig(reward="sam"), {"sam": object()})
+    def missing(settings):
+        offered = documentation(settings)["reward"].text.partition("The reward sam")[0]
+        return [name for name in NAMES if not re.search(rf"\b{name}\b", offered)]
+
+    assert missing(ArlConfig) == [] and missing(ReflConfig) == ["sam"]
+    with pytest.raises(RealignError, match=r"sam has no gradient.*arl_train\.py"):
+        estimators(ReflConfig(reward="sam"), {"sam": SamReward.__new__(SamReward)})
 
 
 def test_a_setting_that_a_script_describes_anew_stays_in_its_section():
-    sections = {
-        settings: [doc.section for doc in documentation(settings).values() if doc.section]
-        for settings in (ReflConfig, ArlConfig)
-    }
-    shared = sections[ReflConfig][: sections[ReflConfig].index("Saving") + 1]
-    assert sections[ArlConfig][: len(shared)] == shared and "Optimisation" in shared
+    def sections(settings):
+        return [doc.section for doc in documentation(settings).values() if doc.section]
+
+    shared = sections(ReflConfig)[: sections(ReflConfig).index("Saving") + 1]
+    assert sections(ArlConfig)[: len(shared)] == shared and "Optimisation" in shared

@@ -47,8 +47,8 @@ class TrainingConfig:
     segmenter: str = ""
     """For the reward sam, of arl_train.py alone: a SAM, or "demo"."""
     llm: str = ""
-    """For the reward sam, of arl_train.py alone: the address of an OpenAI-compatible server, or a Hugging Face folder of
-    a language model; the offline scorer where it is empty."""
+    """For the reward sam, of arl_train.py alone: the address of an OpenAI-compatible server, or a Hugging Face folder
+    of a language model; the offline scorer where it is empty."""
     llm_model: str = ""
     """The model's name on that server."""
     output: str = "out/training"
@@ -56,8 +56,8 @@ class TrainingConfig:
 
     # Prompts
     prompts: str = "prompts.txt"
-    """The training prompts: a .txt (one a line), .csv, .tsv, .jsonl or .json file (COCO's captions_*.json, ImageReward's
-    refl_data.json), a folder of .txt captions or of a saved `datasets` dataset, or "demo" for the demo world's."""
+    """The training prompts: a .txt (one a line), .csv, .tsv, .jsonl or .json file (COCO's captions_*.json,
+    ImageReward's refl_data.json), a folder of .txt captions or of a saved `datasets` dataset, or "demo" for the demo world's."""
     prompt_column: str = ""
     """The column (or JSON key) that holds the prompt. Empty: the first of caption, prompt and text."""
     strict: bool = False
