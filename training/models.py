@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -63,6 +64,8 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
     """
     names = [term.name for term in config.terms]
     check_names(names)
+    if config.train == "lora":
+        import_module("peft")  # which is missing now, not after minutes of reading
     sampler = DiffusersSampler.load(place(config.model, "stable_diffusion"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
     judges = judges_place(config, device)

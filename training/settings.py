@@ -57,7 +57,8 @@ class TrainingConfig:
     # Prompts
     prompts: str = "prompts.txt"
     """The training prompts: a .txt (one a line), .csv, .tsv, .jsonl or .json file (COCO's captions_*.json,
-    ImageReward's refl_data.json), a folder of .txt captions or of a saved `datasets` dataset, or "demo" for the demo world's."""
+    ImageReward's refl_data.json), a folder of .txt captions or of a saved `datasets` dataset, or "demo" for the demo
+    world's."""
     prompt_column: str = ""
     """The column (or JSON key) that holds the prompt. Empty: the first of caption, prompt and text."""
     strict: bool = False
