@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -50,14 +50,8 @@ def opened(file: Path) -> Image.Image:
         RealignError: it has more pixels than Pillow reads (`Image.MAX_IMAGE_PIXELS`, doubled).
         Exception: it cannot be read; Pillow raises errors of many kinds.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is scaled down
-            picture = Image.open(file)
-    except Image.DecompressionBombError as error:
-        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise RealignError(f"it has more than {most} million pixels: scale it down") from error
-    with picture:
+    # given a path, Pillow maps an uncompressed TIFF into memory, and garbles it where it is to be turned
+    with open(file, "rb") as content, _begun(content) as picture:
         factor = math.ceil(math.sqrt(picture.width * picture.height / LARGEST))
         if factor > 1:
             picture.draft(None, (picture.width // factor, picture.height // factor))  # JPEG is then decoded smaller
@@ -71,6 +65,17 @@ def opened(file: Path) -> Image.Image:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     return upright.convert("RGB")
+
+
+def _begun(content: BinaryIO) -> Image.Image:
+    """The picture, of which the header is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is scaled down
+            return Image.open(content)
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise RealignError(f"it has more than {most} million pixels: scale it down") from error
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:

@@ -210,8 +210,9 @@ def _json(path: Path, column: str | None, one_caption: bool) -> Iterator[Row]:
         return
     if isinstance(content, dict):
         rows = content.get(_find([*content], column) or "data")
-        content = rows if isinstance(rows, list | dict) else content
-        content = list(content.values()) if all(isinstance(row, dict | str) for row in content.values()) else None
+        content = [content] if isinstance(rows, str) else content if rows is None else rows
+    if isinstance(content, dict) and all(isinstance(row, dict | str) for row in content.values()):
+        content = list(content.values())
     if not isinstance(content, list):
         raise RealignError(
             f"{path} is no list of prompts, nor a file of COCO captions (captions_*.json): give a list of texts or of "

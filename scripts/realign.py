@@ -29,12 +29,17 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
+from ..core.pictures import is_whole_png
 from ..core.prompt_files import read_prompts
 from . import hardware, models, settings
 from .models import short_hash
 
 if TYPE_CHECKING:
     from ..pipeline.realign import Models, RealignResult, RealignSettings
+
+
+PICTURES = ("before", "after", "panel")
+"""The pictures of an image's folder."""
 
 
 def main() -> None:
@@ -139,12 +144,16 @@ def folder_of(out: Path, prompt: str, seed: int) -> Path:
 
 
 def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:
-    """Whether the image is there, of this prompt and made in this way."""
+    """Whether the image is there, whole, of this prompt and made in this way."""
+    folder = folder_of(out, prompt, seed)
     try:
-        told = json.loads((folder_of(out, prompt, seed) / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        made_so = tuple(report.get(name) for name in ("prompt", "settings", "models"))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
-    return (told.get("prompt"), told.get("settings"), told.get("models")) == (prompt, settings.to_dict(), made_of)
+    return made_so == (prompt, settings.to_dict(), made_of) and all(
+        is_whole_png(folder / f"{name}.png") for name in PICTURES
+    )
 
 
 def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
