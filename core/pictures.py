@@ -1,35 +1,104 @@
-"""Pictures from files of any kind that people have, as 8 bits of RGB."""
+"""Pictures from files of any kind that people have, as 8 bits of RGB, and which files of a folder are pictures."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""How the names of image files end."""
+from .errors import RealignError
+
+_WANTED = {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+}
+KINDS = tuple(sorted(kind for kind in _WANTED if Image.registered_extensions().get(kind) in Image.OPEN))
+"""How the names of image files end, as far as this Pillow reads them."""
+OTHER_KINDS = {
+    *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm", ".pbm"),
+    *(".pnm", ".qoi", ".exr", ".hdr", ".dds", ".eps", ".pcx"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(_WANTED - {*KINDS}),
+}
+"""How the names of pictures end that are not read."""
+LARGEST = 2**24
+"""The most pixels that a picture is given with."""
+ORIENTATION = 0x0112
+"""EXIF's tag that says how a picture is to be turned."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def opened(file: Path) -> Image.Image:
-    """The image, upright, in RGB; what is transparent becomes white."""
-    with Image.open(file) as picture:
+    """The image, of an animation the first one, upright, in RGB; what is transparent becomes white.
+
+    A picture of more than `LARGEST` pixels is scaled down by a whole factor, so that one scan does not take all memory.
+
+    Raises:
+        RealignError: it has more pixels than Pillow reads (`Image.MAX_IMAGE_PIXELS`, doubled).
+        Exception: it cannot be read; Pillow raises errors of many kinds.
+    """
+    # given a path, Pillow maps an uncompressed TIFF into memory, and garbles it where it is to be turned
+    with open(file, "rb") as content, _begun(content) as picture:
+        factor = math.ceil(math.sqrt(picture.width * picture.height / LARGEST))
+        if factor > 1:
+            picture.draft(None, (picture.width // factor, picture.height // factor))  # JPEG is then decoded smaller
         picture.load()
-        picture = upright(picture)
-        if picture.mode.startswith(("I", "F")):
-            return eight_bits(picture).convert("RGB")
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
+        turn = _turn(picture)
+        small = _scaled_down(picture)
+    upright = small if turn is None else small.transpose(turn)
+    if upright.mode.startswith(("I", "F")):
+        return eight_bits(upright).convert("RGB")
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return upright.convert("RGB")
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says, or as it is where the EXIF is damaged."""
+def _begun(content: BinaryIO) -> Image.Image:
+    """The picture, of which the header is read."""
     try:
-        return ImageOps.exif_transpose(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is scaled down
+            return Image.open(content)
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise RealignError(f"it has more than {most} million pixels: scale it down") from error
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; none where its EXIF is damaged. `ImageOps.exif_transpose` also writes the EXIF
+    anew, which fails where any other tag is damaged."""
+    try:
+        return _TURNS.get(picture.getexif().get(ORIENTATION))
     except Exception:  # of many kinds, as from reading the picture
+        return None
+
+
+def _scaled_down(picture: Image.Image) -> Image.Image:
+    """The picture with at most `LARGEST` pixels."""
+    factor = math.ceil(math.sqrt(picture.width * picture.height / LARGEST))
+    if factor < 2:
         return picture
+    if picture.mode.startswith("I;16"):
+        return picture.convert("I").reduce(factor).convert("I;16")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    elif picture.mode in ("1", "P"):
+        picture = picture.convert("RGB")
+    return picture.reduce(factor)
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:
@@ -43,3 +112,60 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     whites = {"I": (255, 65535, highest), "F": (1, 255, 65535, highest)}.get(picture.mode, (65535,))
     white = next(white for white in whites if white >= highest)
     return Image.fromarray((values.clip(min=0) / white * 255).round().astype(np.uint8))
+
+
+def is_whole_png(file: Path) -> bool:
+    """Whether the file is a PNG that is there to its end, by the checksums of its parts; its pixels are not decoded."""
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            picture.verify()
+    except Exception:  # of many kinds
+        return False
+    return True
+
+
+class Folder(NamedTuple):
+    """The pictures of a folder."""
+
+    files: list[Path]
+    """In the order of their names."""
+    left_out: str
+    """A sentence that counts and names the pictures that are not among them; empty where there are none."""
+
+
+def pictures_in(folder: Path, *, recursive: bool = True) -> Folder:
+    """The folder's image files by their names' endings (`KINDS`).
+
+    Hidden files are left out, such as `._photo.png`, which macOS puts beside each photo on other systems' disks.
+    """
+    found, hidden, others = [], [], Counter()
+    for file in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        kind = file.suffix.lower()
+        if kind not in KINDS and kind not in OTHER_KINDS:
+            continue
+        if any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts):
+            hidden.append(file)
+        elif not file.is_file():
+            continue
+        elif kind in KINDS:
+            found.append(file)
+        else:
+            others[kind] += 1
+    reasons = []
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        reasons.append(f"{counted(others.total(), 'picture')} of kinds that are not read ({kinds})")
+    if hidden:
+        reasons.append(f"{counted(len(hidden), 'hidden file')} ({listed(hidden)})")
+    return Folder(found, f"Left out in '{folder}': {', and '.join(reasons)}." if reasons else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(files: Iterable[Path], most: int = 3) -> str:
+    """The names of the first files, and that there are more."""
+    names = [f"'{file.name}'" for file in files]
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -26,10 +26,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from ..core.prompt_files import DEMO
 from ..demo.models import FOLDER, SETTINGS, load_models
 from ..pipeline.realign import Models, look
 from ..scripts.models import load_sampler
-from ..training.prompts import DEMO
 from .bootstrap import paired_difference
 from .methods import BASE
 from .prompt_sets import prompt_set

@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
+from ..core.fingerprint import fingerprint_of_texts
 from ..rewards.loading import EMBEDDED
 from ..scripts import hardware, models, settings
 from ..scripts.models import DEMO, option
-from ..training.prompts import fingerprint
 from . import tables
 from .drawing import draw_all, folder_of, made_of
 from .images import claim, of_another, place, read
@@ -75,11 +75,14 @@ def main() -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     told = parser.add_argument_group("what is compared")
     told.add_argument("--prompts", default=DEMO, help="a file of prompts, or demo: its held-out two-object prompts")
-    told.add_argument("--prompt-column", help="of a .csv, .tsv or .jsonl (caption, prompt or text)")
+    told.add_argument("--prompt-column", help="of a .csv, .tsv, .jsonl or .json (caption, prompt or text)")
     told.add_argument("--first", type=int, default=0, help="the first prompt's number, from 0")
     told.add_argument("--count", type=int, help="how many prompts (all)")
     told.add_argument(
         "--one-caption", action=argparse.BooleanOptionalAction, default=True, help="of COCO, one caption an image"
+    )
+    told.add_argument(
+        "--repeats", action="store_true", help="draw a prompt for each of a table's successive rows that repeat it"
     )
     told.add_argument("--method", action="append", help="may be repeated (base and fine)")
     told.add_argument("--metric", action="append", choices=METRICS, help="may be repeated (all whose models are given)")
@@ -116,16 +119,21 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
     check(options, methods)
     metrics = metrics_of(options, prompts)
     make_folder(options.out)
-    real = reference(options, prompts)
+    notes = list(problems)
+    real = reference(options, prompts, notes)
     others = {m.name: of_another(m.images, prompts) for m in methods if m.images is not None}
     if processes.first:
-        print(*problems, f"{len(prompts)} prompts, {len(methods)} methods.", sep="\n")
+        different = len({prompt.text for prompt in prompts})
+        of_these = "" if different == len(prompts) else f" ({different} different)"
+        print(*notes, f"{len(prompts)} prompts{of_these}, {len(methods)} methods.", sep="\n")
         for method in methods:
             if method.images is None:
                 claim(folder_of(options, method), made_of(options, method))
     for files in others.values():
         for file in tqdm(processes.share(files), desc="other images", disable=not processes.first):
             read(file)  # before hours of drawing
+    if real:  # also before: a real image may be damaged
+        measure(features(options), real, options.out / "scores", processes)
     processes.wait()
     draw_all(options, methods, prompts, processes)
     processes.wait()
@@ -135,7 +143,6 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
     measure_all(options, metrics, asked, [*real, *(one for own in seen.values() for one in own)], processes)
     if not processes.first:
         return
-    notes = list(problems)
     whole = distances(options, seen, real, notes)
     tell(options, methods, prompts, scores_of(options, methods, metrics, asked), whole, metrics, notes)
     if options.page:
@@ -162,6 +169,7 @@ def prompts_of(options: argparse.Namespace) -> tuple[list[Numbered], tuple[str, 
         count=options.count,
         column=options.prompt_column,
         one_caption=options.one_caption,
+        repeats=options.repeats,
     )
 
 
@@ -230,7 +238,7 @@ def tell(
             "source": options.prompts,
             "first": options.first,
             "n": len(prompts),
-            "fingerprint": fingerprint([prompt.text for prompt in prompts]),
+            "fingerprint": fingerprint_of_texts([prompt.text for prompt in prompts]),
             "seed": options.seed,
         },
         "methods": [

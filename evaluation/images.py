@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from ..core.files import write_whole
-from ..core.pictures import KINDS, opened
+from ..core.pictures import is_whole_png, opened, pictures_in
 from ..perception.images import to_pil
 from .prompt_sets import Numbered
 
@@ -55,7 +55,7 @@ def write_picture(file: Path, picture: Image.Image, about: PngImagePlugin.PngInf
 
 
 def missing(folder: Path, prompts: Sequence[Numbered], seed: int) -> list[Numbered]:
-    """The prompts that have no image yet; a file that cannot be read is none.
+    """The prompts that have no image yet; a file that is damaged or cut off is none.
 
     Raises:
         RealignError: an image is there that shows another prompt, or has another seed.
@@ -64,11 +64,10 @@ def missing(folder: Path, prompts: Sequence[Numbered], seed: int) -> list[Number
 
 
 def _is_there(file: Path, prompt: Numbered, seed: int) -> bool:
-    try:
-        with Image.open(file) as picture:
-            about = picture.info
-    except (OSError, SyntaxError):
+    if not is_whole_png(file):
         return False
+    with Image.open(file) as picture:
+        about = picture.info
     drawn, wanted = about.get("prompt"), prompt.text.encode("utf-8", "replace").decode()
     if drawn != wanted:
         raise RealignError(
@@ -116,7 +115,7 @@ def of_another(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
     Raises:
         RealignError: there are fewer or more images than prompts.
     """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in KINDS and file.is_file()]
+    files, left_out = pictures_in(folder, recursive=False)
     numbers = {int(file.stem): file for file in files if re.fullmatch(r"[0-9]+", file.stem)}
     wanted = [prompt.index for prompt in prompts]
     if len(numbers) == len(files) and 0 in numbers and numbers.keys() >= set(wanted):
@@ -124,7 +123,7 @@ def of_another(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
     if len(files) != len(prompts):
         raise RealignError(
             f"'{folder}' holds {len(files)} images, and there are {len(prompts)} prompts: give one image a prompt, or "
-            "call each by the number of its prompt, from 00000.png on."
+            f"call each by the number of its prompt, from 00000.png on. {left_out}".rstrip()
         )
     return sorted(files, key=_natural)
 

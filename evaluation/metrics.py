@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core.errors import RealignError
-from ..core.pictures import KINDS
+from ..core.pictures import pictures_in
 from ..demo.models import FOLDER
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
@@ -93,8 +93,8 @@ def features(options: argparse.Namespace) -> Metric:
     return Metric(FEATURES, (), stamps, partial(frechet.load_features, path, device))
 
 
-def reference(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[Item]:
-    """The real images; none where the distance to them is not asked for.
+def reference(options: argparse.Namespace, prompts: Sequence[Numbered], notes: list[str]) -> list[Item]:
+    """The real images; none where the distance to them is not asked for. What is left out is added to the notes.
 
     Raises:
         RealignError: it is asked for, and there are none, or no features.
@@ -113,7 +113,9 @@ def reference(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[
     if options.reference == DEMO:
         return rendered(options, prompts, asked)
     folder = Path(options.reference)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in KINDS and file.is_file())
+    files, left_out = pictures_in(folder)
+    if left_out:
+        notes.append(left_out)
     if not files:
         raise RealignError(f"There are no images in '{folder}': give --reference the folder of the real images.")
     return [item(file) for file in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +108,8 @@ def read_lines(file: Path, what: str) -> list[str]:
     try:
         if file.stat().st_size > MAX_LIST:
             raise RealignError(f"{what} cannot be read from '{file}': it has more than {MAX_LIST // 2**20} MiB.")
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()]
+        # only line feeds and carriage returns end a line, not U+0085 and others of str.splitlines
+        return [line.strip() for line in io.StringIO(file.read_text(encoding="utf-8-sig").strip())]
     except (OSError, UnicodeDecodeError) as error:
         raise RealignError(
             f"{what} cannot be read from '{file}': put a text file in UTF-8 there, with one a line."

@@ -3,8 +3,10 @@
     python scripts/caption.py photos --captioner models/blip2-opt-2.7b
     python scripts/caption.py photos --captioner models/blip2-flan-t5-xl --num-beams 5 --recursive
 
-Images that have a .txt already are passed over, so a run that was stopped goes on where it was; with --overwrite it
-starts over. A text is there whole or not at all. An image that cannot be read is told, and the others go on.
+Images are .png, .jpg, .jpeg, .jfif, .webp, .gif (of which the first image counts), .bmp, .tif, and .avif where Pillow
+reads it; hidden files such as ._photo.png are left out. Images that have a .txt already are passed over, so a run that
+was stopped goes on where it was; with --overwrite it starts over. A text is there whole or not at all. An image that
+cannot be read is named, and the others go on; the status is then 1. One of more than 16 megapixels is scaled down.
 """
 
 if not __package__:
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import write_whole
-from ..core.pictures import KINDS, opened
+from ..core.pictures import KINDS, opened, pictures_in
 
 
 def main() -> None:
@@ -83,15 +85,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def images_in(folder: Path, recursive: bool) -> list[Path]:
-    """The folder's images, in the order of their names.
+    """The folder's images, in the order of their names; prints what is left out.
 
     Raises:
         RealignError: there is no such folder, no image in it, or two images would get the same text.
     """
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}': give the folder that holds the images.")
-    files = folder.rglob("*") if recursive else folder.iterdir()
-    found = sorted(file for file in files if file.suffix.lower() in KINDS and file.is_file())
+    found, left_out = pictures_in(folder, recursive=recursive)
+    if left_out:
+        print(left_out)
     if not found:
         also = "" if recursive else ", or add --recursive for the folders in it"
         raise RealignError(f"There are no images in '{folder}' ({', '.join(KINDS)}): give another folder{also}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import RealignError
+from ..core.fingerprint import READ_BESIDE
 from .hardware import chosen
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ MODELS = {
     "segmenter": ("sam", "SAM or SAM 2"),
 }
 """The models' options: their folders among the embedded ones, and what they are."""
-WORDS = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "tokenizer.json", "vocab.txt")
-"""What a tagger or detector that is a single file reads beside it."""
 
 
 def option(name: str) -> str:
@@ -80,7 +79,7 @@ def stamp(model: Path, name: str) -> str:
     """
     if not model.exists():
         raise RealignError(f"There is no '{model}': check the path at {option(name)}.")
-    files = model.rglob("*") if model.is_dir() else [model, *(model.with_name(name) for name in WORDS)]
+    files = model.rglob("*") if model.is_dir() else [model, *(model.with_name(name) for name in READ_BESIDE)]
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
     return f"{model.resolve()} ({short_hash(repr(states))})"
 

@@ -29,6 +29,8 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
+from ..core.pictures import is_whole_png
+from ..core.prompt_files import read_prompts
 from . import hardware, models, settings
 from .models import short_hash
 
@@ -36,11 +38,18 @@ if TYPE_CHECKING:
     from ..pipeline.realign import Models, RealignResult, RealignSettings
 
 
+PICTURES = ("before", "after", "panel")
+"""The pictures of an image's folder."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     told = parser.add_argument_group("prompts")
     told.add_argument("--prompt", action="append", default=[], help="may be repeated")
-    told.add_argument("--prompts", type=Path, help="a text file, one prompt a line")
+    told.add_argument(
+        "--prompts", type=Path, help="a .txt, one prompt a line (# begins a comment); or .csv, .tsv, .jsonl, .json"
+    )
+    told.add_argument("--prompt-column", help="of a .csv, .tsv, .jsonl or .json (caption, prompt or text)")
     told.add_argument("--seed", type=int, default=42, help="of a prompt's first image; its next ones count on (42)")
     told.add_argument("--count", type=int, default=1, help="images a prompt (1)")
     told.add_argument("--out", type=Path, default=Path("out/realign"))
@@ -86,20 +95,18 @@ def run(options: argparse.Namespace) -> None:
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
-    """The prompts, each once, without empty lines.
+    """The prompts, each once; what is wrong with the file's other rows is printed.
 
     Raises:
         RealignError: there are none, no image is wanted, or the file cannot be read.
     """
-    lines = list(options.prompt)
+    texts = [text.strip() for text in options.prompt]
     if options.prompts is not None:
-        try:
-            lines += options.prompts.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RealignError(
-                f"The prompts in '{options.prompts}' cannot be read ({error}): give a text file in UTF-8."
-            ) from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        read = read_prompts(options.prompts, options.prompt_column)
+        for problem in read.problems:
+            print(problem)
+        texts += read.texts
+    prompts = list(dict.fromkeys(text for text in texts if text))
     if not prompts:
         raise RealignError("There is no prompt: give --prompt TEXT or --prompts FILE.")
     if options.count < 1:
@@ -137,12 +144,16 @@ def folder_of(out: Path, prompt: str, seed: int) -> Path:
 
 
 def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:
-    """Whether the image is there, of this prompt and made in this way."""
+    """Whether the image is there, whole, of this prompt and made in this way."""
+    folder = folder_of(out, prompt, seed)
     try:
-        told = json.loads((folder_of(out, prompt, seed) / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        made_so = tuple(report.get(name) for name in ("prompt", "settings", "models"))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
-    return (told.get("prompt"), told.get("settings"), told.get("models")) == (prompt, settings.to_dict(), made_of)
+    return made_so == (prompt, settings.to_dict(), made_of) and all(
+        is_whole_png(folder / f"{name}.png") for name in PICTURES
+    )
 
 
 def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:

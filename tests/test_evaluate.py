@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,47 @@ def test_a_killed_run_goes_on_where_it_was(call, tmp_path):
     assert all(file.stat().st_mtime_ns == made for file, made in there.items())
 
 
+@pytest.mark.parametrize("length", [0, 60, -30])
+def test_an_image_that_is_cut_off_is_drawn_again(call, tmp_path, length):
+    arguments = ["--count=2", "--steps=1", "--metric=judge", "--method=base"]
+    assert call(*arguments) == 0
+    first, second = sorted((tmp_path / "out" / "images" / "base").glob("*.png"))
+    whole, state = first.read_bytes(), second.stat()
+    first.write_bytes(whole[:length])
+    assert call(*arguments) == 0
+    assert first.read_bytes() == whole and second.stat().st_mtime_ns == state.st_mtime_ns
+
+
+def test_of_a_file_of_questions_each_prompt_is_drawn_once_and_that_is_said(call, tmp_path, capsys):
+    rows = [f"{item},a {color} ring,{n},is it?" for item, color in enumerate(("red", "blue")) for n in range(4)]
+    (tmp_path / "dsg-1k-anns.csv").write_text("\n".join(["item_id,text,proposition_id,question", *rows]), "utf-8")
+    arguments = ["--prompts", tmp_path / "dsg-1k-anns.csv", "--steps=1", "--metric=judge", BASE]
+    assert call(*arguments) == 0
+    shown = capsys.readouterr().out
+    assert "its 8 rows hold 2 different prompts" in shown and "2 prompts, 1 methods." in shown
+    assert any("2 different prompts" in note for note in results(tmp_path)["notes"])
+    (tmp_path / "again.txt").write_text("a red ring\na red ring\n", encoding="utf-8")
+    images = tmp_path / "out" / "images"
+    shutil.rmtree(images)
+    assert call("--prompts", tmp_path / "again.txt", *arguments[2:]) == 0
+    assert "2 prompts (1 different), 1 methods." in capsys.readouterr().out
+
+
+def test_a_damaged_real_image_is_named_before_anything_is_drawn(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawing, "draw_batch", lambda *parts: pytest.fail("drawn"))
+    (tmp_path / "real").mkdir()
+    for name in ("a.png", "b.gif"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "real" / name)
+    (tmp_path / "real" / "a.png").write_bytes((tmp_path / "real" / "a.png").read_bytes()[:60])
+    for name in ("._a.png", "c.heic"):
+        (tmp_path / "real" / name).touch()
+    said = call(
+        "--count=2", "--metric=kid", BASE, f"--reference={tmp_path / 'real'}", "--fid-features=demo", "--model=demo"
+    )
+    assert "a.png' cannot be read" in said
+    assert "1 picture of kinds that are not read (1 .heic), and 1 hidden file ('._a.png')" in capsys.readouterr().out
+
+
 def test_a_stopped_run_says_so(call, monkeypatch):
     def stopped(*parts):
         raise KeyboardInterrupt
@@ -209,6 +251,13 @@ class TestOtherSystems:
         assert self.names(folder, self.prompts(3)) == ["1.png", "2.png", "3.png"]
         with pytest.raises(RealignError, match="holds 3 images, and there are 2 prompts"):
             self.names(folder, self.prompts(2, first=1))
+
+    def test_hidden_files_are_none_of_them_and_a_picture_that_is_not_read_is_named(self, folder):
+        (folder / "._image2.png").touch()
+        assert self.names(folder, self.prompts(3)) == ["image2.png", "image9.png", "image10.png"]
+        (folder / "image11.heic").touch()
+        with pytest.raises(RealignError, match=r"holds 3 images, and there are 4 prompts.*1 \.heic"):
+            self.names(folder, self.prompts(4))
 
     def test_they_are_judged_at_their_own_sizes_without_a_model_that_draws(self, call, folder, tmp_path):
         (tmp_path / "p.txt").write_text("a\nb\nc\n", encoding="utf-8")

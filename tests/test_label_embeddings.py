@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from realigndiff.demo.models import FOLDER
-from realigndiff.perception.labels import read_labels
+from realigndiff.perception.labels import read_labels, read_lines
 from realigndiff.scripts import label_embeddings
 from realigndiff.tests.close import NETWORK, assert_close
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -117,3 +117,9 @@ def test_the_sentences_are_those_of_ram():
         "This is a close-up photo of an ice cream or sorbet.",
         "This is a photo of the hard to see ice cream or sorbet.",
     } <= set(said)
+
+
+@pytest.mark.parametrize("letter", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_line_feeds_and_carriage_returns_part_tags(letter, tmp_path):
+    (tmp_path / "tags.txt").write_bytes(f"cat{letter}fish\r\ndog\rbird\n".encode())
+    assert read_lines(tmp_path / "tags.txt", "The tags") == [f"cat{letter}fish", "dog", "bird"]

@@ -1,7 +1,10 @@
 """The pack as a folder: any name, light to import, safe to install."""
 
+import fnmatch
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,7 @@ SKIPPED = (
     ".venv",
     ".venv-oldest",
     "out",
+    "build",
     "weights",
     "__pycache__",
     ".pytest_cache",
@@ -92,3 +96,66 @@ def test_only_nodes_and_the_adapter_import_the_host_and_only_their_places_import
         places = ("demo", "training", "pipeline", "benchmarks")
         if place.parts[0] not in places and not place.name.startswith("diffusers_"):
             assert not re.search(r"^\s*(from|import) diffusers\b", text, re.M), place
+
+
+def test_a_wheel_holds_every_package_and_all_that_they_read():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = project[project.index("[tool.setuptools]") : project.index("[tool.comfy]")]
+    assert 'package-dir = { "realigndiff" = "." }' in table
+    packages, data = (re.findall(r'^    "([^"]+)",', part, re.M) for part in table.split("package-data"))
+    folders = {
+        file.parent.relative_to(ROOT)
+        for file in ROOT.rglob("__init__.py")
+        if file.relative_to(ROOT).parts[0] not in (*SKIPPED, "tests")
+    }
+    assert {package.removeprefix("realigndiff").lstrip(".").replace(".", "/") or "." for package in packages} == {
+        folder.as_posix() for folder in folders
+    }
+    suffixes = {".json", ".toml", ".css", ".html", ".js", ".safetensors", ".jpg"}
+    rooms = {*(package.split(".")[1] for package in packages[1:]), "web", "locales", "example_workflows", "subgraphs"}
+    for room in rooms:
+        for file in (ROOT / room).rglob("*.*"):
+            name = file.relative_to(ROOT).as_posix()
+            if file.suffix in suffixes and "__pycache__" not in name:
+                assert any(fnmatch.fnmatch(name, pattern) for pattern in data), name
+
+
+def test_a_script_that_lacks_a_package_says_how_to_install_it():
+    """In one process, where torch is not to be had."""
+    scripts = ["training/refl_train.py", "training/arl_train.py", "evaluation/evaluate.py", "demo/metrics.py"]
+    code = f"""
+import json, runpy, sys
+sys.modules["torch"] = None
+plain = sys.excepthook
+for script in json.loads({json.dumps(json.dumps(scripts))}):
+    sys.argv, sys.excepthook = [script], plain
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except ImportError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+"""
+    done = python("-c", code, cwd=ROOT)
+    assert done.stderr.splitlines() == [
+        "refl_train: The package torch is not installed: pip install -r requirements-train.txt",
+        "arl_train: The package torch is not installed: pip install -r requirements-train.txt",
+        "evaluate: The package torch is not installed: pip install -r requirements.txt",
+        "metrics: The package torch is not installed: pip install -r requirements.txt",
+    ]
+
+
+def test_what_else_fails_keeps_its_traceback_and_each_package_its_command(tmp_path, monkeypatch):
+    standalone = runpy.run_path(str(ROOT / "standalone.py"))
+    missing, command = standalone["missing_package"], standalone["command"]
+    assert missing(ModuleNotFoundError("No module named 'PIL.Image'", name="PIL.Image")) == "pillow"
+    wrapped = ModuleNotFoundError("Could not import module 'Blip2Model'.")
+    wrapped.__cause__ = ModuleNotFoundError("No module named 'tokenizers'")
+    assert missing(wrapped) == "tokenizers"
+    assert missing(ModuleNotFoundError("No module named 'realigndiff.x'", name="realigndiff.x")) is None
+    assert missing(ImportError("cannot import name 'x' from 'torch'", name="torch")) is None
+    handled = ValueError("x")
+    handled.__context__ = ModuleNotFoundError("No module named 'tomli'", name="tomli")
+    assert missing(handled) is None
+    script = ROOT / "scripts" / "realign.py"
+    monkeypatch.chdir(tmp_path)
+    assert command("diffusers", script).endswith("requirements-train.txt") and str(ROOT) in command("scipy", script)
+    assert command("torchmetrics", script) == "pip install torchmetrics"

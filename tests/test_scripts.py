@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from realigndiff.core import pictures
 from realigndiff.demo.models import FOLDER
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.perception.images import to_pil
@@ -173,6 +175,43 @@ class TestCaption:
         (photos / "1.jpg").write_bytes(b"")
         assert "would both get '1.txt'" in self.run(call, photos)
 
+    def test_what_other_systems_leave_beside_photos_is_no_failure(self, call, photos, capsys):
+        for name in ("._1.png", ".hidden.jpg", "Thumbs.db", "scan.heic"):
+            (photos / name).write_bytes(b"\0\5\x16\7")
+        assert self.run(call, photos) == 0
+        told = capsys.readouterr()
+        assert set(self.texts(photos)) == {"1.txt", "2.txt", "3.txt"} and not told.err.count("left out")
+        assert (
+            "1 picture of kinds that are not read (1 .heic), and 2 hidden files ('._1.png', '.hidden.jpg')" in told.out
+        )
+
+    def test_further_kinds_are_captioned_and_named_in_the_help(self, call, tmp_path, capsys):
+        scene = to_pil(draw_scenes(1, seed=5, objects=2, held_out=True).images.permute(0, 2, 3, 1).float() / 255)[0]
+        kinds = [kind for kind in (".gif", ".jfif", ".avif") if kind in caption.KINDS]
+        for kind in kinds:
+            scene.save(tmp_path / f"{kind[1:]}{kind}", format=Image.registered_extensions()[kind])
+        assert self.run(call, tmp_path) == 0
+        assert set(self.texts(tmp_path)) == {f"{kind[1:]}.txt" for kind in kinds}
+        capsys.readouterr()
+        call(caption, "--help")
+        shown = capsys.readouterr().out
+        assert all(kind in shown for kind in (".gif", ".jfif", ".avif"))
+
+    def test_a_picture_of_very_many_pixels_is_captioned_from_a_smaller_one(self, call, photos, monkeypatch, models):
+        monkeypatch.setattr(pictures, "LARGEST", 64 * 64)
+        whole = Image.open(photos / "1.png").convert("RGB")
+        whole.resize((640, 640), Image.Resampling.NEAREST).save(photos / "1.png")
+        sizes, write = [], models.reward.captioner.__class__.caption
+
+        def noted(captioner, images, **options):
+            sizes.extend(image.size for image in images)
+            return write(captioner, images, **options)
+
+        monkeypatch.setattr(models.reward.captioner.__class__, "caption", noted)
+        assert self.run(call, photos) == 0
+        assert max(width * height for width, height in sizes) <= 64 * 64
+        assert self.texts(photos)["1.txt"] == models.reward.captioner.caption([whole])[0]
+
     @pytest.mark.parametrize(("folder", "told"), [("nowhere", "no folder"), ("empty", "no images")])
     def test_a_folder_without_images_is_told(self, call, tmp_path, folder, told):
         (tmp_path / "empty").mkdir()
@@ -204,6 +243,18 @@ class TestRealign:
         more = ["--count=3", "--prompt", self.PROMPT.upper(), "--prompt", self.PROMPT]
         assert "goes on where it was" in call(realign, *arguments, *more)
         assert "6 images, 2 of them done" in capsys.readouterr().out
+        (made / "after.png").write_bytes((made / "after.png").read_bytes()[:60])
+        assert "goes on where it was" in call(realign, *arguments)
+        assert "2 images, 1 of them done" in capsys.readouterr().out
+
+    def test_prompts_of_a_file_are_each_drawn_once_and_comments_are_not(self, tmp_path, capsys):
+        (tmp_path / "a.txt").write_text("# mine\na cat\u0085here\r\n\ra dog\na dog\n", encoding="utf-8")
+        options = Namespace(prompt=[" a bird "], prompts=tmp_path / "a.txt", prompt_column=None, count=1)
+        assert realign.prompts_of(options) == ["a bird", "a cat\u0085here", "a dog"]
+        (tmp_path / "a.csv").write_text("words,id\na cat,1\n,2\n", encoding="utf-8")
+        options.prompts, options.prompt_column = tmp_path / "a.csv", "words"
+        assert realign.prompts_of(options) == ["a bird", "a cat"]
+        assert capsys.readouterr().out == "a.csv, line 3: the text is empty.\n"
 
     def test_prompts_of_the_same_words_have_folders_of_their_own(self, tmp_path):
         prompts = ("a cat", "A cat", "a, cat", "a cat?", "x" * 90, "x" * 91, "?", "!", "犬" * 200)
@@ -268,7 +319,8 @@ class TestRealign:
         [
             ([], "no prompt"),
             (["--prompt", "x", "--llm=http://127.0.0.1:9/v1"], "No model is named"),
-            (["--prompts", "nowhere.txt"], "cannot be read"),
+            (["--prompts", "nowhere.txt"], "cannot be read: check the path"),
+            (["--prompts", __file__], "is not a file of prompts; give .txt"),
             (["--prompt", "x", "--steps=0"], "steps is 0"),
             (["--prompt", "x", "--nms=7"], "nms is 7: give a number from 0 to 1"),
             (["--prompt", "x", "--tagger=nowhere"], "no 'nowhere': check the path at --tagger"),

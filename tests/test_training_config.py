@@ -394,7 +394,7 @@ def test_a_truncated_lora_is_told(tmp_path):
 
 def test_a_missing_tyro_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
-    with pytest.raises(RealignError, match="pip install"):
+    with pytest.raises(RealignError, match=r"pip install -r requirements-train\.txt"):
         parse(ReflConfig, [])
 
 
@@ -406,6 +406,9 @@ def test_settings_cannot_be_changed():
 def test_training_requires_lower_bounds_only_and_the_same_everywhere():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extra = re.findall(r'"([^"]+)"', re.search(r"^training = \[(.*)\]", project, re.M).group(1))
-    wanted = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").replace('"', "'").splitlines()
-    assert set(extra) <= set(wanted)
+    text = (ROOT / "requirements-train.txt").read_text(encoding="utf-8").replace('"', "'")
+    first, *wanted = [line for line in text.splitlines() if not line.startswith("#")]
+    assert first == "-r requirements.txt" and extra == wanted
     assert all(re.fullmatch(r"[a-z]+>=[\d.]+(; python_version < '3\.11')?", line) for line in extra), extra
+    developing = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    assert "-r requirements-train.txt" in developing

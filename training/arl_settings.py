@@ -20,6 +20,10 @@ class ArlConfig(TrainingConfig):
 
     output: str = "out/arl"
     """The folder that the run writes: weights, samples, logs, checkpoints, and each round's winners."""
+    reward: str = "caption"
+    """What ranks a prompt's images: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4); sam, clip, negclip,
+    blip-itm, blip-itc or image-reward; or several, whose ranks are added: "caption, clip". Each ranks alike, so none
+    has a weight."""
 
     # Rounds
     rounds: Annotated[int, AT_LEAST_1] = 1

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import RealignError
+from ..core.files import reason
+from ..core.fingerprint import fingerprint_of_texts
 from ..perception.images import to_pil
+from ..perception.language_model import is_server
 from ..pipeline.settings import SamplingSettings
 from ..rewards.combine import weighted_sum
-from ..rewards.loading import MODELS
+from ..rewards.loading import NEEDS
 from ..rewards.ranking import best_first
+from ..rewards.sam import SamReward
 from .arl_settings import ArlConfig
-from .models import Trained
-from .prompts import fingerprint
+from .kept import keep, kept
+from .models import Trained, fingerprints
 from .samples import in_rows, write_picture
 
 SEED_OF_CANDIDATES = 5 * 10**8
 """Added to where a run's own seeds begin."""
 MADE_OF = (
-    *("model", "reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
-    *(*MODELS, "llm", "llm_model"),
+    *("reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
+    *("llm", "llm_model"),
 )
-"""The settings that a round's images and their order depend on, besides the prompts and the weights."""
+"""The settings that a round's images and their order depend on, besides the prompts, the models' files and the trained
+weights."""
 
 
 class Round(NamedTuple):
@@ -116,7 +118,13 @@ def winners(scores: Sequence[Tensor], how: str, lots: random.Random) -> Tensor:
 
 @torch.no_grad()
 def _draw(
-    config: ArlConfig, models: Trained, prompts: list[str], number: int, start: int, file: Path, made_of: str
+    config: ArlConfig,
+    models: Trained,
+    prompts: list[str],
+    number: int,
+    start: int,
+    file: Path,
+    made_of: dict[str, object],
 ) -> None:
     P, K = len(prompts), config.images_per_prompt
     asked = [text for text in prompts for _ in range(K)]
@@ -162,24 +170,29 @@ def mean_reward(models: Trained, scores: dict[str, Tensor]) -> float:
 def fingerprint_of(weights: Sequence[Tensor]) -> str:
     """The same for equal weights; others hardly ever have it."""
     sums = [float(weight.detach().double().abs().sum()) for weight in weights]
-    return fingerprint([repr(value) for value in sums])
+    return fingerprint_of_texts([repr(value) for value in sums])
 
 
-def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> str:
-    settings = {name: getattr(config, name) for name in MADE_OF}
-    return json.dumps(settings | {"prompts": fingerprint(prompts), "weights": weights})
+def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
+    """Settings, prompts, weights, and the contents of the files of the models that draw and judge."""
+    names = [term.name for term in config.terms]
+    needed = {"model", *(model for name in names for model in NEEDS[name])}
+    if SamReward.name in names:
+        needed |= {"text_encoder"}  # of the offline scorer
+    if config.llm and not is_server(config.llm):
+        needed |= {"llm"}
+    settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}
+    made_of = settings | {"prompts": fingerprint_of_texts(prompts), "weights": weights}
+    return made_of | {f"files of {name}": value for name, value in fingerprints(config, sorted(needed)).items()}
 
 
-def _write(file: Path, tensors: dict[str, Tensor], made_of: str) -> None:
-    part = file.with_suffix(".part")
+def _write(file: Path, tensors: dict[str, Tensor], made_of: Mapping[str, object]) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, {"made_of": made_of})
-        part.replace(file)
-    except (OSError, SafetensorError) as error:
+        keep(file, tensors, made_of)
+    except RealignError as error:
         raise RealignError(
-            f"The round's images could not be written to '{file}' ({error}): make room there and start again; the run "
-            "goes on where it was."
+            f"The round's images could not be written to '{file}' ({reason(error.__cause__)}): make room there and "
+            "start again; the run goes on where it was."
         ) from error
 
 
@@ -191,12 +204,7 @@ def _show(picture: Image.Image, file: Path) -> None:
         tqdm.write(f"{error} The run goes on.")
 
 
-def _read(file: Path, made_of: str) -> dict[str, Tensor] | None:
-    """What a file holds, if it is whole and made by the same settings of the same prompts."""
-    try:
-        with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("made_of") != made_of:
-                return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
+def _read(file: Path, made_of: Mapping[str, object]) -> dict[str, Tensor] | None:
+    """What a file holds, if it is whole and made by the same settings and models of the same prompts."""
+    found = kept(file, made_of)
+    return None if found is None else found.tensors

@@ -66,7 +66,7 @@ def parse(settings: type[Settings], argv: Sequence[str] | None = None, descripti
     try:
         import tyro
     except ModuleNotFoundError as error:
-        raise RealignError("tyro is missing; pip install -r requirements-dev.txt, or pip install tyro.") from error
+        raise RealignError("The package tyro is not installed: pip install -r requirements-train.txt.") from error
     argv = list(sys.argv[1:] if argv is None else argv)
     file = _config_file(argv)
     config = settings() if file is None else load(settings, file)

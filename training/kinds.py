@@ -96,7 +96,8 @@ def _kind(hint: Any) -> Kind:
 def documentation(settings: type) -> dict[str, Documented]:
     """The text under each field and the section's comment above it, as they stand in the source of the dataclass.
 
-    The fields of a dataclass that it extends come first, as `dataclasses.fields` has them.
+    The fields of a dataclass that it extends come first, as `dataclasses.fields` has them, in their sections, also
+    those that it describes anew.
     """
     out: dict[str, Documented] = {}
     for part in filter(dataclasses.is_dataclass, reversed(settings.__mro__)):
@@ -106,6 +107,8 @@ def documentation(settings: type) -> dict[str, Documented]:
             if isinstance(field, ast.AnnAssign):
                 above = lines[field.lineno - 2].strip()
                 section = above[2:] if above[:1] == "#" else ""
+                if (base := out.get(field.target.id)) is not None:  # it stays where it is
+                    section = base.section
                 out[field.target.id] = Documented(" ".join(text.value.value.split()), section)
     return out
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import RealignError
+from ..core.fingerprint import READ_BESIDE, fingerprint_of_files
 from ..perception.language_model import load_language_model
 from ..pipeline.sampler import DiffusersSampler
 from ..rewards.caption import CaptionReward
 from ..rewards.combine import Term, weighted_sum
-from ..rewards.loading import MODELS, check_names, load_rewards
+from ..rewards.loading import EMBEDDED, MODELS, check_names, load_rewards
 from ..rewards.reward import Reward
 from ..rewards.sam import SamReward
 from .offload import moved_to
@@ -62,6 +64,8 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
     """
     names = [term.name for term in config.terms]
     check_names(names)
+    if config.train == "lora":
+        import_module("peft")  # which is missing now, not after minutes of reading
     sampler = DiffusersSampler.load(place(config.model, "stable_diffusion"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
     judges = judges_place(config, device)
@@ -114,6 +118,17 @@ def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
 def place(path: str, demo: str) -> Path:
     """A model's folder; `demo` means the embedded one of that name."""
     return DEMO / demo if path == "demo" else Path(path)
+
+
+def fingerprints(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
+    """What the models of these settings are, by the contents of their files.
+
+    Raises:
+        RealignError: a file cannot be read.
+    """
+    embedded = {"model": "stable_diffusion", **EMBEDDED}
+    places = {name: place(path, embedded.get(name, "")) for name in names if (path := getattr(config, name))}
+    return {name: fingerprint_of_files(path, READ_BESIDE) for name, path in places.items()}
 
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:

@@ -7,36 +7,34 @@ is not always right, but how likely its words are tells fairly well when: the li
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import RealignError
+from ..core.fingerprint import fingerprint_of_texts
+from ..core.pictures import counted, listed, opened, pictures_in
 from ..perception.captioner import Captioner
 from ..perception.speech import Speech
 from ..pipeline.sampler import DiffusersSampler
 from ..pipeline.settings import SamplingSettings
 from ..rewards.caption import CaptionReward
 from ..rewards.caption_gradient import PromptLikelihood
-from .models import Trained, judges_place, place
+from .kept import keep, kept
+from .models import Trained, fingerprints, judges_place, place
 from .pairs import Pairs
-from .prompts import fingerprint
 from .refl_settings import ReflConfig
 
 logger = logging.getLogger(__name__)
-MADE_OF = ("model", "captioner", "prior_captions", "prior_images", "prior_steps", "cfg", "seed")
-"""The settings that the images of the frozen model depend on, besides the prompts."""
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+MADE_OF = ("prior_captions", "prior_images", "prior_steps", "cfg", "seed")
+"""The settings that the images of the frozen model depend on, besides the prompts and the models' files."""
 
 
 class Drawn(NamedTuple):
@@ -86,8 +84,7 @@ def frozen_prior(
 
     captioner: see `prior_captioner`. on_image: called with how many were just made.
     """
-    file = Path(config.output) / "prior.safetensors"
-    made_of = json.dumps({name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint(prompts)})
+    file, made_of = Path(config.output) / "prior.safetensors", _made_of(config, prompts)
     drawn = _kept(file, made_of, scored=config.prior_keep < 1)
     if drawn is None:
         drawn = _draw(sampler, captioner, prompts, config, on_image)
@@ -122,55 +119,103 @@ def _draw(
     return Drawn(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
 
 
-def _keep(file: Path, made_of: str, drawn: Drawn) -> None:
+def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, object]:
+    """Settings, prompts, and the contents of the models' files; of the captioner's where it was asked."""
+    asked = config.prior_captions == "captioner" or config.prior_keep < 1
+    models = fingerprints(config, ["model", *(["captioner"] if asked else [])])
+    return {name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
+
+
+def _keep(file: Path, made_of: dict[str, object], drawn: Drawn) -> None:
     """For the next start of the same run."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    told = {"captions": json.dumps(drawn.captions), "made_of": made_of}
     tensors = {name: tensor for name, tensor in drawn._asdict().items() if isinstance(tensor, Tensor)}
     try:
-        save_file(tensors, part, told)
-        part.replace(file)
-    except (OSError, SafetensorError) as error:
-        logger.warning("%s could not be kept (%s); a run that goes on has to sample its images again.", file, error)
+        keep(file, tensors, made_of, drawn.captions)
+    except RealignError as error:
+        logger.warning("%s A run that goes on has to sample its images again.", error)
+
+
+def _kept(file: Path, made_of: dict[str, object], *, scored: bool) -> Drawn | None:
+    """What an earlier start of the same run drew; with its likelihoods where these are asked for."""
+    found = kept(file, made_of)
+    if found is None or (scored and "likelihoods" not in found.tensors):
+        return None
+    return Drawn(found.tensors["latents"], found.about, found.tensors["likelihoods"] if scored else None)
 
 
 @torch.no_grad()
-def folder_prior(folder: Path, sampler: DiffusersSampler, resolution: int, min_timestep: int = 0) -> Pairs:
+def folder_prior(
+    folder: Path,
+    sampler: DiffusersSampler,
+    resolution: int,
+    min_timestep: int = 0,
+    report: Callable[[str], None] = logger.warning,
+) -> Pairs:
     """The images of a folder, each beside a `.txt` file with its caption, cut to a square of `resolution` pixels.
+
+    Images are opened as `scripts/caption.py` opens them.
+
+    report: called with a sentence that counts and names what was skipped, for each reason.
 
     Raises:
         RealignError: there is no such pair.
     """
-    pairs = [(file, file.with_suffix(".txt")) for file in sorted(folder.rglob("*")) if file.suffix.lower() in PICTURES]
-    pairs = [(picture, text) for picture, text in pairs if text.is_file()]
-    if not pairs:
-        raise RealignError(f"'{folder}' has no image beside a .txt file with its caption: give such pairs, or frozen.")
-    vae, latents = sampler.vae, []
-    for picture, _ in pairs:
+    if not folder.is_dir():
+        raise RealignError(f"There is no folder '{folder}' of images with captions: give another prior, or frozen.")
+    files, left_out = pictures_in(folder)
+    skipped: dict[str, list[Path]] = {}
+    latents, captions = [], []
+    for picture, caption in _captioned(files, skipped):
         try:
-            cut = ImageOps.fit(Image.open(picture).convert("RGB"), (resolution, resolution), Image.BICUBIC)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise RealignError(f"'{picture}' is not an image that can be read ({error}): mend or remove it.") from error
-        pixels = torch.from_numpy(np.array(cut, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
-        latents.append(vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor)
-    return Pairs(torch.cat(latents), [_text(file) for _, file in pairs], min_timestep)
+            cut = ImageOps.fit(opened(picture), (resolution, resolution), Image.Resampling.BICUBIC)
+        except Exception:  # Pillow raises errors of many kinds
+            skipped.setdefault("that cannot be read", []).append(picture)
+            continue
+        latents.append(_encoded(cut, sampler))
+        captions.append(caption)
+    for sentence in _in_words(folder, skipped, left_out):
+        report(sentence)
+    if not captions:
+        raise RealignError(
+            f"'{folder}' has no image that can be read beside a .txt file with its caption: give such pairs, or frozen."
+        )
+    return Pairs(torch.cat(latents), captions, min_timestep)
 
 
-def _text(file: Path) -> str:
+def _captioned(files: Sequence[Path], skipped: dict[str, list[Path]]) -> Iterator[tuple[Path, str]]:
+    """The images that have a caption of their own, with it; the others go to `skipped`, under the reason."""
+    images: dict[Path, list[Path]] = {}
+    for file in files:
+        images.setdefault(file.with_suffix(".txt"), []).append(file)
+    for text, of_text in images.items():
+        if not text.is_file():
+            skipped.setdefault("without a .txt file beside it", []).extend(of_text)
+        elif len(of_text) > 1:
+            skipped.setdefault("that share a .txt file with another", []).extend(of_text)
+        elif caption := _caption(text):
+            yield of_text[0], caption
+        else:
+            skipped.setdefault("whose .txt file is empty or not UTF-8", []).extend(of_text)
+
+
+def _caption(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise RealignError(f"'{file}' is not UTF-8: save it as UTF-8.") from error
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
-def _kept(file: Path, made_of: str, *, scored: bool) -> Drawn | None:
-    """What an earlier start of the same run drew; with its likelihoods where these are asked for."""
-    if not file.is_file():
-        return None
-    with safe_open(file, "pt") as opened:
-        told, names = opened.metadata(), set(opened.keys())
-        if told["made_of"] != made_of or (scored and "likelihoods" not in names):
-            return None
-        likelihoods = opened.get_tensor("likelihoods") if scored else None
-        return Drawn(opened.get_tensor("latents"), json.loads(told["captions"]), likelihoods)
+def _encoded(picture: Image.Image, sampler: DiffusersSampler) -> Tensor:
+    """The latents [1, C, h, w] of an RGB picture, float32 on the CPU."""
+    vae = sampler.vae
+    pixels = torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
+    return vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor
+
+
+def _in_words(folder: Path, skipped: dict[str, list[Path]], left_out: str) -> list[str]:
+    """A sentence for each reason why images are not learnt from."""
+    sentences = [
+        f"Skipped in '{folder}': {counted(len(files), 'image')} {reason} ({listed(files)})."
+        for reason, files in skipped.items()
+    ]
+    return [*sentences, *([left_out] if left_out else [])]

@@ -19,6 +19,10 @@ class ReflConfig(TrainingConfig):
 
     output: str = "out/refl"
     """The folder that the run writes: weights, samples, logs, checkpoints."""
+    reward: str = "caption"
+    """What is rewarded: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4); clip, negclip, blip-itm, blip-itc
+    or image-reward; or several, each with its weight: "caption, clip=0.5". The reward sam has no gradient: arl_train.py
+    learns from it."""
 
     # Feedback
     schedule: Literal["steps", "timesteps"] = "steps"
@@ -55,7 +59,8 @@ class ReflConfig(TrainingConfig):
     """The weight of L_pre, the denoising loss that keeps the model what it was, at least 0. Paper: 1."""
     prior: str = "frozen"
     """The images of L_pre: "frozen", sampled once from the untrained model, or a folder of image files, each beside a
-    .txt file with its caption. Paper: open."""
+    .txt file with its caption. They are turned as their EXIF says, and what is transparent becomes white. Paper:
+    open."""
     prior_batch_size: Annotated[int, AT_LEAST_0] = 0
     """The pairs of one pass of L_pre on one device, at least 0; 0 is `batch_size`. A pair costs far less than an image
     to judge, which has to be sampled."""

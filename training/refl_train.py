@@ -101,7 +101,8 @@ class ReflRun(Run):
     def _prior(self) -> Pairs:
         config, sampler = self.config, self.models.sampler
         if config.prior != "frozen":
-            return folder_prior(Path(config.prior), sampler, config.resolution, config.prior_min_timestep)
+            folder, report = Path(config.prior), self.accelerator.print
+            return folder_prior(folder, sampler, config.resolution, config.prior_min_timestep, report)
         captioner = prior_captioner(config, self.models)
         looking = [] if captioner is None else [captioner.model]
         bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)

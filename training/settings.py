@@ -41,14 +41,14 @@ class TrainingConfig:
     image_reward: str = ""
     """For the reward image-reward: ImageReward.pt, or a folder with it."""
     tagger: str = ""
-    """For the reward sam: a RAM or RAM++, or "demo"."""
+    """For the reward sam, of arl_train.py alone: a RAM or RAM++, or "demo"."""
     detector: str = ""
-    """For the reward sam: a GroundingDINO, or "demo"."""
+    """For the reward sam, of arl_train.py alone: a GroundingDINO, or "demo"."""
     segmenter: str = ""
-    """For the reward sam: a SAM, or "demo"."""
+    """For the reward sam, of arl_train.py alone: a SAM, or "demo"."""
     llm: str = ""
-    """For the reward sam: the address of an OpenAI-compatible server, or a Hugging Face folder of a language model; the
-    offline scorer where it is empty."""
+    """For the reward sam, of arl_train.py alone: the address of an OpenAI-compatible server, or a Hugging Face folder
+    of a language model; the offline scorer where it is empty."""
     llm_model: str = ""
     """The model's name on that server."""
     output: str = "out/training"
@@ -56,8 +56,9 @@ class TrainingConfig:
 
     # Prompts
     prompts: str = "prompts.txt"
-    """The training prompts: a .txt (one a line), .csv, .tsv or .jsonl file, a folder of .txt captions or of a saved
-    `datasets` dataset, or "demo" for the demo world's."""
+    """The training prompts: a .txt (one a line), .csv, .tsv, .jsonl or .json file (COCO's captions_*.json,
+    ImageReward's refl_data.json), a folder of .txt captions or of a saved `datasets` dataset, or "demo" for the demo
+    world's."""
     prompt_column: str = ""
     """The column (or JSON key) that holds the prompt. Empty: the first of caption, prompt and text."""
     strict: bool = False
@@ -71,8 +72,7 @@ class TrainingConfig:
 
     # Reward
     reward: str = "caption"
-    """What is rewarded: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4); sam, clip, negclip, blip-itm,
-    blip-itc or image-reward; or several, each with its weight: "caption, clip=0.5"."""
+    """The names of the rewards; each script says of its own what they do."""
 
     # Sampling
     resolution: Annotated[int, Range(64, 4096)] = 512
