@@ -266,7 +266,7 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
     """As `accelerate launch` starts them, on the CPU: by the image that a step predicts, and by the finished one."""
-    quick = ["--steps", "3", "--evaluate-every", "0"]
+    quick = ["--steps", "2", "--evaluate-every", "0", "--sample-every", "0"]
     ways = {
         "predicted": (quick, ["--batch-size", "4"]),
         "finished": (
@@ -284,7 +284,7 @@ def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
         one, both = (load_file(tmp_path / count / way / "last.safetensors") for count in ("one", "two"))
         apart = torch.cat([(one[name] - both[name]).flatten() for name in one])
         # AdamW takes a whole step for the smallest gradient, whose sign rounding may turn: not each weight is alike
-        assert apart.square().mean().sqrt() < 0.02 * 3 * 2e-4  # of three steps of the learning rate
+        assert apart.square().mean().sqrt() < 0.02 * 2 * 2e-4  # of two steps of the learning rate
         assert max(float(one[name].abs().max()) for name in one if "lora_up" in name) > 1e-4
 
 

@@ -82,8 +82,8 @@ def alone_on_the_cpu() -> Iterator[None]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a process: one thread, on the CPU."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
+    """For a process: on the CPU, by as many threads as here, for others round differently."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "ACCELERATE_USE_CPU": "true", **more}
 
 
 def copied(whole: Path, output: Path, *names: str) -> Path:
