@@ -88,6 +88,11 @@ def test_a_region_that_was_not_found_leaves_no_trace():
     assert grey(drawn(found.with_regions([missing]))).all()
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(64, 32, (192, 384)), (32, 64, (384, 192))])
+def test_the_longer_side_of_an_overlay_has_the_size_asked_for(height, width, size):
+    assert overlay(torch.full((height, width, 3), GREY), things(torch.ones(height, width)), 384).size == size
+
+
 # Boxes and labels
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from realigndiff.attention import diffusers_adapter
 from realigndiff.attention.layout import cross_layout, self_layout
 from realigndiff.attention.settings import ModulationSettings
@@ -74,6 +75,30 @@ def test_each_step_is_modulated_as_strongly_as_the_equation_says(models, monkeyp
     strengths = [{round(strength * t**2, 6) for strength in (0.8, 0.5)} for t in times]
     expected = [strengths[i] if i in (1, 2) else set() for i in range(steps)]
     assert seen[:steps] == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"residual_connection": True},
+        {"rescale_output_factor": 2.0},
+        {"qk_norm": "layer_norm"},
+        {"cross_attention_norm": "layer_norm"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_layers_own_options_hold_under_modulation(options):
+    """Modulation that is next to nothing gives what the layer's own processor gives."""
+    torch.manual_seed(0)
+    layer = Attention(query_dim=32, cross_attention_dim=24, heads=2, dim_head=16, **options).eval()
+    settings = ModulationSettings(cross_strength=1e-6, power=0.0, end=1.0)
+    modulation = diffusers_adapter.Modulation(halves(), [[[1, 2, 3]]], (8, 8), settings)
+    modulation.at(1.0, 0.0)
+    pixels, text = torch.randn(1, 64, 32), 3 * torch.randn(1, 8, 24) + 1
+    with torch.no_grad():
+        plain = layer(pixels, text)
+        layer.set_processor(diffusers_adapter.ModulatedProcessor(layer.processor, modulation))
+        torch.testing.assert_close(layer(pixels, text), plain, rtol=1e-3, atol=1e-4)
 
 
 # The loop
