@@ -39,10 +39,10 @@ def package_of(script: str) -> str:
 
     Python put the script's own folder first on `sys.path`; it is taken off, so that no file of ours hides a library.
     """
-    explain_missing_packages(Path(script))
     folder = Path(script).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     load_pack()
+    explain_missing_packages(Path(script))
     return ".".join((NAME, *folder.relative_to(ROOT).parts))
 
 
