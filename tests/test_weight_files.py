@@ -168,9 +168,9 @@ def test_a_model_is_filled_without_being_initialised_first():
     with empty_weights():
         model = torch.nn.Linear(3, 2)
     assert model.weight.is_meta
-    fill(model, {"weight": TENSORS["a.weight"], "bias": torch.ones(2)}, "x.pth", "a layer", torch.float16)
-    assert model.weight.dtype == torch.float16
-    assert model(torch.ones(1, 3).half()).tolist() == [[4.0, 13.0]]
+    fill(model, {"weight": TENSORS["a.weight"], "bias": torch.ones(2)}, "x.pth", "a layer", torch.bfloat16)
+    assert model.weight.dtype == torch.bfloat16
+    assert model(torch.ones(1, 3).bfloat16()).tolist() == [[4.0, 13.0]]
     assert not torch.nn.Linear(3, 2).weight.is_meta
 
 

@@ -48,7 +48,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str | Path, want
     left = [name for name in tensors if name not in own]
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     _check(missing, left, other, file, wanted)
-    _check_numbers(own, tensors, file)
+    check_numbers({name: tensor for name, tensor in tensors.items() if own[name].is_floating_point()}, file)
     check_finite(tensors.items(), file)
     model.load_state_dict(dict(tensors), strict=True, assign=True)
     check_fits(model.to(dtype).requires_grad_(False), file, dtype)
@@ -76,6 +76,7 @@ def from_tensors(
     """
     try:
         config, renamed = config_of(tensors), converted(tensors)
+        check_numbers(renamed, file)
         if not_finite(renamed.items()) is not None:
             check_finite((*tensors.items(), *renamed.items()), file)
         with reading():
@@ -95,7 +96,6 @@ def from_tensors(
             f"'{file}' is not {wanted} of a known size ({reason}): choose another file, or download it again."
         ) from error
     _check(*differences(model, info), file, wanted)
-    _check_numbers(model.state_dict(), renamed, file)
     return check_fits(model.to(dtype).requires_grad_(False), file, dtype)
 
 
@@ -110,10 +110,14 @@ def check_fits(model: T, file: str | Path, dtype: torch.dtype) -> T:
     return model
 
 
-def _check_numbers(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: str | Path) -> None:
-    """Weights are floating point numbers; integers and complex ones are those of a quantised model, or of another."""
+def check_numbers(tensors: Mapping[str, Tensor], file: str | Path) -> None:
+    """Whether weights are floating point numbers; integers and complex ones are those of a quantised or other model.
+
+    Raises:
+        RealignError: one is not, and by its name no index either.
+    """
     for name, tensor in tensors.items():
-        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+        if not tensor.is_floating_point() and not name.endswith(("_index", "_ids")):
             raise RealignError(
                 f"'{name}' in '{file}' holds {str(tensor.dtype).removeprefix('torch.')} where floating point numbers "
                 "are wanted: get the weights in fp32, fp16 or bf16."

@@ -146,7 +146,7 @@ def _loaded(file: Path, found: Imports) -> Any:
     classes = [_stand_in(name, found) for name in found.names]
     with _registered, torch.serialization.safe_globals(classes) if classes else nullcontext():
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
