@@ -1,10 +1,10 @@
 """Modulated attention in a ComfyUI MODEL, with any sampler node and beside any other patch.
 
-`realign_model` adds three wrappers to a clone of the MODEL. The outer one begins a run: each conditioning gets a payload
-(so that they still share batches), and what the run shares is made (`comfy_run`). The middle one counts the sampler's
-calls of the model (`comfy_clock`); for each, ComfyUI may call the network several times. The inner one, around each of
-these, decides whether attention is modulated now; only then is attention patched (`comfy_blocks`), over whatever
-another pack has put there. Nothing is kept on the MODEL or on a patch.
+`realign_model` adds three wrappers to a clone of the MODEL. The outer one begins a run: each conditioning gets a
+payload (so that they still share batches), and what the run shares is made (`comfy_run`). The middle one counts the
+sampler's calls of the model (`comfy_clock`), for each of which ComfyUI may call the network several times. The inner
+one, around each of these, decides whether attention is modulated now; only then is attention patched (`comfy_blocks`),
+over whatever another pack has put there. Nothing is kept on the MODEL or on a patch.
 """
 
 from __future__ import annotations

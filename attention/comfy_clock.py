@@ -36,7 +36,7 @@ class Clock:
     """
 
     def __init__(self, model_sampling: Any, sigmas: Tensor, more_calls: int = 0) -> None:
-        """sigmas: [steps + 1], the noise levels of the run. more_calls: see `MORE_CALLS`, where the sampler is known."""
+        """sigmas: [steps + 1], the noise levels of the run. more_calls: the sampler's entry in `MORE_CALLS`, or 0."""
         self.model_sampling = copy.copy(model_sampling)  # what else another pack has put on it stays one
         self.model_sampling._buffers = {
             name: buffer.cpu() for name, buffer in model_sampling.named_buffers(recurse=False)

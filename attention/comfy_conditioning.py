@@ -149,9 +149,9 @@ def attach(
 
 
 def with_phrases(encoding: Tensor, phrases: Sequence[Sequence[Phrase]]) -> Tensor:
-    """An encoding [B, tokens, C] with the embeddings of each image's phrases; where they share a token, the last counts.
+    """An encoding [B, tokens, C] with the embeddings of each image's phrases; of two at one token, the last one's.
 
-    There is a row an image where their phrases differ. An encoding that was zeroed out stays so.
+    There is a row per image where their phrases differ. An encoding that was zeroed out stays so.
     """
     if not encoding.any():
         return encoding

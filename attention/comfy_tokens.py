@@ -155,7 +155,9 @@ def _part(name: str, tokenizer: Any, windows: list, empty: list, from_end: bool)
 
     What both begin and end with alike is the chat template, whose words are not the prompt's.
     """
-    weighted = [(token if isinstance(token, int) else None, weight) for window in windows for token, weight, *_ in window]
+    weighted = [
+        (token if isinstance(token, int) else None, weight) for window in windows for token, weight, *_ in window
+    ]
     tokens = [token for token, _ in weighted]
     none = [token if isinstance(token, int) else None for window in empty for token, *_ in window]
     begin = alike(tokens, none)

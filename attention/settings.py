@@ -43,7 +43,6 @@ class ModulationSettings:
         if self.gain_limit is not None:
             _check("gain_limit", self.gain_limit, 0, math.inf, "at least 0, or None")
 
-
     def acts(self, steps: int) -> bool:
         """Whether attention is re-weighted at any of so many steps."""
         strengths = (strength(self, 1.0, step / steps) for step in range(steps))

@@ -2,7 +2,7 @@
 
     python evaluation/tune.py --count 192                     # every line of `VARIANTS` → out/tune.json and a table
     python evaluation/tune.py --set power=1 end=0.6           # the paper's settings with these changed
-    python evaluation/tune.py --set isolate_phrases=1         # … with phrases encoded alone, as in DenseDiffusion's code
+    python evaluation/tune.py --set isolate_phrases=1         # … with phrases encoded alone, as DenseDiffusion does
 
 Coarse images and regions are made once; each variant then samples all of them again from their own noise, also those
 that were right, so that one run tells what a gate costs and saves.

@@ -78,7 +78,7 @@ def isolate_phrases(
     tokenizer: CLIPTokenizer,
     encode_ids: Callable[[Sequence[Sequence[int]]], Words],
 ) -> Words:
-    """Prompts whose regions' phrases have the embeddings that the text encoder gives them *alone*, as in DenseDiffusion.
+    """Prompts whose regions' phrases have the embeddings of the phrase encoded *alone*, as in DenseDiffusion's code.
 
     In the encoding of "a red circle and a blue square", the vector of "red" has read what precedes it; here it has read
     no more than its own phrase. Where phrases overlap, a token has the embedding of the shortest one, of equally long

@@ -56,8 +56,8 @@ class RealignSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
     isolate_phrases: bool = False
-    """Whether the tokens of the regions' phrases have the embeddings of the phrase encoded alone, as in DenseDiffusion's
-    code: "red" in "a red circle and a blue square" then knows of no other thing."""
+    """Whether the tokens of the regions' phrases have the embeddings of the phrase encoded alone, as in
+    DenseDiffusion's code: "red" in "a red circle and a blue square" then knows of no other thing."""
     gate: float | None = None
     """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
     keep_better: bool = False
@@ -248,8 +248,8 @@ def _verdict(
     """regions: None when the gate kept the image; tried: the image sampled again, if it was."""
     if regions is None:
         return (
-            f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}, so its regions were "
-            "not looked for."
+            f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}, so its regions "
+            "were not looked for."
         )
     if taken:
         return _sentence("The image was sampled again with attention re-weighted inside its regions", regions)
@@ -257,8 +257,8 @@ def _verdict(
         return _no_better(before, tried, regions)
     if regions.active:
         return (
-            "Unchanged: the settings re-weight attention at no step (a strength, the range of steps or the limit is 0), "
-            "so sampling again would change nothing."
+            "Unchanged: the settings re-weight attention at no step (a strength, the range of steps or the limit is "
+            "0), so sampling again would change nothing."
         )
     missing = named([region for region in regions if region.phrase and not region.area], regions)
     if any(region.phrase and region.area for region in regions):

@@ -89,7 +89,8 @@ def test_the_verdict_of_an_image_that_reaches_the_gate_says_that_nothing_was_loo
 
 
 @pytest.mark.parametrize(
-    "off", [{"end": 0.0}, {"cross_strength": 0.0, "self_strength": 0.0}, {"gain_limit": 0.0}, {"start": 0.6, "end": 0.9}]
+    "off",
+    [{"end": 0.0}, {"cross_strength": 0.0, "self_strength": 0.0}, {"gain_limit": 0.0}, {"start": 0.6, "end": 0.9}],
 )
 def test_settings_that_re_weight_nothing_leave_the_image_and_say_so(realigned, off):
     result = realigned(region("a red circle"), modulation=ModulationSettings(**off))

@@ -79,7 +79,7 @@ def places(host, names, text, phrase, occurrence=0):
         words = [token for token in alone[begin:] if token not in empty]
         starts = [i for i in range(1, len(whole)) if whole[i : i + len(words) - 1] == words[1:]]
         start = starts[occurrence] - 1
-        counted_from_end = name.startswith(("qwen", "gemma")) or len(names) > 1 and name == "t5xxl"
+        counted_from_end = name.startswith(("qwen", "gemma")) or (len(names) > 1 and name == "t5xxl")
         first = tokens - len(whole) if counted_from_end else 0
         rows += range(first + start, first + start + len(words))
     return rows
@@ -201,7 +201,7 @@ def test_images_with_other_phrases_have_a_row_each_and_equal_ones_share_it(encod
     host = encoder("sdxl_clip")
     conditioning = encoded(host, TEXT)
     sets = regions_of(RED), regions_of(BLUE), regions_of()
-    ((out, options),) = isolated(host, conditioning, *sets)
+    ((out, _),) = isolated(host, conditioning, *sets)
     assert out.shape[0] == 3 and torch.equal(out[2], conditioning[0][0][0])
     for row, regions in zip(out[:2], sets, strict=False):
         assert torch.equal(row, isolated(host, conditioning, regions)[0][0][0])

@@ -185,7 +185,6 @@ def test_guidance_in_two_calls_of_the_network_is_one_call_of_the_sampler(tiny, m
 
 
 def test_the_samplers_own_callback_is_called_as_always(tiny):
-    import comfy.sample
     from realigndiff.attention.comfy_adapter import realign_model
 
     reported = []
