@@ -78,15 +78,16 @@ demo-models: $(READY)
 demo-metrics: $(READY)
 	$(RUN) demo/metrics.py
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-train.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $(READY)
 
-$(OLDEST): requirements.txt requirements-dev.txt .ci/oldest.txt
+$(OLDEST): requirements.txt requirements-train.txt requirements-dev.txt .ci/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	grep -vE '^(-r|triton)' requirements-dev.txt > .venv-oldest/requirements-dev.txt # an old torch wants its own triton
+	# without triton, of which an old torch wants its own
+	cat requirements-train.txt requirements-dev.txt | grep -vE '^(-r|triton)' > .venv-oldest/requirements-dev.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt \
 		-r requirements.txt -r .venv-oldest/requirements-dev.txt
 	touch $(OLDEST)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.fingerprint import fingerprint_of_files
-from ..rewards.loading import EMBEDDED, NEEDS
+from ..rewards.loading import NEEDS
 from .arl_settings import ranked
 from .checkpoints import Unusable, check_same, refuse, step_of
 from .config import to_dict
-from .models import place
+from .models import fingerprints
 from .prompts import Prompts, fingerprint
 from .settings import TrainingConfig
 
@@ -58,19 +57,13 @@ def origin_of(config: TrainingConfig, prompts: Prompts, held_out: Prompts, proce
 
 
 def contents_of(config: TrainingConfig) -> dict[str, str]:
-    """The fingerprint of each model in use that is there.
+    """The fingerprints of the model and of what judges its images.
 
     Raises:
-        RealignError: a file of it cannot be read.
+        RealignError: a file of one cannot be read.
     """
-    return {name: fingerprint_of_files(path) for name, path in models_in_use(config).items() if path.exists()}
-
-
-def models_in_use(config: TrainingConfig) -> dict[str, Path]:
-    """The model and what judges its images, each with its path."""
     judges = dict.fromkeys(name for term in config.terms for name in NEEDS.get(term.name, ()))
-    places = {name: place(getattr(config, name), EMBEDDED.get(name, "")) for name in judges if getattr(config, name)}
-    return {"model": place(config.model, "stable_diffusion"), **places}
+    return fingerprints(config, ["model", *judges])
 
 
 def check_settings(file: Path, state: Any) -> None:
