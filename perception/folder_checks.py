@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import RealignError, first_line
 from ..core.files import is_weight_file
+from .checkpoints.files import check_header
 from .checkpoints.unpickling import check_only_tensors, check_torch
 
 MAX_CONFIG = 2**24
@@ -72,12 +73,15 @@ def without_obeyed(config: Any) -> Any:
     return [without_obeyed(value) for value in config] if isinstance(config, list) else config
 
 
-def check_pickles(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
     """Whether the weights of a folder are safetensors, or pickles that torch can read without running code.
 
     Raises:
-        RealignError: they are pickles that hold more than tensors, or torch is too old to read them safely.
+        RealignError: a file has more tensors than weights have, or they are pickles that hold more than tensors, or
+            torch is too old to read them safely.
     """
+    for file in folder.glob("*.safetensors"):
+        check_header(file)
     for index in folder.glob("*.safetensors.index.json"):
         named = _config(index).get("weight_map")
         for file in sorted({str(name) for name in named.values()} if isinstance(named, dict) else ()):

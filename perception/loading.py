@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from ..core.errors import RealignError
 from .checkpoints.unpickling import reason
 from .checkpoints.values import check_finite
-from .folder_checks import check_folder, check_pickles, obeyed, without_obeyed
+from .folder_checks import check_folder, check_weights, obeyed, without_obeyed
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if name.startswith("Auto"):
         options["trust_remote_code"] = False  # else transformers asks in the terminal what to do with a folder's code
     if dtype is not None:
-        check_pickles(folder)
+        check_weights(folder)
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to be told of them, not stopped
         options = {**told, "torch_dtype": dtype, **options}
     try:

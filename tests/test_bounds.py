@@ -86,6 +86,10 @@ def test_a_file_of_more_tensors_than_any_model_has_is_refused(tmp_path):
     for read in (read_tensors, load_sam):
         with pytest.raises(RealignError, match="holds 200,000 tensors"):
             read(tmp_path / "x.pth")
+    folder = shutil.copytree(FOLDER / "sam", tmp_path / "model")
+    shutil.copy(tmp_path / "x.pth", folder / "model.safetensors")
+    with pytest.raises(RealignError, match="holds 200,000 tensors"):
+        Segmenter.load(folder)
 
 
 def test_a_header_that_is_longer_than_any_is_refused(tmp_path):

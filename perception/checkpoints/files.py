@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tenso
     start = _start_of(file)
     if (other := _no_weights(start)) is not None:
         raise RealignError(f"'{file}' holds no weights but {other}: download the file itself again.")
-    found = _safetensors(file, start) if _is_safetensors(start) else read_pickle(file)
+    found = _safetensors(file) if _is_safetensors(start) else read_pickle(file)
     weights = unwrapped(found, roots)
     if not weights.tensors:
         raise _no_tensors(file, found)
@@ -68,17 +69,28 @@ def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tenso
     return plain(weights.tensors, file)
 
 
-def _safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
-    if (length := int.from_bytes(start[:8], "little")) > min(MAX_HEADER, file.stat().st_size):
-        what = "cut off" if length > file.stat().st_size else f"no file of weights (its header has {length:,} bytes)"
-        raise RealignError(f"'{file}' is {what}: copy or download it again.")
+def check_header(file: Path) -> None:
+    """Whether a safetensors file has a header of the size and with the number of tensors that weights have.
+
+    Raises:
+        RealignError: it has not, or is cut off; a header that is no JSON is left to safetensors.
+    """
+    with file.open("rb") as stream:
+        length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
+        if length > min(MAX_HEADER, size):
+            what = "damaged or cut off" if length > size else f"no file of weights (its header has {length:,} bytes)"
+            raise RealignError(f"'{file}' is {what}: copy or download it again.")
+        tensors = 0
+        with suppress(ValueError, RecursionError):
+            tensors = len(json.loads(stream.read(length)))
+    check_number(tensors, file)
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        with file.open("rb") as stream:
-            check_number(len(json.loads(stream.read(8 + length)[8:])), file)
+        check_header(file)
         return load_file(file)
-    except RealignError:
-        raise
-    except MemoryError:
+    except (RealignError, MemoryError):
         raise
     except Exception as error:  # of SafetensorError, and of dtypes that this torch lacks
         raise RealignError(
