@@ -252,7 +252,9 @@ def _verdict(
             "were not looked for."
         )
     if taken:
-        return _sentence("The image was sampled again with attention re-weighted inside its regions", regions)
+        ways = ["attention re-weighted inside its regions"] * settings.modulation.acts(settings.sampling.steps)
+        ways += ["its phrases encoded alone"] * settings.isolate_phrases
+        return _sentence(f"The image was sampled again with {' and '.join(ways)}", regions)
     if tried is not None:
         return _no_better(before, tried, regions)
     if regions.active:

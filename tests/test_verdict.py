@@ -98,6 +98,7 @@ def test_settings_that_re_weight_nothing_leave_the_image_and_say_so(realigned, o
     assert "re-weight attention at no step" in result.verdict
     isolated = realigned(region("a blue square"), modulation=ModulationSettings(**off), isolate_phrases=True)
     assert isolated.changed
+    assert isolated.verdict == "The image was sampled again with its phrases encoded alone."
 
 
 def test_of_equal_phrases_the_one_that_was_not_found_is_named_by_its_place():
