@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..core.regions import Region, RegionSet
+from ..core.text import short
 from ..perception.images import to_pil
 
 PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#e000a0")
@@ -28,9 +31,9 @@ def overlay(image: Tensor, regions: RegionSet, side: int = 384) -> Image.Image:
     for i, region in drawn:
         canvas = _tinted(canvas, region, _color(i))
     draw = ImageDraw.Draw(canvas)
-    taken: list[tuple[float, float, float, float]] = []
+    taken = np.zeros((0, 4))
     for i, region in drawn:
-        _label(draw, canvas.size, region, _color(i), taken)
+        taken = _label(draw, canvas.size, region, _color(i), taken)
     return canvas
 
 
@@ -46,14 +49,26 @@ def _color(index: int) -> str:
 def _tinted(canvas: Image.Image, region: Region, color: str) -> Image.Image:
     """The canvas with the region's mask laid over it, half transparent, striped so that its own colour shows."""
     mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.NEAREST)
-    rows, columns = np.indices((canvas.height, canvas.width))
-    stripes = ((rows + columns) // 4 % 2 == 0) * 0.75
-    alpha = Image.fromarray((np.asarray(mask) * stripes).astype(np.uint8))
-    return Image.composite(Image.new("RGB", canvas.size, color), canvas, alpha)
+    alpha = Image.fromarray((np.asarray(mask) * _stripes(canvas.height, canvas.width)).astype(np.uint8))
+    inside = alpha.getbbox()
+    if inside is not None:
+        canvas.paste(color, inside, alpha.crop(inside))
+    return canvas
 
 
-def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: list) -> None:
-    """The region's box and, above or below it, its words; labels do not cover each other."""
+@lru_cache(maxsize=1)  # for all regions of an image
+def _stripes(height: int, width: int) -> np.ndarray:
+    rows, columns = np.indices((height, width))
+    return ((rows + columns) // 4 % 2 == 0) * 0.75
+
+
+def _label(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: np.ndarray
+) -> np.ndarray:
+    """The region's box and, above or below it, its words; labels do not cover each other.
+
+    taken: [N, 4], where labels are already; returned with this one.
+    """
     text_font = font(15)
     if region.box is not None:
         x0, y0, x1, y1 = (v * s for v, s in zip(region.box, (*size, *size), strict=True))
@@ -61,14 +76,18 @@ def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, col
         draw.rectangle([x0, y0, x1, y1], outline=color, width=2)
     else:
         x0, y0, x1, y1 = 4, 4, size[0], 4
-    text = label_of(region)
+    text = short(label_of(region))
     width, height = text_font.getbbox(text)[2] + 8, 21
     x = min(max(0, x0), size[0] - width)
     for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):
         spot = (x, y, x + width, y + height)
-        free = all(spot[2] <= t[0] or t[2] <= spot[0] or spot[3] <= t[1] or t[3] <= spot[1] for t in taken)
-        if 0 <= y <= size[1] - height and free:
+        if 0 <= y <= size[1] - height and not _covers(spot, taken):
             break
-    taken.append(spot)
     draw.rectangle(spot, fill=color)
     draw.text((x + 4, y + 2), text, fill="white", font=text_font)
+    return np.vstack([taken, spot])
+
+
+def _covers(spot: tuple[float, float, float, float], taken: np.ndarray) -> bool:
+    x0, y0, x1, y1 = spot
+    return bool(((taken[:, 0] < x1) & (x0 < taken[:, 2]) & (taken[:, 1] < y1) & (y0 < taken[:, 3])).any())
