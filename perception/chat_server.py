@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -34,6 +35,10 @@ GRACE = 5
 """Seconds after its time in which a question ends, unless the loop itself hangs."""
 OPTIONS = ("max_tokens", "seed", "response_format", "temperature")
 """What a question can do without, in the order in which it is left out for a server that does not say what it minds."""
+
+
+LOGGERS = ("httpx", "openai", "openai._base_client", *(f"httpcore.{part}" for part in ("connection", "http11", "proxy")))
+"""What logs a server's status line and headers, which may repeat the key."""
 
 
 class Said(NamedTuple):
@@ -226,7 +231,10 @@ def _loop() -> asyncio.AbstractEventLoop:
 @cache
 def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, daemon=True).start()
+    thread = Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    for name in LOGGERS:  # of other threads they say what they always do
+        logging.getLogger(name).addFilter(lambda record: record.thread != thread.ident)
     return loop
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..core.regions import Region, RegionSet
+from ..core.regions import Region
 from ..core.text import short
 from ..perception.images import to_pil
 
@@ -21,15 +22,17 @@ def font(size: int) -> ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def overlay(image: Tensor, regions: RegionSet, side: int = 384) -> Image.Image:
+def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.Image:
     """Draw the masks and boxes of `regions` over image [H, W, 3], its longer side scaled to `side` pixels."""
     picture = to_pil(image[None])[0]
     scale = side / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
     canvas = picture.resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS)
-    drawn = [(i, region) for i, region in enumerate(regions) if region.mask is not None]
-    for i, region in drawn:
-        canvas = _tinted(canvas, region, _color(i))
+    drawn = []
+    for i, region in enumerate(regions):
+        if region.mask is not None:
+            drawn.append((i, region))
+            _tint(canvas, region, _color(i))
     draw = ImageDraw.Draw(canvas)
     taken = np.zeros((0, 4))
     for i, region in drawn:
@@ -46,14 +49,13 @@ def _color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def _tinted(canvas: Image.Image, region: Region, color: str) -> Image.Image:
-    """The canvas with the region's mask laid over it, half transparent, striped so that its own colour shows."""
+def _tint(canvas: Image.Image, region: Region, color: str) -> None:
+    """Lay the region's mask over the canvas, half transparent, striped so that its own colour shows."""
     mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.NEAREST)
     alpha = Image.fromarray((np.asarray(mask) * _stripes(canvas.height, canvas.width)).astype(np.uint8))
     inside = alpha.getbbox()
     if inside is not None:
         canvas.paste(color, inside, alpha.crop(inside))
-    return canvas
 
 
 @lru_cache(maxsize=1)  # for all regions of an image
