@@ -17,7 +17,6 @@ from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet, check_count, 
 from .text import encodable, short
 from .words import content_words, nearest_span, noun_phrases, occurrences, unweighted
 
-
 MOST_IMAGES = 10_000
 """Images whose regions are read at once."""
 MOST_WORDS = 1000

@@ -70,7 +70,9 @@ class Region:
                 f"or {UNLIKELY:g} (unlikely)."
             )
         if self.detection is not None and not 0 <= self.detection <= 1:
-            raise RealignError(f"The score of '{thing}' is {self.detection}: give a number from 0 to 1, or leave it out.")
+            raise RealignError(
+                f"The score of '{thing}' is {self.detection}: give a number from 0 to 1, or leave it out."
+            )
         if self.box is not None and not (
             0 <= self.box[0] <= self.box[2] <= 1 and 0 <= self.box[1] <= self.box[3] <= 1  # False for NaN
         ):

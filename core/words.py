@@ -170,9 +170,7 @@ def nearest_span(phrase: str, prompt: str) -> str | None:
     pieces, stems, of_stem = _index(prompt)
     empty: set[int] = set()
     has = Counter(
-        number
-        for own in dict(wanted).values()
-        for number in set().union(*(of_stem.get(stem, empty) for stem in own))
+        number for own in dict(wanted).values() for number in set().union(*(of_stem.get(stem, empty) for stem in own))
     )
     best: tuple[tuple[int, bool, int, int], list[re.Match[str]]] | None = None
     for number, words in has.most_common():

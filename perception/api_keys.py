@@ -46,7 +46,7 @@ def is_this_machine(base_url: str) -> bool:
     """Whether a server's address is a loopback one, which leads to no other machine."""
     try:
         host = urlsplit(base_url.strip()).hostname
-        return host == "localhost" or bool(host) and _plain(host).is_loopback
+        return host == "localhost" or (bool(host) and _plain(host).is_loopback)
     except ValueError:
         return False
 

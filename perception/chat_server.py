@@ -37,8 +37,9 @@ OPTIONS = ("max_tokens", "seed", "response_format", "temperature")
 """What a question can do without, in the order in which it is left out for a server that does not say what it minds."""
 
 
-LOGGERS = ("httpx", "openai", "openai._base_client", *(f"httpcore.{part}" for part in ("connection", "http11", "proxy")))
-"""What logs a server's status line and headers, which may repeat the key."""
+LOGGERS = ("openai", "httpx", "httpcore")
+"""How the names of loggers begin, also those of a successor, that log what goes over the wire."""
+THREAD = "RealignDiff asks servers"
 
 
 class Said(NamedTuple):
@@ -117,6 +118,7 @@ class ChatServer:
             client = openai.AsyncOpenAI(
                 base_url=self.base_url, api_key="none", timeout=self.timeout, max_retries=0, http_client=http
             )
+            _unlogged()
             # The answer as it comes: openai would build its types from whatever a server wrote.
             post = partial(client.post, "/chat/completions", cast_to=httpx.Response)
             while True:
@@ -231,11 +233,20 @@ def _loop() -> asyncio.AbstractEventLoop:
 @cache
 def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    for name in LOGGERS:  # of other threads they say what they always do
-        logging.getLogger(name).addFilter(lambda record: record.thread != thread.ident)
+    Thread(target=loop.run_forever, daemon=True, name=THREAD).start()
     return loop
+
+
+def _unlogged() -> None:
+    """Keep what is asked in this thread out of the logs of what openai is built on: they hold a server's status line
+    and headers, which may repeat the key."""
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.startswith(LOGGERS) and _of_others not in logger.filters:
+            logger.addFilter(_of_others)
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD
 
 
 def _sends_only(key: str | None) -> Callable[[Any], Coroutine[Any, Any, None]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
+from ..core.errors import RealignError
 from ..core.words import content_words
 from .checkpoints.files import weights_file
 from .checkpoints.grounding_dino import load_grounding_dino
@@ -78,10 +79,12 @@ class Detector:
         if asked:
             boxes, logits, spans = self._ask([pictures[i] for i, _ in asked], [tokens[i][some] for i, some in asked])
             boxes, read = _corners(boxes), logits.sigmoid()
+            if boxes.isnan().any() or read.isnan().any():
+                raise RealignError("What the detector finds is no number (NaN): its weights are damaged; load others.")
             for row, (i, some) in enumerate(asked):
                 scores = torch.zeros(boxes.shape[1], len(phrases[i]))  # [Q, P]: 0 for the phrases of other passes
                 own = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
-                scores[:, some] = own.nan_to_num(0.0)  # a phrase without any token is nowhere
+                scores[:, some] = own.nan_to_num(0.0)  # the mean over nothing: a phrase without any token is nowhere
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
         return [_merge(*map(torch.cat, zip(*own, strict=True)), nms) if own else nothing for own in found]

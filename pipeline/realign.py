@@ -6,6 +6,7 @@ coarse image → caption reward → (good enough: stop) → tags → likelihoods
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from ..core.regions import UNLIKELY, Region, RegionSet
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
 from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
-from ..perception.tagger import Tagger
+from ..perception.tagger import Tagger, check_threshold
 from ..rewards.caption import CaptionReward
 from .settings import SamplingSettings
 
@@ -70,7 +71,14 @@ class RealignSettings:
     """The fraction of the image that a mask must cover to count, in [0, 1]."""
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            RealignError: a value is out of its range.
+        """
         check_settings(**self.grounding)
+        if self.gate is not None and not math.isfinite(self.gate):
+            raise RealignError(f"gate is {self.gate}; give a number from -1 to 1, or none.")
+        check_threshold(self.tag_threshold)
 
     @property
     def grounding(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
+from ..core.text import encodable
 from . import hardware, models, settings
 from .models import short_hash
 
@@ -99,7 +100,7 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
             raise RealignError(
                 f"The prompts in '{options.prompts}' cannot be read ({error}): give a text file in UTF-8."
             ) from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    prompts = list(dict.fromkeys(encodable(line.strip()) for line in lines if line.strip()))
     if not prompts:
         raise RealignError("There is no prompt: give --prompt TEXT or --prompts FILE.")
     if options.count < 1:

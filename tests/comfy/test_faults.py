@@ -24,7 +24,7 @@ def failing(comfy):
 
 
 def raised(node, *arguments) -> BaseException:
-    with pytest.raises(Exception, match="") as told:
+    with pytest.raises(Exception) as told:
         node.execute(*arguments)
     return told.value
 

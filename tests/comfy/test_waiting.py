@@ -118,7 +118,9 @@ class TestLikelihoods:
         from realigndiff.nodes.llm import AwaitedServer, HostedScorer
 
         asked = self.Asked()
-        Likelihoods.execute(self.PROMPT, tags="whale", llm=AwaitedServer(asked, HostedScorer(None), "http://127.0.0.1:9/v1"))
+        Likelihoods.execute(
+            self.PROMPT, tags="whale", llm=AwaitedServer(asked, HostedScorer(None), "http://127.0.0.1:9/v1")
+        )
         assert asked.threads and threading.current_thread() not in asked.threads
 
     def test_a_server_is_asked_nothing_more_after_an_interrupt(self, hosting, interrupt):
