@@ -37,8 +37,8 @@ def check_allowed(base_url: str) -> None:
     if server is not None and server.client_id is not None:  # None would tell everybody
         server.send_sync(EVENT, {"host": host, "setting": SETTING}, server.client_id)
     raise NotAllowed(
-        f"{host} was not asked: it would get the prompt and the tags of the image. To allow it, add it to Allowed hosts "
-        f"in the settings under RealignDiff, or to {VARIABLE} in ComfyUI's environment."
+        f"{host} was not asked: it would get the prompt and the tags of the image. To allow it, add it to Allowed "
+        f"hosts in the settings under RealignDiff, or to {VARIABLE} in ComfyUI's environment."
     )
 
 

@@ -196,7 +196,8 @@ def asking(address: str, tags: str) -> dict:
     server = {"provider": "OpenAI-compatible server", "base_url": f"{address}/v1", "model": "m", "timeout": 20}
     return {
         "1": {"class_type": "RealignLLM", "inputs": server},
-        "2": {"class_type": "RealignLikelihoods", "inputs": {"prompt": PROMPT, "tags": tags, "llm": ["1", 0]}},
+        "2": {"class_type": "PrimitiveString", "inputs": {"value": tags}},
+        "3": {"class_type": "RealignLikelihoods", "inputs": {"prompt": PROMPT, "tags": ["2", 0], "llm": ["1", 0]}},
     }
 
 

@@ -1,4 +1,4 @@
-"""Which servers a workflow may ask, and whose key they get: a workflow comes from anyone, and ComfyUI may have many users."""
+"""Which servers a workflow, which comes from anyone, may ask, and whose key they get where ComfyUI has many users."""
 
 import json
 import time
@@ -113,7 +113,7 @@ def test_a_strangers_server_is_asked_once_its_user_allows_it(client, elsewhere, 
 
 def test_the_page_that_queued_a_prompt_is_told_which_host_to_ask_about(client, address):
     events = []
-    run = client.start(asking(address, "circle"))
+    run = client.start(asking(address, "circle, page"))
     while not any(kind == "execution_error" for kind, _ in events):
         events.append(client.next_event(time.monotonic() + 60))
     (told,) = [data for kind, data in events if kind == "realigndiff.consent"]
