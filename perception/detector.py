@@ -166,15 +166,17 @@ def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
     """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
-    same = (box_iou(boxes, boxes) > nms).tolist()
     kept: list[int] = []
     merged = scores.clone()
-    for i in range(len(boxes)):
-        twin = next((k for k in kept if same[k][i]), None)
-        if twin is None:
-            kept.append(i)
-        else:
-            merged[twin] = torch.maximum(merged[twin], scores[i])
+    free = torch.ones(len(boxes), dtype=torch.bool)
+    while free.any():
+        i = int(free.to(torch.uint8).argmax())  # the first
+        kept.append(i)
+        free[i] = False
+        twins = free & (box_iou(boxes[i : i + 1], boxes)[0] > nms)
+        if twins.any():
+            merged[i] = torch.maximum(merged[i], scores[twins].amax(0))
+            free &= ~twins
     return Candidates(boxes[kept], merged[kept])
 
 

@@ -18,6 +18,7 @@ from ..attention.settings import ModulationSettings
 from ..attention.tokens import token_positions
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
+from ..core.text import encodable
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
 from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
@@ -149,6 +150,7 @@ def realign_batch(
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise RealignError(f"Prompt {i + 1} of {len(prompts)} is empty: write what the image should show.")
+    prompts = [encodable(prompt) for prompt in prompts]
     noise = models.sampler.noise(seeds)
     images = models.sampler.sample(prompts, noise, settings.sampling, on_step=partial(on_progress, "coarse image"))
     before = look(models, images, prompts)

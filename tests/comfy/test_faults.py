@@ -1,6 +1,8 @@
 """What a node raises can be printed: ComfyUI's queue ends for good at a character that its console cannot write."""
 
+import io
 import json
+import sys
 import traceback
 
 import pytest
@@ -46,6 +48,16 @@ def test_an_error_that_can_be_printed_stays_as_it_is(failing):
     error, cause = KeyError("a"), ValueError("b")
     assert raised(failing, error, cause) is error
     assert error.__cause__ is cause
+
+
+def test_a_console_of_few_letters_writes_all_others_escaped(comfy, monkeypatch):
+    from realigndiff.nodes.faults import print_whatever_comes
+
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))
+    print_whatever_comes()
+    print(f"1 → 2 圆 {HALF}", flush=True)
+    assert written.getvalue().strip() == b"1 \\u2192 2 \\u5706 \\ud83d"
 
 
 @pytest.fixture
