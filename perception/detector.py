@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -166,18 +167,25 @@ def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
     """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
+    corners, merged = boxes.numpy(), scores.numpy().copy()
     kept: list[int] = []
-    merged = scores.clone()
-    free = torch.ones(len(boxes), dtype=torch.bool)
-    while free.any():
-        i = int(free.to(torch.uint8).argmax())  # the first
-        kept.append(i)
-        free[i] = False
-        twins = free & (box_iou(boxes[i : i + 1], boxes)[0] > nms)
+    left = np.arange(len(boxes))
+    while len(left):
+        best, left = int(left[0]), left[1:]
+        kept.append(best)
+        twins = _iou(corners[best], corners[left]) > nms
         if twins.any():
-            merged[i] = torch.maximum(merged[i], scores[twins].amax(0))
-            free &= ~twins
-    return Candidates(boxes[kept], merged[kept])
+            merged[best] = np.maximum(merged[best], merged[left[twins]].max(0))
+            left = left[~twins]
+    return Candidates(boxes[kept], torch.from_numpy(merged)[kept])
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """`box_iou` of one box [4] with others [N, 4]."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    both = sides.clip(min=0).prod(-1)
+    areas = (others[:, 2:] - others[:, :2]).prod(-1)
+    return both / np.maximum((box[2:] - box[:2]).prod() + areas - both, 1e-9)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
