@@ -38,7 +38,11 @@ def package_of(script: str) -> str:
     """Load the pack and return the package name of `script`, e.g. `realigndiff.training`.
 
     Python put the script's own folder first on `sys.path`; it is taken off, so that no file of ours hides a library.
+    What the terminal's encoding lacks is written escaped: a prompt in Chinese ends no script whose output is piped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     folder = Path(script).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     load_pack()

@@ -13,6 +13,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import comfy.conds
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -244,5 +245,6 @@ def with_payload(cond: dict) -> dict:
 
 def bind(regions: RegionSet, clip: Any, text: str) -> BoundRegions:
     """Find each active region's phrase among the tokens that ComfyUI's text encoder makes of `text`."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
     words = [(region.phrase, region.occurrence) for region in regions.active]
     return BoundRegions(regions, find_words(words, clip, text) if words else ())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from .text import printable
+from .text import message
 
 
 class RealignError(ValueError):
     """Bad input, told in one sentence: what is wrong, with which value, and how to mend it.
 
-    The sentence can be printed and written whatever the value holds (`core.text.printable`).
+    The sentence can be printed and written whatever the value holds (`core.text.message`).
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+        super().__init__(message(sentence))
 
 
 class NoAnswer(RealignError):

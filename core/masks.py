@@ -15,25 +15,50 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 
+MOST_VALUES = 2**31
+"""Of all masks of a batch together; each takes 4 bytes."""
+RANGE = (-0.5, 1.5)
+"""What values of a mask are clamped to [0, 1]: enlarging a mask may overshoot."""
+
+
 def as_masks(value: Tensor) -> Tensor:
-    """A MASK of any of the shapes in use, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1]."""
+    """A MASK of any of the shapes in use, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1].
+
+    Raises:
+        RealignError: another shape, or a value that is no number or far outside of [0, 1].
+    """
     masks = value[None] if value.ndim == 2 else value
     masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
     if masks.ndim != 3 or not len(masks):
         raise RealignError(f"A mask has shape {tuple(value.shape)}: give [H, W] or a batch [N, H, W].")
-    return masks.detach().float().cpu().nan_to_num().clamp(0, 1)
+    masks = masks.detach().float().cpu()
+    low, high = (edge.item() for edge in masks.aminmax()) if masks.numel() else (0.0, 0.0)
+    if not (RANGE[0] <= low and high <= RANGE[1]):  # also NaN
+        raise RealignError(f"A mask has values from {low:g} to {high:g}: give values from 0 to 1.")
+    return masks.clamp(0, 1)
+
+
+def check_memory(number: int, size: Size) -> None:
+    """Raise a RealignError where so many masks of a size [H, W] have more than MOST_VALUES together."""
+    height, width = size
+    if number * height * width > MOST_VALUES:
+        gigabytes = number * height * width * 4 / 1e9
+        raise RealignError(
+            f"{number:,} masks of {width} x {height} pixels take {gigabytes:.0f} GB: give fewer, or a smaller image."
+        )
 
 
 def mask_batch(sets: Sequence[RegionSet], size: Size | None = None) -> Tensor:
     """The masks of all regions in order, an empty one where nothing was found: [N, H, W]; one empty mask if N is 0."""
     found = [region.mask for one in sets for region in one if region.mask is not None]
     height, width = size or (found[0].shape if found else (64, 64))
-    masks = [
-        torch.zeros(height, width) if region.mask is None else _resized(region.mask, (height, width))
-        for one in sets
-        for region in one
-    ]
-    return torch.stack(masks) if masks else torch.zeros(1, height, width)
+    regions = [region for one in sets for region in one]
+    check_memory(len(regions), (height, width))
+    masks = torch.zeros(max(len(regions), 1), height, width)
+    for mask, region in zip(masks, regions, strict=False):
+        if region.mask is not None:
+            mask.copy_(_resized(region.mask, (height, width)))
+    return masks
 
 
 def box_mask(box: Box, size: Size) -> Tensor:

@@ -6,12 +6,16 @@ method returns a new set, so a cached one can never change under a later step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from .errors import RealignError
+from .text import encodable, message, printable, short
 from .words import noun_phrase_spans, occurrences
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ LIKELIHOODS = (CERTAIN, MAYBE, UNLIKELY)
 """The scores s_i an LLM may give a tag (eq. 6): certain to appear, may appear, unlikely."""
 
 Box = tuple[float, float, float, float]
+MOST_REGIONS = 1000
+"""Regions of an image, and tags that a language model is asked about."""
+MOST_CHARACTERS = 20_000
+"""Of a prompt, or of the words of a region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +49,36 @@ class Region:
     mask: Tensor | None = None
     """m_i: [H, W] in [0, 1]; None when nothing was found in the image for this phrase."""
     box: Box | None = None
-    """(x0, y0, x1, y1) as fractions of width and height, 0 <= x0 < x1 <= 1."""
+    """(x0, y0, x1, y1) as fractions of width and height, 0 <= x0 <= x1 <= 1."""
     detection: float | None = None
     """The grounding score of the box in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.mask is not None and self.mask.ndim != 2:
-            raise RealignError(
-                f"The mask of '{self.phrase or self.tag}' has shape {tuple(self.mask.shape)}; give one mask [H, W]."
-            )
+        """Make the words printable.
 
-    @property
+        Raises:
+            RealignError: the mask has another shape, or a number is out of its range or is none.
+        """
+        object.__setattr__(self, "tag", printable(self.tag))
+        object.__setattr__(self, "phrase", encodable(self.phrase))  # as the prompt, whose words these are
+        thing = short(self.phrase or self.tag)
+        if self.mask is not None and self.mask.ndim != 2:
+            raise RealignError(f"The mask of '{thing}' has shape {tuple(self.mask.shape)}; give one mask [H, W].")
+        if not 0 <= self.likelihood < math.inf:
+            raise RealignError(
+                f"The likelihood of '{thing}' is {self.likelihood}: give {CERTAIN:g} (certain), {MAYBE:g} (may appear) "
+                f"or {UNLIKELY:g} (unlikely)."
+            )
+        if self.detection is not None and not 0 <= self.detection <= 1:
+            raise RealignError(
+                f"The score of '{thing}' is {self.detection}: give a number from 0 to 1, or leave it out."
+            )
+        if self.box is not None and not (
+            0 <= self.box[0] <= self.box[2] <= 1 and 0 <= self.box[1] <= self.box[3] <= 1  # False for NaN
+        ):
+            raise RealignError(f"The box of '{thing}' is {self.box}: give fractions 0 <= x0 <= x1 <= 1, also for y.")
+
+    @cached_property
     def area(self) -> float:
         """The fraction of the image that the mask covers, in [0, 1]; 0 without a mask."""
         return 0.0 if self.mask is None else float(self.mask.float().mean())
@@ -83,6 +110,17 @@ class RegionSet:
     notes: tuple[str, ...] = field(default=())
     """What was repaired, dropped or not found on the way here, one sentence each."""
 
+    def __post_init__(self) -> None:
+        """Make the texts printable.
+
+        Raises:
+            RealignError: a prompt of more than MOST_CHARACTERS, or more than MOST_REGIONS regions.
+        """
+        check_prompt(self.prompt)
+        check_count(len(self.regions))
+        object.__setattr__(self, "prompt", encodable(self.prompt))
+        object.__setattr__(self, "notes", tuple(map(message, self.notes)))
+
     def __iter__(self) -> Iterator[Region]:
         return iter(self.regions)
 
@@ -113,14 +151,48 @@ class RegionSet:
         }
 
 
+def check_prompt(prompt: str) -> None:
+    """Raise a RealignError where a prompt has more than MOST_CHARACTERS."""
+    if len(prompt) > MOST_CHARACTERS:
+        raise RealignError(f"The prompt has {len(prompt):,} characters: shorten it to at most {MOST_CHARACTERS:,}.")
+
+
+def check_count(number: int, what: str = "regions") -> None:
+    """Raise a RealignError where an image has more than MOST_REGIONS regions, or of `what` becomes regions."""
+    if number > MOST_REGIONS:
+        raise RealignError(f"There are {number:,} {what} for one image: give at most {MOST_REGIONS:,}.")
+
+
 def free_occurrence(phrase: str, prompt: str, others: Iterable[Region]) -> int:
     """The `Region.occurrence` for one more region of these words: the first that no other region stands for.
 
     Where the words stand alone they are meant before where they are part of a longer phrase: in `a red circle and
     circle` a region `circle` is the second.
     """
-    alone = noun_phrase_spans(prompt)
-    places = occurrences(phrase, prompt)
-    wished = sorted(range(len(places)), key=lambda n: places[n] not in alone)
     taken = {region.occurrence for region in others if region.phrase.lower() == phrase.lower()}
-    return next(n for n in chain(wished, count(len(places))) if n not in taken)
+    return next(n for n in _wished(phrase, prompt) if n not in taken)
+
+
+def with_occurrences(regions: Sequence[Region], prompt: str, given: Sequence[int | None]) -> list[Region]:
+    """The regions, each with the occurrence that is `given` for it or, where that is None, the next free one: see
+    `free_occurrence`. prompt: as `unweighted`."""
+    taken: dict[str, set[int]] = defaultdict(set)
+    for region, number in zip(regions, given, strict=True):
+        if number is not None:
+            taken[region.phrase.lower()].add(number)
+    wished: dict[str, Iterator[int]] = {}
+    out = []
+    for region, number in zip(regions, given, strict=True):
+        phrase = region.phrase.lower()
+        if number is None:
+            left = wished.setdefault(phrase, _wished(phrase, prompt))
+            number = next(n for n in left if n not in taken[phrase])
+        out.append(replace(region, occurrence=number))
+    return out
+
+
+def _wished(phrase: str, prompt: str) -> Iterator[int]:
+    """The occurrences of a phrase, those where it stands alone first; after them the numbers that the prompt lacks."""
+    alone = set(noun_phrase_spans(prompt))
+    places = occurrences(phrase, prompt)
+    return chain(sorted(range(len(places)), key=lambda n: places[n] not in alone), count(len(places)))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from functools import cache, lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 ARTICLES = frozenset({"a", "an", "the", "some"})
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -17,6 +22,7 @@ _EMBEDDING, _WEIGHT = r"embedding:\S+", r":\s*[-+]?[\d.]+\s*(?=\))"
 """ComfyUI's marks in a prompt."""
 
 
+@lru_cache(maxsize=8)  # all regions of an image are looked for in one prompt
 def unweighted(prompt: str) -> str:
     """A prompt without ComfyUI's marks: `a (red:1.2) circle \\(photo\\)` → `a red circle (photo)`; no embeddings."""
     text = re.sub(_EMBEDDING, "", prompt)
@@ -78,8 +84,9 @@ def noun_phrase_spans(prompt: str) -> list[tuple[int, int]]:
     return [(piece[0].start(), piece[-1].end()) for piece in _pieces(prompt)]
 
 
+@lru_cache(maxsize=8)
 def _pieces(prompt: str) -> list[list[re.Match[str]]]:
-    """The words of each noun phrase."""
+    """The words of each noun phrase; not to be changed."""
     pieces: list[list[re.Match[str]]] = [[]]
     end = 0
     for match in _WORD.finditer(prompt):
@@ -94,16 +101,21 @@ def _pieces(prompt: str) -> list[list[re.Match[str]]]:
     return [piece for piece in pieces if any(match.group().lower() not in ARTICLES for match in piece)]
 
 
+@lru_cache(maxsize=4096)
+def _found(phrase: str, prompt: str) -> tuple[tuple[int, int], ...]:
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    if not words or sum(map(len, phrase.split())) > len(prompt):
+        return ()
+    whole = re.compile(rf"(?<![^\W_])(?=({words})(?![^\W_]))", re.IGNORECASE)
+    return tuple(match.span(1) for match in whole.finditer(prompt))
+
+
 def occurrences(phrase: str, prompt: str) -> list[tuple[int, int]]:
     """Where a prompt has a phrase as whole words: (start, stop) in characters of each match, also overlapping ones.
 
     Case and the spaces between words do not matter.
     """
-    words = r"\s+".join(map(re.escape, phrase.split()))
-    if not words:
-        return []
-    whole = re.compile(rf"(?<![^\W_])(?=({words})(?![^\W_]))", re.IGNORECASE)
-    return [match.span(1) for match in whole.finditer(prompt)]
+    return list(_found(phrase, prompt))
 
 
 def listed(words: str, prompt: str) -> list[tuple[str, int]]:
@@ -114,9 +126,37 @@ def listed(words: str, prompt: str) -> list[tuple[str, int]]:
     """
     parts = [" ".join(part.split()) for part in re.split(r"[,\n]", words) if part.strip()]
     if parts:
-        return [(part, [p.lower() for p in parts[:i]].count(part.lower())) for i, part in enumerate(parts)]
+        before: Counter[str] = Counter()
+        out = []
+        for part in parts:
+            out.append((part, before[part.lower()]))
+            before[part.lower()] += 1
+        return out
     spans = [(prompt[start:stop], start) for start, stop in noun_phrase_spans(prompt)]
-    return [(phrase, sum(at < start for at, _ in occurrences(phrase, prompt))) for phrase, start in spans]
+    starts = cache(lambda phrase: [start for start, _ in occurrences(phrase, prompt)])
+    return [(phrase, bisect_left(starts(phrase), start)) for phrase, start in spans]
+
+
+class _Index(NamedTuple):
+    """The `_pieces` of a prompt, of those with the same words the first alone."""
+
+    pieces: list[list[re.Match[str]]]
+    stems: list[list[set[str]]]
+    """Of each word of each piece."""
+    of_stem: dict[str, set[int]]
+    """The numbers of the pieces that have a word with this stem."""
+
+
+@lru_cache(maxsize=8)
+def _index(prompt: str) -> _Index:
+    different = {tuple(match.group().lower() for match in piece): piece for piece in reversed(_pieces(prompt))}
+    pieces = [piece for piece in _pieces(prompt) if different[tuple(match.group().lower() for match in piece)] is piece]
+    stems = [[_stems(match.group()) for match in piece] for piece in pieces]
+    of_stem: dict[str, set[int]] = defaultdict(set)
+    for number, words in enumerate(stems):
+        for stem in chain.from_iterable(words):
+            of_stem[stem].add(number)
+    return _Index(pieces, stems, dict(of_stem))
 
 
 def nearest_span(phrase: str, prompt: str) -> str | None:
@@ -127,17 +167,24 @@ def nearest_span(phrase: str, prompt: str) -> str | None:
     then the shortest, then the first.
     """
     wanted = [(word, _stems(word)) for word in content_words(phrase)[-MOST_WORDS:]]
-    best: tuple[tuple[int, bool, int], list[re.Match[str]]] | None = None
-    for piece in _pieces(prompt):
-        stems = [_stems(match.group()) for match in piece]
-        hits = [next((word for word, own in wanted if own & here), None) for here in stems]
+    pieces, stems, of_stem = _index(prompt)
+    empty: set[int] = set()
+    has = Counter(
+        number for own in dict(wanted).values() for number in set().union(*(of_stem.get(stem, empty) for stem in own))
+    )
+    best: tuple[tuple[int, bool, int, int], list[re.Match[str]]] | None = None
+    for number, words in has.most_common():
+        if best is not None and words < -best[0][0]:
+            break  # no other piece has as many of the words
+        piece = pieces[number]
+        hits = [next((word for word, own in wanted if own & here), None) for here in stems[number]]
         for start in (i for i, hit in enumerate(hits) if hit is not None):
             shared = set()
             for stop, hit in enumerate(hits[start : start + 2 * len(wanted)], start + 1):
                 if hit is None or hit in shared:
                     continue
                 shared.add(hit)
-                key = -len(shared), wanted[-1][0] not in shared, stop - start
+                key = -len(shared), wanted[-1][0] not in shared, stop - start, number
                 if best is None or key < best[0]:
                     article = start > 0 and piece[start - 1].group().lower() in ARTICLES
                     best = key, piece[start - article : stop]

@@ -6,10 +6,11 @@ imported when a node runs, so that the pack loads at once, and also where a libr
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import model_folders
+from . import model_folders, users
 from .attention_maps import AttentionMaps
 from .caption import Caption, CaptionReward
 from .demo_models import LoadDemoModels
+from .faults import print_whatever_comes, printable_faults
 from .likelihoods import Likelihoods
 from .llm import LoadLlm
 from .loaders import LoadBlip2, LoadGroundedSam, LoadRam
@@ -42,7 +43,11 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLlm,
     LoadDemoModels,
 ]
+for node in NODES:
+    printable_faults(node)
+print_whatever_comes()
 model_folders.register()
+users.register()
 
 
 class RealignExtension(ComfyExtension):

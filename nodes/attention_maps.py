@@ -10,7 +10,9 @@ from comfy_api.latest import io, ui
 import nodes as comfy_nodes
 
 from ..core.errors import RealignError
+from ..core.regions import check_count, check_prompt
 from ..core.words import listed, unweighted
+from .hosting import stopping
 from .pictures import SIDE
 from .realign import ksampler_inputs
 from .sockets import chosen, text_input
@@ -81,7 +83,9 @@ class AttentionMaps(io.ComfyNode):
         text = text or text_of(positive) or ""
         if not text.strip():
             raise RealignError("The prompt is unknown: connect it to text, or a positive conditioning with regions.")
+        check_prompt(text)
         looked_at = listed(words, unweighted(text))
+        check_count(len(looked_at), "words")
         if not looked_at:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
         positions = find_words(looked_at, clip, text)
@@ -111,6 +115,6 @@ def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) 
     drawn = [
         labelled(one, phrase, size, None if image is None else image[i])
         for i, own in enumerate(heat)
-        for one, phrase in zip(own, words, strict=True)
+        for one, phrase in zip(stopping(own), words, strict=True)
     ]
     return torch.from_numpy(np.stack([np.asarray(picture, np.float32) / 255 for picture in drawn]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from threading import Thread, Timer
 from typing import Any, Generic, TypeVar
@@ -120,6 +121,13 @@ def _stop_if_asked(*_: Any) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def stopping(items: Iterable[T]) -> Iterator[T]:
+    """The items, interrupted between any two."""
+    for item in items:
+        _stop_if_asked()
+        yield item
+
+
 def each(count: int, work: Callable[[int], T]) -> list[T]:
     """`work(0)`, `work(1)`… with a progress bar on the node, interrupted between any two."""
     bar = comfy.utils.ProgressBar(count)
@@ -168,7 +176,8 @@ def waiting(work: Callable[[], T]) -> T:
     It runs in a thread of its own, so it must not touch ComfyUI's models. ComfyUI ends without waiting for it too.
     """
     done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-    Thread(target=lambda: done.put(_outcome(work)), daemon=True).start()
+    context = copy_context()  # whose prompt runs
+    Thread(target=lambda: done.put(context.run(_outcome, work)), daemon=True).start()
     while True:
         _stop_if_asked()
         try:

@@ -127,6 +127,7 @@ class LoadLlm(io.ComfyNode):
             return io.NodeOutput(HostedLlm(_local(local_model), offline))
         from ..perception.answer_cache import AnswerCache
         from ..perception.openai_client import OpenAiLanguageModel
+        from .consent import check_allowed
         from .secrets import api_key_for
 
         server = OpenAiLanguageModel(
@@ -139,6 +140,7 @@ class LoadLlm(io.ComfyNode):
             cache=AnswerCache(Path(folder_paths.get_user_directory()) / "realigndiff" / "answers"),
             or_offline=chosen("if_unreachable", if_unreachable, (ERROR, OFFLINE)) == OFFLINE,
         )
+        check_allowed(base_url)  # before images are made in vain
         return io.NodeOutput(AwaitedServer(server, offline, base_url))
 
 
@@ -200,7 +202,7 @@ class HostedLlm:
 class AwaitedServer:
     """A language model on a server, whose answers an interrupt does not wait for; nor is it asked on then."""
 
-    def __init__(self, server: Any, offline: HostedScorer, base_url: str = "") -> None:
+    def __init__(self, server: Any, offline: HostedScorer, base_url: str) -> None:
         """server: a `LanguageModel` whose questions take `stop`, as `OpenAiLanguageModel`'s do."""
         self.server, self.offline, self.base_url = server, offline, base_url
 
@@ -211,6 +213,9 @@ class AwaitedServer:
         return self._wait(self.server.score, prompt, tags)
 
     def _wait(self, ask, prompt: str, tags: list[str]):
+        from .consent import check_allowed
+
+        check_allowed(self.base_url)  # this run may be another user's than the one that made this model
         gone = Event()
         try:
             return waiting(lambda: ask(prompt, tags, stop=gone.is_set))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import torch
 from comfy_api.latest import io
 
 from . import model_folders
-from .hosting import PRECISIONS, Hosted, dtype_of, shared
+from .hosting import PRECISIONS, Hosted, dtype_of, shared, waiting
 from .sockets import Blip2, GroundedSam, Tagger, chosen
 
 CATEGORY = "RealignDiff/loaders"
@@ -204,10 +205,19 @@ def grounded_sam(detector: Path, segmenter: Path, precision: str = "auto") -> Ho
 
 
 def read(kind: type, model: Path, **options: Any) -> Any:
-    """`kind.load(model)`; one copy in memory for all loaders that read the same files in the same way."""
+    """`kind.load(model)`; one copy in memory for all loaders that read the same files in the same way.
+
+    An interrupt does not wait for a file that is being read.
+    """
     how = [
         (name, model_folders.contents(value) if isinstance(value, Path) else str(value))
         for name, value in sorted(options.items())
     ]
     key = (kind.__name__, model_folders.contents(model), *how)
-    return shared(key, lambda: kind.load(model, **options))
+    inference = torch.is_inference_mode_enabled()  # each thread has its own
+
+    def load() -> Any:
+        with torch.inference_mode(inference):
+            return kind.load(model, **options)
+
+    return shared(key, lambda: waiting(load))

@@ -13,6 +13,7 @@ from ..core.describe import table
 from ..core.interchange import bounding_boxes, to_json
 from ..core.masks import mask_batch
 from ..core.regions import RegionSet
+from .hosting import stopping
 from .sockets import BoundingBox, Regions
 
 SIDE = 512
@@ -55,5 +56,5 @@ def overlays(sets: Sequence[RegionSet], image: torch.Tensor) -> torch.Tensor:
     from ..pipeline.overlay import overlay
 
     side = max(SIDE, *image.shape[1:3])
-    pictures = [overlay(one, regions, side) for one, regions in zip(image, sets, strict=True)]
+    pictures = [overlay(one, stopping(regions), side) for one, regions in zip(image, stopping(sets), strict=True)]
     return torch.from_numpy(np.stack([np.asarray(picture, np.float32) / 255 for picture in pictures]))

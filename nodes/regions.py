@@ -10,6 +10,7 @@ from ..core.errors import RealignError
 from ..core.interchange import for_images, region_sets
 from ..core.masks import mask_batch
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
+from .hosting import stopping
 from .pictures import region_outputs, told
 from .sockets import BoundingBox, Regions, chosen, image_input, image_size, regions_input, text_input
 
@@ -58,7 +59,7 @@ class RegionFromMask(io.ComfyNode):
         masks = mask if isinstance(mask, torch.Tensor) else _drawn(mask, prompt or phrase, image)
         score = SCORES[chosen("likelihood", likelihood, SCORES)]
         before = dealt(masks, regions or (RegionSet(prompt),))
-        return io.NodeOutput(tuple(added(one, phrase, drawn, score) for one, drawn in before))
+        return io.NodeOutput(tuple(added(one, phrase, drawn, score) for one, drawn in stopping(before)))
 
 
 class EditRegions(io.ComfyNode):
@@ -113,7 +114,7 @@ class EditRegions(io.ComfyNode):
                 edited(one, region, phrase=phrase, likelihood=score, drop=drop, mask=drawn)
                 if image_index < 0 or image_index == i
                 else one
-                for i, (one, drawn) in enumerate(own)
+                for i, (one, drawn) in enumerate(stopping(own))
             )
         )
 

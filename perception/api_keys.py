@@ -7,7 +7,7 @@ the workflow says.
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import SplitResult, urlsplit
 
 _PORTS = {"http": 80, "https": 443}
@@ -42,6 +42,21 @@ def is_for(owner: str, base_url: str) -> bool:
     return scheme == "https" or bool(own.scheme) or _near(own.hostname)
 
 
+def is_this_machine(base_url: str) -> bool:
+    """Whether a server's address is a loopback one, which leads to no other machine."""
+    try:
+        host = urlsplit(base_url.strip()).hostname
+        return host == "localhost" or (bool(host) and _plain(host).is_loopback)
+    except ValueError:
+        return False
+
+
+def origin(base_url: str) -> str:
+    """A server's address without its path, as an owner names it: `https://llm.example.com:8443`."""
+    parts = urlsplit(base_url.strip())
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def _port(address: SplitResult, scheme: str) -> int:
     return _PORTS[scheme] if address.port is None else address.port  # port 0 is one
 
@@ -51,7 +66,16 @@ def _near(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        address = ip_address(host)
+        return _plain(host).is_private
     except ValueError:
         return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_private
+
+
+def _plain(host: str) -> IPv4Address | IPv6Address:
+    """An IP address, one of IPv4 that is written as IPv6 as it is.
+
+    Raises:
+        ValueError: the host is a name.
+    """
+    address = ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address

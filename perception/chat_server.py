@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -34,6 +35,11 @@ GRACE = 5
 """Seconds after its time in which a question ends, unless the loop itself hangs."""
 OPTIONS = ("max_tokens", "seed", "response_format", "temperature")
 """What a question can do without, in the order in which it is left out for a server that does not say what it minds."""
+
+
+LOGGERS = ("openai", "httpx", "httpcore")
+"""How the names of loggers begin, also those of a successor, that log what goes over the wire."""
+THREAD = "RealignDiff asks servers"
 
 
 class Said(NamedTuple):
@@ -112,6 +118,7 @@ class ChatServer:
             client = openai.AsyncOpenAI(
                 base_url=self.base_url, api_key="none", timeout=self.timeout, max_retries=0, http_client=http
             )
+            _unlogged()
             # The answer as it comes: openai would build its types from whatever a server wrote.
             post = partial(client.post, "/chat/completions", cast_to=httpx.Response)
             while True:
@@ -226,8 +233,20 @@ def _loop() -> asyncio.AbstractEventLoop:
 @cache
 def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, daemon=True).start()
+    Thread(target=loop.run_forever, daemon=True, name=THREAD).start()
     return loop
+
+
+def _unlogged() -> None:
+    """Keep what is asked in this thread out of the logs of what openai is built on: they hold a server's status line
+    and headers, which may repeat the key."""
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.startswith(LOGGERS) and _of_others not in logger.filters:
+            logger.addFilter(_of_others)
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD
 
 
 def _sends_only(key: str | None) -> Callable[[Any], Coroutine[Any, Any, None]]:

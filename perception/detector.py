@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
+from ..core.errors import RealignError
 from ..core.words import content_words
 from .checkpoints.files import weights_file
 from .checkpoints.grounding_dino import load_grounding_dino
@@ -78,10 +80,12 @@ class Detector:
         if asked:
             boxes, logits, spans = self._ask([pictures[i] for i, _ in asked], [tokens[i][some] for i, some in asked])
             boxes, read = _corners(boxes), logits.sigmoid()
+            if boxes.isnan().any() or read.isnan().any():
+                raise RealignError("What the detector finds is no number (NaN): its weights are damaged; load others.")
             for row, (i, some) in enumerate(asked):
                 scores = torch.zeros(boxes.shape[1], len(phrases[i]))  # [Q, P]: 0 for the phrases of other passes
                 own = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
-                scores[:, some] = own.nan_to_num(0.0)  # a phrase without any token is nowhere
+                scores[:, some] = own.nan_to_num(0.0)  # the mean over nothing: a phrase without any token is nowhere
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
         return [_merge(*map(torch.cat, zip(*own, strict=True)), nms) if own else nothing for own in found]
@@ -163,16 +167,25 @@ def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
     """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
-    same = (box_iou(boxes, boxes) > nms).tolist()
+    corners, merged = boxes.numpy(), scores.numpy().copy()
     kept: list[int] = []
-    merged = scores.clone()
-    for i in range(len(boxes)):
-        twin = next((k for k in kept if same[k][i]), None)
-        if twin is None:
-            kept.append(i)
-        else:
-            merged[twin] = torch.maximum(merged[twin], scores[i])
-    return Candidates(boxes[kept], merged[kept])
+    left = np.arange(len(boxes))
+    while len(left):
+        best, left = int(left[0]), left[1:]
+        kept.append(best)
+        twins = _iou(corners[best], corners[left]) > nms
+        if twins.any():
+            merged[best] = np.maximum(merged[best], merged[left[twins]].max(0))
+            left = left[~twins]
+    return Candidates(boxes[kept], torch.from_numpy(merged)[kept])
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """`box_iou` of one box [4] with others [N, 4]."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    both = sides.clip(min=0).prod(-1)
+    areas = (others[:, 2:] - others[:, :2]).prod(-1)
+    return both / np.maximum((box[2:] - box[:2]).prod() + areas - both, 1e-9)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:

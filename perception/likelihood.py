@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from ..core.errors import NoAnswer, RealignError
-from ..core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
+from ..core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet, check_count, check_prompt
+from ..core.text import encodable
 from ..core.words import content_words, names, noun_phrase_spans, noun_phrases, occurrences, same_word
 from .text_encoder import TextEncoder
 from .validator import valid_bindings, valid_scores
@@ -78,8 +79,12 @@ def likelihoods(
     are only a part of a noun phrase stand for all of it. Tags that are bound to nothing follow, without a phrase.
 
     offline: answers what `model` does not; an `OfflineScorer` without a text encoder by default.
+
+    Raises:
+        RealignError: the prompt is too long, or it names, or the tags are, too many things (see `core.regions`).
     """
-    tags = list(dict.fromkeys(tags))
+    prompt, tags = encodable(prompt), _asked_about(prompt, tags)
+    check_count(len(noun_phrase_spans(prompt)), "things in the prompt")
     bindings, scores, notes = _answers(prompt, tags, model, offline or OfflineScorer()) if tags else ({}, {}, [])
     regions = []
     for start, stop in noun_phrase_spans(prompt):
@@ -96,9 +101,16 @@ def tag_likelihoods(
     prompt: str, tags: Sequence[str], model: LanguageModel, offline: LanguageModel | None = None
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     """How likely each tag is in the prompted scene: its score in {2, 0.5, 0}, and notes. See `likelihoods`."""
-    tags = list(dict.fromkeys(tags))
+    tags = _asked_about(prompt, tags)
     _, scores, notes = _answers(prompt, tags, model, offline or OfflineScorer()) if tags else ({}, {}, [])
     return {tag: scores[tag] for tag in tags}, tuple(notes)
+
+
+def _asked_about(prompt: str, tags: Sequence[str]) -> list[str]:
+    """The tags, each once; a RealignError where they or the prompt are too many or too long."""
+    check_prompt(prompt)
+    check_count(len(tags), "tags")
+    return list(dict.fromkeys(map(encodable, tags)))
 
 
 def _answers(

@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.errors import NoAnswer, RealignError
+from ..core.text import short
 from .answer_cache import AnswerCache
 from .answers import read_json
 from .chat_server import ChatServer
+from .key_forms import holds_key, without_key
 from .questions import Question, binding_question, score_question
 from .validator import valid_bindings, valid_scores
 
-SECRET = 8
-"""Letters from which a key is one: shorter ones are made up for servers that need none."""
+MOST_READ = 4000
+"""Characters of what a server says to its refusal."""
 
 
 class OpenAiLanguageModel:
@@ -85,7 +87,7 @@ class OpenAiLanguageModel:
         if told:  # raised out here, so that it does not hold the request with its key
             raise NoAnswer(told) if self.or_offline else RealignError(told)
         answer = read_json(said.text, tags, cut=said.cut)
-        if answer is None or (key and _holds(answer, key)):
+        if answer is None or holds_key(answer, key, " ".join(one["content"] for one in question.messages)):
             return None  # a key would be written into notes and into the cache
         if self.cache is not None and not said.cut and usable(answer):
             self.cache.put(asked, answer)
@@ -100,17 +102,8 @@ class OpenAiLanguageModel:
         return key or None
 
     def _told(self, trouble: Exception, key: str | None) -> str:
-        said = " ".join(str(trouble).split()) or type(trouble).__name__
-        said = (said.replace(key, "***") if key and len(key) >= SECRET else said)[:200]
+        said = short(without_key(str(trouble)[:MOST_READ], key), 200) or type(trouble).__name__
         return (
             f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({said}): check that "
             "it runs, its address, the model's name and the key, or choose the offline scorer."
         )
-
-
-def _holds(answer: dict[str, Any], key: str) -> bool:
-    """Whether an answer repeats a key."""
-    try:
-        return len(key) >= SECRET and key in json.dumps(answer, ensure_ascii=False)
-    except RecursionError:
-        return True

@@ -88,7 +88,11 @@ class Tagger:
 
         threshold: one for all tags, in [0, 1]; by default each tag's own. deny: tags never reported, in
             capitals or not.
+
+        Raises:
+            RealignError: the threshold is out of its range.
         """
+        check_threshold(threshold)
         confidence = self.logits(images).sigmoid()
         limits = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
         denied = {name.strip().casefold() for name in deny}
@@ -124,6 +128,12 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Ram:
         ) from error
     fill(model, plain(tensors, folder / _OWN), folder / _OWN, "a RAM tagger", dtype)
     return model
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise a RealignError where a threshold for all tags is out of its range."""
+    if threshold is not None and not 0 <= threshold <= 1:  # also NaN
+        raise RealignError(f"The tags' threshold is {threshold}; give a number from 0 to 1.")
 
 
 def _lists(folder: Path, count: int) -> tuple[list[str], Tensor, tuple[str, ...]]:

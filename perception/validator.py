@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice
 from typing import Any
 
 from ..core.regions import LIKELIHOODS
+from ..core.text import short
 from ..core.words import content_words, names, nearest_span, noun_phrases, same_word
 
 MOST_NOTES = 20
@@ -52,7 +52,7 @@ def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], li
     for tag, value in _answered(answer, tags, notes):
         number = _number(_only(value))
         if number is None:
-            notes.append(f"The score '{_short(value)}' of '{tag}' was dropped.")
+            notes.append(f"The score '{short(value)}' of '{tag}' was dropped.")
             continue
         scores[tag] = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
         if scores[tag] != number:
@@ -73,7 +73,7 @@ def _answered(answer: Mapping, tags: Sequence[str], notes: list[str]) -> Iterato
     for key, value in islice(answer.items(), 4 * len(tags) + MOST_NOTES):
         tag = _asked_for(key, words)
         if tag is None:
-            notes.append(f"'{_short(key)}' was answered but not asked for, and dropped.")
+            notes.append(f"'{short(key)}' was answered but not asked for, and dropped.")
         else:
             yield tag, value
 
@@ -103,7 +103,7 @@ def _of_the_prompt(
     if span is None and names(prompt, tag):
         span = nearest(tag)
     outcome = "was dropped" if span is None else f"gave way to '{span}'"
-    notes.append(f"'{_short(value)}' for '{tag}' is not one thing that the prompt names, and {outcome}.")
+    notes.append(f"'{short(value)}' for '{tag}' is not one thing that the prompt names, and {outcome}.")
     return span
 
 
@@ -129,9 +129,3 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _short(value: Any) -> str:
-    """A value for a note: one line of at most 60 characters."""
-    text = " ".join((value[:200] if isinstance(value, str) else reprlib.repr(value)).split())
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..core.regions import Region, RegionSet
+from ..core.regions import Region
+from ..core.text import short
 from ..perception.images import to_pil
 
 PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#e000a0")
@@ -18,21 +22,23 @@ def font(size: int) -> ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def overlay(image: Tensor, regions: RegionSet, side: int = 384) -> Image.Image:
+def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.Image:
     """Draw the masks and boxes of `regions` over image [H, W, 3], its longer side scaled to `side` pixels."""
     picture = to_pil(image[None])[0]
     scale = side / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
     canvas = picture.resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS)
-    drawn = [(i, region) for i, region in enumerate(regions) if region.mask is not None]
-    for i, region in drawn:
-        canvas = _tinted(canvas, region, _color(i))
+    drawn = []
+    for i, region in enumerate(regions):
+        if region.mask is not None:
+            drawn.append((i, region))
+            _tint(canvas, region, _color(i))
     draw = ImageDraw.Draw(canvas)
     for i, region in drawn:
         _outline(draw, canvas.size, region, _color(i))
-    taken: list[tuple[float, float, float, float]] = []
+    taken = np.zeros((0, 4))
     for i, region in drawn:  # after all outlines, so that none runs through a label
-        _label(draw, canvas.size, region, _color(i), taken)
+        taken = _label(draw, canvas.size, region, _color(i), taken)
     return canvas
 
 
@@ -45,13 +51,19 @@ def _color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def _tinted(canvas: Image.Image, region: Region, color: str) -> Image.Image:
-    """The canvas with the region's mask laid over it, half transparent, striped so that its own colour shows."""
+def _tint(canvas: Image.Image, region: Region, color: str) -> None:
+    """Lay the region's mask over the canvas, half transparent, striped so that its own colour shows."""
     mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.NEAREST)
-    rows, columns = np.indices((canvas.height, canvas.width))
-    stripes = ((rows + columns) // 4 % 2 == 0) * 0.75
-    alpha = Image.fromarray((np.asarray(mask) * stripes).astype(np.uint8))
-    return Image.composite(Image.new("RGB", canvas.size, color), canvas, alpha)
+    alpha = Image.fromarray((np.asarray(mask) * _stripes(canvas.height, canvas.width)).astype(np.uint8))
+    inside = alpha.getbbox()
+    if inside is not None:
+        canvas.paste(color, inside, alpha.crop(inside))
+
+
+@lru_cache(maxsize=1)  # for all regions of an image
+def _stripes(height: int, width: int) -> np.ndarray:
+    rows, columns = np.indices((height, width))
+    return ((rows + columns) // 4 % 2 == 0) * 0.75
 
 
 def _corners(region: Region, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -70,17 +82,26 @@ def _outline(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, c
         draw.rectangle(corners, outline=color, width=2)
 
 
-def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: list) -> None:
-    """The region's words above or below its box; labels do not cover each other."""
+def _label(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], region: Region, color: str, taken: np.ndarray
+) -> np.ndarray:
+    """The region's words above or below its box; labels do not cover each other.
+
+    taken: [N, 4], where labels are already; returned with this one.
+    """
     x0, y0, _, y1 = _corners(region, size)
-    text, text_font = label_of(region), font(15)
+    text, text_font = short(label_of(region)), font(15)
     width, height = text_font.getbbox(text)[2] + 8, 21
     x = min(max(0, x0), size[0] - width)
     for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):
         spot = (x, y, x + width, y + height)
-        free = all(spot[2] <= t[0] or t[2] <= spot[0] or spot[3] <= t[1] or t[3] <= spot[1] for t in taken)
-        if 0 <= y <= size[1] - height and free:
+        if 0 <= y <= size[1] - height and not _covers(spot, taken):
             break
-    taken.append(spot)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)  # Pillow counts both corners in
     draw.text((x + 4, y + 2), text, fill="white", font=text_font)
+    return np.vstack([taken, spot])
+
+
+def _covers(spot: tuple[float, float, float, float], taken: np.ndarray) -> bool:
+    x0, y0, x1, y1 = spot
+    return bool(((taken[:, 0] < x1) & (x0 < taken[:, 2]) & (taken[:, 1] < y1) & (y0 < taken[:, 3])).any())

@@ -6,6 +6,7 @@ coarse image → caption reward → (good enough: stop) → tags → likelihoods
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,10 +19,11 @@ from ..attention.tokens import token_positions
 from ..core.describe import named, not_helped
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
+from ..core.text import encodable
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
 from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
-from ..perception.tagger import Tagger
+from ..perception.tagger import Tagger, check_threshold
 from ..rewards.caption import CaptionReward
 from .settings import SamplingSettings
 
@@ -74,7 +76,14 @@ class RealignSettings:
     """The fraction of the image that a mask must cover to count, in [0, 1]."""
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            RealignError: a value is out of its range.
+        """
         check_settings(**self.grounding)
+        if self.gate is not None and not math.isfinite(self.gate):
+            raise RealignError(f"gate is {self.gate}; give a number from -1 to 1, or none.")
+        check_threshold(self.tag_threshold)
 
     @property
     def grounding(self) -> dict[str, Any]:
@@ -150,6 +159,7 @@ def realign_batch(
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise RealignError(f"Prompt {i + 1} of {len(prompts)} is empty: write what the image should show.")
+    prompts = [encodable(prompt) for prompt in prompts]
     noise = models.sampler.noise(seeds)
     images = models.sampler.sample(prompts, noise, settings.sampling, on_step=partial(on_progress, "coarse image"))
     before = look(models, images, prompts)

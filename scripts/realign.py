@@ -31,6 +31,7 @@ from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
 from ..core.pictures import is_whole_png
 from ..core.prompt_files import read_prompts
+from ..core.text import encodable
 from . import hardware, models, settings
 from .models import short_hash
 
@@ -106,7 +107,7 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
         for problem in read.problems:
             print(problem)
         texts += read.texts
-    prompts = list(dict.fromkeys(text for text in texts if text))
+    prompts = list(dict.fromkeys(encodable(text) for text in texts if text))
     if not prompts:
         raise RealignError("There is no prompt: give --prompt TEXT or --prompts FILE.")
     if options.count < 1:

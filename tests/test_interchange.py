@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from realigndiff.core.describe import table
 from realigndiff.core.editing import added, dealt, edited
 from realigndiff.core.errors import RealignError
 from realigndiff.core.interchange import bounding_boxes, for_images, region_sets, to_json
@@ -296,3 +297,162 @@ class TestEditing:
             dealt(torch.ones(2, 4, 4), [self.regions] * 3)
         with pytest.raises(RealignError, match="regions for 2 images but 3 images"):
             dealt(torch.ones(3, 4, 4), [self.regions] * 2)
+
+
+class TestNumbers:
+    """No number from outside is replaced without a word."""
+
+    def json(self, size=(32, 32), **region):
+        listed = [{"phrase": "a red circle", "box": [0, 0, 0.5, 1], **region}]
+        (one,) = region_sets(json.dumps(listed), text=PROMPT, size=size)
+        return one
+
+    @pytest.mark.parametrize("score", [0, 0.0, 0.25, 1])
+    def test_a_score_stays_what_it_is(self, score):
+        (one,) = region_sets([{**LEFT, "score": score}], text=PROMPT, size=(32, 32))
+        ((box,),) = bounding_boxes([one], (32, 32))
+        assert box["score"] == one.regions[0].detection == score
+        assert region_sets(to_json([one]))[0].regions[0].detection == score
+        assert self.json(score=score).regions[0].detection == score
+
+    def test_a_region_without_a_score_is_certain_in_other_nodes(self):
+        ((box,),) = bounding_boxes([self.json()], (32, 32))
+        assert box["score"] == 1.0
+
+    @pytest.mark.parametrize("score", [float("nan"), float("inf"), -0.1, 95, True, "high", [1]])
+    @pytest.mark.parametrize("name", ["score", "detection"])
+    def test_a_score_that_is_none_is_told(self, name, score):
+        with pytest.raises(RealignError, match=r"score of 'a red circle' is .*: give a number from 0 to 1"):
+            self.json(**{name: score})
+
+    @pytest.mark.parametrize("key", ["x", "y", "width", "height", "score"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), True, None, "wide"])
+    def test_a_bounding_box_of_what_is_no_number_is_told(self, key, value):
+        if (key, value) == ("score", None):
+            return
+        with pytest.raises(RealignError, match="needs numbers x, y, width and height"):
+            region_sets([{**LEFT, key: value}], text=PROMPT, size=(32, 32))
+
+    @pytest.mark.parametrize("value", [0, -5])
+    @pytest.mark.parametrize("key", ["width", "height"])
+    def test_a_box_without_an_area_is_told(self, key, value):
+        with pytest.raises(RealignError, match="no area inside the image"):
+            region_sets([{**LEFT, key: value}], text=PROMPT, size=(32, 32))
+
+    @pytest.mark.parametrize(
+        "box", [[float("nan"), 0, 1, 1], [0, 0, float("inf"), 1], [True, 0, 1, 1], "0011", [0, 0, 1], {"x": 1}, 3]
+    )
+    def test_a_box_of_what_is_no_number_is_told(self, box):
+        with pytest.raises(RealignError, match="must be four numbers"):
+            self.json(box=box)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, False, "certain", "", [2], {}])
+    def test_a_likelihood_that_is_no_number_is_told(self, value):
+        with pytest.raises(RealignError, match=r"likelihood of 'a red circle' is .*: give 2 \(certain\)"):
+            self.json(likelihood=value)
+
+    @pytest.mark.parametrize(("given", "taken"), [(0, 0), (0.5, 0.5), ("2", 2), (None, 2)])
+    def test_a_likelihood_stays_what_it_is(self, given, taken):
+        one = self.json(likelihood=given)
+        assert (one.regions[0].likelihood, one.notes) == (taken, ())
+
+    @pytest.mark.parametrize(("given", "taken"), [(1.9, "2"), (0.1, "0"), (-1, "0"), (1e9, "2")])
+    def test_another_likelihood_becomes_the_nearest_with_a_note(self, given, taken):
+        one = self.json(likelihood=given)
+        assert f"{one.regions[0].likelihood:g}" == taken
+        assert one.notes == (f"The likelihood {given:g} of 'a red circle' was taken as {taken}.",)
+
+    @pytest.mark.parametrize("given", [1, -1, 0.0, "0", True])
+    def test_an_occurrence_that_the_prompt_lacks_is_noted(self, given):
+        one = self.json(occurrence=given)
+        assert one.regions[0].occurrence == 0
+        assert "The prompt has no occurrence" in one.notes[0]
+
+    def test_a_box_that_reaches_out_of_the_image_is_noted(self):
+        assert "reaches out of the image" in self.json(box=[-0.5, 0, 0.5, 1]).notes[0]
+        assert "reaches out of the image" in self.json(box=[0, 0, 16, 1e300]).notes[0]
+        assert self.json(box=[0, 0, 32.2, 32]).notes == ()
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 255.0, -3.0])
+    def test_a_mask_of_other_values_is_told(self, value):
+        with pytest.raises(RealignError, match="give values from 0 to 1"):
+            region_sets(torch.full((1, 8, 8), value), text=PROMPT)
+
+    def test_a_mask_may_overshoot_a_little(self):
+        masks = torch.tensor([[[-0.1, 1.1], [0.5, 1.0]]])
+        assert region_sets(masks, text=PROMPT)[0].regions[0].mask.tolist() == [[0, 1], [0.5, 1]]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"likelihood": float("nan")},
+            {"likelihood": -1.0},
+            {"detection": float("nan")},
+            {"detection": 1.5},
+            {"box": (0, 0, float("nan"), 1)},
+            {"box": (0, 0, 2, 1)},
+            {"box": (0.5, 0, 0.25, 1)},
+        ],
+    )
+    def test_a_region_holds_no_other_numbers(self, values):
+        with pytest.raises(RealignError, match="give "):
+            Region(tag="circle", **values)
+
+
+class TestBounds:
+    def test_so_many_regions_as_no_image_has_are_told_soon(self):
+        many = [{"phrase": f"circle {i}", "box": [0, 0, 1, 1]} for i in range(100_000)]
+        with pytest.raises(RealignError, match="100,000 regions for one image: give at most 1,000"):
+            region_sets(json.dumps(many), text=PROMPT, size=(32, 32))
+        with pytest.raises(RealignError, match="100,000 bounding boxes"):
+            region_sets([LEFT] * 100_000, text=PROMPT, size=(32, 32))
+        with pytest.raises(RealignError, match="regions for 20,000 images"):
+            region_sets([[LEFT]] * 20_000, text=PROMPT, size=(32, 32))
+
+    def test_a_thousand_regions_of_a_long_prompt_are_read(self):
+        prompt = ", ".join(f"a ring {i % 200}" for i in range(1000))
+        listed = [{"phrase": f"ring {i % 200}"} for i in range(1000)]
+        (one,) = region_sets(json.dumps(listed), text=prompt)
+        assert [region.phrase for region in one] == [f"a ring {i % 200}" for i in range(1000)]
+        assert [region.occurrence for region in one][::200] == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("value", [torch.ones(1, 8, 8), [LEFT], json.dumps([{"phrase": "ring"}])])
+    def test_a_prompt_of_a_megabyte_is_told(self, value):
+        with pytest.raises(RealignError, match=r"The prompt has 1,200,000 characters: shorten it to at most 20,000"):
+            region_sets(value, text="a ring, here" * 100_000, size=(32, 32))
+
+    def test_words_without_end_are_told(self):
+        with pytest.raises(RealignError, match="are 1,000,000 characters: give at most 1,000"):
+            region_sets(json.dumps([{"phrase": "a" * 1_000_000}]), text=PROMPT)
+
+    def test_masks_that_no_memory_holds_are_told(self):
+        boxes = [{**LEFT, "label": "circle"}] * 1000
+        with pytest.raises(RealignError, match="1,000 masks of 8192 x 8192 pixels take 268 GB"):
+            region_sets(boxes, text=PROMPT, size=(8192, 8192))
+
+    def test_a_message_stays_short(self):
+        with pytest.raises(RealignError) as told:
+            region_sets("x" * 1_000_000, text=PROMPT)
+        assert len(str(told.value)) < 300
+
+
+class TestText:
+    HALF = "\ud83d"
+    """What Python makes of the JSON "\\ud83d"; no encoding has it."""
+
+    def test_regions_can_be_written_whatever_they_are_made_of(self):
+        prompt = f"a red {self.HALF}circle"
+        listed = [
+            {"phrase": f"red {self.HALF}circle", "tag": f"{self.HALF}\x1b[2J", "box": [0, 0, 1, 1], "occurrence": "x"},
+            {"label": self.HALF, "likelihood": 0.1},
+        ]
+        (one,) = region_sets(json.dumps(listed), text=prompt)
+        assert one.notes
+        for text in (to_json([one]), table([one]), one.prompt, *one.notes):
+            text.encode("utf-8")
+            assert "\x1b" not in text
+        assert one.regions[0].phrase in one.prompt
+
+    def test_words_still_match_their_prompt(self):
+        (one,) = region_sets(json.dumps([{"phrase": f"red {self.HALF}"}]), text=f"a red {self.HALF} ring")
+        assert one.regions[0].phrase == "a red"

@@ -101,3 +101,12 @@ def test_a_locale_file_holds_only_texts_that_the_web_page_shows_as_they_stand(fi
     for message in messages(json.loads(file.read_bytes().decode("utf-8"))):
         assert isinstance(message, str) and message.strip()
         assert not set(message) & set("{}@|"), message
+
+
+def test_every_language_names_every_setting():
+    script = (ROOT / "web" / "settings.js").read_text(encoding="utf-8")
+    ids = {id.replace(".", "_") for id in re.findall(r'id: "([\w.]+)"', script)}
+    for locale in LOCALES:
+        texts = json.loads((ROOT / "locales" / locale / "settings.json").read_text(encoding="utf-8"))
+        assert set(texts) == ids
+        assert all(set(text) == {"name", "tooltip"} for text in texts.values())

@@ -1,4 +1,5 @@
-// The key of an LLM server, as user settings: a workflow may come from anyone and must never hold a key.
+// The key of an LLM server and who may be asked, as user settings: a workflow may come from anyone, must never hold a key,
+// and must not send a prompt where its user does not want it.
 
 import { app } from "../../scripts/app.js"
 
@@ -26,6 +27,17 @@ app.registerExtension({
       type: "text",
       defaultValue: "",
       attrs: { type: "password", autocomplete: "off", spellcheck: false },
+    },
+    {
+      id: "RealignDiff.LLM.AllowedHosts",
+      category: ["RealignDiff", "LLM", "AllowedHosts"],
+      name: "Allowed hosts",
+      tooltip:
+        "Servers of other machines that the LLM node may ask, separated by commas, e.g. https://api.openai.com. They get the " +
+        "prompt and the tags of the image. This machine's servers and the host of the API key need not be listed.",
+      type: "text",
+      defaultValue: "",
+      attrs: { placeholder: "https://api.openai.com", spellcheck: false },
     },
   ],
 })

@@ -97,7 +97,9 @@ class Run:
 class Client:
     """A browser's part: HTTP requests, and a websocket of its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, user: str | None = None) -> None:
+        """user: the id of the user that all requests are of, with --multi-user."""
+        self._headers = {} if user is None else {"comfy-user": user}
         websocket = pytest.importorskip("websocket", reason="following a run needs the package websocket-client")
         self.url, self.id = url, uuid.uuid4().hex
         self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -135,9 +137,9 @@ class Client:
     def json(self, path: str) -> Any:
         return json.loads(self.get(path))
 
-    def post(self, path: str, data: dict[str, Any]) -> Any:
+    def post(self, path: str, data: Any) -> Any:
         request = urllib.request.Request(
-            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json", **self._headers}
         )
         with self._http.open(request, timeout=TIMEOUT) as answer:
             return json.loads(answer.read() or b"null")

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -92,7 +92,9 @@ class Server:
     folder = FOLDER
     """The pack's folder in custom_nodes, and so a part of its web addresses."""
 
-    def __init__(self, base: Path, environment: Mapping[str, str], packs: Mapping[str, str]) -> None:
+    def __init__(
+        self, base: Path, environment: Mapping[str, str], packs: Mapping[str, str], arguments: Sequence[str] = ()
+    ) -> None:
         self.base = base
         for folder in ("custom_nodes", "user", "input", "models"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,7 @@ class Server:
             os.environ.get("COMFYUI_PYTHON", sys.executable),
             *("main.py", "--cpu", "--port", str(port), "--base-directory", str(base)),
             *("--user-directory", str(base / "user"), "--database-url", f"sqlite:///{base / 'user' / 'db.sqlite'}"),
+            *arguments,
         ]
         own = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "REALIGN_"))}
         quiet = {
@@ -243,9 +246,14 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """Starts servers that end with the tests."""
     running = []
 
-    def start(environment: Mapping[str, str] | None = None, packs: Mapping[str, str] | None = None) -> Server:
-        """environment: added to this process's. packs: further custom nodes, as {name: source of its __init__}."""
-        running.append(Server(tmp_path_factory.mktemp("server"), environment or {}, packs or {}))
+    def start(
+        environment: Mapping[str, str] | None = None,
+        packs: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> Server:
+        """environment: added to this process's. packs: further custom nodes, as {name: source of its __init__}.
+        arguments: of main.py."""
+        running.append(Server(tmp_path_factory.mktemp("server"), environment or {}, packs or {}, arguments))
         return running[-1]
 
     yield start

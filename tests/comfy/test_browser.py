@@ -18,6 +18,7 @@ pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 from realigndiff.tests.comfy.browser import SETTINGS, Editor, browser, chromium
 from realigndiff.tests.comfy.browser_examples import BLUEPRINT, BLUEPRINT_OUTPUTS, EXAMPLES, SHARED
+from realigndiff.tests.comfy.client import Answer, FakeLlm, chat
 
 if chromium() is None:
     pytest.skip("needs Chromium: install it, or name it in CHROMIUM", allow_module_level=True)
@@ -37,6 +38,7 @@ PICTURES = {"PreviewImage", "SaveImage", "RealignGroundedSamMasks", "RealignPrev
 TITLE = 30
 """What LiteGraph draws above a node."""
 KEY, HOST = "sk-typed-by-a-user", "llm.example:8443"
+ALLOWED = "RealignDiff.LLM.AllowedHosts"
 PROMPT = "a red circle and a blue square"
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.prompt)
 
@@ -177,6 +179,53 @@ def test_the_key_is_a_user_setting_that_cannot_be_read_over_the_shoulder(host, e
     editor.settle(1.5)
     saved = json.loads(settings_file(host).read_text(encoding="utf-8"))
     assert (saved["RealignDiff.LLM.ApiKey"], saved["RealignDiff.LLM.Host"]) == (KEY, HOST)
+
+
+@pytest.fixture
+def stranger(host):
+    """The address, no loopback one, of a language model's server, and the server; afterwards no host is allowed."""
+    fake = FakeLlm()
+    fake.reply = lambda _: Answer(chat('{"circle": 2}'))
+    yield f"http://0.0.0.0:{fake.host.split(':')[1]}", fake
+    fake.close()
+    request = urllib.request.Request(f"{host.url}/settings/{ALLOWED}", b'""', method="POST")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
+
+
+def asking(address: str, tags: str) -> dict:
+    server = {"provider": "OpenAI-compatible server", "base_url": f"{address}/v1", "model": "m", "timeout": 20}
+    return {
+        "1": {"class_type": "RealignLLM", "inputs": server},
+        "2": {"class_type": "PrimitiveString", "inputs": {"value": tags}},
+        "3": {"class_type": "RealignLikelihoods", "inputs": {"prompt": PROMPT, "tags": ["2", 0], "llm": ["1", 0]}},
+    }
+
+
+def test_a_strangers_server_is_asked_after_a_question_that_names_it(host, editor, stranger):
+    address, fake = stranger
+    editor.open_api(asking(address, "circle, cat"))
+    assert "was not asked" in editor.run()
+    question = editor.page.get_by_text(f"a language model on {address}")
+    question.wait_for()
+    if file := os.environ.get("SCREENSHOT"):
+        editor.screenshot(file)
+    assert fake.asked == []
+    editor.page.get_by_role("dialog").filter(has=question).get_by_role("button", name="Confirm").click()
+    for _ in range(100):
+        editor.settle(0.2)
+        if editor.texts().get("Likelihoods"):
+            break
+    assert fake.asked
+    assert json.loads(settings_file(host).read_text(encoding="utf-8"))[ALLOWED] == address
+
+
+def test_a_strangers_server_is_not_asked_when_its_user_says_no(editor, stranger):
+    address, fake = stranger
+    editor.js("() => { app.extensionManager.dialog.confirm = undefined; window.confirm = () => false }")
+    editor.open_api(asking(address, "circle, dog"))
+    assert "was not asked" in editor.run()
+    editor.settle(1.5)
+    assert fake.asked == []
 
 
 CONNECT = """([prompt, outputs]) => {

@@ -118,7 +118,9 @@ class TestLikelihoods:
         from realigndiff.nodes.llm import AwaitedServer, HostedScorer
 
         asked = self.Asked()
-        Likelihoods.execute(self.PROMPT, tags="whale", llm=AwaitedServer(asked, HostedScorer(None)))
+        Likelihoods.execute(
+            self.PROMPT, tags="whale", llm=AwaitedServer(asked, HostedScorer(None), "http://127.0.0.1:9/v1")
+        )
         assert asked.threads and threading.current_thread() not in asked.threads
 
     def test_a_server_is_asked_nothing_more_after_an_interrupt(self, hosting, interrupt):
@@ -173,3 +175,86 @@ class TestLikelihoods:
             llm.score(self.PROMPT, ["whale"])
         after = stamps()
         assert after[0] != before[0] and after[1] == before[1] and stamps() == after
+
+
+class TestStopping:
+    """Each node reacts to an interrupt between its steps."""
+
+    @pytest.fixture
+    def interrupted(self, comfy, interrupt):
+        from comfy.model_management import InterruptProcessingException
+
+        def check(run):
+            interrupt()
+            with pytest.raises(InterruptProcessingException):
+                run()
+
+        return check
+
+    def test_regions_of_many_images_are_drawn_added_and_changed_until_it_comes(self, interrupted):
+        import torch
+        from realigndiff.core.regions import Region, RegionSet
+        from realigndiff.nodes.regions import EditRegions, PreviewRegions, RegionFromMask
+
+        mask, image = torch.ones(2, 16, 16), torch.zeros(2, 16, 16, 3)
+        sets = (RegionSet(self.__doc__, (Region(tag="node", phrase="node", mask=mask[0]),)),) * 2
+        interrupted(lambda: PreviewRegions.execute(image, sets))
+        interrupted(lambda: RegionFromMask.execute(mask, "a node", "node", "certain (2)"))
+        interrupted(lambda: EditRegions.execute(sets, 0, -1, "", "keep", True))
+
+    def test_it_comes_between_two_regions_of_an_image(self, interrupt):
+        import torch
+        from comfy.model_management import InterruptProcessingException
+        from realigndiff.core.regions import Region
+        from realigndiff.nodes.hosting import stopping
+        from realigndiff.pipeline.overlay import overlay
+
+        def regions():
+            yield Region(tag="a", mask=torch.ones(16, 16))
+            interrupt()
+            yield Region(tag="b", mask=torch.ones(16, 16))
+
+        with pytest.raises(InterruptProcessingException):
+            overlay(torch.zeros(16, 16, 3), stopping(regions()))
+
+    def test_a_file_that_is_read_without_end_is_not_waited_for(self, hosting, interrupt, tmp_path):
+        from comfy.model_management import InterruptProcessingException
+        from realigndiff.nodes.loaders import read
+
+        ended = threading.Event()
+
+        class Endless:
+            @classmethod
+            def load(cls, model):
+                interrupt()
+                ended.wait(60)
+
+        file = tmp_path / "model.safetensors"
+        file.touch()
+        with pytest.raises(InterruptProcessingException):
+            read(Endless, file)
+        ended.set()
+
+    def test_an_error_of_a_file_comes_back(self, hosting, tmp_path):
+        from realigndiff.nodes.loaders import read
+
+        class Broken:
+            @classmethod
+            def load(cls, model):
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            read(Broken, tmp_path)
+
+    def test_a_prompt_is_bound_image_by_image_until_it_comes(self, interrupted):
+        from realigndiff.attention.comfy_conditioning import attach
+        from realigndiff.core.regions import RegionSet
+
+        interrupted(lambda: attach([], None, [RegionSet("a")] * 3))
+
+
+def test_what_waits_knows_whose_prompt_runs(hosting):
+    from comfy_execution.utils import CurrentNodeContext, get_executing_context
+
+    with CurrentNodeContext("a prompt", "1"):
+        assert hosting.waiting(get_executing_context).prompt_id == "a prompt"
