@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..core.errors import first_line
+
 _GPU = ("CUDA", "CUBLAS", "CUDNN", "NCCL", "HIP error")
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 
@@ -23,7 +25,7 @@ def of_the_device(error: BaseException) -> bool:
 def sentence(error: BaseException, doing: str) -> str | None:
     """What went wrong while `doing` something such as "step 3", and what to change; None for an error that is none of
     torch's, of which the traceback says more."""
-    first = first_line(error)
+    first = first_line(error).rstrip(".")
     if out_of_memory(error):
         return (
             f"The memory did not suffice for {doing} ({first}): halve batch_size and double gradient_accumulation, or "
@@ -34,8 +36,3 @@ def sentence(error: BaseException, doing: str) -> str | None:
         return f"{doing[:1].upper()}{doing[1:]} failed{gpu} ({type(error).__name__}: {first}): start again"
     return None
 
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the lines of advice and traces that follow."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

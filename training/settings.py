@@ -151,8 +151,8 @@ class TrainingConfig:
     keep_last: Annotated[int, AT_LEAST_1] = 2
     """How many checkpoints are kept, at least 1."""
     resume: str = "auto"
-    """auto: go on from the last checkpoint in `output`, if there is one. never: begin anew. Or a checkpoint's
-    folder."""
+    """auto: go on from the last checkpoint in `output`, if there is one. never: begin anew; what is in `output` is
+    kept in its folder `before-N`. Or a checkpoint, or the folder of a run."""
     dry_run: bool = False
     """Say what would be done, with sizes and files, and do nothing."""
 
