@@ -24,6 +24,7 @@ COARSE_WEIGHTS = FOLDER / "loras" / "realigndiff_demo_refl.safetensors"
 SETTINGS = RealignSettings(
     sampling=SamplingSettings(steps=20, cfg=3.0),
     modulation=ModulationSettings(end=0.5),
+    isolate_phrases=False,  # as in all tables of results; docs/tuning.md has what it would do
     gate=0.9,
     keep_better=True,
 )

@@ -40,7 +40,7 @@ Scores = dict[str, np.ndarray]
 """Each column as an array [N], one value a prompt."""
 PAPER = replace(SETTINGS, modulation=ModulationSettings(), isolate_phrases=False)
 """The paper's re-weighting; how images are drawn and regions are found is the demo world's in all variants."""
-VARIANTS = {"paper": PAPER, "ours": SETTINGS}
+VARIANTS = {"paper": replace(PAPER, isolate_phrases=True), "ours": SETTINGS}
 ISOLATE = "isolate_phrases"
 SWITCH = {f"{ISOLATE}=1": True, f"{ISOLATE}=0": False}
 
@@ -104,7 +104,7 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def settings_of(changes: Sequence[str]) -> RealignSettings:
-    """The paper's settings with changes such as `end=0.5` or `isolate_phrases=1`.
+    """The paper's modulation with changes such as `end=0.5`; phrases are encoded alone only by `isolate_phrases=1`.
 
     Raises:
         RealignError: a change is not of that form, or its value is out of range.

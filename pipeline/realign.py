@@ -57,9 +57,10 @@ class RealignSettings:
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
-    isolate_phrases: bool = False
+    isolate_phrases: bool = True
     """Whether the tokens of the regions' phrases have the embeddings of the phrase encoded alone, as in
-    DenseDiffusion's code: "red" in "a red circle and a blue square" then knows of no other thing."""
+    DenseDiffusion's code, on which the paper builds: "red" in "a red circle and a blue square" then knows of no other
+    thing."""
     gate: float | None = None
     """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
     keep_better: bool = False

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
     add("cfg", "classifier-free guidance (the paper: 7.5)", type=float)
     add(
         "isolate_phrases",
-        "encode the regions' phrases alone, as DenseDiffusion's code does",
+        "encode the regions' phrases alone, as DenseDiffusion's code does (yes; for the demo models no)",
         action=argparse.BooleanOptionalAction,
     )
     add("gate", "leave images alone whose caption reward is at least this; none: none is", type=_number_or_none)

@@ -96,7 +96,7 @@ def test_words_in_another_form_stand_for_the_prompts(models):
     torch.testing.assert_close(hidden, exact)
 
 
-def test_it_is_off_by_default_and_changes_only_images_with_regions(sampler):
+def test_sampling_is_without_it_unless_asked_and_it_changes_only_images_with_regions(sampler):
     noise = sampler.noise([1, 2])
     prompts, sets = [PROMPT, PROMPT], [regions_of(BLUE), None]
     off = ModulationSettings(end=0.0)
@@ -133,9 +133,10 @@ def test_the_setting_reaches_the_loop_and_the_commands(models):
     assert not torch.allclose(one, other, atol=1e-3)
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
-    for given, value in (([], False), (["--isolate-phrases"], True), (["--no-isolate-phrases"], False)):
+    for given, value in (([], True), (["--isolate-phrases"], True), (["--no-isolate-phrases"], False)):
         assert options.chosen(parser.parse_args(given), RealignSettings()).isolate_phrases is value
-    assert RealignSettings().to_dict()["isolate_phrases"] is False
+    assert RealignSettings().to_dict()["isolate_phrases"] is True
+    assert SETTINGS.isolate_phrases is False
     assert settings_of(["end=0.5", "isolate_phrases=1"]) == replace(
         PAPER, modulation=ModulationSettings(end=0.5), isolate_phrases=True
     )
