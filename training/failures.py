@@ -35,4 +35,3 @@ def sentence(error: BaseException, doing: str) -> str | None:
         gpu = " on the GPU" if of_the_device(error) else ""
         return f"{doing[:1].upper()}{doing[1:]} failed{gpu} ({type(error).__name__}: {first}): start again"
     return None
-
