@@ -36,10 +36,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
+from ..core.precision import DTYPES
 from ..training import run
 from ..training.config import from_dict
 from ..training.feedback import estimators
-from ..training.models import DTYPES, Trained, load
+from ..training.models import Trained, load
 from ..training.prompts import load_prompts
 from ..training.refl_settings import ReflConfig
 from ..training.refl_train import ReflRun

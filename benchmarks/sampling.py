@@ -34,8 +34,9 @@ from torch import Tensor
 
 from ..attention.settings import ModulationSettings
 from ..core.errors import RealignError
+from ..core.precision import DTYPES
 from ..core.regions import RegionSet
-from ..scripts.hardware import DTYPES, chosen
+from ..scripts.hardware import chosen
 from . import comfy_unet
 from .attention import BOXES, GB, MODELS, SCORES_HELD, WAYS, regions_of
 from .memory import free, peak

@@ -18,6 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..core.precision import checked_dtype, computes_in
 from .sockets import chosen
 
 T = TypeVar("T")
@@ -28,14 +29,18 @@ BATCH = 8
 _FINE = 100
 """Steps of a progress bar for an image."""
 _GONE_SECONDS = (1.0, 4.0)
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def dtype_of(precision: str, *, halves: bool) -> torch.dtype:
-    """The dtype a PRECISIONS value means here. `auto`: half where the device is faster so and the model bears it."""
+    """The dtype a PRECISIONS value means here. `auto`: half where the device is faster so and the model bears it.
+
+    Raises:
+        RealignError: there is no such precision, or PyTorch does not compute in it on this device.
+    """
+    device = comfy.model_management.get_torch_device()
     if chosen("precision", precision, PRECISIONS) != "auto":
-        return _DTYPES[precision]
-    half = halves and comfy.model_management.should_use_fp16(comfy.model_management.get_torch_device())
+        return checked_dtype(precision, device)
+    half = halves and comfy.model_management.should_use_fp16(device) and computes_in(torch.float16, device.type)
     return torch.float16 if half else torch.float32
 
 

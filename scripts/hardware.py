@@ -7,8 +7,7 @@ import argparse
 import torch
 
 from ..core.errors import RealignError
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from ..core.precision import DTYPES, checked_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +22,12 @@ def chosen(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     """The device and the dtype that the arguments mean on this machine.
 
     Raises:
-        RealignError: there is no such device.
+        RealignError: there is no such device, or PyTorch does not compute in that precision there.
     """
     device = device_of(options.device)
-    automatic = torch.float16 if device.type == "cuda" else torch.float32
-    return device, DTYPES.get(options.precision, automatic)
+    automatic = "fp16" if device.type == "cuda" else "fp32"
+    precision = automatic if options.precision == "auto" else options.precision
+    return device, checked_dtype(precision, device, "--precision")
 
 
 def device_of(name: str) -> torch.device:

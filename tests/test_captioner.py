@@ -10,6 +10,7 @@ from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import FOLDER
 from realigndiff.perception.captioner import Captioner
 from realigndiff.perception.images import to_pil
+from realigndiff.tests import half
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -93,17 +94,17 @@ def test_weights_in_several_files_are_read(folder, tmp_path):
         Captioner.load(many)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", [half.fp16, half.bf16])
 def test_half_precision_sees_nearly_the_same(models, dtype):
-    whole, half = models.reward.captioner, Captioner.load(DEMO, dtype=dtype)
-    assert half.model.language_projection.weight.dtype == dtype
+    whole, reduced = models.reward.captioner, Captioner.load(DEMO, dtype=dtype)
+    assert reduced.model.language_projection.weight.dtype == dtype
     if dtype == torch.float16:
-        assert half.model.qformer.layernorm.weight.dtype == torch.float32
+        assert reduced.model.qformer.layernorm.weight.dtype == torch.float32
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         exact = whole.see(pixels)
-        assert (half.see(pixels).float() - exact).norm() / exact.norm() < 0.05
-    assert len(half.caption(IMAGES)) == 3
+        assert (reduced.see(pixels).float() - exact).norm() / exact.norm() < 0.05
+    assert len(reduced.caption(IMAGES)) == 3
 
 
 def test_drawn_captions_follow_from_their_seed_and_leave_the_generator_alone(folder):

@@ -11,6 +11,7 @@ from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module
 from realigndiff.perception.checkpoints.sam import config_of, converted
 from realigndiff.perception.segmenter import Sam2Segmenter, Segmenter
+from realigndiff.tests import half
 from realigndiff.tests import published_layouts as layouts
 from realigndiff.tests.close import NETWORK, apart, assert_close
 from safetensors.torch import save_file
@@ -75,10 +76,10 @@ def test_many_boxes_are_decoded_as_few(segmenter):
     assert_close(most, few, NETWORK)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [half.fp16, half.bf16])
 def test_half_precision_gives_nearly_the_same_masks(file, segmenter, dtype):
-    half = Segmenter.load(file, dtype=dtype).masks(pictures(0), [BOXES])[0]
-    assert (half != segmenter.masks(pictures(0), [BOXES])[0]).float().mean() < 0.05
+    found = Segmenter.load(file, dtype=dtype).masks(pictures(0), [BOXES])[0]
+    assert (found != segmenter.masks(pictures(0), [BOXES])[0]).float().mean() < 0.05
 
 
 def test_the_folder_of_one_file_and_safetensors_are_read(tensors, segmenter, tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import RealignError
 from ..core.fingerprint import READ_BESIDE, fingerprint_of_files
+from ..core.precision import DTYPES
 from ..perception.language_model import load_language_model
 from ..pipeline.sampler import DiffusersSampler
 from ..rewards.caption import CaptionReward
@@ -24,7 +25,6 @@ from .offload import moved_to
 from .settings import TrainingConfig
 
 DEMO = Path(__file__).parents[1] / "demo" / "weights"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

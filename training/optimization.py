@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..core.errors import RealignError
+from ..core.precision import checked_dtype
 from .settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def accelerator(config: TrainingConfig) -> Accelerator:
         raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error
     if precision == "fp16" and made.device.type == "cpu":  # accelerate would go on without autocast and scale
         raise RealignError("precision is fp16, which trains on a GPU only, and none was found: set it to fp32 or bf16.")
+    if config.frozen_precision != "same":
+        checked_dtype(config.frozen_precision, made.device, "frozen_precision")
     slow = made.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == WITHOUT_BF16
     if precision == "bf16" and slow and made.is_main_process:
         logger.warning("This CPU has no arithmetic in bf16, and may be many times slower at it: set precision to fp32.")

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from ...core.precision import DTYPES
 from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
 from ...training.config import from_dict
-from ...training.models import DTYPES, Trained, trainable
+from ...training.models import Trained, trainable
 from ...training.refl_settings import ReflConfig
 from ..refl import EQUAL, measure, our_loop
 from . import diffusion, models
