@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import runpy
+import signal
 
 import pytest
 
@@ -27,6 +28,20 @@ def pickles():
     from realigndiff.perception.checkpoints import unpickling
 
     unpickling.SAFE_TORCH = min(unpickling.SAFE_TORCH, unpickling.version_of_torch())
+
+
+@pytest.fixture
+def heeded_signals():
+    """For tests that send signals: a shell has what it runs in the background ignore Ctrl-C, and nohup a closed
+    terminal, and a process inherits that."""
+    defaults = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    numbers = {getattr(signal, name): handler for name, handler in defaults.items() if hasattr(signal, name)}
+    ignored = {number: handler for number, handler in numbers.items() if signal.getsignal(number) == signal.SIG_IGN}
+    for number, handler in ignored.items():
+        signal.signal(number, handler)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

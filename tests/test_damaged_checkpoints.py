@@ -59,6 +59,16 @@ def flip_the_names(file: Path) -> None:
     file.write_bytes(data)
 
 
+def call_a_tensor_a_folder(file: Path) -> None:
+    """One bit of the archive's directory, which has no checksum."""
+    with zipfile.ZipFile(file) as archive:
+        start = archive.start_dir
+    data = bytearray(file.read_bytes())
+    record = data.rindex(b"PK\1\2", start, data.index(b"/data/0", start))
+    data[record + 38] |= 0x10
+    file.write_bytes(data)
+
+
 def make_a_folder(file: Path) -> None:
     file.unlink()
     file.mkdir()
@@ -95,8 +105,8 @@ def make_a_program(file: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(cut, flip_inside_a_tensor, flip_the_names, make_a_folder, link_to_itself, run_code),
-        *(run_code_without_an_archive, make_a_program),
+        *(cut, flip_inside_a_tensor, flip_the_names, call_a_tensor_a_folder, make_a_folder, link_to_itself),
+        *(run_code, run_code_without_an_archive, make_a_program),
         pytest.param(lambda file: file.write_bytes(b""), id="empty"),
         pytest.param(lambda file: file.write_bytes(os.urandom(999)), id="noise"),
     ],
@@ -149,12 +159,14 @@ CHANGES = {
     "an optimizer without moments": set_to("optimizer", "state", value={}),
     "an optimizer without one weight's moments": without("optimizer", "state", 1),
     "an optimizer without one of the moments": without("optimizer", "state", 1, "exp_avg_sq"),
+    "an optimizer without a count of steps": without("optimizer", "state", 1, "step"),
     "an optimizer of other weights": set_to("optimizer", "param_groups", 0, "params", value=[0, 1]),
     "a moment of another shape": set_to("optimizer", "state", 0, "exp_avg", value=lambda m: m[:1]),
     "a moment that is NaN": set_to("optimizer", "state", 0, "exp_avg", value=lambda m: m * torch.nan),
     "a negative second moment": set_to("optimizer", "state", 0, "exp_avg_sq", value=lambda m: m - 1),
     "moments of more steps than there were": set_to("optimizer", "state", 0, "step", value=torch.tensor(99.0)),
     "a step that is text": set_to("step", value="3"),
+    "a best step that is still to come": set_to("best_step", value=9),
     "the step of another name": set_to("step", value=4),
     "a negative step": set_to("step", value=-3),
     "no step": without("step"),

@@ -133,6 +133,7 @@ def test_a_checkpoint_that_is_cut_off_is_told_and_an_earlier_one_taken(whole, tm
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_killed_or_stopped_goes_on_to_the_same_weights(whole, tmp_path, how):
     output = tmp_path / "killed"

@@ -24,6 +24,8 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 SAME = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
 """The settings that a run which goes on must have as before."""
 DAMAGED = "it is cut off or damaged"
+_DIRECTORY = 0x10
+"""The attribute of an entry of an archive that says it is a folder."""
 
 
 class Unusable(Exception):
@@ -214,5 +216,7 @@ def _prove(file: Path) -> None:
             names = {entry.filename.rpartition("/")[2] for entry in entries}
             if "data.pkl" not in names or "constants.pkl" in names or any(entry.compress_type for entry in entries):
                 raise Unusable("it is no archive of torch.save")
+            if any(entry.external_attr & _DIRECTORY for entry in entries):  # which torch takes without its bytes
+                raise Unusable(DAMAGED)
             if archive.testzip() is not None:
                 raise Unusable(DAMAGED)

@@ -57,6 +57,8 @@ def _check(state: Any, like: Mapping[str, Any]) -> None:
             raise Unusable(f"its {name} is {value!r:.40}")
         if name != "best" and value < 0:
             raise Unusable(f"its {name} is {value}")
+    if state.get("best_step", 0) > state["step"]:
+        raise Unusable(f"its best_step is {state['best_step']}, later than its step {state['step']}")
     if not all(isinstance(reward, (int, float)) for reward in state["rewards"]):
         raise Unusable("its rewards are no numbers")
     _check_like(state["weights"], like["weights"], "weights")
@@ -95,7 +97,7 @@ def _check_optimizer(state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
         raise Unusable("it lacks AdamW's moments of some weights")
     for number, weight in enumerate(like["weights"]):
         own = kept[number]
-        if not 0 <= float(own.get("step", 0)) <= state["step"]:
+        if not 0 <= float(own["step"]) <= state["step"]:
             raise Unusable(f"AdamW's count of steps is {float(own['step']):g}")
         if not state["config"].get("optimizer_8bit"):
             _check_like([own["exp_avg"], own["exp_avg_sq"]], [weight, weight], "moments")
