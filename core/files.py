@@ -11,8 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from .errors import RealignError
 from .text import printable
 
@@ -52,7 +50,9 @@ def write_whole(file: Path, content: str | bytes | Callable[[Path], object], *, 
         if durable:
             _bring_to_disk(partial)
         os.replace(partial, file)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":  # safetensors may not be here
+            raise
         raise RealignError(f"'{file}' cannot be written ({reason(error)}): {mend(error)}.") from error
     finally:
         with suppress(OSError):

@@ -26,7 +26,7 @@ def test_only_regions_with_words_pixels_and_likelihood_are_active():
         ),
     )
     assert [region.tag for region in regions.active] == ["circle"]
-    assert regions.missing == ("a red circle",)
+    assert regions.missing == ("a red circle", "a red circle")  # an empty mask is none
     assert len(regions) == 5
 
 

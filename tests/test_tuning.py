@@ -1,10 +1,13 @@
 """What a gate and a choice would have cost and saved, told from images that were all sampled again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from realigndiff.attention.settings import ModulationSettings
 from realigndiff.core.regions import Region, RegionSet
+from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation import tune
 from realigndiff.evaluation.tune import Coarse, Rule, again, numbers
 from realigndiff.pipeline.realign import Look
@@ -61,7 +64,9 @@ def test_each_image_is_sampled_again_from_its_own_noise_with_its_own_regions(mon
 
     monkeypatch.setattr(tune, "resample", resampled)
     noise = torch.arange(float(count)).view(-1, 1, 1, 1)
-    out = again(None, Coarse(prompts, noise, looks, sets), ModulationSettings(end=0.7), 0.95)
+    out = again(
+        None, Coarse(prompts, noise, looks, sets), replace(SETTINGS, modulation=ModulationSettings(end=0.7)), 0.95
+    )
     for i, seen in enumerate(out):
         if i % 3 == 0 or i % 5 == 1:
             assert seen is looks[i]
