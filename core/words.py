@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -141,22 +142,20 @@ class _Index(NamedTuple):
     """The `_pieces` of a prompt, of those with the same words the first alone."""
 
     pieces: list[list[re.Match[str]]]
-    stems: list[list[set[str]]]
-    """Of each word of each piece."""
-    of_stem: dict[str, set[int]]
-    """The numbers of the pieces that have a word with this stem."""
+    of_stem: dict[str, dict[int, list[int]]]
+    """For each stem the numbers of the pieces that have it, and where in the piece its words stand."""
 
 
 @lru_cache(maxsize=8)
 def _index(prompt: str) -> _Index:
     different = {tuple(match.group().lower() for match in piece): piece for piece in reversed(_pieces(prompt))}
     pieces = [piece for piece in _pieces(prompt) if different[tuple(match.group().lower() for match in piece)] is piece]
-    stems = [[_stems(match.group()) for match in piece] for piece in pieces]
-    of_stem: dict[str, set[int]] = defaultdict(set)
-    for number, words in enumerate(stems):
-        for stem in chain.from_iterable(words):
-            of_stem[stem].add(number)
-    return _Index(pieces, stems, dict(of_stem))
+    of_stem: dict[str, dict[int, list[int]]] = defaultdict(dict)
+    for number, piece in enumerate(pieces):
+        for place, match in enumerate(piece):
+            for stem in _stems(match.group()):
+                of_stem[stem].setdefault(number, []).append(place)
+    return _Index(pieces, dict(of_stem))
 
 
 def nearest_span(phrase: str, prompt: str) -> str | None:
@@ -164,28 +163,43 @@ def nearest_span(phrase: str, prompt: str) -> str | None:
 
     Case, articles, plural endings and word order may differ. The span lies within one noun phrase, so it never joins
     two things. Of spans that share equally many words, one with the phrase's last word, which names the thing, wins;
-    then the shortest, then the first.
+    then the shortest, then the first. Takes time in proportion to the prompt's length.
     """
-    wanted = [(word, _stems(word)) for word in content_words(phrase)[-MOST_WORDS:]]
-    pieces, stems, of_stem = _index(prompt)
-    empty: set[int] = set()
-    has = Counter(
-        number for own in dict(wanted).values() for number in set().union(*(of_stem.get(stem, empty) for stem in own))
-    )
-    best: tuple[tuple[int, bool, int, int], list[re.Match[str]]] | None = None
-    for number, words in has.most_common():
-        if best is not None and words < -best[0][0]:
-            break  # no other piece has as many of the words
-        piece = pieces[number]
-        hits = [next((word for word, own in wanted if own & here), None) for here in stems[number]]
-        for start in (i for i, hit in enumerate(hits) if hit is not None):
-            shared = set()
-            for stop, hit in enumerate(hits[start : start + 2 * len(wanted)], start + 1):
-                if hit is None or hit in shared:
-                    continue
-                shared.add(hit)
-                key = -len(shared), wanted[-1][0] not in shared, stop - start, number
-                if best is None or key < best[0]:
-                    article = start > 0 and piece[start - 1].group().lower() in ARTICLES
-                    best = key, piece[start - article : stop]
-    return None if best is None else prompt[best[1][0].start() : best[1][-1].end()]
+    words = content_words(phrase)[-MOST_WORDS:]
+    pieces, of_stem = _index(prompt)
+    known = {word: [of_stem[stem] for stem in _stems(word) if stem in of_stem] for word in words}
+    has = Counter(number for places in known.values() for number in set().union(*places))
+    best: tuple[int, bool, int, int, int] | None = None  # the shortest of a piece: see `_shortest`
+    for number, most in sorted(has.items(), key=lambda item: (-item[1], item[0])):
+        if best is not None and (-most, False, most, number) > best[:4]:
+            break  # the pieces that are left cannot do better
+        hits: dict[int, str] = {}
+        for word, stems in known.items():
+            for place in chain.from_iterable(places.get(number, ()) for places in stems):
+                hits.setdefault(place, word)
+        found = _shortest(sorted(hits.items()), words[-1], 2 * len(words))
+        key = *found[:3], number, found[3]
+        best = key if best is None else min(best, key)
+    if best is None:
+        return None
+    _, _, length, number, start = best
+    piece, stop = pieces[number], start + length
+    start -= start > 0 and piece[start - 1].group().lower() in ARTICLES
+    return prompt[piece[start].start() : piece[stop - 1].end()]
+
+
+def _shortest(hits: Sequence[tuple[int, str]], last: str, most: int) -> tuple[int, bool, int, int]:
+    """Of the stretches of at most `most` places, the one with most different words: that with `last`, then the
+    shortest, then the first. hits: (place, word), in order.
+
+    Returns how many words it has, negated, whether it lacks `last`, its length and its first place.
+    """
+    latest: dict[str, int] = {}
+    best = (1, True, 0, 0)
+    for place, word in hits:
+        latest.pop(word, None)
+        latest[word] = place  # so the oldest comes first
+        while (first := next(iter(latest.values()))) <= place - most:
+            del latest[next(iter(latest))]
+        best = min(best, (-len(latest), last not in latest, place + 1 - first, first))
+    return best
