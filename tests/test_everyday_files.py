@@ -259,3 +259,10 @@ def test_a_tensor_that_is_not_just_numbers_is_named(tensor, told, tmp_path):
 def test_tensors_that_share_their_memory_are_read(tmp_path):
     both = torch.arange(4.0)
     same(read_tensors(saved(tmp_path, {"a": both, "b": both[1:3]})), {"a": both, "b": both[1:3]})
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="older torch knows no float4")
+def test_float4_is_refused_with_the_precisions_to_get(tmp_path):
+    save_file({"a.weight": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, tmp_path / "a.safetensors")
+    with pytest.raises(RealignError, match=r"'a.weight' in .* is quantised: get the weights in fp32, fp16 or bf16"):
+        read_tensors(tmp_path / "a.safetensors")

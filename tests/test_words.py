@@ -1,5 +1,7 @@
 """Finding a prompt's things and words."""
 
+import random
+
 import pytest
 from realigndiff.core.words import content_words, names, nearest_span, noun_phrases, occurrences, same_word, words_of
 
@@ -77,3 +79,20 @@ def test_a_phrase_occurs_wherever_its_whole_words_stand(phrase, prompt, places):
 def test_of_a_long_phrase_the_last_words_are_looked_for():
     prompt = " ".join(f"word{i}" for i in range(2000))
     assert nearest_span(prompt.upper(), prompt) == " ".join(f"word{i}" for i in range(1980, 2000))
+
+
+def test_the_nearest_span_is_the_best_of_all_spans_of_a_long_piece():
+    """Of all stretches of up to twice the phrase's words: most words, with the last one, shortest, first."""
+    draw = random.Random(3)
+    for _ in range(40):
+        letters = draw.choices("bcdefxyz", k=40)
+        phrase = draw.sample("bcdefq", 4)
+
+        def badness(stretch, letters=letters, phrase=phrase):
+            start, stop = stretch
+            shared = set(letters[start:stop]) & set(phrase)
+            return -len(shared), phrase[-1] not in shared, stop - start, start
+
+        stretches = [(start, stop) for start in range(40) for stop in range(start + 1, min(start + 8, 40) + 1)]
+        start, stop = min(stretches, key=badness)
+        assert nearest_span(" ".join(phrase), " ".join(letters)) == " ".join(letters[start:stop])

@@ -14,6 +14,8 @@ MAX_TENSORS = 20_000
 """In a single file; the largest models that are read so have some two thousand."""
 _SCALES = ("scale_weight", "weight_scale")
 """Beside `x.weight` in 8 bits, `x.scale_weight` is what to multiply it with; ComfyUI and others call it so."""
+_FOUR_BITS = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
+"""Two values in a byte, which torch holds but does not turn into others."""
 _NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
 """What else stands beside weights in 8 bits."""
 
@@ -54,7 +56,7 @@ def is_float8(tensor: Tensor) -> bool:
 
 def _unusual(tensor: Tensor) -> str | None:
     """How a tensor is not just numbers in a row; None where it is."""
-    if tensor.is_quantized:
+    if tensor.is_quantized or tensor.dtype in _FOUR_BITS:
         return "quantised"
     if tensor.is_nested or tensor.layout != torch.strided:
         return "sparse or nested"
