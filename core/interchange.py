@@ -14,7 +14,7 @@ from .errors import RealignError
 from .json_text import json_values
 from .masks import Size, as_masks, box_mask, check_memory, empty_masks, mask_box
 from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet, check_count, with_occurrences
-from .text import encodable, short
+from .text import encodable, quoted, short
 from .words import content_words, nearest_span, noun_phrases, occurrences, unweighted
 
 MOST_IMAGES = 10_000
@@ -134,14 +134,20 @@ def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
 def _pixels(box: Any) -> tuple[Box, float | None]:
     """The corners of a bounding box in pixels, and its score."""
     try:
-        x, y, width, height = (_number(box[key]) for key in ("x", "y", "width", "height"))
-        score = box.get("score")
-        return (x, y, x + width, y + height), None if score is None else _number(score)
-    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise RealignError(
-            f"A bounding box needs numbers x, y, width and height, and a number as its score if it has one, but is "
-            f"{short(box)}."
-        ) from error
+        x, y, width, height = (_of_box(box, key) for key in ("x", "y", "width", "height"))
+        score = None if box.get("score") is None else _of_box(box, "score")
+    except (AttributeError, TypeError) as error:
+        raise RealignError(f"A bounding box must have numbers x, y, width and height, but is {quoted(box)}.") from error
+    return (x, y, x + width, y + height), score
+
+
+def _of_box(box: Mapping[str, Any], key: str) -> float:
+    if key not in box:
+        raise RealignError(f"A bounding box has no {key}: give numbers x, y, width and height.")
+    try:
+        return _number(box[key])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RealignError(f"The {key} of a bounding box is {quoted(box[key])}: give a number.") from error
 
 
 def _images(value: Any) -> list[Any]:
@@ -253,7 +259,7 @@ def _given(value: Any, what: str, phrase: str, allowed: str) -> float:
     try:
         return _number(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise RealignError(f"The {what} of '{short(phrase)}' is {short(value)}: give {allowed}.") from error
+        raise RealignError(f"The {what} of '{short(phrase)}' is {quoted(value)}: give {allowed}.") from error
 
 
 def _number(value: Any) -> float:
@@ -299,7 +305,9 @@ def _parsed(text: str) -> Any:
     """The JSON of a text, also when a language model wrapped it into a fence or into prose."""
     found = list(json_values(text))
     if not found:
-        raise RealignError(f"This text is no JSON: '{short(text)}'; connect regions, or JSON text that lists them.")
+        raise RealignError(
+            f"No JSON of regions can be read from this text: '{short(text)}'; connect regions, or JSON that lists them."
+        )
     return next((value for value in found if _lists(value)), found[0])
 
 

@@ -36,3 +36,8 @@ def short(value: Any, most: int = 60) -> str:
     """A value for a message: one line of at most `most` characters, however long or deep it is."""
     text = " ".join(printable(value[: 4 * most] if isinstance(value, str) else reprlib.repr(value)).split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def quoted(value: Any) -> str:
+    """`short`, a string in quotation marks, so that an empty one is seen."""
+    return f"'{short(value)}'" if isinstance(value, str) else short(value)

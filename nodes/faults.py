@@ -27,6 +27,7 @@ def printable_faults(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
                 raise
             fit = error if isinstance(error, RealignError) else RealignError(f"{type(error).__name__}: {error}")
         fit.__cause__ = fit.__context__ = None
+        fit.__notes__ = []  # which are printed too
         raise fit
 
     node.execute = classmethod(guarded)

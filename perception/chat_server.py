@@ -340,6 +340,8 @@ def _host(base_url: str) -> str:
     if not host or not printable or parts.scheme not in ("http", "https"):
         short = " ".join(base_url.split())[:100]
         raise RealignError(f"'{short}' is no server address: give one like http://127.0.0.1:11434/v1.")
+    if not host.isascii():  # letters of other alphabets look like those of a host that is known
+        raise RealignError(f"The server's name '{host}' has letters beyond a to z: write it in ASCII (xn--…).")
     if set(base_url) & {"?", "#"}:
         raise RealignError("The server address holds a '?' or '#', which would not be sent: leave out all from there.")
     if parts.username or parts.password:

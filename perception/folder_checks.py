@@ -6,6 +6,7 @@ A `config.json` may describe a model of a million layers, name code on a hub, or
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,8 +149,8 @@ def _numbers(value: Any) -> Iterator[int]:
     for item in queue:
         if isinstance(item, list):
             queue += item
-        elif isinstance(item, int) and not isinstance(item, bool):
-            yield item
+        elif isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item):
+            yield int(item)
 
 
 def _check_most(folder: Path, key: str, number: int, most: int) -> None:

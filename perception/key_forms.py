@@ -7,6 +7,7 @@ with them to other people.
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from base64 import b32encode, b64encode
@@ -18,9 +19,13 @@ from typing import Any
 SECRET = 8
 """Letters from which a key is one: shorter ones are made up for servers that need none."""
 STARS = "***"
-_ESCAPES = re.compile(r"\\x|\\u00|\\|&#x?|%(?=[0-9a-f]{2})|0x(?=[0-9a-f]{2})", re.IGNORECASE)
+_ESCAPES = re.compile(r"\\x|\\U0{6}|\\u\{0*|\\u00|\\|&#x?|%(?=[0-9a-f]{2})|0x(?=[0-9a-f]{2})", re.IGNORECASE)
 """What stands before the number of a character."""
-_LENGTHS = {"text": 5, "base64": 7, "base32": 9, "hexadecimal": 9, "decimal": 11}
+_LENGTHS = {"text": 5, "base64": 7, "base32": 9, "hexadecimal": 9, "decimal": 11} | {
+    "base64 twice": 11,
+    "wide hexadecimal": 17,
+    "wide base64": 12,
+}
 """Letters and digits in a row, of each form of a key, that are too many: those of about four letters of the key."""
 
 
@@ -113,6 +118,12 @@ def _parts(key: str) -> dict[int, frozenset[str]]:
             forms = [("text", written), ("hexadecimal", data.hex()), ("decimal", "".join(map(str, data)))]
             forms += [("base64", b64encode(data[i:]).decode()) for i in range(3)]
             forms += [("base32", b32encode(data[i:]).decode()) for i in range(5)]
+            forms += [("text", codecs.encode(written, "rot13"))]
+            twice = [b64encode(data[i:]) for i in range(3)]
+            forms += [("base64 twice", b64encode(once[i:]).decode()) for once in twice for i in range(3)]
+            wide = written.encode("utf-16-le")
+            forms += [("wide hexadecimal", wide.hex())]
+            forms += [("wide base64", b64encode(wide[i:]).decode()) for i in range(6)]
             forms += [(name, form[::-1]) for name, form in forms if name != "text"]
             for name, form in forms:
                 plain, length = _plain(form)[0], _LENGTHS[name]

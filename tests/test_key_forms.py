@@ -1,6 +1,7 @@
 """What a server returns of a key, in whatever form, goes no further."""
 
 import base64
+import codecs
 import json
 import logging
 import urllib.parse
@@ -126,3 +127,19 @@ def test_a_redirect_is_not_followed(serve):
     with pytest.raises(RealignError, match="status 307"):
         OpenAiLanguageModel(first.url, "m", lambda: KEY, retries=0).score("a red circle", ["circle"])
     assert other.asked == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        KEY.encode("utf-16-le").hex(),
+        base64.b64encode(KEY.encode("utf-16-le")).decode(),
+        base64.b64encode(base64.b64encode(KEY.encode())).decode(),
+        codecs.encode(KEY, "rot13"),
+        "".join(f"\\U{ord(letter):08x}" for letter in KEY),
+        "".join(f"\\u{{{ord(letter):x}}}" for letter in KEY),
+    ],
+    ids=["wide hexadecimal", "wide base64", "base64 twice", "rot13", "long escapes", "escapes in braces"],
+)
+def test_a_key_written_twice_over_is_taken_out(written):
+    assert holds_key({"circle": written}, KEY)

@@ -645,6 +645,7 @@ def test_an_address_that_only_looks_like_one_is_told(host):
     [
         ("localhost:11434", "m", "is no server address"),
         ("ftp://host/v1", "m", "is no server address"),
+        ("https://\u0430pi.openai.com/v1", "m", "letters beyond a to z"),
         ("http://[::1", "m", "is no server address"),
         ("http://host:99999/v1", "m", "is no server address"),
         ("http://host:port/v1", "m", "is no server address"),

@@ -29,7 +29,7 @@ ROOTS = (
     "add_embedding.", "class_embedding.",
 )  # fmt: skip
 """How the names of LoRAs and UNets begin."""
-_UNET = re.compile(r"(?:model\.)?diffusion_model\.|base_model\.model\.|unet\.")
+_UNET = re.compile(r"(?:(?:model\.)?diffusion_model\.|base_model\.model\.|unet\.)+")
 _TEXT = re.compile(r"lora_te\d?_|text_encoder(?:_\d)?\.")
 _PART = re.compile(
     r"(?P<layer>.+?)\.(?:lora_(?P<kohya>down|up)|lora_(?P<peft>[AB])(?:\.default)?)\.weight"
@@ -73,7 +73,9 @@ def _merge_lora(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor], file:
         elif name.endswith(".alpha"):
             parts[_UNET.sub("", name.removesuffix(".alpha"), count=1)]["alpha"] = tensor
         else:
-            raise RealignError(f"'{file}' is a LoRA that holds more than one ('{name}'): give one that a run wrote.")
+            raise RealignError(
+                f"'{file}' holds '{name}' beside a LoRA, which is not read: give a LoRA that a run wrote."
+            )
     if skipped:
         text = f"'{file}': its {len(skipped)} tensors for a text encoder were skipped; only the UNet's are read."
         logger.warning(printable(text))

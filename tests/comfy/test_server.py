@@ -801,7 +801,7 @@ BAD = {
         "3 masks but the text .* names 2 things: give",
     ),
     "masks without a text": (applied(THREE_MASKS), "need the prompt: fill in the text"),
-    "text that is no JSON": (applied({"given": text("a red circle")}), "no JSON: 'a red circle'; connect"),
+    "text that is no JSON": (applied({"given": text("a red circle")}), "from this text: 'a red circle'; connect"),
     "JSON that lists no regions": (applied({"given": text('{"a": 1}')}), "lists no regions: write"),
     "JSON that is nested without end": (applied({"given": text("[" * 50000)}), "no JSON.*; connect"),
     "boxes without an image": (
