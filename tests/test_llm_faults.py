@@ -92,7 +92,7 @@ def server():
     running.close()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(PROMPTS),
     st.lists(st.sampled_from(TAGS), min_size=1, max_size=4),

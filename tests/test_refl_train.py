@@ -67,6 +67,11 @@ def sdxl(tmp_path_factory) -> tuple[list[str], Path]:
     return options, folder / "run"
 
 
+def first_loss(folder: Path) -> float:
+    """Of the first step of a run."""
+    return float(next(row["loss"] for row in csv.DictReader((folder / "log.csv").open()) if row["step"] == "1"))
+
+
 def test_it_writes_a_log_samples_checkpoints_and_the_weights(whole):
     rows = list(csv.DictReader((whole / "log.csv").open(encoding="utf-8")))
     assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5, 6]
@@ -121,32 +126,17 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_pa
     assert same(output / "last.safetensors", whole / "last.safetensors")
 
 
-def test_a_checkpoint_that_is_cut_off_is_told_and_an_earlier_one_taken(whole, tmp_path):
-    kept = [f"checkpoints/step-0000000{step}.pt" for step in (2, 4)]
-    output = copied(whole, tmp_path / "cut", *kept, "prior.safetensors")
-    cut = output / "checkpoints/step-00000004.pt"
-    cut.write_bytes(cut.read_bytes()[:1000])
-    done = run_refl(output)
-    assert "step-00000004.pt cannot be read" in done.stderr
-    assert "step 2 of 6" in done.stdout
-    assert same(output / "last.safetensors", whole / "last.safetensors")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.usefixtures("heeded_signals")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_killed_or_stopped_goes_on_to_the_same_weights(whole, tmp_path, how):
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
+    """What a run that is stopped in order leaves: tests/test_how_runs_end.py."""
     output = tmp_path / "killed"
     command = [sys.executable, str(SCRIPT), *arguments(output)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     while not (output / "checkpoints/step-00000002.pt").exists() and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(how)
-    said = process.communicate()[0]
-    if how == signal.SIGINT:
-        assert "the same command goes on from" in said
-        assert "not finished" in (output / "report.html").read_text(encoding="utf-8")
-        assert process.returncode == 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert run_refl(output).status == 0
     assert same(output / "last.safetensors", whole / "last.safetensors")
 
@@ -154,17 +144,17 @@ def test_a_run_that_was_killed_or_stopped_goes_on_to_the_same_weights(whole, tmp
 def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path):
     """The raw weights, their average and the optimiser's state all come back from a checkpoint."""
     little = "--batch-size 1 --rollout-steps 2 --first-gradient-step 1 --last-gradient-step 1 --prior-weight 0"
-    options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "3", *little.split()]
-    options += ["--evaluate-every", "0", "--sample-every", "0"]
+    options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "2", *little.split()]
+    options += ["--evaluate-every", "0", "--sample-every", "0", "--save-every", "1"]
     for name in ("whole", "resumed"):
         done = run_refl(tmp_path / name, *options)
         assert done.status == 0, done.stderr
         if name == "whole":
-            copied(tmp_path / "whole", tmp_path / "resumed", "checkpoints/step-00000002.pt")
-    assert "step 2 of 3" in done.stdout
+            copied(tmp_path / "whole", tmp_path / "resumed", "checkpoints/step-00000001.pt")
+    assert "step 1 of 2" in done.stdout
     assert same(tmp_path / "resumed/last.safetensors", tmp_path / "whole/last.safetensors")
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "whole/log.csv").open()) if row["loss"]]
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert all(map(math.isfinite, losses))
     two, three = (torch.load(tmp_path / f"whole/checkpoints/step-0000000{i}.pt", weights_only=True) for i in (2, 3))
     conv = next(i for i, weight in enumerate(three["weights"]) if weight.dim() == 4)
@@ -183,11 +173,7 @@ def test_a_lora_trains_in_bf16(whole, tmp_path):
     options = ["--precision", "bf16", "--steps", "1", "--evaluate-every", "0", "--sample-every", "0"]
     done = run_refl(tmp_path / "bf16", *options)
     assert done.status == 0, done.stderr
-    losses = [
-        float(next(row["loss"] for row in csv.DictReader((folder / "log.csv").open()) if row["step"] == "1"))
-        for folder in (tmp_path / "bf16", whole)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert first_loss(tmp_path / "bf16") == pytest.approx(first_loss(whole), rel=0.05)
     tensors = load_file(tmp_path / "bf16/last.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     assert max(float(tensor.abs().max()) for name, tensor in tensors.items() if "lora_up" in name) > 1e-5
@@ -267,7 +253,19 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
     """As `accelerate launch` starts them, on the CPU: by the image that a step predicts, and by the finished one."""
-    quick = ["--steps", "2", "--evaluate-every", "0", "--sample-every", "0"]
+    quick = [
+        "--steps",
+        "2",
+        "--evaluate-every",
+        "0",
+        "--sample-every",
+        "0",
+        "--prior-steps",
+        "1",
+        "--rollout-steps",
+        "2",
+    ]
+    quick += ["--first-gradient-step", "1", "--last-gradient-step", "1"]
     ways = {
         "predicted": (quick, ["--batch-size", "4"]),
         "finished": (
@@ -313,12 +311,13 @@ def test_sdxl_trains_a_lora_that_diffusers_loads(sdxl):
 
 def test_half_precision_trains_what_stays_in_float32(sdxl, tmp_path):
     options, whole = sdxl
-    done = run_refl(tmp_path / "half", *options, "--precision", "bf16")
+    one_step = ["--precision", "bf16", "--steps", "1", "--evaluate-every", "0", "--sample-every", "0"]
+    done = run_refl(tmp_path / "half", *options, *one_step)
     assert done.status == 0, done.stderr
-    half, full = load_file(tmp_path / "half" / "last.safetensors"), load_file(whole / "last.safetensors")
+    assert first_loss(tmp_path / "half") == pytest.approx(first_loss(whole), rel=0.05)
+    half = load_file(tmp_path / "half" / "last.safetensors")
     assert all(weight.dtype == torch.float32 for weight in half.values())
-    moved = torch.cat([torch.stack([half[name], full[name]]).flatten(1) for name in half if "lora_up" in name], dim=1)
-    assert torch.corrcoef(moved)[0, 1] > 0.5
+    assert max(float(weight.abs().max()) for name, weight in half.items() if "lora_up" in name) > 1e-5
 
 
 def test_a_run_on_sdxl_goes_on_to_the_same_weights(sdxl, tmp_path):
