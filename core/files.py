@@ -14,6 +14,12 @@ from pathlib import Path
 from .errors import RealignError
 from .text import printable
 
+_UNWRITTEN: tuple[type[Exception], ...] = (OSError,)
+"""What writing raises."""
+with suppress(ModuleNotFoundError):  # `make gpu` runs this without any package, to say which it lacks
+    from safetensors import SafetensorError
+
+    _UNWRITTEN += (SafetensorError,)
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _LEFT_OVER = re.compile(r".+\.(?P<pid>\d+)\.partial|.+\.safetensors\.(?P<older>\d+)\.part")
 PARTIAL = ".partial"
@@ -50,9 +56,7 @@ def write_whole(file: Path, content: str | bytes | Callable[[Path], object], *, 
         if durable:
             _bring_to_disk(partial)
         os.replace(partial, file)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":  # safetensors may not be here
-            raise
+    except _UNWRITTEN as error:
         raise RealignError(f"'{file}' cannot be written ({reason(error)}): {mend(error)}.") from error
     finally:
         with suppress(OSError):

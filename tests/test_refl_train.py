@@ -144,17 +144,17 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
 def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path):
     """The raw weights, their average and the optimiser's state all come back from a checkpoint."""
     little = "--batch-size 1 --rollout-steps 2 --first-gradient-step 1 --last-gradient-step 1 --prior-weight 0"
-    options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "2", *little.split()]
-    options += ["--evaluate-every", "0", "--sample-every", "0", "--save-every", "1"]
+    options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "3", *little.split()]
+    options += ["--evaluate-every", "0", "--sample-every", "0"]
     for name in ("whole", "resumed"):
         done = run_refl(tmp_path / name, *options)
         assert done.status == 0, done.stderr
         if name == "whole":
-            copied(tmp_path / "whole", tmp_path / "resumed", "checkpoints/step-00000001.pt")
-    assert "step 1 of 2" in done.stdout
+            copied(tmp_path / "whole", tmp_path / "resumed", "checkpoints/step-00000002.pt")
+    assert "step 2 of 3" in done.stdout
     assert same(tmp_path / "resumed/last.safetensors", tmp_path / "whole/last.safetensors")
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "whole/log.csv").open()) if row["loss"]]
-    assert len(losses) == 2
+    assert len(losses) == 3
     assert all(map(math.isfinite, losses))
     two, three = (torch.load(tmp_path / f"whole/checkpoints/step-0000000{i}.pt", weights_only=True) for i in (2, 3))
     conv = next(i for i, weight in enumerate(three["weights"]) if weight.dim() == 4)
@@ -253,19 +253,8 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
     """As `accelerate launch` starts them, on the CPU: by the image that a step predicts, and by the finished one."""
-    quick = [
-        "--steps",
-        "2",
-        "--evaluate-every",
-        "0",
-        "--sample-every",
-        "0",
-        "--prior-steps",
-        "1",
-        "--rollout-steps",
-        "2",
-    ]
-    quick += ["--first-gradient-step", "1", "--last-gradient-step", "1"]
+    little = "--prior-steps 1 --rollout-steps 3 --first-gradient-step 1 --last-gradient-step 2"
+    quick = ["--steps", "2", "--evaluate-every", "0", "--sample-every", "0", *little.split()]
     ways = {
         "predicted": (quick, ["--batch-size", "4"]),
         "finished": (

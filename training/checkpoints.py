@@ -131,7 +131,7 @@ class Candidates:
             del state
         raise RealignError(
             f"No checkpoint in '{self.files[0].parent}' can be used ({'; '.join(self.faults)}): restore one, or set "
-            "resume to never to begin anew; they are kept aside then."
+            "resume to never to begin anew, which deletes none of them."
         )
 
     def _blame(self, file: Path, why: Unusable) -> None:

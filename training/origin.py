@@ -120,7 +120,8 @@ def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values
             count = f"{name}_count"
             causes = [f"{k} was {before[k]} and is {settings[k]} now" for k in PROMPTS if _differs(k, before, settings)]
             why = f", as {' and '.join(causes)}" if causes else ""
-            refuse(file, f"with other {words} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
+            order = ", or the same in another order" if made_of.get(count) == now[count] else ""
+            refuse(file, f"with other {words}{order} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
 
 
 def _differs(name: str, before: Values, settings: Values) -> bool:
