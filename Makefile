@@ -15,7 +15,8 @@ OLDEST := .venv-oldest/ready
 ARL := $(RUN) training/arl_train.py --config training/configs/arl-demo.toml
 PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_sam grounding_dino_checkpoints \
 	demo_judges label_embeddings language_models likelihood llm_faults loading logit_scorer perception ram_checkpoints \
-	realign reward_models rewards sam_checkpoints scripts validator weight_files everyday_files bounds)
+	realign reward_models rewards sam_checkpoints scripts validator weight_files everyday_files bounds \
+	precision text opening_pictures picture_files prompt_files region_values verdict key_forms saturated_images fingerprint)
 
 .PHONY: demo refl-demo arl-demo table test test-oldest lint benchmark gpu demo-models demo-metrics clean
 
