@@ -5,12 +5,12 @@
     python benchmarks/attention.py --all                     # every model, size, batch and number of regions: for a GPU
 
 A row of the table is one layer, with the rows of the prompt alone and random q, k and v. `plain` is PyTorch's own
-scaled_dot_product_attention, `ours` is `attention/modulated.py`, `DenseDiffusion` is its published processor, and
-`obvious` is `attention/reference.py`; what needs more memory than there is, is left out and named. All tokens have gain
-1, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of the machine meets all
-alike. `floor` is what two passes over the keys cost, one for the extrema and one for the softmax, over one pass: in
-FLOPs / in bytes. Memory is that of q, k, v, the result and all between, on a CPU counted tensor by tensor, on CUDA by
-the allocator. `off` is the largest difference of ours to the float32 oracle, at up to 64 queries.
+scaled_dot_product_attention, `ours` is `attention/equation/modulated.py`, `DenseDiffusion` its published processor, and
+`obvious` is `attention/equation/reference.py`; what needs more memory than there is, is left out and named. All tokens
+have gain 1, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of the machine
+meets all alike. `floor` is what two passes over the keys cost, one for the extrema and one for the softmax, over one
+pass: in FLOPs / in bytes. Memory is that of q, k, v, the result and all between, on a CPU counted tensor by tensor, on
+CUDA by the allocator. `off` is the largest difference of ours to the float32 oracle, at up to 64 queries.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.layout import Block, cross_layout, self_layout
-from ..attention.modulated import joint_attention
-from ..attention.reference import joint_reference
-from ..attention.settings import ModulationSettings
+from ..attention.equation.layout import Block, cross_layout, self_layout
+from ..attention.equation.modulated import joint_attention
+from ..attention.equation.reference import joint_reference
+from ..attention.equation.settings import ModulationSettings
+from ..cli.hardware import add_arguments, chosen
 from ..core.regions import Region, RegionSet
-from ..scripts.hardware import add_arguments, chosen
 from .dense_diffusion import dense_diffusion_attention, region_maps
 from .memory import free, peak
 from .timing import medians

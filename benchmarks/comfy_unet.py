@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.layout import Block, Layout, cross_layout, self_layout
-from ..attention.reference import joint_reference
-from ..attention.settings import ModulationSettings, strength
+from ..attention.equation.layout import Block, Layout, cross_layout, self_layout
+from ..attention.equation.reference import joint_reference
+from ..attention.equation.settings import ModulationSettings, strength
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from .attention import positions_of
@@ -110,7 +110,7 @@ def random_unet(name: str, dtype: torch.dtype) -> Any:
 
 def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -> list:
     """A CONDITIONING of random numbers, for all images alike, with regions or without."""
-    from ..attention.comfy_conditioning import KEY, BoundRegions, CONDPayload, Payload
+    from ..attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
 
     g = torch.Generator().manual_seed(seed)
     width = ATTENTION[model_name]["context_dim"]
@@ -144,7 +144,7 @@ def sample(
 
 
 def ours(model: Any, settings: ModulationSettings) -> Any:
-    from ..attention.comfy_adapter import realign_model
+    from ..attention.comfy.model import realign_model
 
     return realign_model(model, settings)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.layout import Layout
+from ..attention.equation.layout import Layout
 
 
 class RegionMaps(NamedTuple):

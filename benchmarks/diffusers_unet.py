@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.diffusers_adapter import Modulation, output, phrase_positions, project, wrapped
-from ..attention.layout import Layout, span
-from ..attention.reference import reference_attention
-from ..attention.settings import ModulationSettings
+from ..attention.diffusers.processor import Modulation, output, phrase_positions, project, wrapped
+from ..attention.equation.layout import Layout, span
+from ..attention.equation.reference import reference_attention
+from ..attention.equation.settings import ModulationSettings
 from ..core.regions import Region, RegionSet
-from ..pipeline.sampler import DiffusersSampler
+from ..sampling.sampler import DiffusersSampler
 from .dense_diffusion import RegionMaps, dense_diffusion_attention, region_maps
 
 Attend = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]

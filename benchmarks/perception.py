@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..scripts.hardware import add_arguments, chosen
+from ..cli.hardware import add_arguments, chosen
 
 Look = Callable[[Tensor], object]
 """Images [B, H, W, 3] in [0, 1] → whatever is seen."""
@@ -117,7 +117,7 @@ def row(told: dict, sizes: tuple[int, int]) -> str:
 
 def write_ram(folder: Path, *, plus: bool) -> Path:
     """`ram_swin_large_14m.pth` or `ram_plus_swin_large_14m.pth`, without their captioning half, and a list of tags."""
-    from ..tests.published_ram import tensors
+    from .published.ram import tensors
 
     sizes = {"embed": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48), "window": 12}
     weights = tensors({**sizes, "tags": 4585, "width": 768, "inner": 3072}, plus)
@@ -135,13 +135,13 @@ def load_ram(file: Path, device: torch.device, dtype: torch.dtype) -> tuple[Look
 
 def write_dino(folder: Path) -> Path:
     """`groundingdino_swint_ogc.pth`, with a vocabulary of bert-base-uncased's size beside it."""
-    from ..tests import published_layouts as published
+    from .published import layouts as published
 
     size = published.DINO["swint_ogc"]
     torch.save({"model": published.dino_weights(size)}, folder / "groundingdino.pth")
-    from ..demo.models import FOLDER
+    from ..core.embedded import embedded
 
-    words = (FOLDER / "grounding_dino" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    words = (embedded("detector") / "vocab.txt").read_text(encoding="utf-8").splitlines()
     words += [f"word{i}" for i in range(30522 - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     return folder / "groundingdino.pth"
@@ -156,7 +156,7 @@ def load_dino(file: Path, device: torch.device, dtype: torch.dtype) -> tuple[Loo
 
 def write_sam(folder: Path, *, size: str) -> Path:
     """`sam_vit_b_01ec64.pth` and its sisters."""
-    from ..tests import published_layouts as published
+    from .published import layouts as published
 
     torch.save(published.sam_weights(published.SAM[size]), folder / "sam.pth")
     return folder / "sam.pth"
@@ -228,7 +228,7 @@ def load_blip2(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
 
 def _save(kind: type, config: object, folder: Path) -> None:
     """A model of transformers with random weights, drawn in fp16 at once: made in fp32 it might not fit."""
-    from ..perception.checkpoints.filling import empty_weights
+    from ..checkpoints.filling import empty_weights
 
     with empty_weights():
         model = kind(config)

@@ -37,13 +37,13 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from ..core.precision import DTYPES
-from ..training import run
-from ..training.config import from_dict
-from ..training.feedback import estimators
-from ..training.models import Trained, load
-from ..training.prompts import load_prompts
-from ..training.refl_settings import ReflConfig
+from ..training.data.prompts import load_prompts
+from ..training.loop import run
+from ..training.loop.feedback import estimators
+from ..training.loop.models import Trained, load
 from ..training.refl_train import ReflRun
+from ..training.settings.files import from_dict
+from ..training.settings.refl import ReflConfig
 from .memory import peak
 from .timing import start
 

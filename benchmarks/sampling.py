@@ -4,13 +4,13 @@
     python benchmarks/sampling.py                     # Stable Diffusion 1.5 at 512², 10 steps: hours on 2 cores
     python benchmarks/sampling.py --model sdxl --size 1024x1024 --batch 1 4 --steps 30        # on a GPU
 
-UNets of the true architecture with random weights; guidance (two rows an image); cross- and self-attention modulated
-in the first 30 % of the steps. `plain` is ComfyUI with PyTorch's scaled_dot_product_attention, `ours` the same through
-the adapter; `DenseDiffusion` and `obvious` replace all attention by its published processor (which holds all scores at
-every step) and by `attention/reference.py`. The ways take turns; times are medians. `modulated` is the time until the
-last modulated step is done. Memory is weights and all else at the worst moment of a modulated step, and `beyond` what
-of it is not weights: on a CPU counted tensor by tensor, on CUDA by the allocator. `off` is the largest difference of
-the latents to those of `obvious`, over their largest number.
+UNets of the true architecture with random weights; guidance (two rows an image); cross- and self-attention modulated in
+the first 30 % of the steps. `plain` is ComfyUI with PyTorch's scaled_dot_product_attention, `ours` the same through the
+adapter; `DenseDiffusion` and `obvious` replace all attention by its published processor (which holds all scores at
+every step) and by `attention/equation/reference.py`. The ways take turns; times are medians. `modulated` is the time
+until the last modulated step is done. Memory is weights and all else at the worst moment of a modulated step, and
+`beyond` what of it is not weights: on a CPU counted tensor by tensor, on CUDA by the allocator. `off` is the largest
+difference of the latents to those of `obvious`, over their largest number.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.settings import ModulationSettings
+from ..attention.equation.settings import ModulationSettings
+from ..cli.hardware import chosen
 from ..core.errors import RealignError
 from ..core.precision import DTYPES
 from ..core.regions import RegionSet
-from ..scripts.hardware import chosen
 from . import comfy_unet
 from .attention import BOXES, GB, MODELS, SCORES_HELD, WAYS, regions_of
 from .memory import free, peak

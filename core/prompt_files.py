@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from .errors import RealignError
 
-DEMO = "demo"
-"""In the place of a file: the prompts of the demo world."""
 COLUMNS = ("caption", "prompt", "text")
 """Where a prompt is looked for when no column is named, then in their plurals; upper and lower case are one."""
 MAX_LENGTH = 1000

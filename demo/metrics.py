@@ -25,14 +25,15 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 from tqdm import tqdm
 
+from ..core.embedded import WEIGHTS
+from ..core.images import to_uint8
 from ..core.regions import Region, RegionSet
 from ..perception.detector import box_iou
-from ..perception.images import to_uint8
 from ..pipeline.realign import Models
 from ..rewards.loading import load_rewards
 from ..rewards.reward import Reward
 from .judge import judge_all
-from .models import FOLDER, SETTINGS, load_models
+from .models import SETTINGS, load_models
 from .prompts import Pair, one_object_prompts, two_object_prompts
 from .train.data import Scenes, draw_scenes
 from .train.text_tower import changed_pairs, wrong_pairs
@@ -56,7 +57,7 @@ MATCHING = ("clip", "blip-itm", "blip-itc")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=FOLDER)
+    parser.add_argument("--models", type=Path, default=WEIGHTS)
     parser.add_argument("--only", choices=("eyes", "text_to_image"), action="append")
     parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"))
     options = parser.parse_args()

@@ -6,20 +6,17 @@ from pathlib import Path
 
 import torch
 
-from ..attention.settings import ModulationSettings
+from ..attention.equation.settings import ModulationSettings
+from ..core.embedded import FOLDERS, WEIGHTS
+from ..language.likelihood import OfflineScorer
 from ..perception.captioner import Captioner
 from ..perception.grounded_sam import GroundedSam
-from ..perception.likelihood import OfflineScorer
 from ..perception.tagger import Tagger
 from ..perception.text_encoder import TextEncoder
 from ..pipeline.realign import Models, RealignSettings
-from ..pipeline.sampler import DiffusersSampler
-from ..pipeline.settings import SamplingSettings
 from ..rewards.caption import CaptionReward
-
-FOLDER = Path(__file__).parent / "weights"
-COARSE_WEIGHTS = FOLDER / "loras" / "realigndiff_demo_refl.safetensors"
-"""The coarse stage of the demo model: what `make refl-demo` trained, halved by `training/publish.py`."""
+from ..sampling.sampler import DiffusersSampler
+from ..sampling.settings import SamplingSettings
 
 SETTINGS = RealignSettings(
     sampling=SamplingSettings(steps=20, cfg=3.0),
@@ -30,14 +27,14 @@ SETTINGS = RealignSettings(
 )
 
 
-def load_models(folder: str | Path = FOLDER, device: str | torch.device = "cpu") -> Models:
+def load_models(folder: str | Path = WEIGHTS, device: str | torch.device = "cpu") -> Models:
     """All models of the demo world, in full precision."""
     folder = Path(folder)
-    text_encoder = TextEncoder.load(folder / "blip2_itm", device)
+    text_encoder = TextEncoder.load(folder / FOLDERS["text_encoder"], device)
     return Models(
-        sampler=DiffusersSampler.load(folder / "stable_diffusion", device),
-        reward=CaptionReward(Captioner.load(folder / "blip2_captioner", device), text_encoder),
-        tagger=Tagger.load(folder / "ram", device),
+        sampler=DiffusersSampler.load(folder / FOLDERS["model"], device),
+        reward=CaptionReward(Captioner.load(folder / FOLDERS["captioner"], device), text_encoder),
+        tagger=Tagger.load(folder / FOLDERS["tagger"], device),
         language_model=OfflineScorer(text_encoder),
-        grounded_sam=GroundedSam.load(folder / "grounding_dino", folder / "sam", device),
+        grounded_sam=GroundedSam.load(folder / FOLDERS["detector"], folder / FOLDERS["segmenter"], device),
     )

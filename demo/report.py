@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..perception.images import to_uint8
+from ..core.images import to_uint8
 from ..pipeline.realign import Look, RealignResult, RealignSettings
 from ..pipeline.report import report as told
 from .judge import detect, judge

@@ -43,7 +43,7 @@ def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: boo
     """Realign one prompt with the demo models and write its panel and report to `out`."""
     from dataclasses import replace
 
-    from ..pipeline.panel import panel
+    from ..drawing.panel import panel
     from ..pipeline.phrase_attention import attention_of
     from ..pipeline.realign import realign
     from .models import SETTINGS, load_models

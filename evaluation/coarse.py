@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..cli.models import load_sampler
+from ..core.embedded import DEMO, embedded
 from ..core.errors import RealignError
-from ..core.prompt_files import DEMO
-from ..demo.models import FOLDER, SETTINGS, load_models
+from ..demo.models import SETTINGS, load_models
 from ..pipeline.realign import Models, look
-from ..scripts.models import load_sampler
 from .bootstrap import paired_difference
 from .methods import BASE
 from .prompt_sets import prompt_set
@@ -60,7 +60,7 @@ def main() -> None:
 
 def with_weights(models: Models, file: Path) -> Models:
     """The demo models, but for the UNet, which has the weights that a training run wrote to `file`."""
-    return replace(models, sampler=load_sampler(FOLDER / "stable_diffusion", weights=file))
+    return replace(models, sampler=load_sampler(embedded("model"), weights=file))
 
 
 def compare(ways: dict[str, Models], prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:

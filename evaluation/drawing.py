@@ -10,13 +10,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..cli import hardware, models, settings
+from ..core.embedded import DEMO
 from ..demo.models import SETTINGS
-from ..pipeline.panel import panel
+from ..drawing.panel import panel
 from ..pipeline.phrase_attention import attention_of
 from ..pipeline.realign import Models, Progress, RealignSettings
-from ..pipeline.sampler import DiffusersSampler
-from ..scripts import hardware, models, settings
-from ..scripts.models import DEMO
+from ..sampling.sampler import DiffusersSampler
 from .images import missing, place, write_image, write_picture
 from .methods import FINE, FINE_ALL, PLAIN, Drawn, Method, draw, plain
 from .processes import Processes

@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..cli import hardware, models, settings
+from ..cli.models import option
+from ..core.embedded import DEMO, FOLDERS
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
 from ..core.fingerprint import fingerprint_of_texts
-from ..rewards.loading import EMBEDDED
-from ..scripts import hardware, models, settings
-from ..scripts.models import DEMO, option
 from . import tables
 from .drawing import draw_all, folder_of, made_of
 from .images import claim, of_another, place, read
@@ -155,7 +155,7 @@ def choose_models(options: argparse.Namespace) -> None:
     if any(getattr(options, name) is not None for name in named):
         return
     for name in named:
-        if name in EMBEDDED or name in models.MODELS:
+        if name in FOLDERS:
             setattr(options, name, DEMO)
     options.reference = options.reference or DEMO
     options.fid_features = options.fid_features or DEMO

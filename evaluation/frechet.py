@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel, Dinov2Model
 
+from ..checkpoints.files import read_tensors, weights_file
+from ..checkpoints.folders import from_folder
+from ..checkpoints.values import check_finite
 from ..core.errors import RealignError
-from ..perception.checkpoints.files import read_tensors, weights_file
-from ..perception.checkpoints.values import check_finite
-from ..perception.loading import from_folder
 from ..rewards.preprocessing import Preprocessing
 from .scores import Judge
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from ..core.files import write_whole
+from ..core.images import to_pil
 from ..core.pictures import is_whole_png, opened, pictures_in
-from ..perception.images import to_pil
 from .prompt_sets import Numbered
 
 MADE = "made.json"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..core.embedded import COARSE_LORA, DEMO
 from ..core.errors import RealignError
-from ..demo.models import COARSE_WEIGHTS
 from ..pipeline.realign import (
     Look,
     Models,
@@ -35,8 +35,7 @@ from ..pipeline.realign import (
     realign_batch,
     silent,
 )
-from ..pipeline.sampler import DiffusersSampler
-from ..scripts.models import DEMO
+from ..sampling.sampler import DiffusersSampler
 
 PLAIN, FINE, FINE_ALL, REDRAW = "plain", "fine", "fine-all", "redraw"
 BASE, BOTH = "base", "both"
@@ -113,7 +112,7 @@ def _parse(text: str) -> Method | None:
     if not plus or way not in (FINE, FINE_ALL, REDRAW) or Path(place).exists():
         file, way = place, PLAIN
     if file == DEMO:
-        return Method(name, way, COARSE_WEIGHTS)
+        return Method(name, way, COARSE_LORA)
     path = Path(file)
     if path.is_dir() and way == PLAIN:
         return Method(name, images=path)

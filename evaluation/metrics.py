@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..cli import hardware, models
+from ..cli.models import option
+from ..core.embedded import DEMO, FOLDERS, model_path
 from ..core.errors import RealignError
 from ..core.pictures import pictures_in
-from ..demo.models import FOLDER
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
-from ..rewards.loading import EMBEDDED, NEEDS, load_rewards
+from ..rewards.loading import NEEDS, load_rewards
 from ..rewards.reward import Reward
-from ..scripts import hardware, models
-from ..scripts.models import DEMO, option
 from . import frechet
 from .images import missing, place, write_image
 from .prompt_sets import Numbered
@@ -67,12 +67,12 @@ def reward_metric(name: str, there: Mapping[str, str | Path], options: argparse.
     """A reward, with the models that are there."""
     needed = needs(name, options)
     for model in needed:
-        if model not in there or (there[model] == DEMO and model not in EMBEDDED):
+        if model not in there or (there[model] == DEMO and model not in FOLDERS):
             raise RealignError(f"The metric {name} needs {option(model)} PATH.")
     if name == "negclip" and "clip" in there:  # whose tokenizer it may read
         needed.append("clip")
     places = {model: there[model] for model in needed}
-    files = {m: FOLDER / EMBEDDED[m] if path == DEMO else Path(path) for m, path in places.items()}
+    files = {model: model_path(path, model) for model, path in places.items()}
     stamps = {**models.stamps(files), **models.hardware_stamp(options)}
     if name == "sam":
         stamps |= models.llm_stamp(options)
@@ -87,7 +87,7 @@ def reward_metric(name: str, there: Mapping[str, str | Path], options: argparse.
 
 def features(options: argparse.Namespace) -> Metric:
     """The features of an image as a metric without columns."""
-    path = FOLDER / EMBEDDED["clip"] if options.fid_features == DEMO else Path(options.fid_features)
+    path = model_path(options.fid_features, "clip")
     stamps = {"fid_features": models.stamp(path, "fid_features"), "device": models.hardware_stamp(options)["device"]}
     device, _ = hardware.chosen(options)
     return Metric(FEATURES, (), stamps, partial(frechet.load_features, path, device))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
-from ..pipeline.inline import inline
+from ..drawing.inline import inline
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 512

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..core.embedded import DEMO
 from ..core.errors import RealignError
-from ..core.prompt_files import DEMO, Prompts, read_prompts
+from ..core.prompt_files import Prompts, read_prompts
 from ..demo.prompts import two_object_prompts
 
 

@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..cli.models import short_hash
 from ..core.errors import RealignError
 from ..core.files import write_whole
+from ..core.images import to_uint8
 from ..demo.judge import Verdict, judge
 from ..demo.world import SIZE, parse
-from ..perception.images import to_uint8
 from ..pipeline.realign import Look
 from ..rewards.reward import Reward
-from ..scripts.models import short_hash
 from .images import read
 from .processes import Processes
 

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..attention.settings import ModulationSettings
+from ..attention.equation.settings import ModulationSettings
+from ..core.embedded import WEIGHTS
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
-from ..demo.models import FOLDER, SETTINGS, load_models
+from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
 from ..pipeline.realign import Look, Models, RealignSettings, find_regions, look, resample
 from .scores import of_looks
@@ -66,7 +67,7 @@ class Coarse(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=FOLDER)
+    parser.add_argument("--models", type=Path, default=WEIGHTS)
     parser.add_argument("--count", type=int, default=192, help="prompts")
     parser.add_argument("--seed", type=int, default=1000, help="prompt i is drawn from the noise of seed + i")
     parser.add_argument("--set", nargs="+", action="append", metavar="NAME=VALUE", help="one variant (may be repeated)")

@@ -6,11 +6,11 @@ imported when a node runs, so that the pack loads at once, and also where a libr
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import model_folders, users
 from .attention_maps import AttentionMaps
 from .caption import Caption, CaptionReward
 from .demo_models import LoadDemoModels
-from .faults import print_whatever_comes, printable_faults
+from .host import model_folders, users
+from .host.faults import print_whatever_comes, printable_faults
 from .likelihoods import Likelihoods
 from .llm import LoadLlm
 from .loaders import LoadBlip2, LoadGroundedSam, LoadRam

@@ -12,10 +12,10 @@ import nodes as comfy_nodes
 from ..core.errors import RealignError
 from ..core.regions import check_count, check_prompt
 from ..core.words import listed, unweighted
-from .hosting import stopping
-from .pictures import SIDE
+from .host.hosting import stopping
+from .host.pictures import SIDE
+from .host.sockets import chosen, text_input
 from .realign import ksampler_inputs
-from .sockets import chosen, text_input
 
 CELL = 8
 """The pixels that one element of a latent becomes, as ComfyUI counts them."""
@@ -74,9 +74,9 @@ class AttentionMaps(io.ComfyNode):
         text: str = "",
         vae=None,
     ) -> io.NodeOutput:
-        from ..attention.comfy_conditioning import find_words, text_of
-        from ..attention.comfy_maps import recording, with_words
-        from ..attention.maps import AttentionMaps, stretched
+        from ..attention.comfy.conditioning import find_words, text_of
+        from ..attention.comfy.maps import recording, with_words
+        from ..attention.equation.maps import AttentionMaps, stretched
 
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
@@ -108,7 +108,7 @@ class AttentionMaps(io.ComfyNode):
 
 def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) -> torch.Tensor:
     """Maps [B, W, h, w] of W words, over images [B, h, w, 3] if there are any: [B·W, *, *, 3] in [0, 1]."""
-    from ..pipeline.heat_map import labelled
+    from ..drawing.heat_map import labelled
 
     height, width = heat.shape[-2:]
     size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))

@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..core.errors import RealignError
 from ..core.words import unweighted
-from .hosting import in_batches
-from .sockets import Blip2
+from .host.hosting import in_batches
+from .host.sockets import Blip2
 
 if TYPE_CHECKING:
     from ..rewards.caption import CaptionReward as Reward

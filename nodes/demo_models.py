@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..core.embedded import embedded
 from . import loaders
+from .host.sockets import Blip2, GroundedSam, Llm, Reward, Tagger
 from .llm import HostedScorer
-from .model_folders import DEMO_FOLDER
 from .rewards import reward_model
-from .sockets import Blip2, GroundedSam, Llm, Reward, Tagger
 
 
 class LoadDemoModels(io.ComfyNode):
@@ -38,17 +38,17 @@ class LoadDemoModels(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from .demo_host import load_clip, load_model, load_vae
+        from .host.demo_host import load_clip, load_model, load_vae
 
-        diffusion = DEMO_FOLDER / "stable_diffusion"
-        blip2 = loaders.blip2(DEMO_FOLDER / "blip2_captioner", DEMO_FOLDER / "blip2_itm", "fp32")
+        diffusion = embedded("model")
+        blip2 = loaders.blip2(embedded("captioner"), embedded("text_encoder"), "fp32")
         return io.NodeOutput(
             load_model(diffusion / "unet"),
             load_clip(diffusion / "text_encoder", diffusion / "tokenizer"),
             load_vae(diffusion / "vae"),
             blip2,
-            loaders.tagger(DEMO_FOLDER / "ram", "fp32"),
-            loaders.grounded_sam(DEMO_FOLDER / "grounding_dino", DEMO_FOLDER / "sam", "fp32"),
+            loaders.tagger(embedded("tagger"), "fp32"),
+            loaders.grounded_sam(embedded("detector"), embedded("segmenter"), "fp32"),
             HostedScorer(blip2),
-            reward_model("clip", DEMO_FOLDER / "clip"),
+            reward_model("clip", embedded("clip")),
         )

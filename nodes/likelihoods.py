@@ -8,9 +8,9 @@ from ..core.describe import table
 from ..core.errors import RealignError
 from ..core.words import unweighted
 from .caption import CATEGORY
-from .hosting import each
+from .host.hosting import each
+from .host.sockets import Llm, Regions, Tags
 from .llm import HostedScorer, UntilSilent
-from .sockets import Llm, Regions, Tags
 
 
 class Likelihoods(io.ComfyNode):
@@ -49,8 +49,8 @@ class Likelihoods(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompt: str, tags=None, llm=None) -> io.NodeOutput:
-        from ..perception.answers import GivenAnswers
-        from ..perception.likelihood import likelihoods
+        from ..language.answers import GivenAnswers
+        from ..language.likelihood import likelihoods
 
         if not prompt.strip():
             raise RealignError("The prompt is empty: write what the image should show.")

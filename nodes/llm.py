@@ -13,10 +13,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..core.errors import NoAnswer, RealignError
-from . import model_folders
-from .hosting import Hosted, dtype_of, waiting
+from .host import model_folders
+from .host.hosting import Hosted, dtype_of, waiting
+from .host.sockets import Blip2, Llm, chosen
 from .loaders import CATEGORY, read
-from .sockets import Blip2, Llm, chosen
 
 OFFLINE, SERVER, LOCAL = "offline scorer", "OpenAI-compatible server", "local model (log-likelihood)"
 ERROR = "error"
@@ -125,10 +125,10 @@ class LoadLlm(io.ComfyNode):
             return io.NodeOutput(offline)
         if provider == LOCAL:
             return io.NodeOutput(HostedLlm(_local(local_model), offline))
-        from ..perception.answer_cache import AnswerCache
-        from ..perception.openai_client import OpenAiLanguageModel
-        from .consent import check_allowed
-        from .secrets import api_key_for
+        from ..language.server.cache import AnswerCache
+        from ..language.server.client import OpenAiLanguageModel
+        from .host.consent import check_allowed
+        from .host.secrets import api_key_for
 
         server = OpenAiLanguageModel(
             base_url,
@@ -146,7 +146,7 @@ class LoadLlm(io.ComfyNode):
 
 def _local(name: str) -> Hosted:
     """The language model of a folder under models/LLM."""
-    from ..perception.logit_scorer import LogitScorer
+    from ..language.logit_scorer import LogitScorer
 
     if name == model_folders.NONE:
         raise RealignError("No local model is chosen: choose a folder in local_model, or another provider.")
@@ -171,12 +171,12 @@ class HostedScorer:
         self.offline = self
 
     def bind(self, prompt: str, tags: list[str]):
-        from ..perception.likelihood import OfflineScorer
+        from ..language.likelihood import OfflineScorer
 
         return OfflineScorer().bind(prompt, tags)
 
     def score(self, prompt: str, tags: list[str]):
-        from ..perception.likelihood import OfflineScorer
+        from ..language.likelihood import OfflineScorer
 
         if self.blip2 is None or not tags:
             return OfflineScorer().score(prompt, tags)
@@ -213,7 +213,7 @@ class AwaitedServer:
         return self._wait(self.server.score, prompt, tags)
 
     def _wait(self, ask, prompt: str, tags: list[str]):
-        from .consent import check_allowed
+        from .host.consent import check_allowed
 
         check_allowed(self.base_url)  # this run may be another user's than the one that made this model
         gone = Event()

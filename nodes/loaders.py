@@ -9,9 +9,9 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from . import model_folders
-from .hosting import PRECISIONS, Hosted, dtype_of, shared, waiting
-from .sockets import Blip2, GroundedSam, Tagger, chosen
+from .host import model_folders
+from .host.hosting import PRECISIONS, Hosted, dtype_of, shared, waiting
+from .host.sockets import Blip2, GroundedSam, Tagger, chosen
 
 CATEGORY = "RealignDiff/loaders"
 EIGHT_BIT = "8-bit"
@@ -83,8 +83,8 @@ class LoadBlip2(io.ComfyNode):
     def execute(cls, captioner: str, text_encoder: str, precision: str, download: bool) -> io.NodeOutput:
         encoder = None
         if text_encoder != model_folders.NONE:
-            encoder = model_folders.locate("blip", text_encoder, "blip2_itm", download=download)
-        folder = model_folders.locate("blip", captioner, "blip2_captioner", download=download)
+            encoder = model_folders.locate("blip", text_encoder, "text_encoder", download=download)
+        folder = model_folders.locate("blip", captioner, "captioner", download=download)
         return io.NodeOutput(blip2(folder, encoder, precision))
 
 
@@ -122,8 +122,8 @@ class LoadRam(io.ComfyNode):
     def execute(cls, model: str, precision: str, labels: str = OWN_LABELS) -> io.NodeOutput:
         files = model_folders.labels()
         if chosen("labels", labels, (OWN_LABELS, *files)) == OWN_LABELS:
-            return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram"), precision))
-        return io.NodeOutput(tagger(model_folders.locate("rams", model, "ram"), precision, labels=files[labels]))
+            return io.NodeOutput(tagger(model_folders.locate("rams", model, "tagger"), precision))
+        return io.NodeOutput(tagger(model_folders.locate("rams", model, "tagger"), precision, labels=files[labels]))
 
 
 class LoadGroundedSam(io.ComfyNode):
@@ -155,8 +155,8 @@ class LoadGroundedSam(io.ComfyNode):
 
     @classmethod
     def execute(cls, detector: str, segmenter: str, precision: str, download: bool) -> io.NodeOutput:
-        boxes = model_folders.locate("grounding-dino", detector, "grounding_dino", download=download)
-        masks = model_folders.locate("sams", segmenter, "sam", download=download)
+        boxes = model_folders.locate("grounding-dino", detector, "detector", download=download)
+        masks = model_folders.locate("sams", segmenter, "segmenter", download=download)
         return io.NodeOutput(grounded_sam(boxes, masks, precision))
 
 

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 
 from ..core.interchange import for_images, region_sets
 from .caption import CATEGORY
-from .hosting import each
-from .pictures import region_outputs, told
-from .sockets import GroundedSam, chosen, regions_input, text_input
+from .host.hosting import each
+from .host.pictures import region_outputs, told
+from .host.sockets import GroundedSam, chosen, regions_input, text_input
 
 BOXES = ("one", "all")
 

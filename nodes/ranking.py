@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY, caption_reward, wanted
-from .hosting import Hosted, in_batches
+from .host.hosting import Hosted, in_batches
+from .host.sockets import Blip2, Reward
 from .loaders import Blip2Models
-from .sockets import Blip2, Reward
 
 MOST = 5
 """Rewards that a node takes."""
@@ -51,7 +51,7 @@ class RankImages(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, prompt: str, **connected: Any) -> io.NodeOutput:
         """connected: reward_1 … reward_5, those that are."""
-        from ..perception.images import check_images
+        from ..core.images import check_images
         from ..rewards.ranking import best_first, rank_sum
 
         plain, seen = wanted(prompt), check_images(image)

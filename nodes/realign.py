@@ -10,10 +10,10 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
-from ..attention.settings import ModulationSettings
+from ..attention.equation.settings import ModulationSettings
 from ..core.describe import outcomes
 from ..core.interchange import region_sets
-from .sockets import chosen, image_input, image_size, regions_input, text_input
+from .host.sockets import chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
@@ -133,7 +133,7 @@ class ApplyRegions(io.ComfyNode):
         image: torch.Tensor | None = None,
         isolate_phrases: bool = False,
     ) -> io.NodeOutput:
-        from ..attention.comfy_conditioning import attach
+        from ..attention.comfy.conditioning import attach
 
         sets = region_sets(regions, text=text, size=image_size(image))
         attached = attach(conditioning, clip, sets, text, isolate_phrases)
@@ -159,7 +159,7 @@ class RealignModel(io.ComfyNode):
     def execute(
         cls, model, cross_strength: float, self_strength: float, power: float, start: float, end: float
     ) -> io.NodeOutput:
-        from ..attention.comfy_adapter import realign_model
+        from ..attention.comfy.model import realign_model
 
         return io.NodeOutput(realign_model(model, _settings(cross_strength, self_strength, power, start, end)))
 
@@ -218,8 +218,8 @@ class RealignKSampler(io.ComfyNode):
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         ui = None
         if regions is not None:
-            from ..attention.comfy_adapter import realign_model
-            from ..attention.comfy_conditioning import attach
+            from ..attention.comfy.conditioning import attach
+            from ..attention.comfy.model import realign_model
 
             settings = _settings(cross_strength, self_strength, power, start, end)
             model = realign_model(model, settings)

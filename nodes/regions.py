@@ -10,9 +10,9 @@ from ..core.errors import RealignError
 from ..core.interchange import for_images, region_sets
 from ..core.masks import mask_batch
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
-from .hosting import stopping
-from .pictures import region_outputs, told
-from .sockets import BoundingBox, Regions, chosen, image_input, image_size, regions_input, text_input
+from .host.hosting import stopping
+from .host.pictures import region_outputs, told
+from .host.sockets import BoundingBox, Regions, chosen, image_input, image_size, regions_input, text_input
 
 CATEGORY = "RealignDiff/regions"
 SCORES = {"certain (2)": CERTAIN, "may appear (0.5)": MAYBE, "unlikely (0)": UNLIKELY}

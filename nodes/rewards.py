@@ -9,15 +9,16 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..core.embedded import FOLDERS
 from ..core.errors import RealignError
-from . import model_folders
-from .hosting import PRECISIONS, Hosted, dtype_of
+from .host import model_folders
+from .host.hosting import PRECISIONS, Hosted, dtype_of
+from .host.sockets import GroundedSam, Llm, Reward, Tagger, chosen
 from .llm import HostedScorer, UntilSilent
 from .loaders import CATEGORY, read
-from .sockets import GroundedSam, Llm, Reward, Tagger, chosen
 
 KINDS = ("clip", "negclip", "blip-itm", "blip-itc", "image-reward")
-FOLDERS, ALSO = "rewards", "blip"
+KEY, ALSO = "rewards", "blip"
 """Where reward models lie; a retrieval BLIP-2 may lie among the other BLIP-2s."""
 PRECISE = PRECISIONS[1:]
 _CLIP_TOKENIZER = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
@@ -44,7 +45,7 @@ class LoadReward(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "model",
-                    options=list(dict.fromkeys(name for key in (FOLDERS, ALSO) for name in _models(key))),
+                    options=list(dict.fromkeys(name for key in (KEY, ALSO) for name in _models(key))),
                     default=model_folders.DEMO,
                     tooltip="A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
                     "ImageReward.pt. Lists the folders with a config.json under models/rewards and models/blip, and "
@@ -78,7 +79,7 @@ def _models(key: str) -> list[str]:
 
 def _key(model: str) -> str:
     """The model folder in which a choice lies."""
-    return ALSO if model in _models(ALSO) and model not in _models(FOLDERS) else FOLDERS
+    return ALSO if model in _models(ALSO) and model not in _models(KEY) else KEY
 
 
 def _place(kind: str, model: str) -> Path:
@@ -87,12 +88,12 @@ def _place(kind: str, model: str) -> Path:
     Raises:
         RealignError: it is not there, or nothing that this kind could be read from.
     """
-    from ..rewards.loading import EMBEDDED, NEEDS
+    from ..rewards.loading import NEEDS
 
     (needed,) = NEEDS[kind]
-    if model == model_folders.DEMO and needed not in EMBEDDED:
+    if model == model_folders.DEMO and needed not in FOLDERS:
         raise RealignError(f"There is no demo model for {kind}: choose a model of yours, or another reward.")
-    place = model_folders.locate(_key(model), model, EMBEDDED.get(needed, ""))
+    place = model_folders.locate(_key(model), model, needed)
     if needed == "blip" and place.is_file():
         raise RealignError(
             f"'{model}' is a single file, but {kind} reads folders: choose a retrieval BLIP or BLIP-2 as Hugging Face "

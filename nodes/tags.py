@@ -6,8 +6,8 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY
-from .hosting import in_batches
-from .sockets import Tagger, Tags
+from .host.hosting import in_batches
+from .host.sockets import Tagger, Tags
 
 
 class RamTags(io.ComfyNode):

@@ -21,9 +21,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from ..checkpoints.folders import from_folder
 from ..core.errors import RealignError
-from .images import to_pil
-from .loading import from_folder
+from ..core.images import to_pil
 
 MAX_TOKENS = 32
 MIN_TEMPERATURE = 1e-3

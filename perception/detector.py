@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
+from ..checkpoints.files import weights_file
+from ..checkpoints.folders import from_folder, pillow_processor
+from ..checkpoints.grounding_dino import load_grounding_dino
+from ..checkpoints.tokenizers import bert_tokenizer
 from ..core.errors import RealignError
+from ..core.images import to_pil
 from ..core.words import content_words
-from .checkpoints.files import weights_file
-from .checkpoints.grounding_dino import load_grounding_dino
-from .checkpoints.tokenizers import bert_tokenizer
-from .images import to_pil
-from .loading import from_folder, pillow_processor
 
 NMS = 0.6
 """IoU: boxes that overlap more are one thing found twice."""

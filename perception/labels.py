@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.files import read_tensors
 from ..core.errors import RealignError
-from .checkpoints.files import read_tensors
 
 ROOTS = ("label_embed", "thresholds")
 """How the names of its tensors begin."""

@@ -16,11 +16,11 @@ from transformers import SamModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
+from ..checkpoints.files import weights_file
+from ..checkpoints.folders import from_folder, pillow_processor
+from ..checkpoints.sam import load_sam
 from ..core.errors import RealignError
-from .checkpoints.files import weights_file
-from .checkpoints.sam import load_sam
-from .images import to_pil
-from .loading import from_folder, pillow_processor
+from ..core.images import to_pil
 
 BOXES_AT_ONCE = 32
 """So many masks are decoded together; more would only need more memory."""

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
+from ..checkpoints.files import weights_file
+from ..checkpoints.filling import empty_weights, fill
+from ..checkpoints.folder_checks import check_folder
+from ..checkpoints.folders import existing_folder
+from ..checkpoints.names import check_window
+from ..checkpoints.networks.ram import Ram, RamConfig, RamPlus
+from ..checkpoints.ram import load_ram
+from ..checkpoints.values import plain
 from ..core.errors import RealignError, first_line
-from .checkpoints.files import weights_file
-from .checkpoints.filling import empty_weights, fill
-from .checkpoints.names import check_window
-from .checkpoints.ram import load_ram
-from .checkpoints.values import plain
-from .folder_checks import check_folder
-from .images import to_pil
+from ..core.images import to_pil
 from .labels import Labels, read_labels, read_lines
-from .loading import existing_folder
-from .ram import Ram, RamConfig, RamPlus
 
 TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
 """What stands beside the weights; the published ones are in `ram/data` of github.com/xinyu1205/recognize-anything."""

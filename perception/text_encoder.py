@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, Blip2TextModelWithProjection
 
-from .loading import from_folder
+from ..checkpoints.folders import from_folder
 
 
 class TextEncoder:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from ..attention.diffusers_adapter import phrase_positions
-from ..attention.maps import AttentionMaps, attention_mass
-from ..attention.settings import ModulationSettings, strength
+from ..attention.diffusers.processor import phrase_positions
+from ..attention.equation.maps import AttentionMaps, attention_mass
+from ..attention.equation.settings import ModulationSettings, strength
 from ..core.regions import Region, RegionSet
 
 if TYPE_CHECKING:
+    from ..sampling.sampler import DiffusersSampler
     from .realign import Progress, RealignResult, RealignSettings
-    from .sampler import DiffusersSampler
 
 
 class PhraseAttention(NamedTuple):

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..attention.settings import ModulationSettings
-from ..attention.tokens import token_positions
+from ..attention.equation.settings import ModulationSettings
+from ..attention.equation.tokens import token_positions
 from ..core.describe import named, not_helped
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..core.text import encodable
+from ..language.likelihood import LanguageModel, OfflineScorer, likelihoods
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
-from ..perception.likelihood import LanguageModel, OfflineScorer, likelihoods
 from ..perception.tagger import Tagger, check_threshold
 from ..rewards.caption import CaptionReward
-from .settings import SamplingSettings
+from ..sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-    from .sampler import DiffusersSampler
+    from ..sampling.sampler import DiffusersSampler
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, step, steps); raise in it to interrupt."""

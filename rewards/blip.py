@@ -15,10 +15,10 @@ from transformers import (
     BlipForImageTextRetrieval,
 )
 
+from ..checkpoints.files import read_tensors, weights_file
+from ..checkpoints.filling import wrong_file
+from ..checkpoints.folders import existing_folder, from_folder
 from ..core.errors import RealignError
-from ..perception.checkpoints.files import read_tensors, weights_file
-from ..perception.checkpoints.filling import wrong_file
-from ..perception.loading import existing_folder, from_folder
 from .preprocessing import Preprocessing
 from .reward import check_pairs
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 from ..core.words import noun_phrases
-from ..perception.speech import Captions, Speech
 from ..perception.text_encoder import TextEncoder
+from .caption_likelihood import Captions, Speech
 
 Similarity = Callable[[Sequence[str], Sequence[str]], Tensor]
 """Captions and prompts, N each → rewards [N] in [-1, 1]."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from ..perception.checkpoints.files import weights_file
-from ..perception.checkpoints.open_clip import load_open_clip
-from ..perception.checkpoints.tokenizers import clip_tokenizer
-from ..perception.loading import from_folder
+from ..checkpoints.files import weights_file
+from ..checkpoints.folders import from_folder
+from ..checkpoints.open_clip import load_open_clip
+from ..checkpoints.tokenizers import clip_tokenizer
 from .preprocessing import Preprocessing
 from .reward import check_pairs
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.files import weights_file
+from ..checkpoints.image_reward import ImageRewardNetworks, load_image_reward
+from ..checkpoints.tokenizers import bert_tokenizer
 from ..core.errors import RealignError
-from ..perception.checkpoints.files import weights_file
-from ..perception.checkpoints.image_reward import ImageRewardNetworks, load_image_reward
-from ..perception.checkpoints.tokenizers import bert_tokenizer
 from .preprocessing import Preprocessing
 from .reward import check_pairs
 

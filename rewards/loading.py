@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from ..core.embedded import DEMO, FOLDERS, model_path
 from ..core.errors import RealignError
+from ..language.likelihood import LanguageModel, OfflineScorer
 from ..perception.captioner import Captioner
 from ..perception.grounded_sam import GroundedSam
-from ..perception.likelihood import LanguageModel, OfflineScorer
 from ..perception.tagger import Tagger
 from ..perception.text_encoder import TextEncoder
 from .blip import Blip, BlipItcReward, BlipItmReward
@@ -33,19 +34,6 @@ NEEDS = {
 """Each reward and the models that it judges with."""
 NAMES = tuple(NEEDS)
 MODELS = tuple(dict.fromkeys(model for needed in NEEDS.values() for model in needed))
-DEMO = "demo"
-"""In place of a path: the model of the demo world."""
-EMBEDDED = {
-    "captioner": "blip2_captioner",
-    "text_encoder": "blip2_itm",
-    "clip": "clip",
-    "blip": "blip2_itm",
-    "tagger": "ram",
-    "detector": "grounding_dino",
-    "segmenter": "sam",
-}
-"""The models that the demo world has, and their folders in it."""
-_WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
 
 
 def load_rewards(
@@ -113,10 +101,8 @@ def _paths(names: Sequence[str], places: Mapping[str, str | Path], offline: bool
     for model, path in places.items():
         if model not in MODELS:
             raise RealignError(f"'{model}' is no model that a reward needs: they need {', '.join(MODELS)}.")
-        if str(path) != DEMO:
-            paths[model] = Path(path)
-        elif model in EMBEDDED:
-            paths[model] = _WEIGHTS / EMBEDDED[model]
+        if str(path) != DEMO or model in FOLDERS:
+            paths[model] = model_path(path, model)
     check_names(names)
     for name in names:
         for model in (*NEEDS[name], *(["text_encoder"] if name == "sam" and offline else [])):
@@ -124,6 +110,6 @@ def _paths(names: Sequence[str], places: Mapping[str, str | Path], offline: bool
                 continue
             if model in places:
                 raise RealignError(f"The demo world has no {model}: give the path of one, or leave {name} out.")
-            embedded = f", or {DEMO} for the embedded one" if model in EMBEDDED else ""
+            embedded = f", or {DEMO} for the embedded one" if model in FOLDERS else ""
             raise RealignError(f"The reward {name} needs to know where {model} is: give its path{embedded}.")
     return paths

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..perception.images import resize
+from ..core.images import resize
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of each colour, in [0, 1]: what CLIP, BLIP and most models after them were trained with."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.regions import Region, RegionSet
+from ..language.likelihood import LanguageModel, tag_likelihoods
 from ..perception.grounded_sam import GroundedSam
-from ..perception.likelihood import LanguageModel, tag_likelihoods
 from ..perception.tagger import Tagger
 from .reward import check_pairs
 

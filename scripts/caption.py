@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="above 0: tokens are drawn by chance")
     parser.add_argument("--seed", type=int, default=0, help="what is drawn, with a temperature")
     parser.add_argument("--eight-bit", action="store_true", help="hold the model in 8 bits (needs bitsandbytes)")
-    from .hardware import add_arguments
+    from ..cli.hardware import add_arguments
 
     add_arguments(parser)
     options = parser.parse_args()
@@ -55,8 +55,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Caption what has no caption yet; returns how many images could not be read."""
+    from ..cli.hardware import chosen
     from ..perception.captioner import Captioner, check_writing
-    from .hardware import chosen
 
     writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
     check_writing(**writing)

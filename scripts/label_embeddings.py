@@ -29,10 +29,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
+from ..checkpoints.folders import from_folder
+from ..cli.hardware import device_of
 from ..core.errors import RealignError
 from ..perception.labels import check_place, read_lines, save_labels
-from ..perception.loading import from_folder
-from .hardware import device_of
 
 LOOKS = ("good", "bad", "bright", "dark", "low resolution", "cropped", "close-up", "jpeg corrupted", "blurry")
 LOOKS += ("pixelated", "black and white")

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..cli import hardware, models, settings
+from ..cli.models import short_hash
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
 from ..core.pictures import is_whole_png
 from ..core.prompt_files import read_prompts
 from ..core.text import encodable
-from . import hardware, models, settings
-from .models import short_hash
 
 if TYPE_CHECKING:
     from ..pipeline.realign import Models, RealignResult, RealignSettings
@@ -159,8 +159,8 @@ def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: 
 
 def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
     """The pictures, then the report, which says that they are there."""
-    from ..perception.images import to_pil
-    from ..pipeline.panel import panel
+    from ..core.images import to_pil
+    from ..drawing.panel import panel
     from ..pipeline.report import report
 
     folder = folder_of(out, result.prompt, result.seed)

@@ -25,7 +25,7 @@ with contextlib.suppress(ModuleNotFoundError):  # the tests in ComfyUI do withou
 @pytest.fixture(scope="session", autouse=True)
 def pickles():
     """Below torch 2.6 no pickle is read; the tests make theirs themselves, so all else is tested there too."""
-    from realigndiff.perception.checkpoints import unpickling
+    from realigndiff.checkpoints import unpickling
 
     unpickling.SAFE_TORCH = min(unpickling.SAFE_TORCH, unpickling.version_of_torch())
 

@@ -15,7 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 NOISE_LEVELS = {
@@ -25,7 +25,7 @@ NOISE_LEVELS = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
-TOKENIZER = FOLDER / "stable_diffusion" / "tokenizer"
+TOKENIZER = WEIGHTS / "stable_diffusion" / "tokenizer"
 
 
 def save_sd1(folder: Path, **scheduler: Any) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from realigndiff.training.config import parse
-from realigndiff.training.refl_settings import ReflConfig
 from realigndiff.training.refl_train import ReflRun
+from realigndiff.training.settings.files import parse
+from realigndiff.training.settings.refl import ReflConfig
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]

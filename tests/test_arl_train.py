@@ -12,15 +12,15 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from realigndiff.core.errors import RealignError
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import SAMPLING, assert_close
-from realigndiff.training import candidates
-from realigndiff.training.arl_settings import ArlConfig
 from realigndiff.training.arl_train import ArlRun
-from realigndiff.training.config import parse
-from realigndiff.training.models import load
-from realigndiff.training.plan import plan
-from realigndiff.training.prompts import load_prompts
+from realigndiff.training.data import candidates
+from realigndiff.training.data.prompts import load_prompts
+from realigndiff.training.loop.models import load
+from realigndiff.training.loop.plan import plan
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.files import parse
 from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.stats import rankdata

@@ -14,10 +14,10 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
 )
-from realigndiff.attention import diffusers_adapter
-from realigndiff.attention.diffusers_adapter import ModulatedProcessor, Modulation, modulate
-from realigndiff.attention.reference import reference_attention
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.diffusers import processor as diffusers_adapter
+from realigndiff.attention.diffusers.processor import ModulatedProcessor, Modulation, modulate
+from realigndiff.attention.equation.reference import reference_attention
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.tests.close import CALL, apart, assert_close

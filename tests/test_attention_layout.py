@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realigndiff.attention.layout import cross_layout, map_size, mask_to_map, self_layout
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation.layout import cross_layout, map_size, mask_to_map, self_layout
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import CERTAIN, MAYBE, Region, RegionSet
 from realigndiff.tests.close import assert_close

@@ -9,24 +9,24 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from PIL import Image
-from realigndiff.attention.diffusers_adapter import phrase_positions
-from realigndiff.attention.diffusers_maps import record
-from realigndiff.attention.layout import cross_layout, mask_to_map
-from realigndiff.attention.maps import AttentionMaps, attention_mass, stretched, token_matrix, word_attention
-from realigndiff.attention.reference import modulation
-from realigndiff.attention.settings import ModulationSettings, strength
+from realigndiff.attention.diffusers.processor import phrase_positions
+from realigndiff.attention.diffusers.recorder import record
+from realigndiff.attention.equation.layout import cross_layout, mask_to_map
+from realigndiff.attention.equation.maps import AttentionMaps, attention_mass, stretched, token_matrix, word_attention
+from realigndiff.attention.equation.reference import modulation
+from realigndiff.attention.equation.settings import ModulationSettings, strength
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.core.words import listed
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.run import PROMPT
+from realigndiff.drawing.heat_map import INFERNO, colored, labelled
+from realigndiff.drawing.panel import panel
 from realigndiff.evaluation import attention_mass as attention_mass_script
 from realigndiff.evaluation.tune import Coarse
-from realigndiff.pipeline.heat_map import INFERNO, colored, labelled
-from realigndiff.pipeline.panel import panel
 from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
 from realigndiff.pipeline.realign import Look, RealignResult
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import NETWORK, assert_close
 from torch.nn.functional import interpolate
 

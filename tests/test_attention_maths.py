@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realigndiff.attention import modulated
-from realigndiff.attention.layout import Block, Layout, cross_layout, self_layout
-from realigndiff.attention.modulated import joint_attention, modulated_attention
-from realigndiff.attention.reference import joint_reference, reference_attention
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation import modulated
+from realigndiff.attention.equation.layout import Block, Layout, cross_layout, self_layout
+from realigndiff.attention.equation.modulated import joint_attention, modulated_attention
+from realigndiff.attention.equation.reference import joint_reference, reference_attention
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import LIKELIHOODS, Region, RegionSet
 from realigndiff.tests.close import apart, assert_close

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from realigndiff.attention import modulated
-from realigndiff.attention.layout import Block, Layout
-from realigndiff.attention.modulated import joint_attention
-from realigndiff.attention.reference import joint_reference
+from realigndiff.attention.equation import modulated
+from realigndiff.attention.equation.layout import Block, Layout
+from realigndiff.attention.equation.modulated import joint_attention
+from realigndiff.attention.equation.reference import joint_reference
 
 
 def block(n_queries=20, n_keys=30, rows=4, one_gain=False) -> Block:
@@ -73,7 +73,7 @@ def test_inside_autocast_queries_and_keys_may_have_stayed_in_float32():
     ],
 )
 def test_the_kernel_refuses_what_its_numbers_do_not_hold(q, kept, monkeypatch):
-    kernel = pytest.importorskip("realigndiff.attention.triton_attention", reason="needs Triton")
+    kernel = pytest.importorskip("realigndiff.attention.equation.triton_kernel", reason="needs Triton")
     monkeypatch.setattr(kernel, "_runs_on", lambda device: True)
     k = torch.empty(*q.shape[:2], 30, 8, device="meta")
     assert kernel.supports(q, k, k, [block()]) is kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from realigndiff.attention.settings import ModulationSettings, strength
+from realigndiff.attention.equation.settings import ModulationSettings, strength
 from realigndiff.core.errors import RealignError
 
 

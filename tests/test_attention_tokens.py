@@ -6,9 +6,9 @@ import json
 from itertools import combinations
 
 import pytest
-from realigndiff.attention.tokens import find_spelled, spelling, token_positions
+from realigndiff.attention.equation.tokens import find_spelled, spelling, token_positions
 from realigndiff.core.errors import RealignError
-from realigndiff.perception.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.likelihood import OfflineScorer, likelihoods
 from transformers import CLIPTokenizer
 
 WORDS = "a an the red blue circle square circles and next to with tie bow".split()  # noqa: SIM905

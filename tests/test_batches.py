@@ -8,7 +8,7 @@ from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation.methods import redraw
 from realigndiff.pipeline.realign import find_regions, look, realign, realign_batch
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 
 PROMPTS, SEEDS = ["a green ring", "a green ring and a pink cross", "a red circle"], [2, 8, 1]
 """The first is drawn well, the others are not."""

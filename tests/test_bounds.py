@@ -9,20 +9,19 @@ import zipfile
 import pytest
 import torch
 import transformers
+from realigndiff.benchmarks.published import layouts as published_layouts
+from realigndiff.checkpoints import folder_checks, pickles, unpickling, values
+from realigndiff.checkpoints.files import read_tensors, weights_file
+from realigndiff.checkpoints.sam import load_sam
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError, first_line
-from realigndiff.demo.models import FOLDER
-from realigndiff.perception import folder_checks
+from realigndiff.language.logit_scorer import LogitScorer
 from realigndiff.perception.captioner import Captioner
-from realigndiff.perception.checkpoints import pickles, unpickling, values
-from realigndiff.perception.checkpoints.files import read_tensors, weights_file
-from realigndiff.perception.checkpoints.sam import load_sam
 from realigndiff.perception.detector import Detector
-from realigndiff.perception.logit_scorer import LogitScorer
 from realigndiff.perception.segmenter import Segmenter
 from realigndiff.perception.tagger import Tagger
 from realigndiff.perception.text_encoder import TextEncoder
-from realigndiff.pipeline.sampler import DiffusersSampler
-from realigndiff.tests import published_layouts
+from realigndiff.sampling.sampler import DiffusersSampler
 from safetensors.torch import load_file, save_file
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(3)}
@@ -86,7 +85,7 @@ def test_a_file_of_more_tensors_than_any_model_has_is_refused(tmp_path):
     for read in (read_tensors, load_sam):
         with pytest.raises(RealignError, match="holds 30,000 tensors"):
             read(tmp_path / "x.pth")
-    folder = shutil.copytree(FOLDER / "sam", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "sam", tmp_path / "model")
     shutil.copy(tmp_path / "x.pth", folder / "model.safetensors")
     with pytest.raises(RealignError, match="holds 30,000 tensors"):
         Segmenter.load(folder)
@@ -134,21 +133,21 @@ HUGE = {
 @pytest.mark.parametrize("how", HUGE)
 def test_a_config_of_a_model_that_its_weights_are_not_of_is_refused_before_it_is_built(how, tmp_path, monkeypatch):
     kind, change = HUGE[how]
-    folder = changed(shutil.copytree(FOLDER / FOLDERS[kind], tmp_path / "model"), change)
+    folder = changed(shutil.copytree(WEIGHTS / FOLDERS[kind], tmp_path / "model"), change)
     monkeypatch.setattr(transformers.PreTrainedModel, "__init__", lambda *_, **__: pytest.fail("it was built"))
     with pytest.raises(RealignError, match=r"config.json in '.*model' .*download the folder again"):
         kind.load(folder)
 
 
 def test_a_unet_of_a_million_layers_is_refused(tmp_path):
-    folder = shutil.copytree(FOLDER / "stable_diffusion", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "stable_diffusion", tmp_path / "model")
     changed(folder / "unet", lambda config: config.update(layers_per_block=10**6))
     with pytest.raises(RealignError, match="layers_per_block is 1,000,000"):
         DiffusersSampler.load(folder)
 
 
 def test_our_own_ram_is_bounded_too(tmp_path):
-    folder = shutil.copytree(FOLDER / "ram", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "ram", tmp_path / "model")
     changed(folder, lambda config: config["depths"].__setitem__(0, 10**6))
     with pytest.raises(RealignError, match="depths is 1,000,000"):
         Tagger.load(folder)
@@ -156,14 +155,14 @@ def test_our_own_ram_is_bounded_too(tmp_path):
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", "\ud83d"], ids=["deep", "a list", "cut off", "no text"])
 def test_a_config_that_is_no_object_is_told(content, tmp_path):
-    folder = shutil.copytree(FOLDER / "sam", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "sam", tmp_path / "model")
     (folder / "config.json").write_text(content, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(RealignError, match=r"config.json' (cannot be read as JSON|is no JSON object)"):
         Segmenter.load(folder)
 
 
 def test_a_text_file_that_is_larger_than_any_is_refused(tmp_path):
-    folder = shutil.copytree(FOLDER / "blip2_itm", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "blip2_itm", tmp_path / "model")
     with (folder / "vocab.txt").open("ab") as opened:
         opened.truncate(2**28 + 2**20)
     with pytest.raises(RealignError, match="has 257 MiB, and no such file needs more than 256"):
@@ -179,8 +178,8 @@ def scattered(config, value):
 
 @pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)
 def test_an_attention_that_a_folder_names_is_not_obeyed(kind, tmp_path):
-    plain = kind.load(FOLDER / FOLDERS[kind]).model
-    folder = shutil.copytree(FOLDER / FOLDERS[kind], tmp_path / "model")
+    plain = kind.load(WEIGHTS / FOLDERS[kind]).model
+    folder = shutil.copytree(WEIGHTS / FOLDERS[kind], tmp_path / "model")
     model = kind.load(changed(folder, lambda config: scattered(config, "somebody/kernel"))).model
     found, expected = (
         [getattr(module.config, "_attn_implementation", None) for module in one.modules() if hasattr(module, "config")]
@@ -196,8 +195,8 @@ def test_a_language_model_may_not_name_an_attention_either(tmp_path):
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (FOLDER / "blip2_captioner" / name).exists():
-            shutil.copy(FOLDER / "blip2_captioner" / name, tmp_path)
+        if (WEIGHTS / "blip2_captioner" / name).exists():
+            shutil.copy(WEIGHTS / "blip2_captioner" / name, tmp_path)
     changed(tmp_path, lambda config: scattered(config, "flash_attention_2"))
     assert LogitScorer.load(tmp_path).model.config._attn_implementation in ("sdpa", "eager")
 
@@ -206,13 +205,13 @@ def test_a_language_model_may_not_name_an_attention_either(tmp_path):
     "named", [{"backbone": "somebody/swin"}, {"backbone": "hf-hub:x/y", "use_timm_backbone": True}]
 )
 def test_a_backbone_to_fetch_is_refused(named, tmp_path):
-    folder = shutil.copytree(FOLDER / "grounding_dino", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "grounding_dino", tmp_path / "model")
     with pytest.raises(RealignError, match="names a backbone to fetch"):
         Detector.load(changed(folder, lambda config: config.update(named)))
 
 
 def test_nan_in_a_folders_weights_is_named(tmp_path):
-    folder = shutil.copytree(FOLDER / "sam", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "sam", tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name, tensor in tensors.items() if tensor.ndim > 1 and tensor.is_floating_point())
     tensors[name].view(-1)[0] = float("inf")
@@ -240,12 +239,12 @@ def test_a_torch_that_may_run_code_reads_no_pickle(load, tmp_path, old_torch):
 def test_a_torch_that_may_run_code_reads_safetensors(tmp_path, old_torch):
     save_file(TENSORS, tmp_path / "x.pth")
     assert read_tensors(tmp_path / "x.pth").keys() == TENSORS.keys()
-    assert Segmenter.load(FOLDER / "sam")
+    assert Segmenter.load(WEIGHTS / "sam")
 
 
 @pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)
 def test_a_torch_that_may_run_code_reads_no_pickle_of_a_folder(kind, tmp_path, old_torch):
-    folder = shutil.copytree(FOLDER / FOLDERS[kind], tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / FOLDERS[kind], tmp_path / "model")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     kind.load(folder)
     (folder / "model.safetensors").unlink()
@@ -254,7 +253,7 @@ def test_a_torch_that_may_run_code_reads_no_pickle_of_a_folder(kind, tmp_path, o
 
 
 def test_a_torch_that_may_run_code_reads_no_pickle_that_an_index_of_safetensors_names(tmp_path, old_torch):
-    folder = shutil.copytree(FOLDER / "sam", tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / "sam", tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     torch.save(TENSORS, folder / "shard.bin")
     index = {"metadata": {}, "weight_map": dict.fromkeys(TENSORS, "shard.bin")}
@@ -293,7 +292,7 @@ def test_an_error_without_text_is_named_by_its_class(message, tmp_path, monkeypa
 
     monkeypatch.setattr("realigndiff.perception.tagger.load_file", fail)
     with pytest.raises(RealignError, match=r"damaged or not a RAM \(OSError\)"):
-        Tagger.load(FOLDER / "ram")
+        Tagger.load(WEIGHTS / "ram")
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x.PTH", "x.SafeTensors", "x.Bin"])
@@ -304,6 +303,6 @@ def test_a_file_of_weights_is_known_by_its_ending_in_capitals_or_not(name, tmp_p
 
 
 def test_the_limits_of_the_checks_are_those_of_the_docs():
-    text = (FOLDER.parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    text = (WEIGHTS.parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     for limit in (values.MAX_TENSORS, folder_checks.MAX_LAYERS, pickles.MAX_INSTRUCTIONS, pickles.MAX_TUPLE):
         assert f"{limit:,}" in text

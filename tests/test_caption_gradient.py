@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.perception.speech import Captions, Speech
 from realigndiff.rewards.caption_gradient import PromptLikelihood, ScoreFunction, StraightThrough
+from realigndiff.rewards.caption_likelihood import Captions, Speech
 from realigndiff.tests.close import NETWORK, assert_close
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
@@ -91,7 +91,7 @@ def speech(models):
 
 @pytest.fixture(scope="module")
 def images(models):
-    from realigndiff.pipeline.settings import SamplingSettings
+    from realigndiff.sampling.settings import SamplingSettings
 
     return models.sampler.sample(PROMPTS, models.sampler.noise([0, 1]), SamplingSettings(steps=10, cfg=3.0)).clone()
 
@@ -100,7 +100,7 @@ def images(models):
 def mixed_up(models):
     """Twelve images of few steps, some of them wrong, with their prompts."""
     from realigndiff.demo.prompts import two_object_prompts
-    from realigndiff.pipeline.settings import SamplingSettings
+    from realigndiff.sampling.settings import SamplingSettings
 
     prompts = [prompt for prompt, _ in two_object_prompts(held_out=False, count=12, seed=3)]
     sampling = SamplingSettings(steps=6, cfg=3.0)

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.images import to_pil
 from realigndiff.perception.captioner import Captioner
-from realigndiff.perception.images import to_pil
 from realigndiff.tests import half
 from transformers import (
     AutoImageProcessor,
@@ -20,7 +20,7 @@ from transformers import (
     T5Config,
 )
 
-DEMO = FOLDER / "blip2_captioner"
+DEMO = WEIGHTS / "blip2_captioner"
 IMAGES = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(3))
 COMMON = {"vocab_size": 47, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 LANGUAGE = {

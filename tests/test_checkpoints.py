@@ -2,7 +2,7 @@
 
 import pytest
 from realigndiff.core.errors import RealignError
-from realigndiff.training import checkpoints
+from realigndiff.training.state import checkpoints
 
 
 def names(folder):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
 from realigndiff.core.words import nearest_span
+from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.validator import valid_bindings, valid_scores
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
 from realigndiff.perception.labels import read_labels
-from realigndiff.perception.likelihood import OfflineScorer, likelihoods
-from realigndiff.perception.validator import valid_bindings, valid_scores
 from realigndiff.pipeline.realign import Look, RealignResult, keeping_better
 from realigndiff.rewards.ranking import best_first, ranks
 from safetensors.torch import save_file

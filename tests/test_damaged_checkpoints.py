@@ -11,8 +11,8 @@ import pytest
 import torch
 from realigndiff.core.errors import RealignError
 from realigndiff.tests.short_runs import QUICK, checkpoint, contents, copy_of, forget_devices, run_in, same, steps
-from realigndiff.training import checkpoints, origin, proof
-from realigndiff.training.resuming import Resumption
+from realigndiff.training.state import checkpoints, origin, proof
+from realigndiff.training.state.resuming import Resumption
 
 
 @pytest.fixture(autouse=True, scope="module")

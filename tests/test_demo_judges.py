@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.demo.train import clip
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.demo.world import caption
@@ -38,15 +38,15 @@ def test_a_caption_scores_above_the_same_with_swapped_colours(name, rewards, sce
 
 def test_the_retrieval_blip2_sees_what_the_captioner_sees():
     """They share the ViT, weight for weight."""
-    own, captioner = (load_file(FOLDER / name / "model.safetensors") for name in ("blip2_itm", "blip2_captioner"))
+    own, captioner = (load_file(WEIGHTS / name / "model.safetensors") for name in ("blip2_itm", "blip2_captioner"))
     vision = [name for name in captioner if name.startswith("vision_model")]
     assert vision and all(torch.equal(own[name], captioner[name]) for name in vision)
 
 
 @torch.inference_mode()
 def test_a_clip_that_starts_from_a_blip2_sees_in_its_first_layer_what_that_sees(scenes):
-    eyes = Blip2ForConditionalGeneration.from_pretrained(FOLDER / "blip2_captioner").float().vision_model
-    model = CLIPModel(CLIPConfig.from_pretrained(FOLDER / "clip"))
+    eyes = Blip2ForConditionalGeneration.from_pretrained(WEIGHTS / "blip2_captioner").float().vision_model
+    model = CLIPModel(CLIPConfig.from_pretrained(WEIGHTS / "clip"))
     pixels = scenes[0][:8].permute(0, 3, 1, 2) * 2 - 1
     clip.start_from(eyes, model.vision_model, pixels)
     own = model.vision_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from realigndiff.attention.layout import Layout
-from realigndiff.attention.reference import reference_attention
+from realigndiff.attention.equation.layout import Layout
+from realigndiff.attention.equation.reference import reference_attention
 from realigndiff.benchmarks.dense_diffusion import dense_diffusion_attention, region_maps
 from realigndiff.tests.close import assert_close
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 from realigndiff.demo.train.data import draw_scenes
-from realigndiff.perception.speech import Speech
 from realigndiff.rewards.caption_gradient import PromptLikelihood, StraightThrough
+from realigndiff.rewards.caption_likelihood import Speech
 
 THREE = ["a red circle", "a blue square", "a green ring"]
 

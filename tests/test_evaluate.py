@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
+from realigndiff.core.images import to_uint8
 from realigndiff.demo.judge import judge_all
-from realigndiff.demo.models import FOLDER, SETTINGS
+from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.prompts import two_object_prompts
 from realigndiff.demo.world import parse as pairs_of
 from realigndiff.evaluation import drawing, evaluate, images, metrics
 from realigndiff.evaluation.methods import FINE, FINE_ALL, REDRAW, draw, parse
 from realigndiff.evaluation.prompt_sets import Numbered, prompt_set
 from realigndiff.evaluation.scores import Cache, item
-from realigndiff.perception.images import to_uint8
 from realigndiff.pipeline.realign import realign_batch
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 
 SCRIPT = Path(evaluate.__file__)
 BASE = "--method=base"
@@ -76,7 +77,7 @@ def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp
         rewards = models.reward(torch.from_numpy(drawn).float() / 255, texts)
         assert row["columns"]["caption"]["value"] == pytest.approx(float(rewards.mean()), rel=1e-3)
         assert row["columns"]["bind"]["value"] == pytest.approx(judge_all(drawn, pairs)["bind"].mean())
-    assert told["metrics"]["caption"]["captioner"].startswith(str(FOLDER / "blip2_captioner"))
+    assert told["metrics"]["caption"]["captioner"].startswith(str(WEIGHTS / "blip2_captioner"))
     assert [panel.name for panel in (tmp_path / "out" / "panels" / "fine").iterdir()] == ["00000.png"]
     assert (tmp_path / "out" / "table3.csv").read_text(encoding="utf-8").startswith("method,caption,caption_low")
 

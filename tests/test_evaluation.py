@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.prompts import two_object_prompts
@@ -17,7 +17,7 @@ from realigndiff.evaluation.bootstrap import mean_interval, paired_difference
 from realigndiff.evaluation.methods import BASE, FINE, REDRAW, Method
 from realigndiff.evaluation.scores import stayed_right
 from realigndiff.evaluation.tune import rules, variant
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 
 
 def test_the_interval_is_that_of_the_paired_differences():
@@ -133,7 +133,7 @@ def tuned(models, tmp_path):
     """The demo models with a LoRA that nobody trained: the base's own words get lost."""
     import peft
     from realigndiff.demo.models import load_models
-    from realigndiff.training.export import save_lora
+    from realigndiff.lora_files.export import save_lora
 
     unet = load_models().sampler.unet
     torch.manual_seed(0)

@@ -8,16 +8,24 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from realigndiff.benchmarks.published import (
+    layouts as published_layouts,
+)
+from realigndiff.benchmarks.published import (
+    ram as published_ram,
+)
+from realigndiff.benchmarks.published import (
+    rewards as published_rewards,
+)
+from realigndiff.checkpoints import grounding_dino, image_reward, open_clip, ram, sam, unpickling
+from realigndiff.checkpoints.files import read_tensors
+from realigndiff.checkpoints.grounding_dino import load_grounding_dino
+from realigndiff.checkpoints.image_reward import load_image_reward
+from realigndiff.checkpoints.open_clip import load_open_clip
+from realigndiff.checkpoints.ram import load_ram
+from realigndiff.checkpoints.sam import load_sam
 from realigndiff.core.errors import RealignError
-from realigndiff.perception.checkpoints import grounding_dino, image_reward, open_clip, ram, sam, unpickling
-from realigndiff.perception.checkpoints.files import read_tensors
-from realigndiff.perception.checkpoints.grounding_dino import load_grounding_dino
-from realigndiff.perception.checkpoints.image_reward import load_image_reward
-from realigndiff.perception.checkpoints.open_clip import load_open_clip
-from realigndiff.perception.checkpoints.ram import load_ram
-from realigndiff.perception.checkpoints.sam import load_sam
 from realigndiff.perception.detector import Detector
-from realigndiff.tests import published_layouts, published_ram, published_rewards
 from safetensors.torch import save_file
 
 needs_new_torch = pytest.mark.skipif(

@@ -20,9 +20,8 @@ peft = pytest.importorskip("peft")
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from realigndiff.core.errors import RealignError
-from realigndiff.tests.close import CALL, apart, assert_close
-from realigndiff.training import export
-from realigndiff.training.export import (
+from realigndiff.lora_files import export
+from realigndiff.lora_files.export import (
     lora_state_dict,
     merged,
     run_metadata,
@@ -30,6 +29,7 @@ from realigndiff.training.export import (
     save_unet,
     unet_ldm_state_dict,
 )
+from realigndiff.tests.close import CALL, apart, assert_close
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from realigndiff.checkpoints.folders import pillow_processor
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
 from realigndiff.evaluation.frechet import KID_SUBSETS, clean_resize, fid, kid, load_features
-from realigndiff.perception.loading import pillow_processor
 from realigndiff.tests.close import NETWORK, assert_close
 from scipy.linalg import sqrtm
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
@@ -115,4 +115,4 @@ def test_features_are_those_of_the_networks_own_library(kind, tmp_path):
 
 def test_another_network_is_told_in_one_sentence():
     with pytest.raises(RealignError, match="holds a sam, and FID's features"):
-        load_features(FOLDER / "sam")
+        load_features(WEIGHTS / "sam")

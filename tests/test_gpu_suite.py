@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from realigndiff.attention import modulated
+from realigndiff.attention.equation import modulated
 from realigndiff.benchmarks import diffusers_unet
 from realigndiff.benchmarks.gpu import captioners, cost, kernel, parity, suite, training, worker
 from realigndiff.benchmarks.gpu.options import Options

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.checkpoints import grounding_dino, tokenizers
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
-from realigndiff.perception.checkpoints import grounding_dino, tokenizers
 from realigndiff.perception.detector import Detector, ImageProcessor
-from realigndiff.tests import published_layouts as layouts
 from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import save_file
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))
-VOCABULARY = FOLDER / "grounding_dino" / "vocab.txt"
+VOCABULARY = WEIGHTS / "grounding_dino" / "vocab.txt"
 
 
 @pytest.fixture(scope="module")

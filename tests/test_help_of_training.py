@@ -6,10 +6,10 @@ import pytest
 from realigndiff.core.errors import RealignError
 from realigndiff.rewards.loading import NAMES
 from realigndiff.rewards.sam import SamReward
-from realigndiff.training.arl_settings import ArlConfig
-from realigndiff.training.feedback import estimators
-from realigndiff.training.kinds import documentation
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop.feedback import estimators
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.kinds import documentation
+from realigndiff.training.settings.refl import ReflConfig
 
 
 @pytest.mark.parametrize("settings", [ReflConfig, ArlConfig])

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
 from realigndiff.core.files import sweep, write_whole
 from realigndiff.tests.short_runs import QUICK, contents, forget_devices, run_in, same, steps
-from realigndiff.training import failures, run, stopping
+from realigndiff.training.loop import failures, run, stopping
 from realigndiff.training.refl_train import ReflRun
-from realigndiff.training.run_folder import RunFolder, check_writable
-from realigndiff.training.watching import Watcher
+from realigndiff.training.state.run_folder import RunFolder, check_writable
+from realigndiff.training.watch.watching import Watcher
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation.settings import ModulationSettings
+from realigndiff.cli import settings as options
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation.tune import PAPER, settings_of
 from realigndiff.pipeline.realign import RealignSettings, resample
-from realigndiff.pipeline.sampler import DiffusersSampler
-from realigndiff.pipeline.settings import SamplingSettings
-from realigndiff.scripts import settings as options
+from realigndiff.sampling.sampler import DiffusersSampler
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.miniatures import save_sdxl
 
 PROMPT = "a red circle and a blue square"

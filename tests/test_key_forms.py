@@ -8,10 +8,10 @@ import urllib.parse
 
 import pytest
 from realigndiff.core.errors import RealignError
-from realigndiff.perception.answer_cache import AnswerCache
-from realigndiff.perception.key_forms import holds_key, without_key
-from realigndiff.perception.likelihood import likelihoods
-from realigndiff.perception.openai_client import OpenAiLanguageModel
+from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.server.cache import AnswerCache
+from realigndiff.language.server.client import OpenAiLanguageModel
+from realigndiff.language.server.key_forms import holds_key, without_key
 from realigndiff.tests.llm_server import LlmServer, Reply
 
 KEY = "sk-proj-T3xQ9vLm2ZbR7wKc4NfY8hDs"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.perception.labels import read_labels, read_lines
 from realigndiff.scripts import label_embeddings
 from realigndiff.tests.close import NETWORK, assert_close
@@ -23,7 +23,7 @@ def clip(tmp_path_factory):
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**small, "image_size": 32}, projection_dim=512))
     folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
-    CLIPTokenizer.from_pretrained(FOLDER / "stable_diffusion" / "tokenizer").save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(WEIGHTS / "stable_diffusion" / "tokenizer").save_pretrained(folder)
     return model.eval(), folder
 
 

@@ -13,11 +13,12 @@ from email.utils import formatdate
 
 import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
-from realigndiff.perception import chat_server, questions
-from realigndiff.perception.answer_cache import AnswerCache
-from realigndiff.perception.answers import GivenAnswers, read_json
-from realigndiff.perception.likelihood import likelihoods
-from realigndiff.perception.openai_client import OpenAiLanguageModel
+from realigndiff.language import questions
+from realigndiff.language.answers import GivenAnswers, read_json
+from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.server import chat as chat_server
+from realigndiff.language.server.cache import AnswerCache
+from realigndiff.language.server.client import OpenAiLanguageModel
 from realigndiff.tests.llm_server import LlmServer, Reply
 
 PROMPT = "a red circle and a blue square"

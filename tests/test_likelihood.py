@@ -3,7 +3,7 @@
 import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY
-from realigndiff.perception.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.likelihood import OfflineScorer, likelihoods
 
 OFFLINE = OfflineScorer()
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import LIKELIHOODS
 from realigndiff.core.words import noun_phrases
-from realigndiff.perception import chat_server
-from realigndiff.perception.likelihood import OfflineScorer, likelihoods
-from realigndiff.perception.openai_client import OpenAiLanguageModel
+from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.server import chat as chat_server
+from realigndiff.language.server.client import OpenAiLanguageModel
 from realigndiff.tests.llm_server import FAULTS, LlmServer, Reply
 
 PROMPTS = (

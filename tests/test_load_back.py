@@ -3,19 +3,19 @@
 import peft
 import pytest
 import torch
+from realigndiff.core.embedded import COARSE_LORA, WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import COARSE_WEIGHTS, FOLDER
-from realigndiff.pipeline.sampler import DiffusersSampler
+from realigndiff.lora_files.export import merged, save_lora, save_unet
+from realigndiff.lora_files.ldm_keys import ldm_names
+from realigndiff.lora_files.load_back import load_back
+from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.close import assert_close
-from realigndiff.training.export import merged, save_lora, save_unet
-from realigndiff.training.ldm_keys import ldm_names
-from realigndiff.training.load_back import load_back
 from safetensors.torch import save_file
 
 
 @pytest.fixture
 def unet():
-    return DiffusersSampler.load(FOLDER / "stable_diffusion").unet
+    return DiffusersSampler.load(WEIGHTS / "stable_diffusion").unet
 
 
 def trained(unet):
@@ -33,7 +33,7 @@ def test_it_has_the_weights_that_were_trained(kind, unet, tmp_path):
         save_lora(unet, tmp_path / "file.safetensors")
     else:
         save_unet(whole, tmp_path / "file.safetensors", dtype=torch.float32)
-    fresh = DiffusersSampler.load(FOLDER / "stable_diffusion").unet
+    fresh = DiffusersSampler.load(WEIGHTS / "stable_diffusion").unet
     assert not torch.equal(fresh.mid_block.resnets[0].conv1.weight, whole.mid_block.resnets[0].conv1.weight)
     load_back(fresh, tmp_path / "file.safetensors")
     for name, weight in whole.state_dict().items():
@@ -53,7 +53,7 @@ def test_a_file_of_another_model_is_one_sentence(unet, tmp_path):
 
 def test_the_shipped_lora_fits_the_demo_model(unet):
     before = unet.mid_block.resnets[0].conv1.weight.clone()
-    load_back(unet, COARSE_WEIGHTS)
+    load_back(unet, COARSE_LORA)
     assert not torch.equal(unet.mid_block.resnets[0].conv1.weight, before)
 
 

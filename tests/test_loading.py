@@ -3,14 +3,14 @@
 import shutil
 
 import pytest
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
 from realigndiff.perception.captioner import Captioner
 from realigndiff.perception.detector import Detector
 from realigndiff.perception.segmenter import Segmenter
 from realigndiff.perception.tagger import Tagger
 from realigndiff.perception.text_encoder import TextEncoder
-from realigndiff.pipeline.sampler import DiffusersSampler
+from realigndiff.sampling.sampler import DiffusersSampler
 
 FOLDERS = {
     Captioner: "blip2_captioner",
@@ -25,7 +25,7 @@ kinds = pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.__name__)
 
 @pytest.fixture
 def copy(kind, tmp_path):
-    return shutil.copytree(FOLDER / FOLDERS[kind], tmp_path / "model")
+    return shutil.copytree(WEIGHTS / FOLDERS[kind], tmp_path / "model")
 
 
 def weights(folder):
@@ -55,7 +55,7 @@ def test_a_truncated_weight_file_is_told(kind, copy):
 
 @pytest.mark.parametrize("kind", [Captioner, Detector, Segmenter, TextEncoder], ids=lambda kind: kind.__name__)
 def test_weights_of_another_model_are_refused(kind, copy):
-    other = FOLDER / FOLDERS[Segmenter if kind is not Segmenter else Detector]
+    other = WEIGHTS / FOLDERS[Segmenter if kind is not Segmenter else Detector]
     shutil.copyfile(other / "model.safetensors", copy / "model.safetensors")
     with pytest.raises(RealignError, match="not those of"):
         kind.load(copy)

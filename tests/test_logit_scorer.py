@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.perception.likelihood import likelihoods
-from realigndiff.perception.logit_scorer import LogitScorer
+from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.logit_scorer import LogitScorer
 from realigndiff.tests.tiny_llm import KINDS, language_model, save_language_model, tokenizer
 from transformers import DynamicCache
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageColor
 from realigndiff.core.regions import MAYBE, Region, RegionSet
-from realigndiff.pipeline.heat_map import FOOT, GAP, HEAD, labelled, outlined
-from realigndiff.pipeline.overlay import PALETTE, overlay
-from realigndiff.pipeline.panel import panel
+from realigndiff.drawing.heat_map import FOOT, GAP, HEAD, labelled, outlined
+from realigndiff.drawing.overlay import PALETTE, overlay
+from realigndiff.drawing.panel import panel
 from realigndiff.pipeline.phrase_attention import PhraseAttention
 from realigndiff.pipeline.realign import Look, RealignResult
 

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from realigndiff.core.errors import RealignError
-from realigndiff.training.offload import moved_to
-from realigndiff.training.optimization import accelerator, adamw, averaged, lower_scale, moving_average
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop.offload import moved_to
+from realigndiff.training.loop.optimization import accelerator, adamw, averaged, lower_scale, moving_average
+from realigndiff.training.settings.refl import ReflConfig
 from torch import nn
 
 

@@ -8,8 +8,8 @@ import os
 
 import pytest
 from realigndiff.core.regions import LIKELIHOODS
-from realigndiff.perception.likelihood import likelihoods
-from realigndiff.perception.openai_client import OpenAiLanguageModel
+from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.server.client import OpenAiLanguageModel
 
 OTHER = os.environ.get("REALIGN_TEST_LLM", "")
 

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
+from realigndiff.cli import hardware
 from realigndiff.core import precision
 from realigndiff.core.errors import RealignError
 from realigndiff.core.precision import DTYPES, checked_dtype, computes_in
-from realigndiff.scripts import hardware
-from realigndiff.training.optimization import accelerator
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop.optimization import accelerator
+from realigndiff.training.settings.refl import ReflConfig
 
 CPU = torch.device("cpu")
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
 from realigndiff.perception.captioner import Captioner
-from realigndiff.pipeline.sampler import DiffusersSampler
+from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.close import NETWORK, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
-from realigndiff.training.models import load
-from realigndiff.training.pairs import Pairs
-from realigndiff.training.prior import Drawn, folder_prior, frozen_prior
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.data.pairs import Pairs
+from realigndiff.training.data.prior import Drawn, folder_prior, frozen_prior
+from realigndiff.training.loop.models import load
+from realigndiff.training.settings.refl import ReflConfig
 from safetensors.torch import save_file
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
@@ -26,7 +26,7 @@ PROMPTS = ["a red circle and a blue square", "a green ring"]
 
 @pytest.fixture(scope="module")
 def sampler():
-    return DiffusersSampler.load(FOLDER / "stable_diffusion")
+    return DiffusersSampler.load(WEIGHTS / "stable_diffusion")
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
@@ -76,7 +76,7 @@ def test_the_likeliest_pairs_are_kept_in_their_order():
 
 
 def test_what_was_drawn_is_drawn_once(sampler, tmp_path):
-    captioner, made = Captioner.load(FOLDER / "blip2_captioner"), []
+    captioner, made = Captioner.load(WEIGHTS / "blip2_captioner"), []
 
     def prior(**changed):
         settings = {"prior_images": 4, "prior_steps": 2, "cfg": 3.0, "prior_captions": "captioner", **changed}
@@ -92,7 +92,7 @@ def test_what_was_drawn_is_drawn_once(sampler, tmp_path):
 
 
 def test_images_of_other_weights_behind_the_same_path_are_drawn_again(sampler, tmp_path):
-    model, made = shutil.copytree(FOLDER / "stable_diffusion", tmp_path / "model"), []
+    model, made = shutil.copytree(WEIGHTS / "stable_diffusion", tmp_path / "model"), []
 
     def drawn_with(folder):
         settings = {"model": str(folder), "prior_images": 1, "prior_steps": 1, "cfg": 1.0}
@@ -113,7 +113,7 @@ def test_images_of_other_weights_behind_the_same_path_are_drawn_again(sampler, t
 
 
 def test_another_captioner_draws_again_only_what_it_was_asked_of(sampler, tmp_path):
-    captioner, made = Captioner.load(FOLDER / "blip2_captioner"), []
+    captioner, made = Captioner.load(WEIGHTS / "blip2_captioner"), []
 
     def drawn(**changed):
         made.clear()

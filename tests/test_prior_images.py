@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.perception.captioner import Captioner
-from realigndiff.pipeline.sampler import DiffusersSampler
-from realigndiff.pipeline.settings import SamplingSettings
-from realigndiff.training.prior import folder_prior, frozen_prior
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.sampling.sampler import DiffusersSampler
+from realigndiff.sampling.settings import SamplingSettings
+from realigndiff.training.data.prior import folder_prior, frozen_prior
+from realigndiff.training.settings.refl import ReflConfig
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
 FEW = {"model": "demo", "captioner": "demo", "cfg": 3.0, "prior_images": 4, "prior_steps": 1, "seed": 7}
@@ -20,12 +20,12 @@ FEW = {"model": "demo", "captioner": "demo", "cfg": 3.0, "prior_images": 4, "pri
 
 @pytest.fixture(scope="module")
 def sampler():
-    return DiffusersSampler.load(FOLDER / "stable_diffusion")
+    return DiffusersSampler.load(WEIGHTS / "stable_diffusion")
 
 
 @pytest.fixture(scope="module")
 def captioner():
-    return Captioner.load(FOLDER / "blip2_captioner")
+    return Captioner.load(WEIGHTS / "blip2_captioner")
 
 
 def test_a_folders_pictures_come_back_from_the_autoencoder(sampler, tmp_path):

@@ -8,8 +8,8 @@ from realigndiff.core.errors import RealignError
 from realigndiff.core.prompt_files import read_prompts
 from realigndiff.evaluation.prompt_sets import prompt_set
 from realigndiff.scripts import realign
-from realigndiff.training.prompts import load_prompts
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.data.prompts import load_prompts
+from realigndiff.training.settings.refl import ReflConfig
 
 COCO = {
     "info": {},

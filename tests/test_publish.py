@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.training.config import METADATA_KEY, OF_ONE_RUN, load, to_dict
-from realigndiff.training.kinds import kinds
 from realigndiff.training.publish import OF_A_MACHINE, publish
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.settings.files import METADATA_KEY, OF_ONE_RUN, load, to_dict
+from realigndiff.training.settings.kinds import kinds
+from realigndiff.training.settings.refl import ReflConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import PIL
 import pytest
 import torch
+from realigndiff.benchmarks.published import ram as published_ram
+from realigndiff.checkpoints.networks.ram import RamPlus
+from realigndiff.checkpoints.ram import own_names
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
 from realigndiff.perception import labels
-from realigndiff.perception.checkpoints.ram import own_names
-from realigndiff.perception.ram import RamPlus
 from realigndiff.perception.tagger import Tagger
-from realigndiff.tests import half, published_ram
+from realigndiff.tests import half
 from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import save_file
 
@@ -171,7 +172,7 @@ def test_a_folder_without_weights_or_with_several_is_told(tmp_path):
 
 
 def test_our_own_layout_is_read_by_its_folder_or_its_file(tmp_path):
-    folder = shutil.copytree(FOLDER / "ram", tmp_path / "ram")
+    folder = shutil.copytree(WEIGHTS / "ram", tmp_path / "ram")
     sizes = {Tagger.load(path).model.config.image_size for path in (folder, folder / "model.safetensors")}
     assert sizes == {64}
 

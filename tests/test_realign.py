@@ -5,15 +5,15 @@ import json
 
 import pytest
 import torch
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.report import report
 from realigndiff.demo.world import COLORS, SHAPES
-from realigndiff.pipeline.panel import panel
+from realigndiff.drawing.panel import panel
 from realigndiff.pipeline.realign import readable, realign, realign_batch
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import SAMPLING, assert_close
 
 PROMPT = "a red circle and a blue square"

@@ -32,10 +32,10 @@ from realigndiff.tests.training_runs import (
     run_refl,
     same,
 )
-from realigndiff.training.config import parse
-from realigndiff.training.feedback import estimators
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop.feedback import estimators
 from realigndiff.training.refl_train import ReflRun
+from realigndiff.training.settings.files import parse
+from realigndiff.training.settings.refl import ReflConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -12,23 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.tests.short_runs import (
-    QUICK,
-    ROOT,
-    checkpoint,
-    contents,
-    copy_of,
-    forget_devices,
-    run_in,
-    same,
-    steps,
-)
-from realigndiff.training import checkpoints, log, origin, run_folder
-from realigndiff.training.arl_settings import ArlConfig
-from realigndiff.training.config import to_dict
-from realigndiff.training.plan import plan
-from realigndiff.training.prompts import Prompts, load_prompts
-from realigndiff.training.run_folder import RunFolder, holds_a_run, set_aside
+from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy_of, forget_devices, run_in, same, steps
+from realigndiff.training.data.prompts import Prompts, load_prompts
+from realigndiff.training.loop.plan import plan
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.files import to_dict
+from realigndiff.training.state import checkpoints, origin, run_folder
+from realigndiff.training.state.run_folder import RunFolder, holds_a_run, set_aside
+from realigndiff.training.watch import log
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -258,7 +249,7 @@ def test_nothing_is_moved_where_the_models_cannot_be_read(whole, tmp_path):
 
 def test_another_run_is_refused_before_a_model_is_read(whole, tmp_path, monkeypatch):
     output = copy_of(whole, tmp_path / "run", 3)
-    monkeypatch.setattr("realigndiff.training.run.load", lambda *_: pytest.fail("a model was read"))
+    monkeypatch.setattr("realigndiff.training.loop.run.load", lambda *_: pytest.fail("a model was read"))
     with pytest.raises(RealignError, match="other held-out prompts"):
         run_in(output)
 
@@ -292,7 +283,7 @@ HOLD = """
 import runpy, sys, time
 from pathlib import Path
 runpy.run_path(sys.argv[1])["load_pack"]()
-from realigndiff.training.run_folder import RunFolder
+from realigndiff.training.state.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)

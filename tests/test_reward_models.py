@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from realigndiff.benchmarks.published import rewards as published_rewards
+from realigndiff.benchmarks.published.layouts import picture
+from realigndiff.checkpoints import open_clip
+from realigndiff.checkpoints.folders import pillow_processor
+from realigndiff.checkpoints.image_reward import text_config, vision_config
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
-from realigndiff.perception.checkpoints import open_clip
-from realigndiff.perception.checkpoints.image_reward import text_config, vision_config
-from realigndiff.perception.loading import pillow_processor
 from realigndiff.rewards.blip import Blip, BlipItcReward, BlipItmReward
 from realigndiff.rewards.clip import ClipReward
 from realigndiff.rewards.image_reward import ImageReward
 from realigndiff.rewards.loading import NAMES, load_rewards
 from realigndiff.rewards.preprocessing import Preprocessing
-from realigndiff.tests import published_rewards
 from realigndiff.tests.close import NETWORK, assert_close
-from realigndiff.tests.published_layouts import picture
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 from transformers import (
@@ -38,8 +38,8 @@ from transformers import (
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))
 PROMPTS = list(published_rewards.PROMPTS)
-CLIP_TOKENIZER = FOLDER / "stable_diffusion" / "tokenizer"
-BERT_TOKENIZER = FOLDER / "grounding_dino"
+CLIP_TOKENIZER = WEIGHTS / "stable_diffusion" / "tokenizer"
+BERT_TOKENIZER = WEIGHTS / "grounding_dino"
 ClipImageProcessor, BlipImageProcessor = map(pillow_processor, ("CLIPImageProcessor", "BlipImageProcessor"))
 
 
@@ -99,7 +99,7 @@ def places(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rewards(places):
     found = load_rewards(NAMES[2:], places)
-    blip2 = Blip.load(FOLDER / "blip2_itm")
+    blip2 = Blip.load(WEIGHTS / "blip2_itm")
     return {**found, "blip2-itm": BlipItmReward(blip2), "blip2-itc": BlipItcReward(blip2)}
 
 
@@ -180,7 +180,7 @@ def test_blip_2_matches_by_its_head_and_is_near_by_its_best_query(rewards):
 
 def test_placeholders_for_queries_that_a_blip_2_folder_names_change_nothing(rewards, tmp_path):
     """Salesforce's folder names one; newer versions of transformers cut as many tokens off as there are queries."""
-    folder = shutil.copytree(FOLDER / "blip2_itm", tmp_path / "blip2")
+    folder = shutil.copytree(WEIGHTS / "blip2_itm", tmp_path / "blip2")
     config = json.loads((folder / "config.json").read_text()) | {"image_token_index": 1029}
     (folder / "config.json").write_text(json.dumps(config))
     found = Blip.load(folder)

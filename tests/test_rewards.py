@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from realigndiff.checkpoints.folders import from_folder
+from realigndiff.checkpoints.tokenizers import bert_tokenizer, clip_tokenizer
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.demo.world import caption
-from realigndiff.perception.checkpoints.tokenizers import bert_tokenizer, clip_tokenizer
-from realigndiff.perception.likelihood import OfflineScorer
-from realigndiff.perception.loading import from_folder
+from realigndiff.language.likelihood import OfflineScorer
 from realigndiff.rewards.combine import parse_terms, weighted_sum
 from realigndiff.rewards.ranking import best_first, rank_sum, ranks
 from realigndiff.rewards.sam import SamReward
@@ -116,7 +116,7 @@ def test_a_reward_is_named_once_and_at_least_one_is():
 
 
 def test_tags_that_a_language_model_does_not_score_are_scored_offline():
-    from realigndiff.perception.likelihood import tag_likelihoods
+    from realigndiff.language.likelihood import tag_likelihoods
 
     class Silent:
         bind = score = staticmethod(lambda prompt, tags: None)
@@ -134,24 +134,25 @@ def test_what_the_sam_reward_reads_with_is_moved_too(models, sam_reward):
 
 def test_of_two_tokenizers_that_may_be_meant_the_one_that_fits_is_taken(tmp_path):
     """As where files of several models lie in one folder."""
-    shutil.copy(FOLDER / "grounding_dino/tokenizer.json", tmp_path)
+    shutil.copy(WEIGHTS / "grounding_dino/tokenizer.json", tmp_path)
     clip, bert = 321, 1030
-    assert len(clip_tokenizer(tmp_path / "negclip.pth", clip, FOLDER / "clip")) == clip
+    assert len(clip_tokenizer(tmp_path / "negclip.pth", clip, WEIGHTS / "clip")) == clip
     with pytest.raises(RealignError, match=r"knows \d+ words, but the model .* 49408"):
-        clip_tokenizer(tmp_path / "negclip.pth", 49408, FOLDER / "clip")
+        clip_tokenizer(tmp_path / "negclip.pth", 49408, WEIGHTS / "clip")
     assert len(bert_tokenizer(tmp_path / "ImageReward.pt", bert + 2, added=["[DEC]", "[ENC]"])) == bert + 2
 
 
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
 def test_the_bare_files_of_a_clip_tokenizer_are_enough(names, tmp_path):
     """Without a config that names the class: padding and both ends are CLIP's."""
-    from_folder(CLIPTokenizerFast, FOLDER / "clip").save_pretrained(tmp_path / "all")
-    shutil.copytree(FOLDER / "clip", tmp_path / "all", dirs_exist_ok=True)
+    from_folder(CLIPTokenizerFast, WEIGHTS / "clip").save_pretrained(tmp_path / "all")
+    shutil.copytree(WEIGHTS / "clip", tmp_path / "all", dirs_exist_ok=True)
     (tmp_path / "bare").mkdir()
     for name in names:
         shutil.copy(tmp_path / "all" / name, tmp_path / "bare")
     bare = clip_tokenizer(tmp_path / "bare/negclip.pth", 321)
     texts = ["a red circle", "a dog"]
     assert (
-        bare(texts, padding=True).input_ids == clip_tokenizer(FOLDER / "clip/x.pth", 321)(texts, padding=True).input_ids
+        bare(texts, padding=True).input_ids
+        == clip_tokenizer(WEIGHTS / "clip/x.pth", 321)(texts, padding=True).input_ids
     )

@@ -4,19 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
-from realigndiff.pipeline.sampler import DiffusersSampler
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.core.embedded import WEIGHTS
+from realigndiff.sampling.sampler import DiffusersSampler
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import SAMPLING, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
-from realigndiff.training.rollout import Rollout
+from realigndiff.training.loop.rollout import Rollout
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
 
 
 @pytest.fixture(scope="module")
 def sampler():
-    return DiffusersSampler.load(FOLDER / "stable_diffusion")
+    return DiffusersSampler.load(WEIGHTS / "stable_diffusion")
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
-from realigndiff.training import candidates
-from realigndiff.training.arl_settings import ArlConfig
-from realigndiff.training.config import load as settings_of
-from realigndiff.training.models import load
+from realigndiff.core.embedded import WEIGHTS
+from realigndiff.training.data import candidates
+from realigndiff.training.loop.models import load
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.files import load as settings_of
 
 CONFIG = replace(
     settings_of(ArlConfig, Path(__file__).parents[1] / "training" / "configs" / "arl-demo.toml"),
@@ -30,7 +30,7 @@ def trained():
 
 @pytest.mark.parametrize("name", ["model", "clip"])
 def test_a_round_of_other_weights_behind_the_same_path_is_drawn_again(trained, tmp_path, monkeypatch, name):
-    folder = shutil.copytree(FOLDER / {"model": "stable_diffusion"}.get(name, name), tmp_path / "model")
+    folder = shutil.copytree(WEIGHTS / {"model": "stable_diffusion"}.get(name, name), tmp_path / "model")
     config = replace(CONFIG, output=str(tmp_path / "out"), **{name: str(folder)})
     draw, drawn = candidates._draw, []
     monkeypatch.setattr(candidates, "_draw", lambda *given: drawn.append(given) or draw(*given))

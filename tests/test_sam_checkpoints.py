@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.checkpoints.sam import config_of, converted
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module
-from realigndiff.perception.checkpoints.sam import config_of, converted
 from realigndiff.perception.segmenter import Sam2Segmenter, Segmenter
 from realigndiff.tests import half
-from realigndiff.tests import published_layouts as layouts
 from realigndiff.tests.close import NETWORK, apart, assert_close
 from safetensors.torch import save_file
 

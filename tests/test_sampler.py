@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from realigndiff.attention import diffusers_adapter
-from realigndiff.attention.reference import reference_attention
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.diffusers import processor as diffusers_adapter
+from realigndiff.attention.equation.reference import reference_attention
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import Region, RegionSet
-from realigndiff.pipeline import sampler as module
-from realigndiff.pipeline.sampler import DiffusersSampler
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling import sampler as module
+from realigndiff.sampling.sampler import DiffusersSampler
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import SAMPLING, apart, assert_close
 from realigndiff.tests.miniatures import save_sd1, save_sdxl
-from realigndiff.training.rollout import Rollout
+from realigndiff.training.loop.rollout import Rollout
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

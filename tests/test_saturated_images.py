@@ -1,10 +1,10 @@
-"""What the rewards make of pixels beyond [0, 1], which training's images have: see `training/rollout.py`."""
+"""What the rewards make of pixels beyond [0, 1], which training's images have: see `training/loop/rollout.py`."""
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.perception.captioner import Captioner
-from realigndiff.perception.speech import Speech
+from realigndiff.rewards.caption_likelihood import Speech
 from realigndiff.rewards.clip import ClipReward
 from realigndiff.rewards.preprocessing import Preprocessing
 from torch.nn.functional import interpolate
@@ -50,7 +50,7 @@ def test_what_is_within_the_range_is_seen_as_resizing_and_clipping_make_it(size)
 
 @pytest.mark.parametrize("side", [64, 128])
 def test_the_captioner_and_clip_give_a_saturated_image_the_value_of_the_clipped_one_and_a_gradient_everywhere(side):
-    speech, clip = Speech(Captioner.load(FOLDER / "blip2_captioner")), ClipReward.load(FOLDER / "clip")
+    speech, clip = Speech(Captioner.load(WEIGHTS / "blip2_captioner")), ClipReward.load(WEIGHTS / "clip")
     image = noisy((side, side))
     clipped = image.detach().clamp(0, 1)
     for judge in (speech.see, clip.embed_images):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from realigndiff.cli.models import MODELS
 from realigndiff.core import pictures
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
+from realigndiff.core.images import to_pil
 from realigndiff.demo.train.data import draw_scenes
-from realigndiff.perception.images import to_pil
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.scripts import caption, realign
-from realigndiff.scripts.models import MODELS
 from realigndiff.tests.llm_server import LlmServer, Reply
 from realigndiff.tests.tiny_llm import save_language_model
 
@@ -56,7 +56,7 @@ class TestCaption:
         return tmp_path
 
     def run(self, call, photos, *options):
-        return call(caption, photos, "--captioner", FOLDER / "blip2_captioner", *options)
+        return call(caption, photos, "--captioner", WEIGHTS / "blip2_captioner", *options)
 
     def texts(self, photos):
         return {file.name: file.read_text(encoding="utf-8").strip() for file in photos.rglob("*.txt")}
@@ -272,7 +272,7 @@ class TestRealign:
     def test_what_is_made_of_other_weights_is_made_again(self, tmp_path, monkeypatch, change):
         tagger, detector = tmp_path / "ram.pth", tmp_path / "dino"
         tagger.write_bytes(b"one")
-        shutil.copytree(FOLDER / "grounding_dino", detector)
+        shutil.copytree(WEIGHTS / "grounding_dino", detector)
         arguments = ["x", *DEMO, "--prompt=x", "--tagger", str(tagger), "--detector", str(detector)]
         made = []
         monkeypatch.setattr(realign, "done", lambda *job: made.append(job[-1]) or True)

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from realigndiff.attention import diffusers_adapter
-from realigndiff.attention.layout import cross_layout, self_layout
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.diffusers import processor as diffusers_adapter
+from realigndiff.attention.equation.layout import cross_layout, self_layout
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.regions import MAYBE, UNLIKELY, Region, RegionSet
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
 from realigndiff.perception.tagger import Tag
 from realigndiff.pipeline.realign import Models, RealignSettings, find_regions, resample
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 
 PROMPT = "a red circle and a blue square"
 

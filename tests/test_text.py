@@ -10,7 +10,7 @@ from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.core.files import write_whole
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.core.text import MOST_MESSAGE, encodable, printable, short
-from realigndiff.perception.likelihood import likelihoods
+from realigndiff.language.likelihood import likelihoods
 from realigndiff.pipeline.realign import RealignSettings
 
 STANDALONE = Path(__file__).parents[1] / "standalone.py"

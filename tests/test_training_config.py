@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
-from realigndiff.training import config as files
-from realigndiff.training.arl_settings import ArlConfig
-from realigndiff.training.config import METADATA_KEY, from_dict, load, parse, to_dict, to_toml
-from realigndiff.training.kinds import Range, check, documentation, kinds
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.settings import files
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.files import METADATA_KEY, from_dict, load, parse, to_dict, to_toml
+from realigndiff.training.settings.kinds import Range, check, documentation, kinds
+from realigndiff.training.settings.refl import ReflConfig
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def test_the_paper_is_the_default():
 
 def test_the_committed_toml_files_and_table_are_what_config_py_makes():
     for file, text in files.generated().items():
-        hint = f"{file.name} is out of date: run python training/config.py --write"
+        hint = f"{file.name} is out of date: run python training/settings/files.py --write"
         assert file.read_text(encoding="utf-8") == text, hint
 
 
@@ -109,8 +109,8 @@ def test_the_settings_are_read_without_torch():
     code = f"""
 import runpy, sys
 runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
-from realigndiff.training.config import parse
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.settings.files import parse
+from realigndiff.training.settings.refl import ReflConfig
 parse(ReflConfig, ["--config", {str(files.CONFIGS / "demo.toml")!r}])
 assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 """

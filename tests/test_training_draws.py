@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from realigndiff.pipeline.sampler import DiffusersSampler
 from realigndiff.rewards.caption_gradient import PromptLikelihood, ScoreFunction, StraightThrough
-from realigndiff.training.arl_settings import ArlConfig
+from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.training.arl_train import ArlRun
-from realigndiff.training.candidates import draw_round
-from realigndiff.training.config import load as read
-from realigndiff.training.feedback import estimators
-from realigndiff.training.models import load
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.data.candidates import draw_round
+from realigndiff.training.loop.feedback import estimators
+from realigndiff.training.loop.models import load
 from realigndiff.training.refl_train import ReflRun
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.files import load as read
+from realigndiff.training.settings.refl import ReflConfig
 
 CONFIGS = Path(__file__).parents[1] / "training/configs"
 CLIP = {"precision": "fp32", "reward": "clip", "clip": "demo", "rank": 1, "targets": ("to_q",)}

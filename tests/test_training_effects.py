@@ -10,14 +10,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDIMScheduler
-from realigndiff.pipeline.sampler import DiffusersSampler
+from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.miniatures import unet
-from realigndiff.training.config import load as read
-from realigndiff.training.models import load, trainable
-from realigndiff.training.optimization import adamw
-from realigndiff.training.pairs import Pairs
-from realigndiff.training.refl_settings import ReflConfig
-from realigndiff.training.run import Run
+from realigndiff.training.data.pairs import Pairs
+from realigndiff.training.loop.models import load, trainable
+from realigndiff.training.loop.optimization import adamw
+from realigndiff.training.loop.run import Run
+from realigndiff.training.settings.files import load as read
+from realigndiff.training.settings.refl import ReflConfig
 from torch import nn
 
 DEMO = dataclasses.replace(

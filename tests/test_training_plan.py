@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.training.config import load as read
-from realigndiff.training.models import load
-from realigndiff.training.optimization import adamw
-from realigndiff.training.plan import memory, plan
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop.models import load
+from realigndiff.training.loop.optimization import adamw
+from realigndiff.training.loop.plan import memory, plan
+from realigndiff.training.settings.files import load as read
+from realigndiff.training.settings.refl import ReflConfig
 
 DEMO = read(ReflConfig, Path(__file__).parents[1] / "training/configs/demo.toml")
 

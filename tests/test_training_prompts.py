@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.prompts import two_object_prompts
-from realigndiff.training.prompts import MAX_LENGTH, Prompts, fingerprint, load_prompts, read_prompts, split
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.data.prompts import MAX_LENGTH, Prompts, fingerprint, load_prompts, read_prompts, split
+from realigndiff.training.settings.refl import ReflConfig
 
 TEXTS = ("a red circle", "ein grüner Ring, groß", "a “quoted” cat")
 words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)

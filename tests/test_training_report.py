@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from realigndiff.core.errors import RealignError
-from realigndiff.training import curves, log, report, samples
-from realigndiff.training.export import run_metadata
+from realigndiff.lora_files.export import run_metadata
+from realigndiff.training import report
+from realigndiff.training.watch import curves, log, samples
 from safetensors.numpy import save_file
 
 VOID = {"meta", "img", "path", "circle", "br"}

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from realigndiff.attention import modulated
-from realigndiff.attention.layout import Block, Layout
-from realigndiff.attention.reference import joint_reference
+from realigndiff.attention.equation import modulated
+from realigndiff.attention.equation.layout import Block, Layout
+from realigndiff.attention.equation.reference import joint_reference
 from realigndiff.tests.close import assert_close
 
 triton = pytest.importorskip("triton", reason="needs Triton")
-from realigndiff.attention import triton_attention as kernel
+from realigndiff.attention.equation import triton_kernel as kernel
 
 INTERPRETER = str(Path(__file__).with_name("triton_interpreter.py"))
 
@@ -128,8 +128,8 @@ def test_where_the_kernel_does_not_work_that_is_told_once(broken, monkeypatch, c
     monkeypatch.setattr(modulated, "_broken", set())
     monkeypatch.setattr(kernel, "_runs_on", lambda device: True)
     if broken == "no Triton":
-        monkeypatch.delattr("realigndiff.attention.triton_attention")
-        monkeypatch.setitem(sys.modules, "realigndiff.attention.triton_attention", None)
+        monkeypatch.delattr("realigndiff.attention.equation.triton_kernel")
+        monkeypatch.setitem(sys.modules, "realigndiff.attention.equation.triton_kernel", None)
     arguments = (*qkv(4, 6, 8), [random_block(0, 4, 6)])
     with caplog.at_level(logging.INFO):
         assert modulated._by_kernel(*arguments) is None

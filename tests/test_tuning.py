@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation import tune

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from realigndiff.core.regions import LIKELIHOODS
-from realigndiff.perception.validator import valid_bindings, valid_scores
+from realigndiff.language.validator import valid_bindings, valid_scores
 
 PROMPT = "a red book and a yellow pen"
 TAGS = ("book", "pen", "table")

@@ -5,15 +5,15 @@ import json
 
 import pytest
 import torch
-from realigndiff.attention.settings import ModulationSettings
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.describe import not_helped, outcomes, table
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
+from realigndiff.drawing.panel import panel
 from realigndiff.evaluation.methods import keeping_better
-from realigndiff.pipeline.panel import panel
 from realigndiff.pipeline.realign import realign
 from realigndiff.pipeline.report import report
-from realigndiff.pipeline.settings import SamplingSettings
+from realigndiff.sampling.settings import SamplingSettings
 
 PROMPT = "a red circle and a blue square"
 HALF = torch.zeros(8, 8)

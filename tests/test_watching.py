@@ -8,8 +8,9 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 from realigndiff.core.errors import RealignError
-from realigndiff.training import log, run, samples, trackers, watching
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop import run
+from realigndiff.training.settings.refl import ReflConfig
+from realigndiff.training.watch import log, samples, trackers, watching
 
 COLORS = ("red", "green", "blue", "yellow", "purple")
 

@@ -7,12 +7,12 @@ import zipfile
 
 import pytest
 import torch
+from realigndiff.checkpoints.files import read_tensors
+from realigndiff.checkpoints.filling import empty_weights, fill
+from realigndiff.checkpoints.kinds import looks_like
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.demo.models import FOLDER
 from realigndiff.perception.captioner import Captioner
-from realigndiff.perception.checkpoints.files import read_tensors
-from realigndiff.perception.checkpoints.filling import empty_weights, fill
-from realigndiff.perception.checkpoints.kinds import looks_like
 from realigndiff.perception.detector import Detector
 from realigndiff.perception.segmenter import Segmenter
 from realigndiff.perception.tagger import Tagger
@@ -75,7 +75,7 @@ def test_a_pickle_with_code_is_refused_by_name_and_nothing_runs(tmp_path, how, p
 
 @pytest.mark.parametrize("kind", ["sam", "blip2_captioner", "blip2_itm", "grounding_dino"])
 def test_a_folders_pickle_with_code_is_refused_by_name_too(tmp_path, kind):
-    folder = shutil.copytree(FOLDER / kind, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    folder = shutil.copytree(WEIGHTS / kind, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({**TENSORS, "code": Trace(tmp_path / "ran")}, folder / "pytorch_model.bin")
     reader = {"sam": Segmenter, "blip2_captioner": Captioner, "blip2_itm": TextEncoder, "grounding_dino": Detector}
     with pytest.raises(RealignError, match=r"pytorch_model.bin' was not read, and nothing in it ran.*\(\S*open\)"):

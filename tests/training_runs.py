@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from realigndiff.training.refl_settings import ReflConfig
+from realigndiff.training.loop.run import main
 from realigndiff.training.refl_train import ReflRun
-from realigndiff.training.run import main
+from realigndiff.training.settings.refl import ReflConfig
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]

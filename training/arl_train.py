@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arl_settings import ArlConfig
-from .candidates import Round, draw_round, fingerprint_of, mean_reward, read_round
-from .optimization import averaged
-from .pairs import Pairs
-from .run import Run, main
+from .data.candidates import Round, draw_round, fingerprint_of, mean_reward, read_round
+from .data.pairs import Pairs
+from .loop.optimization import averaged
+from .loop.run import Run, main
+from .settings.arl import ArlConfig
 
 
 class ArlRun(Run):

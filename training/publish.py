@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from ..core.errors import RealignError
+from ..lora_files.export import rewrite
 from ..rewards.loading import MODELS
-from .config import METADATA_KEY, from_header
-from .export import rewrite
+from .settings.files import METADATA_KEY, from_header
 
 OF_A_MACHINE = ("model", *MODELS, "llm", "llm_model", "prompts", "held_out_prompts", "prior", "sample_prompts")
 NO_PATHS = ("demo", "frozen")

@@ -27,12 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..rewards.combine import weighted_sum
-from .feedback import estimators
-from .pairs import Pairs
-from .prior import folder_prior, frozen_prior, prior_captioner
-from .refl_settings import ReflConfig
-from .rollout import Rollout
-from .run import Run, main
+from .data.pairs import Pairs
+from .data.prior import folder_prior, frozen_prior, prior_captioner
+from .loop.feedback import estimators
+from .loop.rollout import Rollout
+from .loop.run import Run, main
+from .settings.refl import ReflConfig
 
 
 class ReflRun(Run):

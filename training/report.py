@@ -31,12 +31,12 @@ from PIL import Image
 
 from ..core.errors import RealignError
 from ..core.files import write_whole
-from ..pipeline.inline import inline
-from . import log, samples
-from .arl_settings import ArlConfig, ranked
-from .config import METADATA_KEY
-from .curves import Curve, chart, smoothed
-from .refl_settings import ReflConfig
+from ..drawing.inline import inline
+from .settings.arl import ArlConfig, ranked
+from .settings.files import METADATA_KEY
+from .settings.refl import ReflConfig
+from .watch import log, samples
+from .watch.curves import Curve, chart, smoothed
 
 STYLE = Path(__file__).with_name("report.css")
 LARGEST = 512

@@ -1,4 +1,4 @@
-// A server of another machine is asked only after its user has allowed it: see nodes/consent.py. What stopped for want of
+// A server of another machine is asked only after its user has allowed it: see nodes/host/consent.py. What stopped for want of
 // that says so here, and is queued again once it is allowed.
 
 import { api } from "../../scripts/api.js"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ...attention.layout import Block
-from ...attention.settings import ModulationSettings
-from ...pipeline.settings import SamplingSettings
+from ...attention.equation.layout import Block
+from ...attention.equation.settings import ModulationSettings
+from ...sampling.settings import SamplingSettings
 from ..attention import GB, MODELS, SCORES_HELD, WAYS, Figures, Layer, blocks_of, figures, regions_of, shape_of
 from ..memory import free, peak
 from ..timing import now, start
@@ -20,7 +20,7 @@ from .options import NAMES, Case, Options
 from .results import SKIPPED, Result
 
 if TYPE_CHECKING:
-    from ...pipeline.sampler import DiffusersSampler
+    from ...sampling.sampler import DiffusersSampler
 
 REGIONS = 5
 HALF = torch.float16

@@ -8,10 +8,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ...perception.loading import from_folder
-from ...pipeline.prompt_encoding import SecondEncoder
-from ...pipeline.sampler import DiffusersSampler
-from .models import DEMO, T, random
+from ...checkpoints.folders import from_folder
+from ...core.embedded import embedded
+from ...sampling.prompt_encoding import SecondEncoder
+from ...sampling.sampler import DiffusersSampler
+from .models import T, random
 
 PROMPT = "a red circle and a blue square"
 """Of the demo world, whose tokenizer the models read with."""
@@ -82,7 +83,7 @@ def sampler(name: str, device: torch.device, dtype: torch.dtype, quick: bool = F
 
 def tokenizer() -> CLIPTokenizer:
     """The demo model's: prompts have as many tokens as with CLIP's, 77."""
-    return from_folder(CLIPTokenizer, DEMO / "stable_diffusion" / "tokenizer")
+    return from_folder(CLIPTokenizer, embedded("model") / "tokenizer")
 
 
 def _text_encoder(

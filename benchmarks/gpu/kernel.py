@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...attention import modulated
-from ...attention.layout import Block, cross_layout, self_layout
-from ...attention.reference import joint_reference
-from ...attention.settings import ModulationSettings
+from ...attention.equation import modulated
+from ...attention.equation.layout import Block, cross_layout, self_layout
+from ...attention.equation.reference import joint_reference
+from ...attention.equation.settings import ModulationSettings
 from ...core.regions import RegionSet
 from ..attention import positions_of, regions_of
 from .options import NAMES, Case, Options
@@ -145,7 +145,7 @@ def _kernel() -> Callable[..., Tensor]:
         Lacking: it cannot run here.
     """
     try:
-        from ...attention import triton_attention
+        from ...attention.equation import triton_kernel as triton_attention
     except ImportError as error:
         raise Lacking(f"the package triton ({error})") from error
 

@@ -5,19 +5,18 @@ Weights are N(0, 1 / inputs), so that activations keep their size and stay finit
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
+from ...checkpoints.filling import empty_weights
+from ...checkpoints.folders import from_folder
+from ...core.embedded import embedded
 from ...perception.captioner import Captioner
-from ...perception.checkpoints.filling import empty_weights
-from ...perception.loading import from_folder
 
 T = TypeVar("T", bound=nn.Module)
-DEMO = Path(__file__).parents[2] / "demo" / "weights"
 """Read here, as `demo.models` needs diffusers, which not all parts do."""
 TEXT = {"opt-2.7b": (2560, 32, 32), "opt-125m": (768, 12, 12)}
 """Width, layers and heads of language models."""
@@ -26,7 +25,7 @@ TEXT = {"opt-2.7b": (2560, 32, 32), "opt-125m": (768, 12, 12)}
 def captioner(device: torch.device, dtype: torch.dtype, quick: bool = False, text: str = "opt-2.7b") -> Captioner:
     """BLIP-2 with a language model of `TEXT`, which reads with the demo captioner's tokenizer; `quick`: the demo's."""
     torch.manual_seed(0)
-    folder = DEMO / "blip2_captioner"
+    folder = embedded("captioner")
     if quick:
         return Captioner.load(folder, device, dtype)
     words, images = from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder)

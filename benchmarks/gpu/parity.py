@@ -14,13 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...attention.settings import ModulationSettings
+from ...attention.equation.settings import ModulationSettings
+from ...core.embedded import embedded
 from ...core.regions import RegionSet
-from ...pipeline.sampler import DiffusersSampler
-from ...pipeline.settings import SamplingSettings
+from ...sampling.sampler import DiffusersSampler
+from ...sampling.settings import SamplingSettings
 from ..diffusers_unet import replaced, two_regions
 from . import diffusion, kernel
-from .models import DEMO
 from .options import NAMES, Case, Options
 from .results import Result, parity
 
@@ -50,7 +50,7 @@ def cases(options: Options) -> dict[str, Case]:
 
 
 def _demo(options: Options, dtype: torch.dtype) -> Iterator[Result]:
-    sampler = DiffusersSampler.load(DEMO / "stable_diffusion", options.device, dtype)
+    sampler = DiffusersSampler.load(embedded("model"), options.device, dtype)
     yield from same("demo model", sampler, options, 16)
     yield from left_alone("demo model", sampler, options, 16)
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from ...core.embedded import embedded
 from ...core.precision import DTYPES
 from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
-from ...training.config import from_dict
-from ...training.models import Trained, trainable
-from ...training.refl_settings import ReflConfig
+from ...training.loop.models import Trained, trainable
+from ...training.settings.files import from_dict
+from ...training.settings.refl import ReflConfig
 from ..refl import EQUAL, measure, our_loop
 from . import diffusion, models
 from .options import Case, Options
@@ -109,7 +110,7 @@ def trained(config: ReflConfig, options: Options) -> Trained:
     captioner = _captioner(options, DTYPES[config.precision])
     place = torch.device("cpu") if config.offload_captioner else options.device
     captioner.model.to(place)
-    reward = CaptionReward(captioner, TextEncoder.load(models.DEMO / "blip2_itm", place))
+    reward = CaptionReward(captioner, TextEncoder.load(embedded("text_encoder"), place))
     for network in reward.networks():
         network.requires_grad_(False)
     weights = trainable(sampler.unet, config)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_model
 from torch import Tensor
 
-from ...perception.ram import Ram, RamConfig
+from ...checkpoints.networks.ram import Ram, RamConfig
 from ..world import SIZE, TAGS
 from .data import Scenes, imagenet, roughen
 from .fit import Recipe, fit

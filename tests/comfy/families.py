@@ -16,9 +16,9 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from realigndiff.attention.comfy_conditioning import KEY, BoundRegions, CONDPayload, Payload
-from realigndiff.attention.layout import mask_to_map
-from realigndiff.attention.settings import ModulationSettings, strength
+from realigndiff.attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
+from realigndiff.attention.equation.layout import mask_to_map
+from realigndiff.attention.equation.settings import ModulationSettings, strength
 from torch import Tensor
 
 from .tiny import REGIONS, patcher

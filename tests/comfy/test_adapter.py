@@ -27,7 +27,7 @@ ONE_STEP = {"cfg": 1.0, "steps": 1, "scheduler": "normal"}
 
 
 def ours(tiny, model, settings=None):
-    from realigndiff.attention.comfy_adapter import realign_model
+    from realigndiff.attention.comfy.model import realign_model
 
     from .tiny import SETTINGS
 
@@ -35,7 +35,7 @@ def ours(tiny, model, settings=None):
 
 
 def with_regions(tiny, conditioning=None, sets=None, text=None):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     from .tiny import REGIONS
 
@@ -66,7 +66,7 @@ def test_it_is_the_equation_under_every_sampler(tiny, sampler, scheduler):
 
 
 def test_without_regions_or_strength_it_is_the_core_ksampler_bit_for_bit(tiny):
-    from realigndiff.attention.settings import ModulationSettings
+    from realigndiff.attention.equation.settings import ModulationSettings
 
     from .tiny import PROMPT, REGIONS, SETTINGS, RegionSet
 
@@ -81,8 +81,8 @@ def test_without_regions_or_strength_it_is_the_core_ksampler_bit_for_bit(tiny):
 
 def test_both_hosts_give_the_same_latents(tiny):
     diffusers = pytest.importorskip("diffusers")
-    from realigndiff.pipeline.sampler import DiffusersSampler
-    from realigndiff.pipeline.settings import SamplingSettings
+    from realigndiff.sampling.sampler import DiffusersSampler
+    from realigndiff.sampling.settings import SamplingSettings
 
     from .tiny import PROMPT, REGIONS, SETTINGS, WEIGHTS
 
@@ -107,7 +107,7 @@ def test_both_hosts_give_the_same_latents(tiny):
 )
 def test_t_is_known_where_a_model_counts_no_timesteps(tiny, sampling):
     import comfy.model_sampling
-    from realigndiff.attention.comfy_clock import noise_time
+    from realigndiff.attention.comfy.clock import noise_time
 
     discrete = comfy.model_sampling.ModelSamplingDiscrete()
     other = getattr(comfy.model_sampling, sampling)()
@@ -392,14 +392,14 @@ def test_dual_guidance_knows_whose_rows_are_whose(tiny):
 
 
 def test_of_two_realign_nodes_in_a_row_the_last_counts(tiny):
-    from realigndiff.attention.settings import ModulationSettings
+    from realigndiff.attention.equation.settings import ModulationSettings
 
     twice = ours(tiny, ours(tiny, tiny.model, ModulationSettings(cross_strength=3.0)))
     assert torch.equal(tiny.sample(twice, with_regions(tiny)), tiny.sample(ours(tiny, tiny.model), with_regions(tiny)))
 
 
 def test_two_realign_nodes_side_by_side_and_the_input_model_stay_apart(tiny):
-    from realigndiff.attention.settings import ModulationSettings
+    from realigndiff.attention.equation.settings import ModulationSettings
 
     plain = tiny.sample(tiny.model, tiny.positive)
     weak, strong = ours(tiny, tiny.model), ours(tiny, tiny.model, ModulationSettings(cross_strength=2.0))

@@ -12,7 +12,7 @@ SETTING, HOST, KEY = (f"RealignDiff.LLM.{name}" for name in ("AllowedHosts", "Ho
 
 @pytest.fixture
 def consent(comfy, monkeypatch):
-    from realigndiff.nodes import consent
+    from realigndiff.nodes.host import consent
 
     for name in ("REALIGN_LLM_HOST", "REALIGN_LLM_ALLOWED_HOSTS"):
         monkeypatch.delenv(name, raising=False)

@@ -130,7 +130,7 @@ class TestLocate:
     @pytest.fixture
     def folders(self, comfy, tmp_path, monkeypatch):
         import folder_paths
-        from realigndiff.nodes import model_folders
+        from realigndiff.nodes.host import model_folders
 
         monkeypatch.setattr(folder_paths, "get_folder_paths", lambda _: [str(tmp_path)])
         return model_folders

@@ -9,6 +9,8 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from realigndiff.lora_files.export import merged, save_lora, save_unet, unet_ldm_state_dict
+from realigndiff.lora_files.ldm_keys import ldm_names
 from realigndiff.tests.close import CALL, apart, assert_close
 from realigndiff.tests.test_export import (
     ALL,
@@ -22,8 +24,6 @@ from realigndiff.tests.test_export import (
     output,
     with_lora,
 )
-from realigndiff.training.export import merged, save_lora, save_unet, unet_ldm_state_dict
-from realigndiff.training.ldm_keys import ldm_names
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -108,7 +108,7 @@ def test_a_lora_has_the_effect_that_it_has_in_training(kind, targets, tmp_path, 
 @pytest.mark.parametrize("options", [PATTERNS, {"use_rslora": True, **PATTERNS}], ids=["patterns", "rslora"])
 def test_each_layer_may_have_a_rank_and_an_alpha_of_its_own(options, caplog):
     import comfy.lora
-    from realigndiff.training.export import lora_state_dict
+    from realigndiff.lora_files.export import lora_state_dict
 
     unet = make_unet("sdxl")
     model = in_comfy("sdxl", unet_ldm_state_dict(unet))

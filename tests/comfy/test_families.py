@@ -26,7 +26,7 @@ def as_in_a_node():
 
 
 def ours(model, settings=None):
-    from realigndiff.attention.comfy_adapter import realign_model
+    from realigndiff.attention.comfy.model import realign_model
 
     from .families import SETTINGS
 

@@ -15,7 +15,7 @@ HALF = "\ud83d"
 @pytest.fixture
 def failing(comfy):
     """A node that raises what it is given."""
-    from realigndiff.nodes.faults import printable_faults
+    from realigndiff.nodes.host.faults import printable_faults
 
     class Failing:
         @classmethod
@@ -51,7 +51,7 @@ def test_an_error_that_can_be_printed_stays_as_it_is(failing):
 
 
 def test_a_console_of_few_letters_writes_all_others_escaped(comfy, monkeypatch):
-    from realigndiff.nodes.faults import print_whatever_comes
+    from realigndiff.nodes.host.faults import print_whatever_comes
 
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))

@@ -7,12 +7,12 @@ import weakref
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 
 
 @pytest.fixture
 def hosting(comfy):
-    from realigndiff.nodes import hosting
+    from realigndiff.nodes.host import hosting
 
     return hosting
 
@@ -78,7 +78,7 @@ class TestBatches:
 
 class TestOneCopy:
     def test_what_is_loaded_alike_is_one_as_long_as_anyone_holds_it(self, loaders):
-        folder = FOLDER / "ram"
+        folder = WEIGHTS / "ram"
         one, two, half = loaders.tagger(folder), loaders.tagger(folder), loaders.tagger(folder, "fp16")
         assert one._eyes is two._eyes is not half._eyes
         assert one._patchers == two._patchers
@@ -88,8 +88,8 @@ class TestOneCopy:
         assert held() is None
 
     def test_a_captioner_is_shared_also_where_only_one_has_a_text_encoder(self, loaders):
-        alone = loaders.blip2(FOLDER / "blip2_captioner", None)
-        both = loaders.blip2(FOLDER / "blip2_captioner", FOLDER / "blip2_itm")
+        alone = loaders.blip2(WEIGHTS / "blip2_captioner", None)
+        both = loaders.blip2(WEIGHTS / "blip2_captioner", WEIGHTS / "blip2_itm")
         assert alone._eyes.captioner is both._eyes.captioner
         assert alone._patchers[0] is both._patchers[0]
 
@@ -104,7 +104,7 @@ class TestFilesThatChange:
     @pytest.fixture
     def folder(self, loaders, tmp_path):
         """models/rams with the demo's tagger in it."""
-        return shutil.copytree(FOLDER / "ram", tmp_path / "rams" / "own")
+        return shutil.copytree(WEIGHTS / "ram", tmp_path / "rams" / "own")
 
     def later(self, file, text):
         file.write_text(text, encoding="utf-8")

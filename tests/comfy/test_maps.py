@@ -26,9 +26,9 @@ def as_in_a_node():
 
 def recorded(tiny, model, positive=None, *, images=1, **options):
     """The latents, and the maps of WORDS."""
-    from realigndiff.attention.comfy_conditioning import find_words
-    from realigndiff.attention.comfy_maps import recording, with_words
-    from realigndiff.attention.maps import AttentionMaps
+    from realigndiff.attention.comfy.conditioning import find_words
+    from realigndiff.attention.comfy.maps import recording, with_words
+    from realigndiff.attention.equation.maps import AttentionMaps
 
     from .tiny import PROMPT
 
@@ -40,10 +40,10 @@ def recorded(tiny, model, positive=None, *, images=1, **options):
 
 def brute_force(tiny, model, regions=None, images=1):
     """A model that writes its positive rows' softmax, of eq. 8 with regions, into the list that comes with it."""
-    from realigndiff.attention.comfy_conditioning import find_words
-    from realigndiff.attention.layout import cross_layout
-    from realigndiff.attention.reference import modulation
-    from realigndiff.attention.settings import strength
+    from realigndiff.attention.comfy.conditioning import find_words
+    from realigndiff.attention.equation.layout import cross_layout
+    from realigndiff.attention.equation.reference import modulation
+    from realigndiff.attention.equation.settings import strength
 
     from .tiny import PROMPT, SETTINGS, sites, written_out
 
@@ -94,7 +94,7 @@ def test_maps_are_the_written_out_softmax_and_the_latents_are_ksamplers(tiny):
 
 
 def test_after_realign_they_are_of_the_modulated_softmax(tiny):
-    from realigndiff.attention.maps import attention_mass
+    from realigndiff.attention.equation.maps import attention_mass
 
     from .tiny import REGIONS
 
@@ -182,9 +182,9 @@ def test_the_block_layout_of_sdxl_is_known(tiny):
 
 
 def test_a_compiled_block_is_recorded_without_being_compiled_again(comfy):
-    from realigndiff.attention.comfy_conditioning import Chunks
-    from realigndiff.attention.comfy_maps import CHUNKS, KEY, Heard, RecordedBlock, Recording
-    from realigndiff.attention.maps import AttentionMaps, token_matrix, word_attention
+    from realigndiff.attention.comfy.conditioning import Chunks
+    from realigndiff.attention.comfy.maps import CHUNKS, KEY, Heard, RecordedBlock, Recording
+    from realigndiff.attention.equation.maps import AttentionMaps, token_matrix, word_attention
     from torch._dynamo.testing import CompileCounter
 
     maps, counter, frames = AttentionMaps([[[1, 2]]]), CompileCounter(), []
@@ -229,7 +229,7 @@ def test_a_call_with_a_part_is_not_recorded_and_told_once(tiny, caplog, dim, tol
 
 
 def test_words_that_are_not_in_the_text_are_told_in_a_sentence(tiny):
-    from realigndiff.attention.comfy_conditioning import find_words
+    from realigndiff.attention.comfy.conditioning import find_words
     from realigndiff.core.errors import RealignError
 
     with pytest.raises(RealignError, match=r"No word of 'an old dog' is in the prompt .*\.$"):

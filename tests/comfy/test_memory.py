@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from realigndiff.demo.models import FOLDER
+from realigndiff.core.embedded import WEIGHTS
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
 WAITS = 3
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="r
 @pytest.fixture(scope="module")
 def large(server):
     """A BLIP-2 of some hundred megabytes in models/blip, and the bytes of its weights in fp32."""
-    folder, demo = server.base / "models" / "blip" / "large", FOLDER / "blip2_captioner"
+    folder, demo = server.base / "models" / "blip" / "large", WEIGHTS / "blip2_captioner"
     shutil.copytree(demo, folder, ignore=shutil.ignore_patterns("*.safetensors", "generation*"))
     config = Blip2Config.from_pretrained(demo).to_dict()
     own = AutoTokenizer.from_pretrained(demo)

@@ -5,7 +5,7 @@ import itertools
 import comfy.model_sampling
 import pytest
 import torch
-from realigndiff.attention.comfy_clock import Clock
+from realigndiff.attention.comfy.clock import Clock
 
 DISCRETE = comfy.model_sampling.ModelSamplingDiscrete()
 RUN = [*DISCRETE.sigmas[[999, 799, 599, 399, 199]].tolist(), 0.0]

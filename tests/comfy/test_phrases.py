@@ -56,7 +56,7 @@ def regions_of(*phrases, text=TEXT, likelihood=2.0):
 
 
 def isolated(host, conditioning, *sets, text=None):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     return attach(conditioning, host, list(sets), text, isolate_phrases=True)
 
@@ -102,7 +102,7 @@ def test_each_phrases_tokens_have_the_embeddings_of_the_phrase_alone_and_the_oth
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl_clip", "flux_clip", "qwen_clip"])
 def test_it_is_off_by_default_and_the_input_is_left_as_it_is(encoder, family):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host = encoder(family)
     conditioning = encoded(host, TEXT)
@@ -209,7 +209,7 @@ def test_images_with_other_phrases_have_a_row_each_and_equal_ones_share_it(encod
 
 
 def test_of_several_conditionings_only_the_one_that_says_the_text_changes(encoder, caplog):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host = encoder("sd1")
     zeroed = [torch.zeros_like(encoded(host, TEXT)[0][0]), {}]
@@ -229,7 +229,7 @@ def test_an_encoding_of_zeros_stays(encoder):
 
 
 def test_each_image_of_a_batch_is_sampled_as_alone(tiny):
-    from realigndiff.attention.comfy_adapter import realign_model
+    from realigndiff.attention.comfy.model import realign_model
 
     from .tiny import PROMPT, REGIONS, SETTINGS
 
@@ -265,7 +265,7 @@ def test_the_nodes_pass_the_switch_on(tiny, monkeypatch):
 
 def test_both_hosts_make_the_same_embeddings(tiny):
     pytest.importorskip("diffusers")
-    from realigndiff.pipeline.sampler import DiffusersSampler
+    from realigndiff.sampling.sampler import DiffusersSampler
 
     from .tiny import PROMPT, REGIONS, WEIGHTS
 

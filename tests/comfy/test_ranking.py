@@ -52,7 +52,7 @@ class Scores:
 @pytest.fixture
 def rank(comfy):
     """Rank as many images as the first reward has scores for; gives the node's outputs and what it shows."""
-    from realigndiff.nodes.hosting import Hosted
+    from realigndiff.nodes.host.hosting import Hosted
     from realigndiff.nodes.ranking import RankImages
 
     def run(*rewards, prompt=PROMPT):
@@ -117,7 +117,7 @@ class TestJudging:
         assert [count for count, _ in large.runs] == [8, 1]
 
     def test_the_progress_bar_goes_once_through_all_rewards(self, rank, monkeypatch):
-        from realigndiff.nodes import hosting
+        from realigndiff.nodes.host import hosting
 
         told = []
 
@@ -142,7 +142,7 @@ class TestJudging:
     )
     def test_images_that_no_reward_can_judge_are_told(self, rank, images, said):
         from realigndiff.core.errors import RealignError
-        from realigndiff.nodes.hosting import Hosted
+        from realigndiff.nodes.host.hosting import Hosted
         from realigndiff.nodes.ranking import RankImages
 
         with pytest.raises(RealignError, match=said):
@@ -150,7 +150,7 @@ class TestJudging:
 
     def test_a_blip_2_without_a_text_encoder_is_told_before_anything_is_judged(self, rank):
         from realigndiff.core.errors import RealignError
-        from realigndiff.nodes.hosting import Hosted
+        from realigndiff.nodes.host.hosting import Hosted
         from realigndiff.nodes.loaders import Blip2Models
         from realigndiff.nodes.ranking import RankImages
 
@@ -165,16 +165,16 @@ class TestSamReward:
     @pytest.fixture
     def reward(self, comfy):
         """Of the demo models, whose likelihoods a language model says; `reward(llm)`."""
-        from realigndiff.demo.models import FOLDER
+        from realigndiff.core.embedded import WEIGHTS
         from realigndiff.nodes import loaders
         from realigndiff.nodes.rewards import SamReward
 
-        eyes = loaders.tagger(FOLDER / "ram"), loaders.grounded_sam(FOLDER / "grounding_dino", FOLDER / "sam")
+        eyes = loaders.tagger(WEIGHTS / "ram"), loaders.grounded_sam(WEIGHTS / "grounding_dino", WEIGHTS / "sam")
         return lambda llm=None: SamReward.execute(*eyes, llm).result[0]
 
     def test_each_model_is_on_the_device_only_while_it_works(self, reward, monkeypatch):
         """So a language model that needs all the memory may push the others out."""
-        from realigndiff.nodes import hosting
+        from realigndiff.nodes.host import hosting
         from realigndiff.nodes.llm import HostedScorer
 
         seen = []

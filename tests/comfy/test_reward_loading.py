@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from realigndiff.demo.models import FOLDER
-from realigndiff.tests import published_rewards
+from realigndiff.benchmarks.published import rewards as published_rewards
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.tests.test_reward_models import save_blip, save_clip, save_image_reward, save_negclip
 
 DEMO = "demo (embedded)"
@@ -40,7 +40,7 @@ def saved(tmp_path_factory):
     ):
         (root / kind).mkdir(parents=True)
         save(root / kind)
-    for file in (FOLDER / "stable_diffusion" / "tokenizer").iterdir():
+    for file in (WEIGHTS / "stable_diffusion" / "tokenizer").iterdir():
         shutil.copy(file, root / "negclip")
     return root
 
@@ -101,7 +101,7 @@ def test_both_rewards_of_a_blip_share_one_network_that_goes_with_them(load):
 def test_a_retrieval_blip_2_among_the_captioners_is_offered_too(load, tmp_path):
     from realigndiff.nodes.rewards import LoadReward
 
-    shutil.copytree(FOLDER / "blip2_itm", tmp_path / "blip" / "blip2-itm")
+    shutil.copytree(WEIGHTS / "blip2_itm", tmp_path / "blip" / "blip2-itm")
     assert LoadReward.define_schema().inputs[1].options == [DEMO, *sorted(set(MODELS.values())), "blip2-itm"]
     before = LoadReward.fingerprint_inputs("blip-itm", "blip2-itm", "fp32")
     assert judged(load("blip-itm", "blip2-itm"))[0] == "blip-itm"

@@ -10,7 +10,7 @@ KEY = "sk-own"
 @pytest.fixture
 def secrets(comfy, monkeypatch, tmp_path):
     import folder_paths
-    from realigndiff.nodes import secrets
+    from realigndiff.nodes.host import secrets
 
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     for name in ("REALIGN_LLM_HOST", "REALIGN_LLM_API_KEY", "OPENAI_API_KEY"):

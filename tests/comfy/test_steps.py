@@ -49,9 +49,9 @@ def step_of_the_sampler() -> int | None:
 def calls_of(tiny, settings, **options):
     """For each call of the model with regions: (noise level, step of the sampler, whether it was re-weighted)."""
     from comfy.patcher_extension import WrappersMP
-    from realigndiff.attention.comfy_adapter import realign_model
-    from realigndiff.attention.comfy_blocks import CALL
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
+    from realigndiff.attention.comfy.model import realign_model
+    from realigndiff.attention.comfy.patches import CALL
 
     from .tiny import REGIONS
 
@@ -69,7 +69,7 @@ def calls_of(tiny, settings, **options):
 
 
 def settings_of(window):
-    from realigndiff.attention.settings import ModulationSettings
+    from realigndiff.attention.equation.settings import ModulationSettings
 
     return ModulationSettings(start=window[0], end=window[1], power=0)
 
@@ -185,7 +185,7 @@ def test_guidance_in_two_calls_of_the_network_is_one_call_of_the_sampler(tiny, m
 
 
 def test_the_samplers_own_callback_is_called_as_always(tiny):
-    from realigndiff.attention.comfy_adapter import realign_model
+    from realigndiff.attention.comfy.model import realign_model
 
     reported = []
     tiny.sample(

@@ -36,7 +36,7 @@ def regions_of(text, phrase, occurrence=0):
 
 
 def positions(host, text, phrase, occurrence=0):
-    from realigndiff.attention.comfy_conditioning import bind
+    from realigndiff.attention.comfy.conditioning import bind
 
     (found,) = bind(regions_of(text, phrase, occurrence), host, text).positions
     return list(found)
@@ -205,7 +205,7 @@ def test_words_after_an_embedding_stand_after_its_vectors(comfy, tmp_path):
 
 
 def test_another_kind_of_text_encoder_is_refused_in_a_sentence(comfy):
-    from realigndiff.attention.comfy_conditioning import find_words
+    from realigndiff.attention.comfy.conditioning import find_words
     from realigndiff.core.errors import RealignError
 
     for keys in (("llama", "l"), ("g", "l", "t5xxl", "llama"), ("qwen25_7b", "byt5"), ("t5xxl",), ()):
@@ -255,7 +255,7 @@ def carried(conditioning):
     ],
 )
 def test_the_positions_are_those_where_another_word_changes_the_conditioning(encoder, family, options, tokens):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host = encoder(family, **options)
     ours, other = (encoded(host, TEXT.format(color)) for color in ("blue", "black"))
@@ -271,7 +271,7 @@ def made_of_text(conditioning):
 
 def test_tokens_that_another_node_appends_are_told_from_the_texts(encoder):
     """As Redux appends an image's."""
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host, text = encoder("flux_clip"), TEXT.format("blue")
     [[words, options]] = encoded(host, text)
@@ -288,7 +288,7 @@ def changed(one, other):
 @pytest.mark.parametrize("images", [1, 2])
 def test_words_are_found_after_images(encoder, images):
     """As ComfyUI's nodes for edits encode: an image is many tokens of the conditioning, and one of the text's."""
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host, pictures = encoder("qwen_clip"), [torch.rand(1, 112, 168, 3)] * images
     template = f"<|im_start|>system\nDescribe.<|im_end|>\n<|im_start|>user\n{EYE * images}{{}}<|im_end|>\n{ANSWER}"
@@ -306,7 +306,7 @@ EYE, ANSWER = "<|vision_start|><|image_pad|><|vision_end|>", "<|im_start|>assist
 
 def test_words_are_found_after_a_system_prompt(encoder):
     """As ComfyUI's node for Lumina 2 encodes; the same words in the system prompt are not meant."""
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host, text = encoder("lumina_clip"), TEXT.format("blue")
     system = "You are an assistant designed to generate a blue square. <Prompt Start> "
@@ -316,7 +316,7 @@ def test_words_are_found_after_a_system_prompt(encoder):
 
 
 def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(encoder, monkeypatch, caplog):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host, text = encoder("flux_clip"), TEXT.format("blue")
     conditioning = encoded(host, "quite another text, as an upsampled prompt is")
@@ -327,7 +327,7 @@ def test_a_large_encoder_does_not_encode_again_for_a_single_conditioning(encoder
 
 
 def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(encoder, caplog):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     text = TEXT.format("blue")
     for family in ("flux_clip", "qwen_clip"):
@@ -339,7 +339,7 @@ def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(en
 
 
 def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_length(encoder, caplog):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
 
     host, text = encoder("lumina_clip"), TEXT.format("blue")
     conditioning = [*encoded(host, f"You are a dog {text}"), *encoded(host, f"You {text}")]
@@ -349,7 +349,7 @@ def test_where_no_conditioning_says_the_text_each_gets_the_words_by_its_own_leng
 
 
 def test_a_conditioning_that_is_too_short_for_the_words_is_refused(encoder):
-    from realigndiff.attention.comfy_conditioning import attach
+    from realigndiff.attention.comfy.conditioning import attach
     from realigndiff.core.errors import RealignError
 
     host = encoder("lumina_clip")

@@ -22,7 +22,7 @@ comfy.options.enable_args_parsing()
 import comfy.model_management
 
 runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
-from realigndiff.nodes.hosting import waiting
+from realigndiff.nodes.host.hosting import waiting
 
 
 def work():
@@ -40,7 +40,7 @@ except comfy.model_management.InterruptProcessingException:
 
 @pytest.fixture
 def hosting(comfy):
-    from realigndiff.nodes import hosting
+    from realigndiff.nodes.host import hosting
 
     return hosting
 
@@ -206,8 +206,8 @@ class TestStopping:
         import torch
         from comfy.model_management import InterruptProcessingException
         from realigndiff.core.regions import Region
-        from realigndiff.nodes.hosting import stopping
-        from realigndiff.pipeline.overlay import overlay
+        from realigndiff.drawing.overlay import overlay
+        from realigndiff.nodes.host.hosting import stopping
 
         def regions():
             yield Region(tag="a", mask=torch.ones(16, 16))
@@ -247,7 +247,7 @@ class TestStopping:
             read(Broken, tmp_path)
 
     def test_a_prompt_is_bound_image_by_image_until_it_comes(self, interrupted):
-        from realigndiff.attention.comfy_conditioning import attach
+        from realigndiff.attention.comfy.conditioning import attach
         from realigndiff.core.regions import RegionSet
 
         interrupted(lambda: attach([], None, [RegionSet("a")] * 3))

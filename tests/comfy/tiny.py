@@ -12,11 +12,11 @@ import comfy.supported_models
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.model_patcher import ModelPatcher
-from realigndiff.attention.layout import cross_layout, self_layout
-from realigndiff.attention.reference import reference_attention
-from realigndiff.attention.settings import ModulationSettings, strength
+from realigndiff.attention.equation.layout import cross_layout, self_layout
+from realigndiff.attention.equation.reference import reference_attention
+from realigndiff.attention.equation.settings import ModulationSettings, strength
 from realigndiff.core.regions import Region, RegionSet
-from realigndiff.nodes import demo_host
+from realigndiff.nodes.host import demo_host
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights" / "stable_diffusion"
 PROMPT = "a red circle and a blue square"

@@ -1,0 +1,115 @@
+"""Modulated attention in a ComfyUI MODEL, with any sampler node and beside any other patch.
+
+`realign_model` adds three wrappers to a clone of the MODEL. The outer one begins a run: each conditioning gets a
+payload (so that they still share batches), and what the run shares is made (`comfy_run`). The middle one counts the
+sampler's calls of the model (`comfy_clock`), for each of which ComfyUI may call the network several times. The inner
+one, around each of these, decides whether attention is modulated now; only then is attention patched (`comfy_blocks`),
+over whatever another pack has put there. Nothing is kept on the MODEL or on a patch.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_management
+from comfy.patcher_extension import WrappersMP
+
+from ...core.errors import RealignError
+from ..equation.settings import ModulationSettings
+from .clock import MORE_CALLS, Clock
+from .conditioning import KEY, with_payload
+from .families import check_architecture, uncompiled
+from .run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any:
+    """A clone of the MODEL that re-weights attention by the regions in its CONDITIONINGs (eq. 7-9).
+
+    The MODEL itself is left as it is. Applied twice, the last settings count.
+
+    Raises:
+        RealignError: the model is of no family that is known (`comfy_families`).
+    """
+    check_architecture(model, "Re-aligning")
+    patched = with_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
+    _add_wrapper(patched, WrappersMP.PREDICT_NOISE, KEY, _around_prediction)
+    return patched
+
+
+def with_wrappers(model: Any, key: str, around_run: Any, around_model: Any) -> Any:
+    """A clone of the MODEL with both wrappers inside those that are there, in the place of any of the same key."""
+    patched = model.clone()
+    for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, around_run), (WrappersMP.APPLY_MODEL, around_model)):
+        _add_wrapper(patched, kind, key, wrapper)
+    return patched
+
+
+def _add_wrapper(model: Any, kind: str, key: str, wrapper: Any) -> None:
+    model.remove_wrappers_with_key(kind, key)
+    model.add_wrapper_with_key(kind, key, wrapper)
+
+
+def with_run(extra_args: dict, key: str, run: Any) -> dict:
+    """A sampler's arguments with what a run shares among the transformer options."""
+    options = extra_args["model_options"]
+    options = {**options, "transformer_options": {**options.get("transformer_options", {}), key: run}}
+    return {**extra_args, "model_options": options}
+
+
+class _BeginRun:
+    """Around a sampler's whole run."""
+
+    def __init__(self, settings: ModulationSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        guider.conds = {name: [with_payload(cond) for cond in conds] for name, conds in guider.conds.items()}
+        payloads = [cond["model_conds"][KEY].cond for conds in guider.conds.values() for cond in conds]
+        for payload in payloads:
+            _check_images(len(payload.images), len(noise))
+        if not any(payload.active for payload in payloads):
+            logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
+        sampler = getattr(executor.class_obj, "sampler_function", None)
+        more_calls = MORE_CALLS.get(getattr(sampler, "__name__", ""), 0)
+        clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas, more_calls)
+        extra_args = with_run(extra_args, KEY, Run(self.settings, clock, tuple(noise.shape[-2:])))
+
+        def report(step, *results):
+            clock.began(step)
+            if callback is not None:
+                callback(step, *results)
+
+        return executor(guider, sigmas, extra_args, report, noise, *args, **kwargs)
+
+
+def _check_images(sets: int, images: int) -> None:
+    if sets not in (0, 1, images):
+        raise RealignError(
+            f"There are regions for {sets} images but {images} images: connect those of this batch, or one set for all."
+        )
+
+
+def _around_prediction(executor, x, timestep, model_options=None, *args, **kwargs):
+    """Around a sampler's call of the model: x [B, C, (T,) h, w] at noise level timestep [B], all conditionings."""
+    run = (model_options or {}).get("transformer_options", {}).get(KEY)
+    if run is not None:
+        run.clock.call(float(timestep[0]))
+    return executor(x, timestep, model_options, *args, **kwargs)
+
+
+def _around_model(
+    executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, *args, **kwargs
+):
+    """Around a call of the model: x [chunks · B, C, (T,) h, w] at noise level t [chunks · B]."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    chunks = kwargs.pop(KEY, None)
+    options = transformer_options or {}
+    run = options.get(KEY)
+    if run is not None and chunks and any(payload.active for payload in chunks):
+        network = uncompiled(executor.class_obj.diffusion_model)
+        sigma = float(t[0])  # read back from the device, before the call's first layer
+        options = run.patched(options, network, x, sigma, c_crossattn, chunks, kwargs)
+    return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""Modulated attention and attention maps in a diffusers UNet."""

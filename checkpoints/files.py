@@ -1,0 +1,135 @@
+"""One file of weights, read safely: safetensors, or a pickle from which nothing but tensors and plain values come."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..core.errors import RealignError, first_line
+from ..core.files import is_weight_file
+from ..core.text import printable
+from .unpickling import Inert, read_pickle
+from .unwrapping import unwrapped
+from .values import check_number, plain
+
+logger = logging.getLogger(__name__)
+MAX_HEADER = 2**25
+"""Bytes of a safetensors header; those of large models have some hundred thousand."""
+
+
+def weights_file(path: str | Path) -> Path | None:
+    """The file of weights that a path names, itself or as the only one in a folder; None for a Hugging Face folder.
+
+    Raises:
+        RealignError: a folder that is no Hugging Face folder holds several such files.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path if path.is_file() or is_weight_file(path) else None
+    files = sorted(file for file in path.iterdir() if is_weight_file(file) and file.is_file())
+    if (path / "config.json").exists() or not files:
+        return None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise RealignError(f"'{path}' holds several files of weights ({names}): choose one of them.")
+    return files[0]
+
+
+def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The named tensors of a file, on the CPU, without what training scripts leave around them.
+
+    What the file is, is read from its content, not from its name. Of a pickle no code ever runs; large files are mapped
+    into memory, not copied. What is skipped beside the weights, as an epoch or an optimizer, is logged.
+
+    roots: how the names of the wanted model's tensors begin, by which its prefixes are known (see `unwrapped`).
+
+    Raises:
+        RealignError: there is no such file, it is cut off, holds code, is larger than weights need, is a pickle and
+            torch too old to read it safely, or is no file of weights (and what it is).
+    """
+    file = Path(file)
+    start = _start_of(file)
+    if (other := _no_weights(start)) is not None:
+        raise RealignError(f"'{file}' holds no weights but {other}: download the file itself again.")
+    found = _safetensors(file) if _is_safetensors(start) else read_pickle(file)
+    weights = unwrapped(found, roots)
+    if not weights.tensors:
+        raise _no_tensors(file, found)
+    if report := weights.report():
+        logger.warning(printable(f"'{file}': {report}"))
+    if weights.prefixes:
+        logger.info(printable(f"'{file}': {', '.join(weights.prefixes)} was taken off the names of its tensors."))
+    return plain(weights.tensors, file)
+
+
+def check_header(file: Path) -> None:
+    """Whether a safetensors file has a header of the size and with the number of tensors that weights have.
+
+    Raises:
+        RealignError: it has not, or is cut off; a header that is no JSON is left to safetensors.
+    """
+    with file.open("rb") as stream:
+        length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
+        if length > min(MAX_HEADER, size):
+            what = "damaged or cut off" if length > size else f"no file of weights (its header has {length:,} bytes)"
+            raise RealignError(f"'{file}' is {what}: copy or download it again.")
+        tensors = 0
+        with suppress(ValueError, RecursionError):
+            tensors = len(json.loads(stream.read(length)))
+    check_number(tensors, file)
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        check_header(file)
+        return load_file(file)
+    except (RealignError, MemoryError):
+        raise
+    except Exception as error:  # of SafetensorError, and of dtypes that this torch lacks
+        raise RealignError(
+            f"'{file}' is damaged, cut off or no file of weights ({first_line(error)}): copy or download it again."
+        ) from error
+
+
+def _no_tensors(file: Path, found: Any) -> RealignError:
+    values = [found, *found.values()] if isinstance(found, Mapping) else [found]
+    objects = [type(value) for value in values if isinstance(value, Inert)]
+    if objects:
+        kind = f"{objects[0].__module__}.{objects[0].__qualname__}"
+        return RealignError(
+            f"'{file}' holds no tensors by name, but an object ({kind}), which is not read: get its state_dict, or "
+            "safetensors."
+        )
+    return RealignError(f"'{file}' holds no tensors by name: choose a file of weights.")
+
+
+def _start_of(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(512)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RealignError(f"The weights '{file}' cannot be read ({reason}): check the path.") from error
+
+
+def _no_weights(start: bytes) -> str | None:
+    """What a file that begins so is, where that is plain to see and no weights."""
+    text = start.lstrip().lower()
+    if not text:
+        return "nothing (it is empty)"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, which a browser saved in place of the download"
+    if text.startswith(b"version https://git-lfs"):
+        return "a pointer of git LFS"
+    return None
+
+
+def _is_safetensors(start: bytes) -> bool:
+    return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32

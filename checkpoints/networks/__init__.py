@@ -1,0 +1,1 @@
+"""The networks of published checkpoints that transformers has no class for."""

@@ -1,0 +1,217 @@
+"""What a pickle would import when it is loaded, read from its instructions: nothing in it runs."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import sys
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..core.errors import RealignError
+
+MAX_INSTRUCTIONS = 500_000
+"""Of a file's pickles; a checkpoint with its optimizer has some thirty for each tensor."""
+MAX_BYTES = 2**28
+"""Of a pickle in torch's zip, where tensors lie beside it."""
+MAX_TUPLE = 10_000
+"""Values in a tuple and in the tuples inside it. Nested ones double with each instruction, and hashing visits all."""
+_EXPANSION = 20
+"""How much larger than its file the content of a zip may be; torch does not compress it."""
+_LEGACY_PICKLES = 5
+"""Before torch 1.6: magic number, version, machine, content, names of the storages; the bytes of tensors follow."""
+
+_TENSORS = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
+    r"|torch(\.cuda)?\.\w+Storage|torch\.storage\.(Untyped|Typed)Storage|torch\.(Tensor|Size|device)"
+    r"|torch\.(nn\.parameter\.(Parameter|Buffer)|nn\.Parameter)|torch(\.cuda)?(\.sparse)?\.\w+Tensor"
+    r"|torch\.(u?int\d+|q?u?int\d+x?\d*|bool|half|float|double|short|long|int|cfloat|cdouble|chalf|complex\d+"
+    r"|b?float\d+\w*|bits\d+(x\d+)?|per_(tensor|channel)_\w+)"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|bytearray|complex)"
+)
+"""What tensors and plain values are made of; torch's own safe reader decides on each of them again."""
+_PLAIN = re.compile(
+    r"argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w*Path|pathlib\._local\.\w*Path|datetime\.\w+|zoneinfo\.\w+"
+    r"|collections\.(defaultdict|deque|ChainMap|UserDict|UserList)|typing\.\w+|decimal\.Decimal|fractions\.Fraction"
+    r"|uuid\.UUID|enum\.\w+|copyreg\._reconstructor"
+    r"|builtins\.(object|int|float|bool|str|bytes|list|dict|tuple|frozenset|slice|range|type)"
+    r"|numpy\.(dtype|ndarray|bool_?|object_|str_|bytes_|void|u?int\w*|float\w*|complex\w*|longlong|datetime64"
+    r"|timedelta64)|numpy\.(_core|core)\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)"
+    r"|numpy\.random\._pickle\.__\w+|numpy\.random\.\w+\.__pyx_unpickle_\w+|numpy\.dtypes\.\w+|numpy\.ma\.core\._mareconstruct"
+)
+"""Values that training scripts keep beside weights. They are not needed: something inert takes their place."""
+
+
+@dataclass
+class Imports:
+    """What a pickle would import beside what tensors are made of, as `module.name`, in the order of the file."""
+
+    names: dict[str, None] = field(default_factory=dict)
+    mappings: set[str] = field(default_factory=set)
+    """Those whose objects are then filled like a dict."""
+    lists: set[str] = field(default_factory=set)
+    """Those whose objects are then filled like a list."""
+    protocol: int = 0
+    """The pickles' highest."""
+
+    def code(self) -> str | None:
+        """The first that is a function, or a class of Python's own that is no plain value; None if there is none."""
+        return next((name for name in self.names if not is_data(name)), None)
+
+
+class _Import(str):
+    """The name of an import on the pickle's stack, and of what was made by calling it."""
+
+
+_MARK = object()
+_PUT = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+_GET = ("GET", "BINGET", "LONG_BINGET")
+_IMPORTING = ("GLOBAL", "STACK_GLOBAL", "INST")
+_CALLING = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BUILD")
+_FILLING = ("SETITEM", "SETITEMS", "APPEND", "APPENDS", "ADDITEMS")
+_TUPLES = ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+_BEFORE = {code.name: [item.name for item in code.stack_before] for code in pickletools.opcodes}
+_LEFT = {code.name: len(code.stack_after) for code in pickletools.opcodes}
+_TAKEN = {
+    name: (before.index("mark") if "mark" in before else len(before), "mark" in before)
+    for name, before in _BEFORE.items()
+}
+"""Of each instruction, how many operands it takes, and whether it also takes all down to the last mark."""
+_PUSHED = {
+    name
+    for name, before in _BEFORE.items()
+    if not before and _LEFT[name] == 1 and name not in (*_GET, *_IMPORTING, *_TUPLES, "MARK")
+}
+
+
+def is_data(name: str) -> bool:
+    """Whether the import `module.name` can only be a value: plain data, or a class of some training script.
+
+    Its name decides, as nothing is imported to look at it. A function's name begins with a small letter.
+    """
+    if _PLAIN.fullmatch(name):
+        return True
+    module, _, last = name.rpartition(".")
+    public = last.lstrip("_")
+    return module.partition(".")[0] not in sys.stdlib_module_names and public[:1].isupper()
+
+
+def imports(file: Path) -> Imports:
+    """What a file would import.
+
+    Raises:
+        OSError, zipfile.BadZipFile: it cannot be read.
+        RealignError: it is larger than anything that weights need.
+    """
+    found = Imports()
+    with _pickles(file) as streams:
+        counted = 0
+        for stream in streams:
+            counted = _read(stream, found, file, counted)
+    return found
+
+
+@contextmanager
+def _pickles(file: Path) -> Iterator[Iterator[IO[bytes]]]:
+    """The pickles in a file: those in torch's zip, or the file itself, which may be several in a row."""
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as stream:
+            yield (stream for _ in range(_LEGACY_PICKLES))
+        return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > _EXPANSION * max(file.stat().st_size, 2**20):
+            raise too_large(file, f"more than {_EXPANSION} times its size when it is unpacked")
+        pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
+        if sum(entry.file_size for entry in pickles) > MAX_BYTES:
+            raise too_large(file, f"more than {MAX_BYTES // 2**20} MiB beside its tensors")
+        yield (io.BytesIO(archive.read(entry)) for entry in pickles)
+
+
+def too_large(file: Path, what: str) -> RealignError:
+    """The error for a file that holds more than weights need."""
+    return RealignError(f"'{file}' holds {what}, which no file of weights does: get the model from its own authors.")
+
+
+def _read(stream: IO[bytes], found: Imports, file: Path, counted: int) -> int:
+    """Follow one pickle on a stack of names and sizes, as far as its instructions can be read; count on."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    try:
+        for code, argument, _ in pickletools.genops(stream):
+            counted += 1
+            if counted > MAX_INSTRUCTIONS:
+                raise too_large(file, f"a pickle of more than {MAX_INSTRUCTIONS:,} instructions")
+            _follow(code.name, argument, stack, memo, found)
+            if stack and type(stack[-1]) is int and stack[-1] > MAX_TUPLE:
+                raise too_large(file, f"a tuple of more than {MAX_TUPLE:,} values")
+    except RealignError:
+        raise
+    except Exception:  # the pickles end and the weights begin, or the file is damaged
+        return counted
+    return counted
+
+
+def _follow(name: str, argument: Any, stack: list[Any], memo: dict[Any, Any], found: Imports) -> None:
+    """One instruction. On the stack are strings, imports, and for all else how many values hashing it would visit."""
+    if name in _PUT:
+        memo[len(memo) if argument is None else argument] = stack[-1]
+    elif name in _GET:
+        stack.append(memo[argument])
+    elif name in _PUSHED:
+        stack.append(argument if type(argument) is str else 1)
+    else:
+        stack.extend(_results(name, argument, _operands(name, stack), found))
+
+
+def _operands(name: str, stack: list[Any]) -> list[Any]:
+    """Take what an instruction works on off the stack."""
+    fixed, marked = _TAKEN[name]
+    operands: list[Any] = []
+    if marked:
+        at = len(stack) - 1
+        while stack[at] is not _MARK:  # ends in an IndexError where there is none
+            at -= 1
+        operands = stack[at + 1 :]
+        del stack[at:]
+    if fixed:
+        operands = stack[-fixed:] + operands
+        del stack[-fixed:]
+    return operands
+
+
+def _results(name: str, argument: Any, operands: list[Any], found: Imports) -> list[Any]:
+    """What an instruction leaves on the stack in the place of its operands."""
+    if name in _IMPORTING:
+        module, _, last = argument.partition(" ") if argument else (str(operands[0]), "", str(operands[1]))
+        return [_imported(module, last, found)]
+    if name == "MARK":
+        return [_MARK]
+    if name == "DUP":
+        return operands * 2
+    if name in _FILLING:
+        if type(operands[0]) is _Import:
+            (found.mappings if name.startswith("SETITEM") else found.lists).add(operands[0])
+        return operands[:1]
+    if name in _CALLING:
+        return operands[:1]
+    if name in _TUPLES:
+        return [1 + sum(item if type(item) is int else 1 for item in operands)]
+    if name == "PROTO":
+        found.protocol = max(found.protocol, argument)
+    return [1] * _LEFT[name]
+
+
+def _imported(module: str, last: str, found: Imports) -> _Import:
+    """The import under its name in Python 3, as torch's reader knows it."""
+    module, last = NAME_MAPPING.get((module, last), (IMPORT_MAPPING.get(module, module), last))
+    name = _Import(f"{module}.{last}")
+    if not _TENSORS.fullmatch(name):
+        found.names.setdefault(name)
+    return name

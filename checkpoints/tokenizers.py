@@ -1,0 +1,115 @@
+"""The tokenizers that single files of weights lack: from a folder given, from beside the file, or from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoTokenizer, BertTokenizerFast, CLIPTokenizerFast, PreTrainedTokenizerBase
+
+from ..core.errors import RealignError
+from .folders import from_folder
+
+T = TypeVar("T", bound=PreTrainedTokenizerBase)
+_BERT_FILES = ("tokenizer.json", "vocab.txt")
+_CLIP_FILES = ("tokenizer.json", "vocab.json")
+_CONFIGS = ("tokenizer_config.json", "config.json")
+
+
+def bert_tokenizer(
+    file: str | Path, words: int, given: str | Path | None = None, added: Sequence[str] = ()
+) -> BertTokenizerFast:
+    """The tokenizer of `bert-base-uncased` for a file of weights.
+
+    file: the weights; the tokenizer is searched for beside it, then among what transformers has downloaded.
+    words: how many the model knows.
+    given: the tokenizer's folder, or a file in it; nothing else is searched then.
+    added: marks that the model has beside BERT's.
+
+    Raises:
+        RealignError: there is none, or it is another model's.
+    """
+
+    def read(folder: Path) -> BertTokenizerFast:
+        tokenizer = from_folder(BertTokenizerFast, folder)
+        tokenizer.add_tokens(list(added), special_tokens=True)
+        return tokenizer
+
+    return _first_that_fits(read, _bert_folders(Path(file), given), file, words, "bert-base-uncased")
+
+
+def clip_tokenizer(file: str | Path, words: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """CLIP's tokenizer for a file of weights: from beside the file, else from the folder `other`.
+
+    words: how many the model knows.
+
+    Raises:
+        RealignError: there is none, or it is another model's.
+    """
+    places = [Path(file).parent] + ([Path(other)] if other is not None else [])
+    places = [place.parent if place.is_file() else place for place in places]
+    folders = [place for place in places if _has(place, _CLIP_FILES)]
+    if not folders:
+        searched = " or ".join(f"'{place}'" for place in places)
+        raise RealignError(
+            f"'{file}' comes without a tokenizer, and there is none in {searched}: put the vocab.json and merges.txt, "
+            "or the tokenizer.json, of a CLIP beside it."
+        )
+
+    def read(folder: Path) -> PreTrainedTokenizerBase:
+        # Where no config names the class, transformers guesses one or none, and it differs from version to version.
+        return from_folder(AutoTokenizer if _has(folder, _CONFIGS) else CLIPTokenizerFast, folder)
+
+    return _first_that_fits(read, folders, file, words, "the CLIP that it was made from")
+
+
+def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, words: int, whose: str) -> T:
+    """The first tokenizer with so many words: files of several models may lie in one folder, with one's tokenizer.
+
+    Raises:
+        RealignError: none has; one that can be read, but is another model's, is blamed first.
+    """
+    unreadable, misfits = [], []
+    for folder in folders:
+        try:
+            tokenizer = read(folder)
+        except RealignError as error:
+            unreadable.append(error)
+            continue
+        if len(tokenizer) == words:
+            return tokenizer
+        misfits.append(
+            RealignError(
+                f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the model '{file}' {words}: give it "
+                f"the one of {whose}."
+            )
+        )
+    raise (misfits + unreadable)[0]
+
+
+def _has(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _bert_folders(file: Path, given: str | Path | None) -> list[Path]:
+    if given is not None:
+        given = Path(given)
+        places = [given.parent if given.is_file() else given]
+    else:
+        cached = [
+            try_to_load_from_cache(model, name)
+            for model in ("bert-base-uncased", "google-bert/bert-base-uncased")
+            for name in _BERT_FILES
+        ]
+        beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]
+        places = beside + [Path(place).parent for place in cached if isinstance(place, str)]
+    if found := [place for place in places if _has(place, _BERT_FILES)]:
+        return found
+    if given is not None:
+        raise RealignError(f"'{given}' holds no tokenizer.json and no vocab.txt: give the folder of bert-base-uncased.")
+    raise RealignError(
+        f"'{file}' comes without a tokenizer, and there is none beside it: put the vocab.txt or tokenizer.json of "
+        f"bert-base-uncased into '{file.parent}'."
+    )

@@ -1,0 +1,1 @@
+"""What the programs share: options for the models, the settings and the hardware."""

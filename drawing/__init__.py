@@ -1,0 +1,1 @@
+"""Results as pictures: regions over an image, panels, heat maps."""

@@ -1,0 +1,109 @@
+"""The LLM step through any server that speaks OpenAI's chat API: OpenAI itself, Ollama, LM Studio, llama.cpp, vLLM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...core.errors import NoAnswer, RealignError
+from ...core.text import short
+from ..answers import read_json
+from ..questions import Question, binding_question, score_question
+from ..validator import valid_bindings, valid_scores
+from .cache import AnswerCache
+from .chat import ChatServer
+from .key_forms import holds_key, without_key
+
+MOST_READ = 4000
+"""Characters of what a server says to its refusal."""
+
+
+class OpenAiLanguageModel:
+    """A `LanguageModel` behind an OpenAI-compatible server."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: Callable[[], str | None] = lambda: None,
+        timeout: float = 60,
+        *,
+        retries: int = 2,
+        seed: int = 0,
+        cache: AnswerCache | None = None,
+        or_offline: bool = False,
+    ) -> None:
+        """base_url: e.g. `http://127.0.0.1:11434/v1`. timeout: seconds for a question with all its retries.
+
+        api_key: asked for the key whenever one is needed, so that none is kept here; None for a server without.
+        retries: how often a question is asked again that the server could not answer just then (status 408, 409, 429
+        or 5xx, a connection that fails or breaks off, something that is no chat completion).
+        or_offline: a server that cannot be asked leaves its question to the offline scorer (`NoAnswer`).
+
+        Raises:
+            RealignError: the address is none, holds a password, or no model is named.
+        """
+        self.server = ChatServer(base_url, model.strip(), timeout, retries, seed)
+        if not self.server.model:
+            raise RealignError("No model is named: fill in the name that the server knows it by.")
+        self.cache, self.or_offline = cache, or_offline
+        self._api_key = api_key
+
+    def bind(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
+        """stop: looked at all the time; once it is true, nothing more is asked."""
+
+        def usable(answer: Any) -> bool:
+            return bool(valid_bindings(answer, prompt, tags)[0])
+
+        return self._ask(binding_question(prompt, tags), tags, usable, stop)
+
+    def score(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
+        def usable(answer: Any) -> bool:
+            return valid_scores(answer, tags)[0].keys() >= set(tags)
+
+        return self._ask(score_question(prompt, tags), tags, usable, stop)
+
+    def _ask(
+        self, question: Question, tags: Sequence[str], usable: Callable[[Any], bool], stop: Callable[[], bool]
+    ) -> Any:
+        """The server's JSON answer, None if it wrote none. Only one that is `usable`, and whole, is kept.
+
+        Raises:
+            NoAnswer: with `or_offline`, the server cannot be reached, refuses, or writes no completion.
+            RealignError: the same without; and openai is not installed, or the key cannot be sent.
+        """
+        server = self.server
+        asked = json.dumps([server.base_url, server.model, server.seed, *question])
+        if self.cache is not None and (known := self.cache.get(asked)) is not None:
+            return known
+        key, told = self._key(), ""
+        try:
+            said = server.said(question, key, stop)
+        except RealignError:
+            raise
+        except Exception as trouble:  # also of openai with the address, a proxy or a certificate
+            told = self._told(trouble, key)
+        if told:  # raised out here, so that it does not hold the request with its key
+            raise NoAnswer(told) if self.or_offline else RealignError(told)
+        answer = read_json(said.text, tags, cut=said.cut)
+        if answer is None or holds_key(answer, key, " ".join(one["content"] for one in question.messages)):
+            return None  # a key would be written into notes and into the cache
+        if self.cache is not None and not said.cut and usable(answer):
+            self.cache.put(asked, answer)
+        return answer
+
+    def _key(self) -> str | None:
+        key = (self._api_key() or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise RealignError(
+                f"The key for {self.server.host} has characters that cannot be sent: copy it there again."
+            )
+        return key or None
+
+    def _told(self, trouble: Exception, key: str | None) -> str:
+        said = short(without_key(str(trouble)[:MOST_READ], key), 200) or type(trouble).__name__
+        return (
+            f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({said}): check that "
+            "it runs, its address, the model's name and the key, or choose the offline scorer."
+        )

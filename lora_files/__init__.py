@@ -1,0 +1,1 @@
+"""Trained weights in the files that ComfyUI's loaders read, written and read back."""

@@ -1,0 +1,1 @@
+"""What a step learns from: prompts, images of the frozen model, ranked candidates."""

@@ -1,0 +1,77 @@
+"""The prompts that a run trains on and those that it is only evaluated on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from ...core.embedded import DEMO
+from ...core.errors import RealignError
+from ...core.fingerprint import fingerprint_of_texts as fingerprint
+from ...core.prompt_files import MAX_LENGTH, Prompts, read_prompts
+
+if TYPE_CHECKING:
+    from ..settings.common import TrainingConfig
+
+__all__ = ["MAX_LENGTH", "Prompts", "fingerprint", "load_prompts", "read_prompts", "split"]
+
+
+def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompts]:
+    """Split into (training, held out), by a hash of each text: equal texts are never on both sides.
+
+    held_out: below 1 a share. Whether a text is held out then depends on that text alone, so adding prompts never moves
+        one into training. From 1 on the number of different texts, those with the lowest hashes; no rule can keep both
+        to a number and to that promise: an added text with a lower hash takes a place.
+
+    Raises:
+        RealignError: a side would be empty, unless `held_out` is 0.
+    """
+    keys = {text: _key(text) for text in prompts.texts}
+    hashes = {key: _hash(key, seed) for key in keys.values()}
+    if held_out < 1:
+        chosen = {key for key, value in hashes.items() if value < held_out}
+    else:
+        chosen = set(sorted(hashes, key=lambda key: (hashes[key], key))[: int(held_out)])
+    if len(chosen) == len(hashes) or (held_out and not chosen):
+        side = "held out" if not chosen else "left for training"
+        raise RealignError(
+            f"held_out is {held_out:g} of {len(hashes)} different prompts, so none is {side}; "
+            "give another held_out, or more prompts."
+        )
+    training = tuple(text for text in prompts.texts if keys[text] not in chosen)
+    return Prompts(training, prompts.problems), Prompts(tuple(t for t in prompts.texts if keys[t] in chosen))
+
+
+def load_prompts(config: TrainingConfig) -> tuple[Prompts, Prompts]:
+    """The prompts of a run: (training, held out). What is in both files is not trained on."""
+    prompts = _read(config.prompts, config, held_out=False)
+    if not config.held_out_prompts:
+        return split(prompts, config.held_out, config.seed)
+    held_out = _read(config.held_out_prompts, config, held_out=True)
+    keys = {_key(text) for text in held_out.texts}
+    training = tuple(text for text in prompts.texts if _key(text) not in keys)
+    if not training:
+        raise RealignError(
+            f"Every prompt in {config.prompts} is also in {config.held_out_prompts}; give other prompts."
+        )
+    left_out = len(prompts.texts) - len(training)
+    told = f"{config.prompts}: not trained on, because also in {config.held_out_prompts}: {left_out} of its prompts."
+    return Prompts(training, (*prompts.problems, *([told] if left_out else []))), held_out
+
+
+def _read(path: str, config: TrainingConfig, held_out: bool) -> Prompts:
+    if path != DEMO:
+        return read_prompts(path, config.prompt_column, config.strict)
+    from ...demo.prompts import two_object_prompts
+
+    return Prompts(tuple(text for text, _ in two_object_prompts(held_out)))
+
+
+def _key(text: str) -> str:
+    """The text without what makes no difference to what is drawn: upper case and spacing."""
+    return " ".join(text.casefold().split())
+
+
+def _hash(key: str, seed: int) -> float:
+    """Evenly in [0, 1), the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,1 @@
+"""One run: its models, its steps, its gradients, and how it ends."""

@@ -1,0 +1,33 @@
+"""What ReFL climbs: for each reward of a run a function that is differentiable in the images."""
+
+from __future__ import annotations
+
+from ...core.errors import RealignError
+from ...rewards.caption import CaptionReward
+from ...rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
+from ...rewards.caption_likelihood import Speech
+from ...rewards.reward import Reward
+from ..settings.refl import ReflConfig
+
+
+def estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
+    """Of the caption reward the chosen estimator; of the others they themselves.
+
+    Raises:
+        RealignError: a reward has no gradient.
+    """
+    flat = [name for name, reward in rewards.items() if name != CaptionReward.name and not reward.differentiable]
+    if flat:
+        raise RealignError(
+            f"The reward {flat[0]} has no gradient: leave it out, or rank images by it with training/arl_train.py."
+        )
+    return {name: _estimator(config, r) if isinstance(r, CaptionReward) else r for name, r in rewards.items()}
+
+
+def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
+    speech = Speech(reward.captioner)
+    if config.estimator == "score_function":
+        return ScoreFunction(speech, reward.similarity, config.samples_per_image)
+    if config.estimator == "prompt_likelihood":
+        return PromptLikelihood(speech)
+    return StraightThrough(speech, reward.text_encoder, reward.similarity)

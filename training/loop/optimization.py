@@ -1,0 +1,113 @@
+"""From gradients to weights: mixed precision, AdamW, fp16's loss scale, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from ...core.errors import RealignError
+from ...core.precision import checked_dtype
+from ..settings.common import TrainingConfig
+
+logger = logging.getLogger(__name__)
+WITHOUT_BF16 = "AVX2"
+"""What PyTorch calls a CPU on which a step in bf16 takes several times as long as in fp32 (`benchmarks/refl.py`)."""
+
+
+def accelerator(config: TrainingConfig) -> Accelerator:
+    """What runs the UNet in the run's precision (autocast) and on its devices; in fp16 it also scales the loss.
+
+    Raises:
+        RealignError: this device does not train in that precision.
+    """
+    precision = config.precision
+    try:
+        made = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=None if config.log_with == "csv" else config.log_with,
+            project_dir=Path(config.output) / "tensorboard",
+            # the others wait while the main process draws L_pre's images or evaluates
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        )
+    except ValueError as error:
+        raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error
+    if precision == "fp16" and made.device.type == "cpu":  # accelerate would go on without autocast and scale
+        raise RealignError("precision is fp16, which trains on a GPU only, and none was found: set it to fp32 or bf16.")
+    if config.frozen_precision != "same":
+        checked_dtype(config.frozen_precision, made.device, "frozen_precision")
+    slow = made.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == WITHOUT_BF16
+    if precision == "bf16" and slow and made.is_main_process:
+        logger.warning("This CPU has no arithmetic in bf16, and may be many times slower at it: set precision to fp32.")
+    return made
+
+
+def adamw(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW without weight decay; with `optimizer_8bit` bitsandbytes', whose moments take 8 bits a weight.
+
+    Raises:
+        RealignError: bitsandbytes is wanted and cannot be imported.
+    """
+    if not config.optimizer_8bit:
+        return torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another CUDA
+        raise RealignError(
+            f"optimizer_8bit needs the package bitsandbytes, which cannot be imported ({error}): pip install "
+            "bitsandbytes, or set optimizer_8bit to false."
+        ) from error
+    return AdamW8bit(weights, lr=config.learning_rate, weight_decay=0)
+
+
+def lower_scale(accelerator: Accelerator) -> bool:
+    """After a gradient that is not finite and was left out: halve fp16's loss scale, where there is one.
+
+    Whether that scale may have been the cause: below 1 it cannot be, nor in other precisions.
+    """
+    scaler = accelerator.scaler
+    if scaler is None:
+        return False
+    scale = scaler.get_scale()
+    scaler.update()  # what `optimizer.step` would have done; without it the next gradient is not unscaled
+    return scale >= 1
+
+
+def moving_average(
+    weights: Sequence[nn.Parameter], decay: float, state: dict[str, Any] | None = None
+) -> EMAModel | None:
+    """The moving average of the weights, which begins with what they are now; None where `decay` is 0.
+
+    The decay rises from 0 as (1 + n) / (10 + n) with the step n, so that the first steps are soon forgotten.
+    state: of a checkpoint, to go on from.
+    """
+    if not decay:
+        return None
+    average = EMAModel(weights, decay=decay)
+    if state is not None:
+        average.load_state_dict({**state, "decay": decay})
+        average.to(weights[0].device)
+    return average
+
+
+@contextmanager
+def averaged(weights: Sequence[nn.Parameter], average: EMAModel | None) -> Iterator[None]:
+    """The average in the place of the weights for a while, if there is one; not to be nested."""
+    if average is None:
+        yield
+        return
+    average.store(weights)
+    average.copy_to(weights)
+    try:
+        yield
+    finally:
+        average.restore(weights)

@@ -1,0 +1,168 @@
+"""What a run would do, with sizes and files: `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.prior import prior_captioner
+from ..data.prompts import Prompts, load_prompts
+from ..settings.arl import ArlConfig
+from ..settings.common import TrainingConfig
+from ..settings.refl import ReflConfig
+from ..state import checkpoints
+from ..state.origin import changes, check_settings, origin_of
+from ..state.run_folder import ASIDE, holds_a_run
+from .feedback import estimators
+from .models import Trained, load
+
+JUDGES = "reward/"
+QUANTISED_FROM, BLOCK = 4096, 256
+"""bitsandbytes keeps moments of tensors from this many weights on in 8 bits, with one float32 a block."""
+
+
+def plan(config: TrainingConfig) -> str:
+    """The plan in words. Reads prompts and models, in the computer's memory, and writes nothing.
+
+    Raises:
+        RealignError: what would also stop the run: prompts or a model are missing or wrong.
+    """
+    training, held_out = load_prompts(config)
+    models = load(config, torch.device("cpu"))
+    if isinstance(config, ReflConfig):  # for what they raise
+        estimators(config, models.rewards)
+        prior_captioner(config, models)
+    batch, trained = config.batch_size * config.gradient_accumulation, sum(w.numel() for w in models.weights)
+    evaluated = min(config.evaluate_prompts, len(held_out.texts)) if config.evaluate_every else 0
+    return "\n".join(
+        [
+            *training.problems,
+            *held_out.problems,
+            f"trains {trained:,} parameters ({config.train}) of {config.model}",
+            f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
+            *_rounds(config, len(set(training.texts))),
+            f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
+            *_start(config, training, held_out),
+            "",
+            *_memory_in_words(config, models),
+            "",
+            f"writes to {Path(config.output)}:",
+            *(f"    {name:<30}{told}" for name, told in _files(config, models, held_out).items()),
+        ]
+    )
+
+
+def checkpoint_bytes(config: TrainingConfig, models: Trained) -> float:
+    """The size of a checkpoint."""
+    own = _bytes(models.weights)
+    return own + _moments(models.weights, config.optimizer_8bit) + (own if config.ema else 0)
+
+
+def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
+    """Of reward-ranked learning the images that are ranked."""
+    if not isinstance(config, ArlConfig):
+        return []
+    count = min(config.prompts_per_round, prompts)
+    return [f"ranks {config.rounds} times {count} × {config.images_per_prompt} images by {config.reward}"]
+
+
+def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
+    """What lies in a device's memory all through a run, in bytes; activations, which come on top, not counted."""
+    parts = {"model/unet": [models.sampler.unet], "model/vae": [models.sampler.vae]}
+    parts |= {f"model/text_encoder_{i}": [encoder] for i, encoder in enumerate(models.sampler.text_encoders, 1)}
+    for name, reward in models.rewards.items():
+        counted = {network for own in parts.values() for network in own}  # some rewards share one
+        parts[f"{JUDGES}{name}"] = [network for network in reward.networks() if network not in counted]
+    count = sum(weight.numel() for weight in models.weights)
+    return {
+        **{name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in own) for name, own in parts.items()},
+        "gradient": 4.0 * count,
+        "AdamW's moments": _moments(models.weights, config.optimizer_8bit),
+        "moving average": 4.0 * count if config.ema else 0.0,
+        "copy in half": 2.0 * count if config.train == "unet" and config.precision != "fp32" else 0.0,  # of autocast
+    }
+
+
+def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
+    sizes = memory(config, models)
+    lines = [f"memory of each device: {size(sum(sizes.values()))}, and activations"]
+    for name, count in sizes.items():
+        away = config.offload_captioner and name.startswith(JUDGES)
+        if count:
+            lines.append(f"    {name:<22}{size(count):>10}{'  only while images are judged' if away else ''}")
+    return [
+        *lines,
+        "    Activations are not estimated: they grow with batch_size and resolution. Where they do not fit, halve",
+        "    batch_size and double gradient_accumulation, or set gradient_checkpointing.",
+    ]
+
+
+def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
+    """The bytes of AdamW's two moments of each weight."""
+    return sum(
+        2.0 * weight.numel() * (1 + 4 / BLOCK if eight_bit and weight.numel() >= QUANTISED_FROM else 4)
+        for weight in weights
+    )
+
+
+def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list[str]:
+    """Which checkpoint the run would go on from, if any, and what is not as it was.
+
+    Raises:
+        RealignError: it is of another run.
+    """
+    made_of, lines = origin_of(config, training, held_out), []
+    files = checkpoints.found(config.resume, Path(config.output))
+    for file in files:
+        try:
+            state = checkpoints.read(file)
+            check_settings(file, state)
+        except checkpoints.Unusable as why:
+            lines.append(f"cannot go on from {file}: {why}")
+            continue
+        changed = changes(file, state, config, made_of).sentences
+        return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
+    if files:
+        lines.append("so that it would stop: restore a checkpoint, or set resume to never")
+    elif holds_a_run(Path(config.output)):
+        lines.append(f"keeps the files of the run that is in {config.output} in a folder {ASIDE}N of it")
+    return lines
+
+
+def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
+    """Each file in the run's folder with what is to say of it."""
+    own, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
+    # as `export` writes them: a LoRA in float32, the UNet in float16
+    exported = size(own if config.train == "lora" else own / 2)
+    shown = config.sample_every and (config.sample_prompts or held_out.texts)
+    channels, height, width = models.sampler.latent_shape
+    latents = 4.0 * channels * height * width
+    drawn = isinstance(config, ReflConfig) and config.prior == "frozen" and config.prior_weight > 0
+    ranked = config.rounds * config.prompts_per_round if isinstance(config, ArlConfig) else 0
+    told = {
+        "log.csv": "a row a step",
+        "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
+        "prior.safetensors": size(latents * config.prior_images) if drawn else "",
+        "rounds/": f"{size(latents * ranked)}, the winners, and what the rewards said" if ranked else "",
+        "checkpoints/step-*.pt": f"{size(checkpoint)} each, the last {config.keep_last} are kept",
+        "report.html": "the run in pictures",
+        "last.safetensors": exported,
+        "best.safetensors": exported if config.evaluate_every and held_out.texts else "",
+        "unet/": f"{size(own)}, the last weights in the diffusers layout" if config.train == "unet" else "",
+    }
+    return {name: text for name, text in told.items() if text}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+
+def size(count: float) -> str:
+    """Bytes for people: `1.5 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1e3:.1f} kB"

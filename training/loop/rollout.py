@@ -1,0 +1,72 @@
+"""From noise to the image that is judged, with gradient in the UNet's weights at one step or a few.
+
+*predicted* (ReFL, the paper): sample without gradient to a step t, and judge what that step predicts:
+
+    x_T → … → x_t (no gradient) → x_0' = (x_t − √(1 − ᾱ_t) ε_θ(x_t, t, prompt)) / √ᾱ_t → decoded image → reward
+
+*finished* (DRTune, arXiv 2405.00760): sample to the end and judge that. A DDIM step is linear in x_t and in the UNet's
+answer; the gradient goes back along this line to the answers of the chosen steps, not through what the UNet read.
+
+For a model that predicts v or x_0 in place of the noise ε, its scheduler makes the same of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from ...sampling.prompt_encoding import Words
+from ...sampling.sampler import DiffusersSampler
+
+
+class Rollout:
+    """Rollouts of one model with fixed steps and guidance scale; autoencoder and text encoder are frozen."""
+
+    def __init__(self, sampler: DiffusersSampler, steps: int, cfg: float) -> None:
+        self.sampler, self.cfg = sampler, cfg
+        sampler.vae.requires_grad_(False)
+        for encoder in sampler.text_encoders:
+            encoder.requires_grad_(False)
+        self.scheduler = DDIMScheduler.from_config(sampler.scheduler.config)
+        self.scheduler.set_timesteps(steps, device=sampler.unet.device)
+        self.empty = sampler.encode([""]).clone()  # a normal tensor: autograd refuses those of inference mode
+
+    def predicted(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
+        """The images [B, H, W, 3] that step `index` (from 0) predicts, with gradient in the UNet's trainable weights.
+
+        noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient; what judges them takes values
+        beyond [0, 1] as 0 or 1 and keeps the gradient (`core/images.py`). unet: the model, if something such as
+        a data-parallel wrapper must be called in its place.
+        """
+        words = self.sampler.encode(prompts).clone()
+        x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma
+        with torch.no_grad():
+            for t in self.scheduler.timesteps[:index]:
+                x = self.scheduler.step(self._predict(unet, x, t, words), t, x).prev_sample
+        t = self.scheduler.timesteps[index]
+        x0 = self.scheduler.step(self._predict(unet, x, t, words), t, x).pred_original_sample
+        return self.sampler.pixels(x0)
+
+    def finished(
+        self, prompts: Sequence[str], noise: Tensor, chosen: Collection[int], unet: nn.Module | None = None
+    ) -> Tensor:
+        """The images that sampling ends with, with gradient at the steps `chosen` (from 0); else as `predicted`."""
+        words = self.sampler.encode(prompts).clone()
+        x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma
+        for i, t in enumerate(self.scheduler.timesteps):
+            with torch.set_grad_enabled(i in chosen):
+                answer = self._predict(unet, x.detach(), t, words)
+            x = self.scheduler.step(answer, t, x).prev_sample
+        return self.sampler.pixels(x)
+
+    def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, words: Words) -> Tensor:
+        """Guided prediction; only the conditional half gets a gradient, which halves the memory of the step."""
+        worded = self.sampler.predict(x, t, words, unet)
+        if self.cfg == 1:
+            return worded
+        with torch.no_grad():
+            empty = self.sampler.predict(x, t, self.empty[[0] * len(x)], unet)
+        return empty + self.cfg * (worded - empty)

@@ -1,0 +1,139 @@
+"""The folder of a run: one run at a time, found out to be writable before hours are spent, and nothing in it lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ...core.errors import RealignError
+from ...core.files import make_folder, mend, reason, sweep, write_whole
+from ..watch import log
+
+logger = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
+FOLDERS = (CHECKPOINTS, "samples", "rounds", "unet", "tensorboard", "wandb", "answers")
+"""The folders that a run may write in its own."""
+FILES = ("last.safetensors", "best.safetensors", "prior.safetensors", "log.csv", "report.html")
+RESULTS = ("log.csv", CHECKPOINTS, "samples", "last.safetensors", "best.safetensors", "report.html", "unet")
+RESULTS += ("tensorboard", "wandb")
+"""What belongs to one run alone. `prior.safetensors`, `rounds/` and `answers/` may serve another: each knows what it
+was made of."""
+ASIDE = "before-"
+"""How the name of a folder begins in which the files of an earlier run are kept."""
+_HALF = re.compile(r"(step-\d+|report|prior|\d{6})\.part")
+"""What runs called half-written files once."""
+_LOCK, _HOLDER = ".lock", ".lock-holder"
+
+
+class RunFolder:
+    """The output folder, held by this process until `release` or its death: the lock is the system's, which a killed
+    process cannot leave behind.
+
+    Raises:
+        RealignError: another run holds it, or it cannot be written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        check_writable(output)
+        self.lock = FileLock(output / _LOCK, timeout=0, thread_local=False)
+        self._take()
+        for folder in (output, *(output / name for name in FOLDERS), *_subfolders(output / "rounds")):
+            sweep(folder)
+            _sweep_old_names(folder)
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self.lock.is_locked:
+            with suppress(OSError):
+                (self.output / _HOLDER).unlink()
+            self.lock.release(force=True)
+
+    def _take(self) -> None:
+        holder = self.output / _HOLDER
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise RealignError(
+                f"Another run writes to '{self.output}' ({_text(holder)}): wait for it, or give another output."
+            ) from error
+        except (OSError, NotImplementedError) as error:  # a file system without locks
+            logger.warning("'%s' cannot be locked (%s): see to it that no other run writes there.", self.output, error)
+        since = datetime.now().strftime("%Y-%m-%d %H:%M")
+        with suppress(RealignError):  # it is only for people
+            write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+
+
+def check_writable(output: Path) -> None:
+    """That a run's files can be written, also those in folders that are there already.
+
+    Raises:
+        RealignError: they cannot.
+    """
+    make_folder(output, "output")
+    for folder in (output / name for name in FOLDERS):
+        if os.path.lexists(folder):
+            make_folder(folder, "output")
+    for file in (output / name for name in FILES):
+        if file.is_dir():
+            raise RealignError(f"'{file}' is a folder, where the run writes a file: move it, or give another output.")
+
+
+def holds_a_run(output: Path) -> bool:
+    """Whether a run in the folder came further than its first evaluation."""
+    if any((output / name).exists() for name in ("last.safetensors", "unet")):
+        return True
+    if any((output / CHECKPOINTS).glob("step-*.pt")):
+        return True
+    rows, _ = log.read(output / "log.csv")
+    return bool(rows) and rows[-1]["step"] > 0
+
+
+def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
+    """Move what is there of `names`, paths below `output`, into a new folder `before-N` of it; None where nothing is.
+
+    Raises:
+        RealignError: it cannot be moved.
+    """
+    present = [name for name in map(Path, names) if os.path.lexists(output / name)]
+    if not present:
+        return None
+    numbers = (folder.name.removeprefix(ASIDE) for folder in output.glob(f"{ASIDE}*"))
+    aside = output / f"{ASIDE}{1 + max((int(number) for number in numbers if number.isdecimal()), default=0)}"
+    try:
+        for name in present:
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(output / name, aside / name)
+    except OSError as error:
+        raise RealignError(
+            f"The earlier run's files in '{output}' cannot be moved to '{aside}' ({reason(error)}): {mend(error)}, or "
+            "give another output."
+        ) from error
+    return aside
+
+
+def _subfolders(folder: Path) -> Sequence[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _sweep_old_names(folder: Path) -> None:
+    with suppress(OSError):
+        for left in list(folder.iterdir()):
+            if _HALF.fullmatch(left.name) and left.is_file():
+                left.unlink()
+
+
+def _text(file: Path) -> str:
+    """What a file says, in one line."""
+    try:
+        return " ".join(file.read_text(encoding="utf-8", errors="replace").split()) or "which does not say who it is"
+    except OSError:
+        return "which does not say who it is"
