@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..core.errors import RealignError
 from ..core.files import sweep, write_whole
-from ..training.data.prompts import fingerprint
+from ..core.fingerprint import fingerprint_of_texts
 from .ldm_keys import ldm_names
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def run_metadata(
         "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
         "modelspec.thumbnail": thumbnail and _thumbnail(thumbnail),
         "realigndiff.config": json.dumps(dict(config), default=_plain, sort_keys=True),
-        "realigndiff.prompts_sha256": fingerprint(prompts),
+        "realigndiff.prompts_sha256": fingerprint_of_texts(prompts),
         "realigndiff.reward_before": reward_before,
         "realigndiff.reward_after": reward_after,
     }

@@ -276,8 +276,8 @@ def _table(settings: type[Settings], configs: Mapping[str, Settings], script: st
         "",
         f"Of `training/{script}.py`; made from `training/*settings.py` and `training/configs/*.toml` by",
         "`python training/settings/files.py --write`: edit those. Defaults are those of the first column, the paper's",
-        "where it gives a value. On the command line each setting is an option, such as `--batch-size 2` or `--dry-run`;",
-        "it wins over the file that `--config` names. A file may leave settings out. In TOML write Windows paths in",
+        "where it gives a value. On the command line each setting is an option, such as `--batch-size 2`; it",
+        "wins over the file that `--config` names. A file may leave settings out. In TOML write Windows paths in",
         "'single quotes'.",
     ]
     for name, doc in documentation(settings).items():
