@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from torch import Tensor
 
-from ..attention.equation.maps import stretched
+from ..attention.equation.maps import scale_to_max
 from ..core.images import to_pil
 from .overlay import font
 
@@ -48,7 +48,7 @@ def labelled(heat: Tensor, words: str, size: tuple[int, int], image: Tensor | No
     canvas = Image.new("RGB", (width + 2 * GAP, HEAD + height + FOOT), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((GAP, 9), fitting(draw, words, width, 19), fill=INK, font=font(19))
-    canvas.paste(heat_map(stretched(heat), size, image), (GAP, HEAD))
+    canvas.paste(heat_map(scale_to_max(heat), size, image), (GAP, HEAD))
     scale(canvas, (GAP, HEAD + height + 8, width), float(heat.max()))
     return canvas
 
