@@ -108,12 +108,12 @@ class AttentionMaps(io.ComfyNode):
 
 def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) -> torch.Tensor:
     """Maps [B, W, h, w] of W words, over images [B, h, w, 3] if there are any: [B·W, *, *, 3] in [0, 1]."""
-    from ..drawing.heat_map import labelled
+    from ..drawing.attention_map import draw_labelled_map
 
     height, width = heat.shape[-2:]
     size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
     drawn = [
-        labelled(one, phrase, size, None if image is None else image[i])
+        draw_labelled_map(one, phrase, size, None if image is None else image[i])
         for i, own in enumerate(heat)
         for one, phrase in zip(stopping(own), words, strict=True)
     ]
