@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.images import to_uint8
-from ..pipeline.realign import Look, RealignResult, RealignSettings
+from ..pipeline.realign import CaptionedImage, RealignResult, RealignSettings
 from ..pipeline.report import report as told
 from .judge import detect, judge
 from .world import parse
@@ -23,7 +23,7 @@ def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
     return out
 
 
-def _judged(look: Look, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+def _judged(look: CaptionedImage, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     pixels = to_uint8(look.image[None])[0]
     return {
         "judge": judge(pixels, pairs)._asdict() if pairs else None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.describe import not_helped
 from ..core.images import to_pil
-from ..pipeline.realign import Look, RealignResult
+from ..pipeline.realign import CaptionedImage, RealignResult
 from .heat_map import fitting, heat_map, outlined, scale
 from .overlay import font, overlay
 
@@ -77,7 +77,7 @@ def _on_region(heat: Tensor, mask: Tensor) -> Image.Image:
     return outlined(heat_map(heat, (PAIR, PAIR)), mask)
 
 
-def _enlarged(look: Look) -> Image.Image:
+def _enlarged(look: CaptionedImage) -> Image.Image:
     """The image in a square of SIDE pixels; small images keep their pixels."""
     picture = to_pil(look.image[None])[0]
     scale = SIDE / max(picture.size)
@@ -85,7 +85,7 @@ def _enlarged(look: Look) -> Image.Image:
     return picture.resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS)
 
 
-def _says(look: Look) -> list[tuple[str, str]]:
+def _says(look: CaptionedImage) -> list[tuple[str, str]]:
     """What the captioner says of an image, and the reward."""
     color = GREEN if look.reward > 0.9 else AMBER
     lines = textwrap.wrap(f"the captioner says: {look.caption}", 52)[:2]

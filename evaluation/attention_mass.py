@@ -28,6 +28,7 @@ from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
 from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
 from ..pipeline.realign import Models
+from ..rewards.gate import passes_gate
 from .bootstrap import paired_difference
 from .tune import Coarse, draw
 
@@ -56,8 +57,8 @@ def measure(models: Models, coarse: Coarse) -> dict[str, Any]:
     Raises:
         RealignError: the gate leaves fewer than two images to compare.
     """
-    gate = np.inf if SETTINGS.gate is None else SETTINGS.gate
-    mend = [i for i, seen in enumerate(coarse.looks) if seen.reward < gate and coarse.regions[i].active]
+    failed = [i for i, image in enumerate(coarse.looks) if not passes_gate(image.reward, SETTINGS.gate)]
+    mend = [i for i in failed if coarse.regions[i].active]
     if len(mend) < 2:
         raise RealignError(f"Only {len(mend)} of {len(coarse.looks)} images are re-aligned: give a larger count.")
     steps = SETTINGS.sampling.steps

@@ -76,7 +76,7 @@ def draw_all(
             sampler = models.load_sampler(folder, *hardware.chosen(options), own[0].weights)
             if any(method.looks for method in own):
                 eyes = replace(eyes, sampler=sampler) if eyes else models.load(options, sampler)
-            size = options.batch or sampler.at_once
+            size = options.batch or sampler.max_batch
             for start in range(0, len(todo), size):
                 batch = todo[start : start + size]
                 draw_batch(options, own, batch, sampler, eyes, show)

@@ -59,7 +59,7 @@ def record_both(
     both = AttentionMaps(words), AttentionMaps(words)
     ways = ("plain attention", None), ("re-weighted attention", region_sets)
     for maps, (doing, sets) in zip(both, ways, strict=True):
-        sampler.latents(
+        sampler.sample_latents(
             prompts,
             noise,
             settings.sampling,

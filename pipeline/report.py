@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .realign import Look, RealignResult, RealignSettings
+from .realign import CaptionedImage, RealignResult, RealignSettings
 
 
 def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
@@ -20,5 +20,5 @@ def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
     }
 
 
-def _told(look: Look) -> dict[str, Any]:
+def _told(look: CaptionedImage) -> dict[str, Any]:
     return {"caption": look.caption, "caption_reward": round(look.reward, 4)}

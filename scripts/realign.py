@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
             write(options.out, result, how, made_of)
             bar.n = 2 * how.sampling.steps * number  # an image that was left alone has fewer steps
             bar.write(f"{result.before.reward:.3f} → {result.after.reward:.3f}  “{prompt}”: {result.verdict}")
-    print(f"Look at the panels in {options.out}.")
+    print(f"CaptionedImage at the panels in {options.out}.")
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:

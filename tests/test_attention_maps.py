@@ -25,7 +25,7 @@ from realigndiff.drawing.panel import panel
 from realigndiff.evaluation import attention_mass as attention_mass_script
 from realigndiff.evaluation.tune import Coarse
 from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
-from realigndiff.pipeline.realign import Look, RealignResult
+from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import NETWORK, assert_close
 from torch.nn.functional import interpolate
@@ -74,7 +74,7 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
     maps = AttentionMaps(words)
     options = {"region_sets": sets if re_weighted else None, "modulation": settings, "maps": maps}
     with torch.no_grad(), hooked(sampler.unet) as heard:
-        sampler.latents([PROMPT, "a green ring"], sampler.noise([1, 2]), sampling, **options)
+        sampler.sample_latents([PROMPT, "a green ring"], sampler.noise([1, 2]), sampling, **options)
     calls = [out[2:] for out in heard if len(out) == 4]  # of the UNet; the recorder projects its two rows only
     calls = list(zip(calls[::2], calls[1::2], strict=True))
     heat = torch.zeros(2, 2, 2, 16, 16)  # [step, image, word, h, w]
@@ -124,9 +124,9 @@ def test_recording_changes_no_bit(models, cfg, sets):
     sampler, noise, sampling = models.sampler, models.sampler.noise([22]), SamplingSettings(steps=2, cfg=cfg)
     before = dict(sampler.unet.attn_processors)
     options = {"region_sets": sets, "modulation": SETTINGS.modulation}
-    silent = sampler.latents([PROMPT], noise, sampling, **options)
+    silent = sampler.sample_latents([PROMPT], noise, sampling, **options)
     maps = AttentionMaps([phrase_positions(REGIONS, sampler.tokenizer)])
-    assert torch.equal(sampler.latents([PROMPT], noise, sampling, maps=maps, **options), silent)
+    assert torch.equal(sampler.sample_latents([PROMPT], noise, sampling, maps=maps, **options), silent)
     heat = maps.mean((16, 16))
     assert heat.shape == (1, 2, 16, 16) and heat.min() > 0 and heat.max() < 1
     assert all(sampler.unet.attn_processors[name] is processor for name, processor in before.items())
@@ -151,7 +151,7 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
     two = [copy.copy(maps) for maps in both]
     for maps in two:  # two images that look the same
         maps._sums = {key: total.expand(2, -1, -1, -1) for key, total in maps._sums.items()}
-    wrong, right = (Look(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
+    wrong, right = (CaptionedImage(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
     noise = models.sampler.noise(range(3))
     coarse = Coarse([(PROMPT, [])] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
     told = attention_mass_script.measure(models, coarse)
@@ -170,7 +170,7 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
 
 
 def test_the_panel_shows_the_attention_below_its_pictures(both):
-    seen = Look(torch.rand(64, 64, 3), "a ring", 0.5)
+    seen = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
     result = RealignResult(PROMPT, 22, seen, seen, REGIONS, "Unchanged.")
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16))
     plain, one_row, two_rows = (panel(result, phrases * n) for n in (0, 1, 2))
@@ -201,7 +201,7 @@ def test_what_was_not_recorded_cannot_be_shown(both):
 
 def test_a_call_with_fewer_rows_than_images_is_refused(models):
     unet = models.sampler.unet
-    words = models.sampler.encode([PROMPT]).hidden
+    words = models.sampler.encode_prompts([PROMPT]).prompt_embeds
     with record(unet, AttentionMaps([[[1]]] * 2), (16, 16)), pytest.raises(RealignError, match="1 rows"):
         unet(models.sampler.noise([0]), torch.tensor(10), words)
 

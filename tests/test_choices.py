@@ -12,7 +12,7 @@ from realigndiff.language.validator import valid_bindings, valid_scores
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
 from realigndiff.perception.labels import read_labels
-from realigndiff.pipeline.realign import Look, RealignResult, keeping_better
+from realigndiff.pipeline.realign import CaptionedImage, RealignResult, apply_keep_better
 from realigndiff.rewards.ranking import best_first, ranks
 from safetensors.torch import save_file
 
@@ -152,9 +152,9 @@ def test_images_of_equal_ranks_keep_their_order_however_many_there_are():
 
 @pytest.mark.parametrize(("reward", "kept"), [(0.5, True), (0.4, True), (0.51, False)])
 def test_of_two_images_of_equal_reward_the_first_is_kept(reward, kept):
-    coarse, fine = Look(torch.zeros(8, 8, 3), "a", 0.5), Look(torch.ones(8, 8, 3), "b", reward)
-    result = keeping_better(RealignResult("a", 0, coarse, fine, RegionSet("a"), "It was sampled again."))
+    coarse, fine = CaptionedImage(torch.zeros(8, 8, 3), "a", 0.5), CaptionedImage(torch.ones(8, 8, 3), "b", reward)
+    result = apply_keep_better(RealignResult("a", 0, coarse, fine, RegionSet("a"), "It was sampled again."))
     assert result.changed != kept
     assert ("no better than 0.5" in result.verdict) == kept
     unchanged = dataclasses.replace(result, after=coarse)
-    assert keeping_better(unchanged) is unchanged
+    assert apply_keep_better(unchanged) is unchanged

@@ -11,7 +11,7 @@ from realigndiff.drawing.heat_map import FOOT, GAP, HEAD, labelled, outlined
 from realigndiff.drawing.overlay import PALETTE, overlay
 from realigndiff.drawing.panel import panel
 from realigndiff.pipeline.phrase_attention import PhraseAttention
-from realigndiff.pipeline.realign import Look, RealignResult
+from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 
 GREY = 0.5
 PROMPT = "a red circle and a blue square"
@@ -158,8 +158,8 @@ def test_a_label_lies_inside_the_picture_wherever_its_box_is(box):
 
 
 def result(**changed):
-    coarse = Look(torch.full((64, 64, 3), 0.2), "a red square", 0.5)
-    fine = Look(torch.full((64, 64, 3), 0.8), "a red circle", 0.95)
+    coarse = CaptionedImage(torch.full((64, 64, 3), 0.2), "a red square", 0.5)
+    fine = CaptionedImage(torch.full((64, 64, 3), 0.8), "a red circle", 0.95)
     found = RegionSet(PROMPT, (Region(tag="circle", phrase="a red circle", mask=box_mask(8, 8, 40, 40)),))
     return dataclasses.replace(RealignResult(PROMPT, 3, coarse, fine, found, "It was sampled again."), **changed)
 

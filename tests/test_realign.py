@@ -12,7 +12,7 @@ from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.report import report
 from realigndiff.demo.world import COLORS, SHAPES
 from realigndiff.drawing.panel import panel
-from realigndiff.pipeline.realign import readable, realign, realign_batch
+from realigndiff.pipeline.realign import realign, realign_batch, zero_truncated_phrases
 from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import SAMPLING, assert_close
 
@@ -110,7 +110,7 @@ def test_a_region_whose_words_are_not_read_is_inactive_and_says_so(models):
             Region(tag="square", phrase="a blue square", mask=mask),
         ),
     )
-    read = readable(far, models.sampler.tokenizer)
+    read = zero_truncated_phrases(far, models.sampler.tokenizer)
     assert [region.likelihood for region in read] == [CERTAIN, UNLIKELY]
     assert "'a blue square' comes after the 75 tokens" in read.notes[0]
 

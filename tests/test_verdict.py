@@ -10,7 +10,7 @@ from realigndiff.core.describe import not_helped, outcomes, table
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.drawing.panel import panel
-from realigndiff.evaluation.methods import keeping_better
+from realigndiff.evaluation.methods import apply_keep_better
 from realigndiff.pipeline.realign import realign
 from realigndiff.pipeline.report import report
 from realigndiff.sampling.settings import SamplingSettings
@@ -67,11 +67,11 @@ def test_the_verdict_of_an_image_that_was_no_better_names_what_was_not_found(rea
     found = region("a red circle"), region("a blue square", None)
     every = realigned(*found)
     kept = realigned(*found, keep_better=True)
-    for result in (kept, keeping_better(every)):
+    for result in (kept, apply_keep_better(every)):
         if not result.changed:
             assert "is no better than" in result.verdict and result.verdict.endswith("not helped: 'a blue square'.")
     worse = dataclasses.replace(every, after=dataclasses.replace(every.after, reward=-1.0))
-    assert "not found in the image, so not helped: 'a blue square'" in keeping_better(worse).verdict
+    assert "not found in the image, so not helped: 'a blue square'" in apply_keep_better(worse).verdict
 
 
 def test_the_verdict_of_an_image_with_nothing_to_re_weight_names_it_all(realigned):

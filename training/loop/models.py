@@ -126,7 +126,7 @@ def fingerprints(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
     """Images are drawn at the size that the UNet was made for, and learnt from at its noise levels."""
-    drawn = sampler.latent_shape[-1] * sampler.cell
+    drawn = sampler.latent_shape[-1] * sampler.vae_scale_factor
     if config.resolution != drawn:
         raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
     levels = sampler.scheduler.config.num_train_timesteps
