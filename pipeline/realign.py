@@ -20,7 +20,9 @@ from ..core.describe import named, not_helped
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..core.text import encodable
-from ..language.likelihood import LanguageModel, OfflineScorer, likelihoods
+from ..language.binding import bind_tags
+from ..language.model import LanguageModel
+from ..language.offline_scorer import OfflineScorer
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
 from ..perception.tagger import Tagger, check_threshold
@@ -200,8 +202,8 @@ def apply_keep_better(result: RealignResult) -> RealignResult:
 
 def caption_and_score(models: Models, images: Tensor, prompts: Sequence[str]) -> list[CaptionedImage]:
     """Caption images [B, H, W, 3] and reward how well the captions agree with the prompts."""
-    scores, captions = models.reward.with_captions(images, prompts)
-    return [CaptionedImage(*parts) for parts in zip(images, captions, scores.tolist(), strict=True)]
+    judgement = models.reward.judge(images, prompts)
+    return [CaptionedImage(*parts) for parts in zip(images, judgement.captions, judgement.scores.tolist(), strict=True)]
 
 
 def find_regions(models: Models, images: Tensor, prompts: Sequence[str], settings: RealignSettings) -> list[RegionSet]:
@@ -211,7 +213,7 @@ def find_regions(models: Models, images: Tensor, prompts: Sequence[str], setting
     tags = models.tagger.tag(images, threshold=settings.tag_threshold)
     offline = OfflineScorer(models.reward.text_encoder)
     bound = [
-        likelihoods(prompt, [tag.name for tag in image_tags], models.language_model, offline)
+        bind_tags(prompt, [tag.name for tag in image_tags], models.language_model, offline)
         for prompt, image_tags in zip(prompts, tags, strict=True)
     ]
     return models.grounded_sam.ground(images, bound, **settings.grounding)

@@ -16,8 +16,8 @@ from realigndiff.attention.equation.maps import AttentionMaps, attention_mass, s
 from realigndiff.attention.equation.reference import modulation
 from realigndiff.attention.equation.settings import ModulationSettings, strength
 from realigndiff.core.errors import RealignError
+from realigndiff.core.phrases import parse_phrases
 from realigndiff.core.regions import Region, RegionSet
-from realigndiff.core.words import listed
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.run import PROMPT
 from realigndiff.drawing.attention_map import INFERNO, apply_colormap, draw_labelled_map
@@ -221,7 +221,7 @@ def test_words_that_are_not_in_the_prompt_are_told_in_a_sentence(models):
     ],
 )
 def test_words_are_listed_by_commas_and_lines_or_taken_from_the_prompt(words, found):
-    assert listed(words, "a red circle, a circle and circle") == found
+    assert parse_phrases(words, "a red circle, a circle and circle") == found
 
 
 def test_colours_run_from_dark_to_light_without_a_step():

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from realigndiff.core.phrases import nearest_span
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
-from realigndiff.core.words import nearest_span
-from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.binding import bind_tags
+from realigndiff.language.offline_scorer import OfflineScorer
 from realigndiff.language.validator import valid_bindings, valid_scores
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
@@ -67,7 +68,7 @@ def test_a_thing_is_as_likely_as_the_surest_of_its_tags():
             return {"red": MAYBE, "book": CERTAIN}
 
     for tags in (["red", "book"], ["book", "red"]):
-        assert [region.likelihood for region in likelihoods("a red book", tags, Answers())] == [CERTAIN]
+        assert [region.likelihood for region in bind_tags("a red book", tags, Answers())] == [CERTAIN]
 
 
 class Encoder:

@@ -18,9 +18,8 @@ from ...core.fingerprint import fingerprint_of_texts
 from ...core.images import to_pil
 from ...language.loading import is_server
 from ...rewards.combine import weighted_sum
-from ...rewards.loading import NEEDS
 from ...rewards.ranking import best_first
-from ...rewards.sam import SamReward
+from ...rewards.registry import models_of
 from ...sampling.settings import SamplingSettings
 from ..loop.models import Trained, fingerprints
 from ..settings.arl import ArlConfig
@@ -175,10 +174,7 @@ def fingerprint_of(weights: Sequence[Tensor]) -> str:
 
 def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
     """Settings, prompts, weights, and the contents of the files of the models that draw and judge."""
-    names = [term.name for term in config.terms]
-    needed = {"model", *(model for name in names for model in NEEDS[name])}
-    if SamReward.name in names:
-        needed |= {"text_encoder"}  # of the offline scorer
+    needed = {"model", *models_of((term.name for term in config.terms), offline=True)}
     if config.llm and not is_server(config.llm):
         needed |= {"llm"}
     settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}
