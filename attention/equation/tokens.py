@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.errors import RealignError
-from ...core.words import blanked, nearest_span, occurrences
+from ...core.phrases import nearest_span
+from ...core.words import mask_prompt_syntax, occurrences
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -64,10 +65,12 @@ def find_decoded_tokens(phrase: str, prompt: str, decoded: DecodedTokens, occurr
     Raises:
         RealignError: the prompt has no word of the phrase, or too few occurrences.
     """
-    text = blanked(decoded.text)
-    return _resolve_phrase(
-        phrase, prompt, occurrence, lambda words: _overlapping(occurrences(blanked(words), text), decoded.spans)
-    )
+    text = mask_prompt_syntax(decoded.text)
+
+    def find_all(words: str) -> list[Sequence[int]]:
+        return _overlapping(occurrences(mask_prompt_syntax(words), text), decoded.spans)
+
+    return _resolve_phrase(phrase, prompt, occurrence, find_all)
 
 
 class DecodedTokens(NamedTuple):
