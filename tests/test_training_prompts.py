@@ -337,7 +337,7 @@ def test_an_empty_side_is_told(held_out, side):
 def test_a_run_splits_its_file(tmp_path):
     file = write(tmp_path, "a.txt", "\n".join(MANY))
     config = ReflConfig(prompts=str(file), held_out=100)
-    assert load_prompts(config) == split(Prompts(MANY), 100, config.seed)
+    assert load_prompts(config) == split(Prompts(MANY), 100, config.run.seed)
 
 
 def test_a_run_does_not_train_on_what_its_held_out_file_holds(tmp_path):
