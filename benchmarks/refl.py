@@ -138,7 +138,7 @@ def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Cal
 
     def step() -> None:
         prompts = random.sample(texts, config.optimizer.batch_size)
-        words = models.sampler.encode(prompts)
+        words = models.sampler.encode_prompts(prompts)
         x = torch.randn(config.optimizer.batch_size, *models.sampler.latent_shape, device=device)
         scheduler.set_timesteps(config.rollout.rollout_steps, device=device)
         middle = random.randrange(config.rollout.first_gradient_step, config.rollout.rollout_steps)

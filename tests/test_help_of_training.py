@@ -4,7 +4,7 @@ import re
 
 import pytest
 from realigndiff.core.errors import RealignError
-from realigndiff.rewards.loading import NAMES
+from realigndiff.rewards.registry import REWARDS
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.refl import ReflConfig
 from realigndiff.training.settings.schema import fields, groups, help_text
@@ -31,7 +31,7 @@ def test_the_help_offers_weights_only_where_they_are_taken():
 def test_the_help_offers_each_reward_that_the_script_learns_from():
     def missing(settings):
         offered = reward_help(settings).partition("The reward sam")[0]
-        return [name for name in NAMES if not re.search(rf"\b{name}\b", offered)]
+        return [name for name in REWARDS if not re.search(rf"\b{name}\b", offered)]
 
     assert missing(ArlConfig) == [] and missing(ReflConfig) == ["sam"]
     with pytest.raises(RealignError, match=r"sam has no gradient.*arl_train\.py"):

@@ -18,9 +18,9 @@ from ...core.precision import DTYPES
 from ...language.loading import load_language_model
 from ...rewards.caption import CaptionReward
 from ...rewards.combine import Term, weighted_sum
-from ...rewards.loading import MODELS, check_names, load_rewards
+from ...rewards.loading import load_rewards
+from ...rewards.registry import all_models, reward_entry
 from ...rewards.reward import Reward
-from ...rewards.sam import SamReward
 from ...sampling.sampler import DiffusersSampler
 from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
@@ -44,7 +44,7 @@ class Trained:
     @property
     def resolution(self) -> int:
         """The side in pixels of the images that are drawn: the size that the UNet was trained at."""
-        return self.sampler.latent_shape[-1] * self.sampler.cell
+        return self.sampler.latent_shape[-1] * self.sampler.vae_scale_factor
 
     @torch.no_grad()
     def reward(self, images: Tensor, prompts: Sequence[str], progress: float = 0.5) -> Tensor:
@@ -68,15 +68,15 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
         RealignError: a folder is missing or holds another kind of model.
     """
     names = [term.name for term in config.reward.terms]
-    check_names(names)
+    entries = [reward_entry(name) for name in names]
     if config.lora.train == "lora":
         import_module("peft")  # which is missing now, not after minutes of reading
     sampler = DiffusersSampler.load(model_path(config.model.model, "model"), device, DTYPES[config.model.precision])
     _check_against_model(config, sampler)
     judges = judges_place(config, device)
-    places = {name: path for name, path in config.to_dict().items() if name in MODELS and path}
+    places = {name: path for name, path in config.to_dict().items() if name in all_models() and path}
     reader = None
-    if isinstance(config, ArlConfig) and SamReward.name in names:
+    if isinstance(config, ArlConfig) and any(entry.asks_language_model for entry in entries):
         answers = Path(config.run.output) / "answers"
         reader = load_language_model(config.model.llm, config.model.llm_model, answers, *judges)
         unread = reader is not None and not model_path(config.model.text_encoder, "").exists()

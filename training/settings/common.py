@@ -72,8 +72,7 @@ class ModelSettings(Group):
     )
     text_encoder: Text = Field(
         "models/blip2-itm-vit-g",
-        description="Text encoder f_enc that compares caption and prompt, a folder of BLIP-2's retrieval model, or "
-        '"demo".',
+        description='Text encoder f_enc that compares caption and prompt, a BLIP-2 retrieval folder, or "demo".',
     )
     clip: Text = Field("", description='CLIP for the reward clip, a folder, or "demo".')
     negclip: Text = Field("", description="open_clip checkpoint for the reward negclip, such as negclip.pth.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...rewards.loading import NEEDS
+from ...rewards.registry import models_of
 from ..data.prompts import Prompts, fingerprint
 from ..loop.models import fingerprints
 from ..settings.arl import ranked
@@ -61,8 +61,7 @@ def contents_of(config: TrainingConfig) -> dict[str, str]:
     Raises:
         RealignError: a file of one cannot be read.
     """
-    judges = dict.fromkeys(name for term in config.reward.terms for name in NEEDS.get(term.name, ()))
-    return fingerprints(config, ["model", *judges])
+    return fingerprints(config, ["model", *models_of(term.name for term in config.reward.terms)])
 
 
 def check_settings(file: Path, state: Any) -> None:
