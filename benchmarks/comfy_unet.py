@@ -110,14 +110,14 @@ def random_unet(name: str, dtype: torch.dtype) -> Any:
 
 def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -> list:
     """A CONDITIONING of random numbers, for all images alike, with regions or without."""
-    from ..attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
+    from ..attention.comfy.payload import KEY, BoundRegions, Payload, put_entry
 
     g = torch.Generator().manual_seed(seed)
     width = ATTENTION[model_name]["context_dim"]
     options: dict[str, Any] = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
     if regions is not None:
         bound = BoundRegions(regions, positions_of(regions))
-        options["model_conds"] = {KEY: CONDPayload(Payload((bound,), regions.prompt))}
+        options = put_entry(options, KEY, Payload((bound,), regions.prompt))
     return [[torch.randn(1, 77, width, generator=g), options]]
 
 

@@ -75,8 +75,9 @@ class AttentionMaps(io.ComfyNode):
         text: str = "",
         vae=None,
     ) -> io.NodeOutput:
-        from ..attention.comfy.conditioning import find_words, text_of
-        from ..attention.comfy.maps import recording, with_words
+        from ..attention.comfy.conditioning import text_of
+        from ..attention.comfy.encoded_text import EncodedText
+        from ..attention.comfy.maps import record_attention, tag_words
         from ..attention.equation.maps import AttentionMaps, scale_to_max
 
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
@@ -89,12 +90,13 @@ class AttentionMaps(io.ComfyNode):
         check_count(len(looked_at), "words")
         if not looked_at:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
-        positions = find_words(looked_at, clip, text)
+        encoded = EncodedText(clip, text)
+        positions = encoded.find(looked_at)
         maps = AttentionMaps([positions] * len(latent_image["samples"]))
         latent = comfy_nodes.common_ksampler(
-            recording(model, maps),
+            record_attention(model, maps),
             *(seed, steps, cfg, sampler_name, scheduler),
-            with_words(positive, clip, text, positions),
+            tag_words(positive, encoded, positions),
             negative,
             latent_image,
             denoise=denoise,

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
+from ..attention.comfy.families import list_families
 from ..attention.equation.settings import ModulationSettings
 from ..core.describe import outcomes
 from ..core.interchange import region_sets
@@ -18,7 +19,7 @@ from .host.sockets import chosen, image_input, image_size, regions_input, text_i
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
 NOTHING = "attention is re-weighted at no step: a strength, or the range of steps, is 0"
-MODELS = "A Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2."
+MODELS = f"A {list_families()}."
 
 
 def _setting(id: str, default: float, high: float, tooltip: str) -> io.Float.Input:

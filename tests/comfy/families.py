@@ -16,7 +16,7 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from realigndiff.attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
+from realigndiff.attention.comfy.payload import KEY, BoundRegions, Payload, put_entry
 from realigndiff.attention.equation.cells import mask_to_cells
 from realigndiff.attention.equation.settings import ModulationSettings
 from torch import Tensor
@@ -340,8 +340,7 @@ def sample(own: Family, model: ModelPatcher, positive: list, negative: list | No
 
 def with_regions(conditioning: list, *images: BoundRegions) -> list:
     """The CONDITIONING with the regions of each image, or of all."""
-    payload = {KEY: CONDPayload(Payload(images or (TWO,)))}
-    return [[words, {**old, "model_conds": {**old.get("model_conds", {}), **payload}}] for words, old in conditioning]
+    return [[encoding, put_entry(options, KEY, Payload(images or (TWO,)))] for encoding, options in conditioning]
 
 
 def overridden(model: ModelPatcher, override: Callable) -> ModelPatcher:

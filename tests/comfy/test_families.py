@@ -10,19 +10,13 @@ import pytest
 import torch
 from realigndiff.tests import close
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = pytest.mark.usefixtures("comfy", "inference_mode")
 
 UNETS = ["SD2.1", "SDXL"]
 JOINT = ["SD3", "SD3.5 medium", "Flux", "Chroma", "Qwen-Image", "Lumina2", "Z-Image"]
 CROSS = ["Wan", "Cosmos-Predict2"]
 every_family = pytest.mark.parametrize("name", [*UNETS, *JOINT, *CROSS])
 WARNED = "attention is not re-weighted"
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 def ours(model, settings=None):
