@@ -118,3 +118,6 @@ def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) 
         for one, phrase in zip(stopping(own), words, strict=True)
     ]
     return torch.from_numpy(np.stack([np.asarray(picture, np.float32) / 255 for picture in drawn]))
+
+
+NODES = [AttentionMaps]

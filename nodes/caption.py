@@ -157,3 +157,6 @@ def caption_reward(models: Blip2Models) -> Reward:
     if models.text_encoder is None:
         raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
     return Reward(models.captioner, models.text_encoder)
+
+
+NODES = [Caption, CaptionReward]

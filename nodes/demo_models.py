@@ -52,3 +52,6 @@ class LoadDemoModels(io.ComfyNode):
             HostedScorer(blip2),
             reward_model("clip", embedded("clip")),
         )
+
+
+NODES = [LoadDemoModels]

@@ -69,3 +69,6 @@ def _names(tags) -> list[list[str]]:
     if isinstance(tags, str):
         return [[tag.strip() for tag in tags.split(",") if tag.strip()]]
     return [[tag.name for tag in own] for own in tags]
+
+
+NODES = [Likelihoods]

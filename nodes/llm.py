@@ -247,3 +247,6 @@ class UntilSilent:
         except NoAnswer as reason:
             self.silent = reason
             raise
+
+
+NODES = [LoadLlm]

@@ -221,3 +221,6 @@ def read(kind: type, model: Path, **options: Any) -> Any:
             return kind.load(model, **options)
 
     return shared(key, lambda: waiting(load))
+
+
+NODES = [LoadBlip2, LoadRam, LoadGroundedSam]

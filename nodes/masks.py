@@ -87,3 +87,6 @@ class GroundedSamMasks(io.ComfyNode):
         with grounded_sam.at_work() as eyes:
             found = each(len(image), lambda i: eyes.ground(image[i : i + 1], [sets[i]], **how)[0])
         return told(found, image, cls, looked=True)
+
+
+NODES = [GroundedSamMasks]

@@ -106,3 +106,6 @@ def _table(names: Sequence[str], scores: Sequence[torch.Tensor], order: Sequence
         rows.append([str(i), f"{sums[i]:g}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+NODES = [RankImages]

@@ -230,3 +230,6 @@ class RealignKSampler(io.ComfyNode):
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
         )
         return io.NodeOutput(latent, ui=ui)
+
+
+NODES = [ApplyRegions, RealignModel, RealignKSampler]

@@ -153,3 +153,6 @@ def _drawn(boxes, text: str, image: torch.Tensor | None) -> torch.Tensor:
     if any(len(one) != 1 for one in sets):
         raise RealignError("Region from Mask takes one bounding box an image: pick one of them first.")
     return mask_batch(sets, size)
+
+
+NODES = [RegionFromMask, EditRegions, PreviewRegions]

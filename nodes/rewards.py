@@ -21,8 +21,6 @@ KINDS = ("clip", "negclip", "blip-itm", "blip-itc", "image-reward")
 KEY, ALSO = "rewards", "blip"
 """Where reward models lie; a retrieval BLIP-2 may lie among the other BLIP-2s."""
 PRECISE = PRECISIONS[1:]
-_CLIP_TOKENIZER = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
-"""ComfyUI's own, for files of open_clip that come without one."""
 
 
 class LoadReward(io.ComfyNode):
@@ -114,7 +112,9 @@ def reward_model(kind: str, place: Path, dtype: torch.dtype = torch.float32) -> 
     elif kind == "image-reward":
         reward = read(ImageReward, place, dtype=dtype)
     else:
-        reward = read(ClipReward, place, dtype=dtype, name=kind, tokenizer=_CLIP_TOKENIZER)
+        # for open_clip's files, which come without a tokenizer
+        tokenizer = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
+        reward = read(ClipReward, place, dtype=dtype, name=kind, tokenizer=tokenizer)
     return Hosted(reward, *reward.networks())
 
 
@@ -174,3 +174,6 @@ class _GroundedSamAtWork:
     def ground(self, images: torch.Tensor, region_sets: list[Any]) -> list[Any]:
         with self.hosted.at_work() as eyes:
             return eyes.ground(images, region_sets)
+
+
+NODES = [LoadReward, SamReward]

@@ -54,3 +54,6 @@ class RamTags(io.ComfyNode):
         shown = [", ".join(f"{tag.name} {tag.confidence:.2f}" for tag in own) or "nothing known" for own in tags]
         texts = [", ".join(tag.name for tag in own) for own in tags]
         return io.NodeOutput(tags, texts, ui={"text": [*shown, *eyes.notes]})
+
+
+NODES = [RamTags]
