@@ -58,6 +58,11 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# Write the texts that follow from the code: locales/en, the help pages' tables, the settings' pages and files.
+.PHONY: docs
+docs: $(READY)
+	$(RUN) scripts/make_docs.py
+
 # Ours, DenseDiffusion's, the obvious implementation and plain attention, side by side: a call, and with COMFYUI_PATH (in
 # its Python, COMFYUI_PYTHON) whole sampling; a training step; what looking costs.
 benchmark: $(READY)

@@ -10,8 +10,8 @@ from pkgutil import iter_modules
 
 from comfy_api.latest import ComfyExtension, io
 
-from .host import model_folders, users
-from .host.faults import print_whatever_comes, printable_faults
+from .host import model_folders, prompt_users
+from .host.printable_errors import escape_unprintable_output, with_printable_errors
 
 
 def find_nodes() -> list[type[io.ComfyNode]]:
@@ -20,10 +20,10 @@ def find_nodes() -> list[type[io.ComfyNode]]:
     return [node for name in modules for node in import_module(f".{name}", __name__).NODES]
 
 
-print_whatever_comes()
+escape_unprintable_output()
 model_folders.register()
-users.register()
-NODES = [printable_faults(node) for node in find_nodes()]
+prompt_users.register()
+NODES = [with_printable_errors(node) for node in find_nodes()]
 
 
 class RealignExtension(ComfyExtension):

@@ -95,9 +95,10 @@ def _help_pages(nodes: dict[str, dict]) -> dict[Path, str]:
 
 def _with_section(page: str, heading: str, table: str) -> str:
     """The page with this table below the heading; what stands below the old table stays."""
-    head, title, rest = page.partition(f"\n## {heading}\n\n")
+    title = f"\n## {heading}\n\n"
+    head, _, rest = page.partition(title)
     old = re.match(r"(\|.*\n)+|None\.\n", rest)
-    return f"{head}{title or f'{chr(10)}## {heading}{chr(10) * 2}'}{table}{rest[old.end() :] if old else ''}"
+    return head + title + table + (rest[old.end() :] if old else "")
 
 
 def _input_table(info: dict[str, Any]) -> str:
@@ -136,8 +137,9 @@ def _default(type_: str, options: dict[str, Any]) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     if not rows:
         return "None.\n"
-    lines = [" | ".join(row).replace("|  |", "| |") for row in (head, *rows)]
-    return "".join(f"| {line} |\n" for line in (lines[0], *lines[1:])).replace("\n", f"\n|{'---|' * len(head)}\n", 1)
+    lines = [f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in (head, *rows)]
+    lines.insert(1, f"|{'---|' * len(head)}\n")
+    return "".join(lines)
 
 
 if __name__ == "__main__":

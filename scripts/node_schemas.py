@@ -1,4 +1,4 @@
-"""The nodes' schemas, read without ComfyUI: simple stand-ins take the place of its modules while the nodes are imported."""
+"""The nodes' schemas, read without ComfyUI: stand-ins take the place of its modules while the nodes are imported."""
 
 from __future__ import annotations
 
