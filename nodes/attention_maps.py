@@ -8,8 +8,9 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..core.errors import RealignError
+from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
-from ..core.words import listed, unweighted
+from ..core.words import strip_weights
 from .host.inputs import text_input
 from .host.interrupts import interruptible
 from .host.ksampler import ksampler_inputs, run_ksampler
@@ -60,13 +61,13 @@ class AttentionMaps(io.ComfyNode):
         """others: the inputs that only KSampler uses."""
         from ..attention.comfy.conditioning import find_words, text_of
         from ..attention.comfy.maps import recording, with_words
-        from ..attention.equation.maps import AttentionMaps, stretched
+        from ..attention.equation.maps import AttentionMaps, scale_to_max
 
         text = text or text_of(positive) or ""
         if not text.strip():
             raise RealignError("The prompt is unknown: connect it to text, or a positive conditioning with regions.")
         check_prompt(text)
-        phrases = listed(words, unweighted(text))
+        phrases = parse_phrases(words, strip_weights(text))
         check_count(len(phrases), "words")
         if not phrases:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
@@ -84,17 +85,17 @@ class AttentionMaps(io.ComfyNode):
         heat = maps.mean(tuple(size))
         pictures = _pictures(heat, [phrase for phrase, _ in phrases], image)
         preview = ui.PreviewImage(pictures, cls=cls).as_dict()
-        return io.NodeOutput(latent, pictures, stretched(heat).flatten(0, 1), ui=preview)
+        return io.NodeOutput(latent, pictures, scale_to_max(heat).flatten(0, 1), ui=preview)
 
 
 def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) -> torch.Tensor:
     """Maps [B, W, h, w] of W words as labelled pictures [B·W, *, *, 3] in [0, 1], over images [B, h, w, 3] if given."""
-    from ..drawing.heat_map import labelled
+    from ..drawing.attention_map import draw_labelled_map
 
     height, width = heat.shape[-2:]
     size = round(MIN_SIDE * width / max(height, width)), round(MIN_SIDE * height / max(height, width))
     return image_batch(
-        labelled(word_map, phrase, size, None if image is None else image[i])
+        draw_labelled_map(word_map, phrase, size, None if image is None else image[i])
         for i, image_maps in enumerate(heat)
         for word_map, phrase in zip(interruptible(image_maps), words, strict=True)
     )

@@ -136,8 +136,8 @@ class CaptionReward(io.ComfyNode):
         with blip2.map(caption_reward).loaded() as reward:
 
             def work(part: slice, report) -> list[tuple[float, str]]:
-                scored = reward.with_captions(image[part], [prompt] * len(image[part]))
-                return list(zip(scored.scores.tolist(), scored.captions, strict=True))
+                judgement = reward.judge(image[part], [prompt] * len(image[part]))
+                return list(zip(judgement.scores.tolist(), judgement.captions, strict=True))
 
             scores, captions = map(list, zip(*in_batches(len(image), work), strict=True))
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equal scores the first image leads

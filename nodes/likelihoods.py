@@ -51,14 +51,14 @@ class Likelihoods(io.ComfyNode):
     @classmethod
     def execute(cls, prompt: str, tags=None, llm=None) -> io.NodeOutput:
         from ..language.answers import GivenAnswers
-        from ..language.likelihood import likelihoods
+        from ..language.binding import bind_tags
 
         prompt = checked_prompt(prompt)
         given = isinstance(llm, str)
         offline = ManagedOfflineScorer() if llm is None or given else llm.offline
         model = FailFast(GivenAnswers(llm) if given else llm or offline)
         names = _tag_names(tags)
-        regions = tuple(map_with_progress(len(names), lambda i: likelihoods(prompt, names[i], model, offline)))
+        regions = tuple(map_with_progress(len(names), lambda i: bind_tags(prompt, names[i], model, offline)))
         text = table(regions)
         return io.NodeOutput(regions, text, ui={"text": [text]})
 

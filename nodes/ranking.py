@@ -83,18 +83,14 @@ def _score(
     managed: ManagedModel, images: torch.Tensor, prompt: str, turn: int, turns: int
 ) -> tuple[str, torch.Tensor, list[str]]:
     """A reward's name, its scores [B] and its notes; turn and turns as in `in_batches`."""
-    from ..rewards.sam import SamReward
-
     notes: dict[str, None] = {}
     with managed.loaded() as reward:
 
         def work(part: slice, report) -> list[float]:
             batch, prompts = images[part], [prompt] * len(images[part])
-            if not isinstance(reward, SamReward):
-                return reward(batch, prompts).tolist()
-            scores, batch_notes = reward.with_notes(batch, prompts)
-            notes.update(dict.fromkeys(batch_notes))
-            return scores.tolist()
+            judgement = reward.judge(batch, prompts)
+            notes.update(dict.fromkeys(judgement.notes))
+            return judgement.scores.tolist()
 
         return reward.name, torch.tensor(in_batches(len(images), work, turn=turn, turns=turns)), list(notes)
 

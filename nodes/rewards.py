@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..core.embedded import FOLDERS
 from ..core.errors import RealignError
+from ..rewards.registry import REWARDS, models_of
 from .host import model_folders
 from .host.inputs import check_choice, grounded_sam_input, tagger_input
 from .host.language_models import FailFast, ManagedOfflineScorer
@@ -18,7 +19,8 @@ from .host.managed_models import PRECISIONS, ManagedModel, dtype_of, load_shared
 from .host.sockets import Llm, Reward
 from .loaders import CATEGORY
 
-KINDS = ("clip", "negclip", "blip-itm", "blip-itc", "image-reward")
+KINDS = tuple(name for name in REWARDS if len(models_of([name], offline=True)) == 1)
+"""The rewards that are one model."""
 KEY, BLIP_KEY = "rewards", "blip"
 """The model folders of reward models; a retrieval BLIP-2 may be in the second one for Load BLIP-2."""
 REWARD_PRECISIONS = PRECISIONS[1:]
@@ -85,9 +87,7 @@ def _locate(kind: str, model: str) -> Path:
     Raises:
         RealignError: it is missing, or this kind of reward cannot be read from it.
     """
-    from ..rewards.loading import NEEDS
-
-    (needed,) = NEEDS[kind]
+    (needed,) = models_of([kind])
     if model == model_folders.DEMO and needed not in FOLDERS:
         raise RealignError(f"There is no demo model for {kind}: choose a model of yours, or another reward.")
     path = model_folders.locate(_key_of(model), model, needed)
@@ -100,20 +100,17 @@ def _locate(kind: str, model: str) -> Path:
 
 
 def load_reward(kind: str, path: Path, dtype: torch.dtype = torch.float32) -> ManagedModel:
-    """Read one of KINDS; the two of BLIP share one network."""
-    from ..rewards.blip import Blip, BlipItcReward, BlipItmReward
-    from ..rewards.clip import ClipReward
-    from ..rewards.image_reward import ImageReward
+    """Load one of KINDS; the two of BLIP share one network."""
+    from ..rewards.loading import RewardModels
 
-    if kind in ("blip-itm", "blip-itc"):
-        blip = load_shared(Blip, path, dtype=dtype)
-        reward = BlipItmReward(blip) if kind == "blip-itm" else BlipItcReward(blip)
-    elif kind == "image-reward":
-        reward = load_shared(ImageReward, path, dtype=dtype)
-    else:
-        # ComfyUI's tokenizer is for open_clip's files, which come without one.
-        tokenizer = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
-        reward = load_shared(ClipReward, path, dtype=dtype, name=kind, tokenizer=tokenizer)
+    class SharedModels(RewardModels):
+        def read(self, reader: type, model: str, **options: Any) -> Any:
+            return load_shared(reader, self.paths[model], dtype=self.dtype, **options)
+
+    paths = dict.fromkeys(models_of([kind]), path)
+    # ComfyUI's tokenizer is for open_clip's files, which come without one.
+    tokenizer = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
+    reward = SharedModels(paths, dtype=dtype, clip_tokenizer=tokenizer).load(kind)
     return ManagedModel(reward, *reward.networks())
 
 

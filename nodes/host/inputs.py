@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...core.errors import RealignError
-from ...core.words import unweighted
+from ...core.words import strip_weights
 from .sockets import BoundingBox, GroundedSam, Regions, Tagger
 
 
@@ -47,7 +47,7 @@ def checked_prompt(prompt: str, missing: str = "write what the images should sho
     """
     if not prompt.strip():
         raise RealignError(f"The prompt is empty: {missing}.")
-    return unweighted(prompt)
+    return strip_weights(prompt)
 
 
 def regions_input(tooltip: str, *, optional: bool = False) -> Any:

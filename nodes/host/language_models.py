@@ -1,4 +1,4 @@
-"""Language models in ComfyUI's care: see `language.likelihood.LanguageModel` for `bind` and `score`."""
+"""Language models in ComfyUI's care: see `language.model.LanguageModel` for `bind` and `score`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ManagedOfflineScorer:
         self.offline = self
 
     def bind(self, prompt: str, tags: list[str]):
-        from ...language.likelihood import OfflineScorer
+        from ...language.offline_scorer import OfflineScorer
 
         return OfflineScorer().bind(prompt, tags)
 
     def score(self, prompt: str, tags: list[str]):
-        from ...language.likelihood import OfflineScorer
+        from ...language.offline_scorer import OfflineScorer
 
         if self.blip2 is None or not tags:
             return OfflineScorer().score(prompt, tags)

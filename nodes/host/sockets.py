@@ -9,7 +9,7 @@ Tagger = io.Custom("REALIGN_TAGGER")
 GroundedSam = io.Custom("REALIGN_GROUNDED_SAM")
 """`ManagedModel[perception.grounded_sam.GroundedSam]`."""
 Llm = io.Custom("REALIGN_LLM")
-"""A `language.likelihood.LanguageModel` with the attribute `offline`, the offline scorer for what it leaves out."""
+"""A `language.model.LanguageModel` with the attribute `offline`, the offline scorer for what it leaves out."""
 Reward = io.Custom("REALIGN_REWARD")
 """`ManagedModel[rewards.reward.Reward]`."""
 Tags = io.Custom("REALIGN_TAGS")
