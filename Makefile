@@ -79,6 +79,11 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# Write the texts that follow from the code: locales/en, the help pages' tables, the settings' pages and files.
+.PHONY: docs
+docs: $(READY)
+	$(RUN) scripts/make_docs.py
+
 # Time and memory of our attention, DenseDiffusion's, a naive implementation and plain attention: per call and, where
 # COMFYUI_PATH names a ComfyUI (COMFYUI_PYTHON its Python), for whole sampling; then of a training step and of perception.
 benchmark: $(READY)

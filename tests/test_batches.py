@@ -7,7 +7,7 @@ import torch
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation.methods import redraw
-from realigndiff.pipeline.realign import find_regions, look, realign, realign_batch
+from realigndiff.pipeline.realign import caption_and_score, find_regions, realign, realign_batch
 from realigndiff.sampling.settings import SamplingSettings
 
 PROMPTS, SEEDS = ["a green ring", "a green ring and a pink cross", "a red circle"], [2, 8, 1]
@@ -106,7 +106,7 @@ def _phrases(prompt):
 def test_captions_and_rewards_of_a_batch_belong_to_their_images_and_prompts(models, alone):
     order = [2, 0, 1]
     images = torch.stack([alone[i].before.image for i in order])
-    for seen, i in zip(look(models, images, [PROMPTS[i] for i in order]), order, strict=True):
+    for seen, i in zip(caption_and_score(models, images, [PROMPTS[i] for i in order]), order, strict=True):
         assert_same_image(seen, alone[i].before)
 
 
@@ -126,6 +126,6 @@ def test_the_tag_threshold_decides_which_tags_become_regions(models, alone):
 def test_a_pixel_is_in_a_mask_where_the_segmenter_finds_it_likelier_than_not(models, alone):
     segmenter, image = models.grounded_sam.segmenter, alone[0].before.image[None]
     boxes = [torch.tensor([[0.1, 0.1, 0.6, 0.6], [0.3, 0.2, 1.0, 0.9]])]
-    (logits,), (masks,) = segmenter.logits(image, boxes), segmenter.masks(image, boxes)
+    (logits,), (masks,) = segmenter.logits(image, boxes), segmenter.segment(image, boxes)
     assert torch.equal(masks, (logits.sigmoid() > 0.5).float())
     assert ((logits > 0) & (logits < 1)).any()

@@ -665,7 +665,7 @@ class TestKeys:
         assert re.search("did not answer .*timed out.*: check that it runs", told(run))
 
     def test_openais_own_is_for_openai_alone_and_never_sent_unencrypted(self, comfy, monkeypatch):
-        from realigndiff.nodes.host.secrets import api_key_for
+        from realigndiff.nodes.host.api_keys import api_key_for
 
         monkeypatch.setenv("OPENAI_API_KEY", "sk-theirs")
         assert api_key_for("https://api.openai.com/v1") == "sk-theirs"

@@ -37,7 +37,7 @@ class Pairs:
         drawn = [self._draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
         latents, noise, t = (torch.stack([getattr(one, name) for one in drawn]).to(device) for name in Pair._fields[:3])
         schedule = DDPMScheduler.from_config(sampler.scheduler.config)
-        words = sampler.encode([one.caption for one in drawn]).clone()
+        words = sampler.encode_prompts([one.caption for one in drawn]).clone()
         predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, words, unet)
         return F.mse_loss(predicted.float(), _target(schedule, latents, noise, t))
 
