@@ -49,7 +49,7 @@ class Speech:
         """
         x = resize(images.permute(0, 3, 1, 2).float(), self.size)
         mean, std = (v.to(x).view(3, 1, 1) for v in (self.mean, self.std))
-        return self.captioner.see((x - mean) / std)
+        return self.captioner.encode_images((x - mean) / std)
 
     @torch.no_grad()
     def sample(self, seen: Tensor, count: int = 1, *, greedy: bool = False) -> Captions:

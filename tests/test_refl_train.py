@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
     """What a run that is stopped in order leaves: tests/test_how_runs_end.py."""
     output = tmp_path / "killed"
