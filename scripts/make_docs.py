@@ -37,7 +37,7 @@ LARGEST_SHOWN = 1e6
 
 def generated() -> dict[Path, str]:
     """Every generated file with its text."""
-    from ..training.settings.files import generated as training_files
+    from ..training.settings.generated import generated as training_files
 
     nodes = object_info()
     return {**_locales(nodes), **_help_pages(nodes), **training_files()}
