@@ -167,7 +167,7 @@ def load_sam(file: Path, device: torch.device, dtype: torch.dtype) -> tuple[Look
 
     segmenter = Segmenter.load(file, device)
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.4, 0.1, 0.9, 0.6]])
-    return lambda images: segmenter.masks(images, [boxes] * len(images)), [segmenter.model]
+    return lambda images: segmenter.segment(images, [boxes] * len(images)), [segmenter.model]
 
 
 def write_text_encoder(folder: Path) -> Path:

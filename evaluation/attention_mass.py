@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..core.errors import RealignError
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
-from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
+from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from ..pipeline.realign import Models
 from ..rewards.gate import passes_gate
 from .bootstrap import paired_difference
@@ -67,7 +67,7 @@ def measure(models: Models, coarse: Coarse) -> dict[str, Any]:
     for start in tqdm(range(0, len(mend), BATCH), desc="sampled twice", unit=f"{BATCH} prompts"):
         part = mend[start : start + BATCH]
         sets = [coarse.regions[i] for i in part]
-        recorded = record_both(models.sampler, coarse.noise[part], sets, SETTINGS)
+        recorded = record_attention(models.sampler, coarse.noise[part], sets, SETTINGS)
         for name, own in periods.items():
             for phrases in phrase_attention(recorded, sets, models.sampler.latent_shape[1:], own):
                 masses[name].append(np.mean([phrase.mass for phrase in phrases], axis=0))

@@ -48,7 +48,7 @@ class CaptionLikelihood:
 
         Values outside [0, 1] count as 0 or 1, but keep their gradient.
         """
-        return self.captioner.see(self.preprocessing(images))
+        return self.captioner.encode_images(self.preprocessing(images))
 
     @torch.no_grad()
     def sample(self, image_embeds: Tensor, count: int = 1, *, greedy: bool = False) -> Captions:

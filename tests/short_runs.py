@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 OPTIONS = (
     f"--config {ROOT}/training/configs/demo.toml --reward-weight 0 --batch-size 1 --prior-batch-size 1 "
     "--prior-images 2 --prior-steps 1 --prior-keep 1 --prior-captions prompt --rollout-steps 2 --first-gradient-step 0 "
-    "--last-gradient-step 1 --gradient-steps 1 --rank 2 --alpha 2 --targets to_q --learning-rate 1e-3 "
+    "--gradient-steps 1 --rank 2 --targets to_q --learning-rate 1e-3 "
     "--warmup-steps 0 --decay-steps 0 --precision fp32 --evaluate-every 0 --evaluate-prompts 1 --sample-every 0 "
     "--save-every 1 --keep-last 9 --steps 3"
 )
@@ -26,7 +25,7 @@ QUICK = parse(ReflConfig, OPTIONS.split())
 
 def run_in(output: Path, **changes) -> ReflRun:
     """A run, not yet trained."""
-    return ReflRun(dataclasses.replace(QUICK, output=str(output), **changes))
+    return ReflRun(QUICK.replace(output=str(output), **changes))
 
 
 def copy_of(whole: Path, output: Path, *steps: int) -> Path:

@@ -11,20 +11,27 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image
 from realigndiff.attention.diffusers.processor import phrase_positions
 from realigndiff.attention.diffusers.recorder import record
-from realigndiff.attention.equation.layout import cross_layout, mask_to_map
-from realigndiff.attention.equation.maps import AttentionMaps, attention_mass, stretched, token_matrix, word_attention
+from realigndiff.attention.equation.cells import mask_to_cells
+from realigndiff.attention.equation.layout import cross_layout
+from realigndiff.attention.equation.maps import (
+    AttentionMaps,
+    attention_mass,
+    scale_to_max,
+    token_matrix,
+    word_attention,
+)
 from realigndiff.attention.equation.reference import modulation
-from realigndiff.attention.equation.settings import ModulationSettings, strength
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.phrases import parse_phrases
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.run import PROMPT
-from realigndiff.drawing.heat_map import INFERNO, colored, labelled
-from realigndiff.drawing.panel import panel
+from realigndiff.drawing.attention_map import INFERNO, apply_colormap, draw_labelled_map
+from realigndiff.drawing.panel import draw_panel
 from realigndiff.evaluation import attention_mass as attention_mass_script
 from realigndiff.evaluation.tune import Coarse
-from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
+from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import NETWORK, assert_close
@@ -46,7 +53,7 @@ REGIONS = RegionSet(
 @pytest.fixture(scope="module")
 def both(models):
     """Plain and re-weighted sampling of one prompt, recorded."""
-    return record_both(models.sampler, models.sampler.noise([22]), [REGIONS], FEW)
+    return record_attention(models.sampler, models.sampler.noise([22]), [REGIONS], FEW)
 
 
 @contextmanager
@@ -82,7 +89,7 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
         step, side = i // (len(calls) // 2), math.isqrt(q.shape[2])
         QK = q @ k.mT  # [B, H, Nq, Nk]
         if re_weighted:
-            now, _ = strength(settings, float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
+            now, _ = settings.strengths(float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
             QK = QK + modulation(QK, cross_layout(sets, words, (side, side), 77, settings), now)
         A = torch.softmax(QK / math.sqrt(q.shape[-1]), dim=-1)
         for image, own in enumerate(words):
@@ -139,7 +146,7 @@ def test_re_weighting_moves_each_phrases_attention_onto_its_region(both):
     for phrase in phrases:
         before, after = phrase.mass
         assert after > 1.5 * before
-        inside = mask_to_map(phrase.region.mask, (16, 16))
+        inside = mask_to_cells(phrase.region.mask, (16, 16))
         assert phrase.after[inside].mean() > phrase.before[inside].mean()
     (late,) = phrase_attention(both, [REGIONS], (16, 16), [3])
     assert all(abs(after - before) < 0.1 for before, after in (phrase.mass for phrase in late))
@@ -147,7 +154,7 @@ def test_re_weighting_moves_each_phrases_attention_onto_its_region(both):
 
 def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, both, monkeypatch):
     monkeypatch.setattr(attention_mass_script, "SETTINGS", FEW)
-    monkeypatch.setattr(attention_mass_script, "record_both", lambda *_: two)
+    monkeypatch.setattr(attention_mass_script, "record_attention", lambda *_: two)
     two = [copy.copy(maps) for maps in both]
     for maps in two:  # two images that look the same
         maps._sums = {key: total.expand(2, -1, -1, -1) for key, total in maps._sums.items()}
@@ -173,7 +180,7 @@ def test_the_panel_shows_the_attention_below_its_pictures(both):
     seen = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
     result = RealignResult(PROMPT, 22, seen, seen, REGIONS, "Unchanged.")
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16))
-    plain, one_row, two_rows = (panel(result, phrases * n) for n in (0, 1, 2))
+    plain, one_row, two_rows = (draw_panel(result, phrases * n) for n in (0, 1, 2))
     assert plain.width == one_row.width and plain.height < one_row.height < two_rows.height
     pictures = (0, 0, *plain.size)
     assert one_row.crop(pictures).tobytes() == two_rows.crop(pictures).tobytes() == plain.tobytes()
@@ -202,14 +209,14 @@ def test_what_was_not_recorded_cannot_be_shown(both):
 def test_a_call_with_fewer_rows_than_images_is_refused(models):
     unet = models.sampler.unet
     words = models.sampler.encode_prompts([PROMPT]).prompt_embeds
-    with record(unet, AttentionMaps([[[1]]] * 2), (16, 16)), pytest.raises(RealignError, match="1 rows"):
+    with record(unet, AttentionMaps([[[1]]] * 2), (16, 16)), pytest.raises(RealignError, match="1 batch elements"):
         unet(models.sampler.noise([0]), torch.tensor(10), words)
 
 
 def test_words_that_are_not_in_the_prompt_are_told_in_a_sentence(models):
     wrong = REGIONS.with_regions([Region(tag="dog", phrase="an old dog", mask=CIRCLE)])
     with pytest.raises(RealignError, match=r"No word of 'an old dog' is in the prompt .*\.$"):
-        record_both(models.sampler, models.sampler.noise([0]), [wrong], FEW)
+        record_attention(models.sampler, models.sampler.noise([0]), [wrong], FEW)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +232,7 @@ def test_words_are_listed_by_commas_and_lines_or_taken_from_the_prompt(words, fo
 
 
 def test_colours_run_from_dark_to_light_without_a_step():
-    colors = colored(torch.linspace(0, 1, 200))
+    colors = apply_colormap(torch.linspace(0, 1, 200))
     luminance = colors @ torch.tensor([0.2126, 0.7152, 0.0722])
     assert (luminance.diff() > 0).all() and (colors.diff(dim=0).abs() < 0.03).all()
     ends = [[int(color[i : i + 2], 16) / 255 for i in (0, 2, 4)] for color in (INFERNO[0], INFERNO[-1])]
@@ -235,8 +242,8 @@ def test_colours_run_from_dark_to_light_without_a_step():
 def test_a_labelled_map_is_brightest_where_its_map_is():
     heat = torch.zeros(16, 16)
     heat[12:, 12:] = 0.002
-    bare = labelled(heat, "a red circle", (128, 96))
-    over = labelled(heat, "a red circle " * 30, (128, 96), torch.rand(64, 64, 3))
+    bare = draw_labelled_map(heat, "a red circle", (128, 96))
+    over = draw_labelled_map(heat, "a red circle " * 30, (128, 96), torch.rand(64, 64, 3))
     assert bare.size == over.size == (152, 164)
     for picture in (bare, over):
         grey = picture.convert("L").crop((12, 40, 140, 136)).resize((16, 12), Image.BOX)
@@ -245,4 +252,4 @@ def test_a_labelled_map_is_brightest_where_its_map_is():
 
 def test_maps_are_stretched_each_by_itself_and_an_empty_one_stays_empty():
     maps = torch.stack([torch.full((2, 2), 0.1), torch.zeros(2, 2), torch.tensor([[0.0, 0.2], [0.1, 0.0]])])
-    assert stretched(maps).amax((-2, -1)).tolist() == [1, 0, 1]
+    assert scale_to_max(maps).amax((-2, -1)).tolist() == [1, 0, 1]

@@ -102,8 +102,8 @@ def test_half_precision_sees_nearly_the_same(models, dtype):
         assert reduced.model.qformer.layernorm.weight.dtype == torch.float32
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        exact = whole.see(pixels)
-        assert (reduced.see(pixels).float() - exact).norm() / exact.norm() < 0.05
+        exact = whole.encode_images(pixels)
+        assert (reduced.encode_images(pixels).float() - exact).norm() / exact.norm() < 0.05
     assert len(reduced.caption(IMAGES)) == 3
 
 

@@ -1,6 +1,5 @@
 """A run that cannot write says so before a model is read; one that fails or is asked to stop ends in order."""
 
-import dataclasses
 import errno
 import os
 import signal
@@ -228,7 +227,7 @@ def test_memory_that_does_not_suffice_is_known_by_any_name(error, is_one):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
 def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, whole, tmp_path, capsys):
     before = [signal.getsignal(each) for each in stopping.SIGNALS]
@@ -250,7 +249,7 @@ def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(whole, tmp_path, cap
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_acts_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
     asked = []
     with pytest.raises(KeyboardInterrupt), stopping.asked_by_signals(lambda: asked.append(1)):
@@ -311,7 +310,7 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
 @pytest.mark.parametrize("content", [b"\xff\xfes\0t\0e\0p\0", b'"' + b"x" * 200_000])
 def test_a_log_that_is_none_ends_no_training(content, tmp_path, capsys):
     (tmp_path / "log.csv").write_bytes(content)
-    watcher = Watcher(dataclasses.replace(QUICK, output=str(tmp_path)), Accelerator(cpu=True))
+    watcher = Watcher(QUICK.replace(output=str(tmp_path)), Accelerator(cpu=True))
     watcher.log({"step": 1, "reward": 0.5})
     assert "log.csv cannot be written (" in capsys.readouterr().out
     assert (tmp_path / "log.csv").read_bytes() == content

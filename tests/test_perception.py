@@ -38,7 +38,7 @@ def eyes(models):
         "captioner": models.reward.captioner.caption,
         "tagger": models.tagger.tag,
         "detector": lambda images: models.grounded_sam.detector.detect(images, [["a red circle"]] * len(images)),
-        "segmenter": lambda images: models.grounded_sam.segmenter.masks(
+        "segmenter": lambda images: models.grounded_sam.segmenter.segment(
             images, [torch.tensor([[0.2, 0.2, 0.8, 0.8]])] * len(images)
         ),
     }

@@ -14,7 +14,7 @@ import pytest
 import torch
 from realigndiff.benchmarks.published import ram as published_ram
 from realigndiff.checkpoints.networks.ram import RamPlus
-from realigndiff.checkpoints.ram import own_names
+from realigndiff.checkpoints.ram import convert
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import labels
@@ -71,7 +71,7 @@ def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, name,
 def test_each_published_tensor_is_used_or_known_to_be_of_no_use(plus):
     published = published_ram.shapes(plus=plus, **published_ram.SMALL["window 4"])
     left = {name.replace("tagging_head.encoder.layer.", "tagging_head.") for name in published} - set(
-        own_names(published)
+        convert(published)
     )
     captions = {name for name in left if name.startswith(("tag_encoder.", "text_decoder."))}
     assert {name.rsplit(".", 1)[1] for name in left - captions} == {"relative_position_index", "attn_mask"}

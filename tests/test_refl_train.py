@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import dataclasses
 import io
 import math
 import os
@@ -127,7 +126,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
     """What a run that is stopped in order leaves: tests/test_how_runs_end.py."""
     output = tmp_path / "killed"
@@ -143,7 +142,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
 
 def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path):
     """The raw weights, their average and the optimiser's state all come back from a checkpoint."""
-    little = "--batch-size 1 --rollout-steps 2 --first-gradient-step 1 --last-gradient-step 1 --prior-weight 0"
+    little = "--batch-size 1 --rollout-steps 2 --first-gradient-step 1 --prior-weight 0"
     options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "3", *little.split()]
     options += ["--evaluate-every", "0", "--sample-every", "0"]
     for name in ("whole", "resumed"):
@@ -183,7 +182,7 @@ def test_a_lora_trains_in_bf16(whole, tmp_path):
 def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(reward, tmp_path, in_process):
     """Of one reward, and of two whose weights go with the step at which the gradient enters."""
     settings = parse(ReflConfig, [*QUICK.split(), "--reward", reward, "--margin", "1", "--schedule", "timesteps"])
-    settings = dataclasses.replace(settings, output=str(tmp_path), offload_captioner=True)
+    settings = settings.replace(output=str(tmp_path), offload_captioner=True)
     whole = ReflRun(settings)
     told, loss, prior_loss = whole.add_gradient(0).tolist()
     pieces = [weight.grad.clone() for weight in whole.models.weights]
@@ -194,10 +193,12 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(r
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
     R, true = whole.estimators["caption"](images, texts), whole.models.rewards["caption"](images.clamp(0, 1), texts)
     if "clip" in reward:
-        weight = 4 * index / (settings.rollout_steps - 1)
+        weight = 4 * index / (settings.rollout.rollout_steps - 1)
         clip = whole.models.rewards["clip"]
         R, true = 0.5 * R + weight * clip(images, texts), 0.5 * true + weight * clip(images.clamp(0, 1), texts)
-    L = settings.reward_weight * (settings.margin - R).relu().mean() + settings.prior_weight * L_pre  # eq. 5
+    L = (
+        settings.reward.reward_weight * (settings.reward.margin - R).relu().mean() + settings.prior.prior_weight * L_pre
+    )  # eq. 5
     L.backward()
     assert (told, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
     assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
@@ -213,7 +214,7 @@ def test_a_reward_without_gradient_is_sent_to_the_other_script():
 
 def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path, in_process):
     settings = parse(ReflConfig, [*QUICK.split(), "--estimator", "score_function"])
-    whole = ReflRun(dataclasses.replace(settings, output=str(tmp_path)))
+    whole = ReflRun(settings.replace(output=str(tmp_path)))
     before, drawn = [weight.clone() for weight in whole.models.weights], whole.rollout.predicted
     whole.rollout.predicted = lambda *given: drawn(*given) * torch.tensor([1.0, math.nan])[:, None, None, None]
     row = whole._take_step()
@@ -242,7 +243,7 @@ def test_a_plan_is_told_and_nothing_written(tmp_path):
 
 def test_a_size_that_the_model_does_not_draw_is_one_sentence(tmp_path):
     done = run_refl(tmp_path / "none", "--resolution", "128")
-    assert "resolution is 128, but this model is trained at 64" in done.stderr.strip().splitlines()[-1]
+    assert "resolution is 128, but this is no longer a setting: images have the size" in done.stderr.splitlines()[-1]
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):
@@ -253,7 +254,7 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
     """As `accelerate launch` starts them, on the CPU: by the image that a step predicts, and by the finished one."""
-    little = "--prior-steps 1 --rollout-steps 3 --first-gradient-step 1 --last-gradient-step 2"
+    little = "--prior-steps 1 --rollout-steps 3 --first-gradient-step 1"
     quick = ["--steps", "2", "--evaluate-every", "0", "--sample-every", "0", *little.split()]
     ways = {
         "predicted": (quick, ["--batch-size", "4"]),
@@ -327,8 +328,8 @@ def test_without_the_rewards_weight_nothing_is_sampled_and_l_pre_is_trained_alon
 
 def test_the_learning_rate_rises_and_falls(tmp_path, in_process):
     settings = parse(ReflConfig, [*QUICK.split(), "--warmup-steps", "2", "--decay-steps", "4", "--prior-weight", "0"])
-    whole, rates = ReflRun(dataclasses.replace(settings, output=str(tmp_path))), []
+    whole, rates = ReflRun(settings.replace(output=str(tmp_path))), []
     for whole.step in range(6):
         whole._set_learning_rate()
-        rates.append(whole.optimizer.param_groups[0]["lr"] / settings.learning_rate)
+        rates.append(whole.optimizer.param_groups[0]["lr"] / settings.optimizer.learning_rate)
     assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from realigndiff.benchmarks.published import layouts as layouts
-from realigndiff.checkpoints.sam import config_of, converted
+from realigndiff.checkpoints.sam import config_of, convert
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module
 from realigndiff.perception.segmenter import Sam2Segmenter, Segmenter
@@ -67,7 +67,7 @@ def test_the_size_follows_from_the_shapes(name):
 
 def test_every_tensor_of_the_file_has_its_place(tensors, segmenter):
     held = {name: value for name, value in segmenter.model.state_dict().items() if "shared_embedding" not in name}
-    assert len(converted(tensors)) == len(tensors) == len(held)
+    assert len(convert(tensors)) == len(tensors) == len(held)
 
 
 def test_many_boxes_are_decoded_as_few(segmenter):
@@ -78,14 +78,14 @@ def test_many_boxes_are_decoded_as_few(segmenter):
 
 @pytest.mark.parametrize("dtype", [half.fp16, half.bf16])
 def test_half_precision_gives_nearly_the_same_masks(file, segmenter, dtype):
-    found = Segmenter.load(file, dtype=dtype).masks(pictures(0), [BOXES])[0]
-    assert (found != segmenter.masks(pictures(0), [BOXES])[0]).float().mean() < 0.05
+    found = Segmenter.load(file, dtype=dtype).segment(pictures(0), [BOXES])[0]
+    assert (found != segmenter.segment(pictures(0), [BOXES])[0]).float().mean() < 0.05
 
 
 def test_the_folder_of_one_file_and_safetensors_are_read(tensors, segmenter, tmp_path):
     save_file(tensors, tmp_path / "sam.safetensors")
-    found = Segmenter.load(tmp_path).masks(pictures(2), [BOXES])[0]
-    assert torch.equal(found, segmenter.masks(pictures(2), [BOXES])[0])
+    found = Segmenter.load(tmp_path).segment(pictures(2), [BOXES])[0]
+    assert torch.equal(found, segmenter.segment(pictures(2), [BOXES])[0])
     save_file(tensors, tmp_path / "another.safetensors")
     with pytest.raises(RealignError, match=r"several files of weights \(another.safetensors, sam.safetensors\)"):
         Segmenter.load(tmp_path)

@@ -9,7 +9,7 @@ from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.describe import not_helped, outcomes, table
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
-from realigndiff.drawing.panel import panel
+from realigndiff.drawing.panel import draw_panel
 from realigndiff.evaluation.methods import apply_keep_better
 from realigndiff.pipeline.realign import realign
 from realigndiff.pipeline.report import report
@@ -134,4 +134,4 @@ def test_the_table_says_what_was_looked_for_and_not_found_also_where_nothing_was
 def test_the_panel_tells_what_was_not_found(realigned):
     whole = realigned(region("a red circle"), region("a blue square", None))
     other = dataclasses.replace(whole, regions=whole.regions.with_regions(list(whole.regions)[:1]))
-    assert panel(whole).tobytes() != panel(other).tobytes()
+    assert draw_panel(whole).tobytes() != draw_panel(other).tobytes()

@@ -21,7 +21,8 @@ def pictures(count: int) -> list[Image.Image]:
 
 def watcher(output: Path, **settings) -> watching.Watcher:
     config = ReflConfig(output=str(output), batch_size=2, gradient_accumulation=3, **settings)
-    with_tracker = {} if config.log_with == "csv" else {"log_with": config.log_with, "project_dir": output / "tracked"}
+    tracker = config.watch.log_with
+    with_tracker = {} if tracker == "csv" else {"log_with": tracker, "project_dir": output / "tracked"}
     out = watching.Watcher(config, Accelerator(cpu=True, **with_tracker))
     out.begin(0)
     return out
@@ -175,7 +176,7 @@ def test_the_speed_counts_all_images_of_a_step(tmp_path):
 def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = ReflConfig(output=str(tmp_path / "run"), log_with="wandb")
-    monkeypatch.setattr(run, "parse", lambda *_, **__: config)
+    monkeypatch.setattr(run, "parse_command", lambda *_, **__: (config, False))
     with pytest.raises(SystemExit) as stopped:
         run.main(lambda config: pytest.fail("it was loaded"), ReflConfig, "refl_train", "")
     assert stopped.value.code == (

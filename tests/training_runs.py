@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training/refl_train.py"
 QUICK = (
     "--config training/configs/demo.toml --estimator prompt_likelihood --margin 0 --reward-weight 0.05 --batch-size 2 "
-    "--rollout-steps 4 --judged predicted --gradient-steps 1 --first-gradient-step 2 --last-gradient-step 3 "
-    "--prior-images 4 --prior-steps 4 --prior-batch-size 0 --rank 8 --alpha 8 --targets to_q to_k to_v to_out.0 "
+    "--rollout-steps 4 --judged predicted --gradient-steps 1 --first-gradient-step 2 "
+    "--prior-images 4 --prior-steps 4 --prior-batch-size 0 --rank 8 --targets to_q to_k to_v to_out.0 "
     "--learning-rate 2e-4 --warmup-steps 0 --decay-steps 0 --precision fp32 --evaluate-prompts 2 --evaluate-every 2 "
     "--sample-every 3 --save-every 2 --keep-last 9 --steps 6"
 )

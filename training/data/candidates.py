@@ -97,10 +97,10 @@ def read_round(config: ArlConfig, models: Trained, texts: Sequence[str], number:
 def parts(config: ArlConfig, texts: Sequence[str], number: int, at_once: int) -> dict[Path, tuple[int, list[str]]]:
     """Each file of a round with the prompts in it, and the place of the first of these in the round."""
     different = list(dict.fromkeys(texts))
-    lots = random.Random(f"{config.seed} round {number}")
-    chosen = lots.sample(different, min(config.prompts_per_round, len(different)))
-    size = max(1, at_once // config.images_per_prompt)
-    folder = Path(config.output) / "rounds" / f"{number + 1:04d}"
+    lots = random.Random(f"{config.run.seed} round {number}")
+    chosen = lots.sample(different, min(config.rounds.prompts_per_round, len(different)))
+    size = max(1, at_once // config.rounds.images_per_prompt)
+    folder = Path(config.run.output) / "rounds" / f"{number + 1:04d}"
     return {
         folder / f"{start:06d}.safetensors": (start, chosen[start : start + size])
         for start in range(0, len(chosen), size)
@@ -125,16 +125,16 @@ def _draw(
     file: Path,
     made_of: dict[str, object],
 ) -> None:
-    P, K = len(prompts), config.images_per_prompt
+    P, K = len(prompts), config.rounds.images_per_prompt
     asked = [text for text in prompts for _ in range(K)]
-    first = config.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.prompts_per_round + start) * K
+    first = config.run.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.rounds.prompts_per_round + start) * K
     noise = models.sampler.noise([first + i for i in range(P * K)])
     # P is 1 where a prompt has more images than are sampled at once
     batches = [slice(i, i + models.sampler.max_batch) for i in range(0, P * K, models.sampler.max_batch)]
     drawn = [_judged(config, models, asked[batch], noise[batch]) for batch in batches]
     latents, images = (torch.cat(parts) for parts in list(zip(*drawn, strict=True))[:2])
     scores = {name: torch.cat([own[name] for *_, own in drawn]).view(P, K) for name in models.rewards}
-    won = winners(list(scores.values()), config.winner, random.Random(f"{config.seed} {file.name} {number}"))
+    won = winners(list(scores.values()), config.rounds.winner, random.Random(f"{config.run.seed} {file.name} {number}"))
     kept = latents.view(P, K, *latents.shape[1:])[torch.arange(P), won]
     _write(file, {"winners": kept.clone(), **scores}, made_of)
     if not start:
@@ -150,7 +150,7 @@ def _judged(
 
     An image that is not finite, as may come of fp16, is black, and no reward says a number of it: it ranks last.
     """
-    sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
+    sampling = SamplingSettings(steps=config.rollout.rollout_steps, cfg=config.rollout.cfg)
     latents = models.sampler.sample_latents(asked, noise, sampling)
     images = models.sampler.decode(latents)
     broken = ~images.isfinite().flatten(1).all(1).cpu()
@@ -174,10 +174,10 @@ def fingerprint_of(weights: Sequence[Tensor]) -> str:
 
 def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
     """Settings, prompts, weights, and the contents of the files of the models that draw and judge."""
-    needed = {"model", *models_of((term.name for term in config.terms), offline=True)}
-    if config.llm and not is_server(config.llm):
+    needed = {"model", *models_of((term.name for term in config.reward.terms), offline=True)}
+    if config.model.llm and not is_server(config.model.llm):
         needed |= {"llm"}
-    settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}
+    settings = {name: config.to_dict()[name] for name in MADE_OF if name not in needed}
     made_of = settings | {"prompts": fingerprint_of_texts(prompts), "weights": weights}
     return made_of | {f"files of {name}": value for name, value in fingerprints(config, sorted(needed)).items()}
 

@@ -64,13 +64,13 @@ def prior_captioner(config: ReflConfig, models: Trained) -> Captioner | None:
     Raises:
         RealignError: there is none where `captioner` says.
     """
-    asked = config.prior_captions == "captioner" or config.prior_keep < 1
-    if not (config.prior_weight and config.prior == "frozen" and asked):
+    asked = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
+    if not (config.prior.prior_weight and config.prior.prior == "frozen" and asked):
         return None
     reward = models.rewards.get(CaptionReward.name)
     if reward is not None:
         return reward.captioner
-    return Captioner.load(model_path(config.captioner, "captioner"), *judges_place(config, models.device))
+    return Captioner.load(model_path(config.model.captioner, "captioner"), *judges_place(config, models.device))
 
 
 def frozen_prior(
@@ -85,12 +85,12 @@ def frozen_prior(
 
     captioner: see `prior_captioner`. on_image: called with how many were just made.
     """
-    file, made_of = Path(config.output) / "prior.safetensors", _made_of(config, prompts)
-    drawn = _kept(file, made_of, scored=config.prior_keep < 1)
+    file, made_of = Path(config.run.output) / "prior.safetensors", _made_of(config, prompts)
+    drawn = _kept(file, made_of, scored=config.prior.prior_keep < 1)
     if drawn is None:
         drawn = _draw(sampler, captioner, prompts, config, on_image)
         _keep(file, made_of, drawn)
-    return Pairs(*drawn.likeliest(config.prior_keep), config.prior_min_timestep)
+    return Pairs(*drawn.likeliest(config.prior.prior_keep), config.prior.prior_min_timestep)
 
 
 @torch.no_grad()
@@ -101,16 +101,16 @@ def _draw(
     config: ReflConfig,
     on_image: Callable[[int], None],
 ) -> Drawn:
-    asked = [prompts[i % len(prompts)] for i in range(config.prior_images)]
-    sampling = SamplingSettings(steps=config.prior_steps, cfg=config.cfg)
-    likelihood = PromptLikelihood(CaptionLikelihood(captioner)) if config.prior_keep < 1 else None
+    asked = [prompts[i % len(prompts)] for i in range(config.prior.prior_images)]
+    sampling = SamplingSettings(steps=config.prior.prior_steps, cfg=config.rollout.cfg)
+    likelihood = PromptLikelihood(CaptionLikelihood(captioner)) if config.prior.prior_keep < 1 else None
     latents, captions, likelihoods = [], [], []
     for start in range(0, len(asked), sampler.max_batch):
         texts = asked[start : start + sampler.max_batch]
-        noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
+        noise = sampler.noise([config.run.seed + 10**6 + start + i for i in range(len(texts))])
         drawn = sampler.sample_latents(texts, noise, sampling)
         latents.append(drawn.float().cpu())
-        relabelled = config.prior_captions == "captioner"
+        relabelled = config.prior.prior_captions == "captioner"
         images = sampler.decode(drawn) if relabelled or likelihood else None
         words = captioner.caption(images) if relabelled else texts
         captions += words
@@ -122,9 +122,9 @@ def _draw(
 
 def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, object]:
     """Settings, prompts, and the contents of the models' files; of the captioner's where it was asked."""
-    asked = config.prior_captions == "captioner" or config.prior_keep < 1
+    asked = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
     models = fingerprints(config, ["model", *(["captioner"] if asked else [])])
-    return {name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
+    return {name: config.to_dict()[name] for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
 
 
 def _keep(file: Path, made_of: dict[str, object], drawn: Drawn) -> None:

@@ -26,8 +26,8 @@ def estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Esti
 
 def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
     likelihood = CaptionLikelihood(reward.captioner)
-    if config.estimator == "score_function":
-        return ScoreFunction(likelihood, reward.similarity, config.samples_per_image)
-    if config.estimator == "prompt_likelihood":
+    if config.reward.estimator == "score_function":
+        return ScoreFunction(likelihood, reward.similarity, config.reward.samples_per_image)
+    if config.reward.estimator == "prompt_likelihood":
         return PromptLikelihood(likelihood)
     return StraightThrough(likelihood, reward.text_encoder, reward.similarity)

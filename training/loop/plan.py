@@ -35,21 +35,22 @@ def plan(config: TrainingConfig) -> str:
     if isinstance(config, ReflConfig):  # for what they raise
         estimators(config, models.rewards)
         prior_captioner(config, models)
-    batch, trained = config.batch_size * config.gradient_accumulation, sum(w.numel() for w in models.weights)
-    evaluated = min(config.evaluate_prompts, len(held_out.texts)) if config.evaluate_every else 0
+    batch = config.optimizer.batch_size * config.optimizer.gradient_accumulation
+    trained = sum(weight.numel() for weight in models.weights)
+    evaluated = min(config.watch.evaluate_prompts, len(held_out.texts)) if config.watch.evaluate_every else 0
     return "\n".join(
         [
             *training.problems,
             *held_out.problems,
-            f"trains {trained:,} parameters ({config.train}) of {config.model}",
-            f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
+            f"trains {trained:,} parameters ({config.lora.train}) of {config.model.model}",
+            f"{config.optimizer.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
             *_rounds(config, len(set(training.texts))),
             f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
             *_start(config, training, held_out),
             "",
             *_memory_in_words(config, models),
             "",
-            f"writes to {Path(config.output)}:",
+            f"writes to {Path(config.run.output)}:",
             *(f"    {name:<30}{told}" for name, told in _files(config, models, held_out).items()),
         ]
     )
@@ -58,15 +59,15 @@ def plan(config: TrainingConfig) -> str:
 def checkpoint_bytes(config: TrainingConfig, models: Trained) -> float:
     """The size of a checkpoint."""
     own = _bytes(models.weights)
-    return own + _moments(models.weights, config.optimizer_8bit) + (own if config.ema else 0)
+    return own + _moments(models.weights, config.optimizer.optimizer_8bit) + (own if config.optimizer.ema else 0)
 
 
 def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
     """Of reward-ranked learning the images that are ranked."""
     if not isinstance(config, ArlConfig):
         return []
-    count = min(config.prompts_per_round, prompts)
-    return [f"ranks {config.rounds} times {count} × {config.images_per_prompt} images by {config.reward}"]
+    rounds, count = config.rounds, min(config.rounds.prompts_per_round, prompts)
+    return [f"ranks {rounds.rounds} times {count} × {rounds.images_per_prompt} images by {config.reward.reward}"]
 
 
 def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
@@ -77,12 +78,13 @@ def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
         counted = {network for own in parts.values() for network in own}  # some rewards share one
         parts[f"{JUDGES}{name}"] = [network for network in reward.networks() if network not in counted]
     count = sum(weight.numel() for weight in models.weights)
+    halved = config.lora.train == "unet" and config.model.precision != "fp32"  # by autocast
     return {
         **{name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in own) for name, own in parts.items()},
         "gradient": 4.0 * count,
-        "AdamW's moments": _moments(models.weights, config.optimizer_8bit),
-        "moving average": 4.0 * count if config.ema else 0.0,
-        "copy in half": 2.0 * count if config.train == "unet" and config.precision != "fp32" else 0.0,  # of autocast
+        "AdamW's moments": _moments(models.weights, config.optimizer.optimizer_8bit),
+        "moving average": 4.0 * count if config.optimizer.ema else 0.0,
+        "copy in half": 2.0 * count if halved else 0.0,
     }
 
 
@@ -90,12 +92,12 @@ def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
     sizes = memory(config, models)
     lines = [f"memory of each device: {size(sum(sizes.values()))}, and activations"]
     for name, count in sizes.items():
-        away = config.offload_captioner and name.startswith(JUDGES)
+        away = config.model.offload_captioner and name.startswith(JUDGES)
         if count:
             lines.append(f"    {name:<22}{size(count):>10}{'  only while images are judged' if away else ''}")
     return [
         *lines,
-        "    Activations are not estimated: they grow with batch_size and resolution. Where they do not fit, halve",
+        "    Activations are not estimated: they grow with batch_size. Where they do not fit, halve",
         "    batch_size and double gradient_accumulation, or set gradient_checkpointing.",
     ]
 
@@ -115,7 +117,7 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         RealignError: it is of another run.
     """
     made_of, lines = origin_of(config, training, held_out), []
-    files = checkpoints.found(config.resume, Path(config.output))
+    files = checkpoints.found(config.run.resume, Path(config.run.output))
     for file in files:
         try:
             state = checkpoints.read(file)
@@ -127,8 +129,8 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
     if files:
         lines.append("so that it would stop: restore a checkpoint, or set resume to never")
-    elif holds_a_run(Path(config.output)):
-        lines.append(f"keeps the files of the run that is in {config.output} in a folder {ASIDE}N of it")
+    elif holds_a_run(Path(config.run.output)):
+        lines.append(f"keeps the files of the run that is in {config.run.output} in a folder {ASIDE}N of it")
     return lines
 
 
@@ -136,22 +138,22 @@ def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[s
     """Each file in the run's folder with what is to say of it."""
     own, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
     # as `export` writes them: a LoRA in float32, the UNet in float16
-    exported = size(own if config.train == "lora" else own / 2)
-    shown = config.sample_every and (config.sample_prompts or held_out.texts)
+    exported = size(own if config.lora.train == "lora" else own / 2)
+    shown = config.watch.sample_every if held_out.texts else 0
     channels, height, width = models.sampler.latent_shape
     latents = 4.0 * channels * height * width
-    drawn = isinstance(config, ReflConfig) and config.prior == "frozen" and config.prior_weight > 0
-    ranked = config.rounds * config.prompts_per_round if isinstance(config, ArlConfig) else 0
+    drawn = isinstance(config, ReflConfig) and config.prior.prior == "frozen" and config.prior.prior_weight > 0
+    ranked = config.rounds.rounds * config.rounds.prompts_per_round if isinstance(config, ArlConfig) else 0
     told = {
         "log.csv": "a row a step",
-        "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
-        "prior.safetensors": size(latents * config.prior_images) if drawn else "",
+        "samples/step-*.png": f"grids, {1 + config.optimizer.steps // shown} in all" if shown else "",
+        "prior.safetensors": size(latents * config.prior.prior_images) if drawn else "",
         "rounds/": f"{size(latents * ranked)}, the winners, and what the rewards said" if ranked else "",
-        "checkpoints/step-*.pt": f"{size(checkpoint)} each, the last {config.keep_last} are kept",
+        "checkpoints/step-*.pt": f"{size(checkpoint)} each, the last {config.run.keep_last} are kept",
         "report.html": "the run in pictures",
         "last.safetensors": exported,
-        "best.safetensors": exported if config.evaluate_every and held_out.texts else "",
-        "unet/": f"{size(own)}, the last weights in the diffusers layout" if config.train == "unet" else "",
+        "best.safetensors": exported if config.watch.evaluate_every and held_out.texts else "",
+        "unet/": f"{size(own)}, the last weights in the diffusers layout" if config.lora.train == "unet" else "",
     }
     return {name: text for name, text in told.items() if text}
 

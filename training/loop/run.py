@@ -27,7 +27,7 @@ from ...lora_files import export
 from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
-from ..settings.files import parse, to_dict
+from ..settings.files import parse_command
 from ..state import checkpoints, origin, proof
 from ..state.resuming import Resumption, keep_earlier_run
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
@@ -42,6 +42,9 @@ from .stopping import asked_by_signals
 logger = logging.getLogger(__name__)
 SEED_OF_EVALUATION = 10**7
 LOWER = "lower learning_rate or train in fp32"
+MAX_GRAD_NORM = 1.0
+MAX_BAD_BATCHES = 10
+"""More steps in a row whose loss or gradient is not finite end the run."""
 INTERRUPTED = 130
 """The exit status of a process that Ctrl-C ended at once."""
 
@@ -49,9 +52,9 @@ INTERRUPTED = 130
 def main(run: type[Run], settings: type[TrainingConfig], name: str, description: str) -> None:
     """What a training script does: read its settings, and run or tell what it would do."""
     try:
-        config = parse(settings, description=description)
-        trackers.check(config.log_with)
-        if config.dry_run:
+        config, dry_run = parse_command(settings, description=description)
+        trackers.check(config.watch.log_with)
+        if dry_run:
             print(plan(config))
         else:
             run(config).train()
@@ -71,7 +74,7 @@ class Run:
     """
 
     def __init__(self, config: TrainingConfig) -> None:
-        self.config, self.output = config, Path(config.output)
+        self.config, self.output = config, Path(config.run.output)
         self.accelerator = accelerator(config)
         self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
         self.best_step = 0
@@ -98,7 +101,7 @@ class Run:
         self.models: Trained = load(config, self.accelerator.device)
         self.optimizer = adamw(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
-        self.average = moving_average(self.models.weights, config.ema)
+        self.average = moving_average(self.models.weights, config.optimizer.ema)
         self.resumption.prove({"step": self.step, **self._state()})
         self._make_room()
         self.watcher = Watcher(config, self.accelerator)
@@ -117,10 +120,10 @@ class Run:
                 self._take_all_steps()
                 kept = self._save()
                 self.watcher.end()
-                if self.step < self.config.steps:
+                if self.step < self.config.optimizer.steps:
                     self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {kept}.")
                     return
-                if self.config.train == "unet":
+                if self.config.lora.train == "unet":
                     self._export_folder()
                 name = "best" if self.best_step else "last"  # the best may be the model before training
                 self.accelerator.print(f"Trained; load {self.output / f'{name}.safetensors'} in ComfyUI.")
@@ -162,7 +165,7 @@ class Run:
             with self._kept("the evaluation before training"):
                 self._draw()
                 self.watcher.log({"step": 0, **self._look()})
-        while self.step < config.steps and not self.stopping:
+        while self.step < config.optimizer.steps and not self.stopping:
             with self._kept(f"step {self.step + 1}"):
                 self.prepare_step()
                 began = time.monotonic()
@@ -174,11 +177,11 @@ class Run:
             with self._kept(f"the evaluation at step {self.step}"):
                 row |= {"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad}
                 self.watcher.show(row)
-                if self._due(config.sample_every):
+                if self._due(config.watch.sample_every):
                     self._draw()  # before the evaluation: the best weights' thumbnail is then of their own step
-                row |= self._look() if self._due(config.evaluate_every) else {}
+                row |= self._look() if self._due(config.watch.evaluate_every) else {}
                 self.watcher.log(row)
-            if self._due(config.save_every):
+            if self._due(config.run.save_every):
                 self._save()
 
     @contextmanager
@@ -209,7 +212,7 @@ class Run:
         return f"step {self.saved} is saved, and {self._same_command()} goes on from it"
 
     def _same_command(self) -> str:
-        auto = self.config.resume == "auto"
+        auto = self.config.run.resume == "auto"
         return "the same command" if auto else "the same command with resume set to auto"
 
     def _take_step(self) -> dict[str, float] | None:
@@ -219,14 +222,14 @@ class Run:
         self._set_learning_rate()
         self.optimizer.zero_grad()
         totals = torch.zeros(4)
-        for part in range(config.gradient_accumulation):
+        for part in range(config.optimizer.gradient_accumulation):
             if self.asked_to_stop and self.accelerator.num_processes == 1:
                 return None
-            totals[:3] += self.add_gradient(part) / config.gradient_accumulation
+            totals[:3] += self.add_gradient(part) / config.optimizer.gradient_accumulation
         totals[3] = self.asked_to_stop
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
         self.stopping = bool(totals[3])
-        norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
         finite = bool(torch.isfinite(totals[1:2]).all())
         if finite and torch.isfinite(norm):
             self.bad, self.sound = 0, False
@@ -236,7 +239,7 @@ class Run:
             self._check_weights()
         elif not (lower_scale(self.accelerator) and finite):
             self.bad += 1
-            if self.bad > config.max_bad_batches:
+            if self.bad > MAX_BAD_BATCHES:
                 self.sound = False  # weights that give no finite batch any more
                 raise RealignError(f"{self.bad} batches in a row were not finite: {LOWER}.")
         row = dict(zip(("reward", "loss", "prior_loss"), totals[:3].tolist(), strict=True))
@@ -248,14 +251,14 @@ class Run:
         Everything random in a step follows from them, so from the seed, the step and the image's number: a run that is
         resumed, or split over more devices, draws the same.
         """
-        at = (self.step * self.config.gradient_accumulation + part) * self.accelerator.num_processes
+        at = (self.step * self.config.optimizer.gradient_accumulation + part) * self.accelerator.num_processes
         first = (at + self.accelerator.process_index) * count
-        return [self.config.seed * 10**9 + first + i for i in range(count)]
+        return [self.config.run.seed * 10**9 + first + i for i in range(count)]
 
     def _look(self) -> dict[str, float]:
         """The reward on held-out prompts from seeds of their own; the best weights so far are kept."""
-        texts = self.held_out.texts[: self.config.evaluate_prompts]
-        if not self._main or not texts or not self.config.evaluate_every:
+        texts = self.held_out.texts[: self.config.watch.evaluate_prompts]
+        if not self._main or not texts or not self.config.watch.evaluate_every:
             return {}
         scores = []
         count = self.models.sampler.max_batch
@@ -273,13 +276,13 @@ class Run:
 
     def _draw(self) -> None:
         """A grid of samples of fixed prompts and seeds."""
-        if self.config.sample_every:
-            texts = self.config.sample_prompts or self.held_out.texts[:4]
+        if self.config.watch.sample_every:
+            texts = self.held_out.texts[:4]
             self.watcher.draw(self.step, texts, lambda: to_pil(self._images(texts, 0)))
 
     def _images(self, texts: Sequence[str], first: int) -> Tensor:
         """One image a text, as the rollout samples, from seeds that no training step uses."""
-        settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
+        settings = SamplingSettings(steps=self.config.rollout.rollout_steps, cfg=self.config.rollout.cfg)
         noise = self.models.sampler.noise([SEED_OF_EVALUATION + first + i for i in range(len(texts))])
         with averaged(self.models.weights, self.average):
             return self.models.sampler.sample(texts, noise, settings)
@@ -308,13 +311,13 @@ class Run:
             weight.data.copy_(kept)
         groups = self.optimizer.state_dict()["param_groups"]  # no setting of AdamW comes from a file
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.average = moving_average(self.models.weights, self.config.ema, state["average"])
+        self.average = moving_average(self.models.weights, self.config.optimizer.ema, state["average"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
         self.best_step, self.saved = state.get("best_step", 0), self.step
         self.restore(state)
-        self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.steps}.")
+        self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.optimizer.steps}.")
         if self._main:
             self._report_changes()
 
@@ -340,7 +343,7 @@ class Run:
             "rewards": self.rewards,
             "best": self.best,
             "best_step": self.best_step,
-            "config": to_dict(self.config),
+            "config": self.config.to_dict(),
             origin.KEY: self.origin,
             **self.own_state(),
         }
@@ -360,7 +363,7 @@ class Run:
             proof.check_finite(state)
         except checkpoints.Unusable as why:
             raise RealignError(f"Step {self.step} is not kept, as {why}: {LOWER}; {self._saved_so_far()}.") from why
-        file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.keep_last)
+        file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.run.keep_last)
         self.saved = self.step
         self._export("last")
         return file
@@ -371,17 +374,17 @@ class Run:
         told = export.run_metadata(
             f"{self.output.name}-{name}",
             steps=self.step,
-            learning_rate=self.config.learning_rate,
-            config=to_dict(self.config),
+            learning_rate=self.config.optimizer.learning_rate,
+            config=self.config.to_dict(),
             prompts=self.prompts.texts,
             reward_before=rewards[0],
             reward_after=rewards[-1],
-            resolution=self.config.resolution,
+            resolution=self.models.resolution,
             prediction_type=self.models.sampler.scheduler.config.prediction_type,
             thumbnail=self.watcher.thumbnail(self.step),
         )
         self.output.mkdir(parents=True, exist_ok=True)
-        write = export.save_lora if self.config.train == "lora" else export.save_unet
+        write = export.save_lora if self.config.lora.train == "lora" else export.save_unet
         with averaged(self.models.weights, self.average):
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
 
@@ -407,10 +410,10 @@ class Run:
 
     def _set_learning_rate(self) -> None:
         """Linear warm-up, constant, linear decay."""
-        rise = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        fall = min(1.0, (self.config.steps - self.step) / max(1, self.config.decay_steps))
+        rise = min(1.0, (self.step + 1) / max(1, self.config.optimizer.warmup_steps))
+        fall = min(1.0, (self.config.optimizer.steps - self.step) / max(1, self.config.optimizer.decay_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * min(rise, fall)
+            group["lr"] = self.config.optimizer.learning_rate * min(rise, fall)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0

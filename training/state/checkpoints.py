@@ -15,13 +15,14 @@ import torch
 from ...core.errors import RealignError
 from ...core.files import mend, reason, write_whole
 from ..loop.failures import out_of_memory
+from ..settings import removed
 from ..settings.arl import ranked
 from .run_folder import CHECKPOINTS, set_aside
 
 logger = logging.getLogger(__name__)
 PATTERN = "step-*.pt"
 _NAME = re.compile(r"step-(\d+)\.pt")
-SAME = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
+SAME = ("model", "train", "rank", "targets", "optimizer_8bit", "seed")
 """The settings that a run which goes on must have as before."""
 DAMAGED = "it is cut off or damaged"
 _DIRECTORY = 0x10
@@ -185,6 +186,8 @@ def check_same(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     for name in SAME:
         if before.get(name, now[name]) != now[name]:
             refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")
+    if other := removed.other_weights(before):
+        refuse(file, other, "go on with the version that wrote it")
 
 
 def refuse(file: Path, what: str, to_do: str = "set it back") -> NoReturn:

@@ -12,18 +12,17 @@ from ..data.prompts import Prompts, fingerprint
 from ..loop.models import fingerprints
 from ..settings.arl import ranked
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 from .checkpoints import Unusable, check_same, refuse, step_of
 
 KEY = "made_of"
 """Where a checkpoint holds what `origin_of` gives."""
-PROMPTS = ("prompts", "prompt_column", "strict", "held_out", "held_out_prompts")
+PROMPTS = ("prompts", "prompt_column", "held_out", "held_out_prompts")
 """Settings that say which prompts there are; compared are these themselves."""
 BEST = ("reward", "rollout_steps", "cfg", "evaluate_prompts", "ema", "llm", "llm_model")
 """Settings without which two rewards on held-out prompts cannot be compared."""
 SILENT = (
-    *("output", "resume", "dry_run", "log_with", "keep_last", "save_every", "sample_every", "sample_prompts"),
-    *("evaluate_every", "max_bad_batches", "gradient_checkpointing", "offload_captioner"),
+    *("output", "resume", "log_with", "keep_last", "save_every", "sample_every"),
+    *("evaluate_every", "gradient_checkpointing", "offload_captioner"),
 )
 """Settings that change no weight."""
 
@@ -62,7 +61,7 @@ def contents_of(config: TrainingConfig) -> dict[str, str]:
     Raises:
         RealignError: a file of one cannot be read.
     """
-    return fingerprints(config, ["model", *models_of(term.name for term in config.terms)])
+    return fingerprints(config, ["model", *models_of(term.name for term in config.reward.terms)])
 
 
 def check_settings(file: Path, state: Any) -> None:
@@ -87,12 +86,12 @@ def changes(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     Raises:
         RealignError: it is another run: another model, other prompts, or another setting of `checkpoints.SAME`.
     """
-    before, settings, made_of = state["config"], to_dict(config), state.get(KEY, {})
+    before, settings, made_of = state["config"], config.to_dict(), state.get(KEY, {})
     models, models_now = made_of.get("models", {}), now["models"]
     known = [name for name in models_now if name in models]
     check_same(file, {**before, **({"model": settings["model"]} if "model" in known else {})}, settings)
     if "model" in known and models["model"] != models_now["model"]:
-        refuse(file, f"whose model had other weights than '{config.model}' has now", "give that")
+        refuse(file, f"whose model had other weights than '{config.model.model}' has now", "give that")
     _check_prompts(file, before, settings, made_of, now)
     other = [name for name in known if models[name] != models_now[name]]
     moved = [name for name in models_now if name not in known and _differs(name, before, settings)]

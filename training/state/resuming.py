@@ -8,7 +8,6 @@ from typing import Any
 
 from ...core.errors import RealignError
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 from . import checkpoints, proof
 from .origin import Changes, changes, check_settings
 from .run_folder import CHECKPOINTS, RESULTS, holds_a_run, set_aside
@@ -27,7 +26,7 @@ class Resumption:
         self.config, self.made_of = config, made_of
         self.changes = Changes((), True)
         """What differs from the run that wrote it."""
-        files = checkpoints.found(config.resume, Path(config.output))
+        files = checkpoints.found(config.run.resume, Path(config.run.output))
         self._candidates = checkpoints.Candidates(files, self._check) if files else None
 
     @property
@@ -59,7 +58,7 @@ class Resumption:
         check_settings(file, state)
         try:
             if self.made_of is None:
-                checkpoints.check_same(file, state["config"], to_dict(self.config))
+                checkpoints.check_same(file, state["config"], self.config.to_dict())
             else:
                 self.changes = changes(file, state, self.config, self.made_of)
         except RealignError:
@@ -75,12 +74,12 @@ def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:
     Raises:
         RealignError: it cannot be moved.
     """
-    output = Path(config.output)
+    output = Path(config.run.output)
     if file is not None and file.resolve().parent == (output / CHECKPOINTS).resolve():
         checkpoints.put_aside_later(file)
         return None
     if not holds_a_run(output):
         return None
-    again = () if config.resume == "auto" else ("rounds",)
+    again = () if config.run.resume == "auto" else ("rounds",)
     aside = set_aside(output, (*RESULTS, *again))
     return f"The files of the run that was in '{output}' are kept in '{aside}'."
