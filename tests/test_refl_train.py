@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
     """What a run that is stopped in order leaves: tests/test_how_runs_end.py."""
     output = tmp_path / "killed"
@@ -193,10 +193,12 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(r
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
     R, true = whole.estimators["caption"](images, texts), whole.models.rewards["caption"](images.clamp(0, 1), texts)
     if "clip" in reward:
-        weight = 4 * index / (settings.rollout_steps - 1)
+        weight = 4 * index / (settings.rollout.rollout_steps - 1)
         clip = whole.models.rewards["clip"]
         R, true = 0.5 * R + weight * clip(images, texts), 0.5 * true + weight * clip(images.clamp(0, 1), texts)
-    L = settings.reward_weight * (settings.margin - R).relu().mean() + settings.prior_weight * L_pre  # eq. 5
+    L = (
+        settings.reward.reward_weight * (settings.reward.margin - R).relu().mean() + settings.prior.prior_weight * L_pre
+    )  # eq. 5
     L.backward()
     assert (told, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
     assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
@@ -329,5 +331,5 @@ def test_the_learning_rate_rises_and_falls(tmp_path, in_process):
     whole, rates = ReflRun(settings.replace(output=str(tmp_path))), []
     for whole.step in range(6):
         whole._set_learning_rate()
-        rates.append(whole.optimizer.param_groups[0]["lr"] / settings.learning_rate)
+        rates.append(whole.optimizer.param_groups[0]["lr"] / settings.optimizer.learning_rate)
     assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
