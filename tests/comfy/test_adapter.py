@@ -82,11 +82,13 @@ def test_both_hosts_give_the_same_latents(tiny):
     headless.decode = lambda latents: latents / headless.vae.config.scaling_factor
     for regions in (None, REGIONS):
         sets = None if regions is None else [regions]
-        there = headless.sample(
+        theirs = headless.sample(
             [PROMPT], tiny.noise() * start, sampling, region_sets=sets, modulation=None if sets is None else SETTINGS
         )
-        here = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets) if sets else tiny.positive, steps=20)
-        assert_close(here, there)
+        in_comfyui = tiny.sample(
+            ours(tiny, tiny.model), with_regions(tiny, sets=sets) if sets else tiny.positive, steps=20
+        )
+        assert_close(in_comfyui, theirs)
 
 
 @pytest.mark.parametrize(
@@ -329,10 +331,10 @@ def test_each_image_of_a_batch_has_its_own_regions(tiny):
     sets = [REGIONS, REGIONS.with_regions([]), REGIONS.with_regions([REGIONS.regions[1]])]
     noise = tiny.noise(3)
     batch = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets), noise=noise)
-    for i, own in enumerate(sets):
+    for i, regions in enumerate(sets):
         assert_close(
             batch[i : i + 1],
-            tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[own]), noise=noise[i : i + 1]),
+            tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[regions]), noise=noise[i : i + 1]),
         )
 
 

@@ -35,9 +35,9 @@ def brute_force(tiny, model, regions=None, images=1):
     from .tiny import PROMPT, SETTINGS, sites, written_out
 
     phrases = [(region.phrase, 0) for region in regions.active] if regions else []
-    seen, (words, own) = [], (EncodedText(tiny.clip, PROMPT).find(some) for some in (WORDS, phrases))
+    recorded_maps, (words, positions) = [], (EncodedText(tiny.clip, PROMPT).find(listed) for listed in (WORDS, phrases))
     patched = written_out(tiny, model, regions) if regions else model.clone()
-    there = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    previous_patches = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
 
     def listening(previous):
         from comfy.ldm.modules.attention import optimized_attention
@@ -51,32 +51,32 @@ def brute_force(tiny, model, regions=None, images=1):
             if regions:
                 sigmas, sigma = options["sample_sigmas"], options["sigmas"][0]
                 t = float(model.get_model_object("model_sampling").timestep(sigma)) / 1000
-                now = SETTINGS.strengths(t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0]
-                layout = cross_layout([regions] * len(rows), [own] * len(rows), (h, w), k.shape[1], SETTINGS)
-                QK = QK + modulation(QK, layout, now)
+                lam = SETTINGS.strengths(t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0]
+                layout = cross_layout([regions] * len(rows), [positions] * len(rows), (h, w), k.shape[1], SETTINGS)
+                QK = QK + modulation(QK, layout, lam)
             A = torch.softmax(QK * (q.shape[-1] // heads) ** -0.5, dim=-1)
             heat = torch.stack([A[..., list(tokens)].sum(-1).mean(1) for tokens in words], 1).unflatten(-1, (h, w))
-            seen.append(interpolate(heat, SIZE, mode="bilinear"))
+            recorded_maps.append(interpolate(heat, SIZE, mode="bilinear"))
             return optimized_attention(q, k, v, heads) if previous is None else previous(q, k, v, options)
 
         return attention
 
     for site in sites(model.get_model_object("diffusion_model")):
-        patched.set_model_attn2_replace(listening(there.get(site)), *site)
-    return patched, seen
+        patched.set_model_attn2_replace(listening(previous_patches.get(site)), *site)
+    return patched, recorded_maps
 
 
-def mean(seen):
-    return torch.stack(seen).mean(0)
+def mean(recorded_maps):
+    return torch.stack(recorded_maps).mean(0)
 
 
 def test_maps_are_the_written_out_softmax_and_the_latents_are_ksamplers(tiny):
     noise = tiny.noise(2)
     latents, maps = recorded(tiny, tiny.model, images=2, noise=noise)
     assert torch.equal(latents, tiny.sample(tiny.model, tiny.positive, noise=noise))
-    other, seen = brute_force(tiny, tiny.model, images=2)
+    other, recorded_maps = brute_force(tiny, tiny.model, images=2)
     tiny.sample(other, tiny.positive, noise=noise)
-    assert_close(maps.mean(SIZE), mean(seen))
+    assert_close(maps.mean(SIZE), mean(recorded_maps))
     assert (maps.mean(SIZE)[0] - maps.mean(SIZE)[1]).abs().max() > 1e-3
 
 
@@ -87,9 +87,9 @@ def test_after_realign_they_are_of_the_modulated_softmax(tiny):
 
     latents, maps = recorded(tiny, ours(tiny, tiny.model), with_regions(tiny))
     assert torch.equal(latents, tiny.sample(ours(tiny, tiny.model), with_regions(tiny)))
-    other, seen = brute_force(tiny, tiny.model, REGIONS)
+    other, recorded_maps = brute_force(tiny, tiny.model, REGIONS)
     tiny.sample(other, tiny.positive)
-    assert_close(maps.mean(SIZE), mean(seen))
+    assert_close(maps.mean(SIZE), mean(recorded_maps))
     _, plain = recorded(tiny, tiny.model)
     for before, after, region in zip(plain.mean(SIZE)[0], maps.mean(SIZE)[0], REGIONS, strict=True):
         assert attention_mass(after, region.mask) > 1.3 * attention_mass(before, region.mask)
@@ -161,10 +161,10 @@ def test_the_block_layout_of_sdxl_is_known(tiny):
     positive, negative = (changed(conditioning, **pooled) for conditioning in (tiny.positive, tiny.negative))
     latents, maps = recorded(tiny, model, positive, negative=negative)
     assert torch.equal(latents, tiny.sample(model, positive, negative))
-    other, seen = brute_force(tiny, model)
+    other, recorded_maps = brute_force(tiny, model)
     tiny.sample(other, positive, negative)
     heat = maps.mean(SIZE)
-    assert_close(heat, mean(seen))
+    assert_close(heat, mean(recorded_maps))
     assert heat.shape == (1, 2, *SIZE)
 
 

@@ -334,8 +334,8 @@ def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(en
     for family in ("flux_clip", "qwen_clip"):
         host = encoder(family)
         conditioning = [*encoded(host, TEXT.format("black")), *encoded(host, text), *encoded(host, "a dog")]
-        got = [carried(entry) for entry in attach(conditioning, host, [regions_of(text, "square")])]
-        assert [bool(own) for own in got] == [False, True, False]
+        found = [carried(entry) for entry in attach(conditioning, host, [regions_of(text, "square")])]
+        assert [bool(positions) for positions in found] == [False, True, False]
     assert not caplog.records
 
 
