@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from .families import UNET, check_architecture, uncompiled
 from .model import add_wrappers, begin_run
 from .patches import CALL, Site, add_patches, attention_sites, plain_attention
 from .payload import Chunks, Entry
-from .run import OneWarning
+from .run import OneWarning, repeat
 
 KEY = "realign_maps"
 CHUNKS = "realign_maps_chunks"
@@ -127,15 +126,11 @@ class Recorder:
                 rows = slice(start, start + tag.rows)
                 start = rows.stop
                 if tag.is_recorded:
-                    words = _repeat(token_matrix(self.maps.positions, tag.tokens), k.shape[2]).to(q.device)
-                    modulation = _modulation(i, size, k.shape[2], q.device, options)
+                    n_keys = k.shape[2]
+                    positions = [[repeat(word, n_keys, tag.tokens) for word in words] for words in self.maps.positions]
+                    words = token_matrix(positions, n_keys).to(q.device)
+                    modulation = _modulation(i, size, n_keys, q.device, options)
                     self.maps.add(word_attention(q[rows], k[rows], words, *modulation), size)
-
-
-def _repeat(words: Tensor, n_keys: int) -> Tensor:
-    """[B, tokens, W] → [B, Nk, W]: ComfyUI repeats a conditioning to share a batch with a longer one."""
-    times, rest = divmod(n_keys, words.shape[1])
-    return F.pad(words.repeat(1, times, 1), (0, 0, 0, rest))
 
 
 def _modulation(

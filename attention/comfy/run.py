@@ -106,10 +106,10 @@ class SamplingRun:
             self._images += [payload.images for payload in payloads]
             elements = [(bound, payload) for payload in payloads for bound in payload.per_element(self.latent_size)]
             positions = [
-                [] if bound is None else [_repeat(tokens, n_keys, payload.tokens) for tokens in bound.positions]
+                [] if bound is None else [repeat(tokens, n_keys, payload.tokens) for tokens in bound.positions]
                 for bound, payload in elements
             ]
-            text = [_repeat(p.text_tokens or range(p.tokens), n_keys, p.tokens) for _, p in elements]
+            text = [repeat(p.text_tokens or range(p.tokens), n_keys, p.tokens) for _, p in elements]
             return Batch([None if bound is None else bound.regions for bound, _ in elements], positions, text)
 
         key = tuple((id(p.images), p.tokens, p.rows, p.area) for p in payloads)
@@ -203,6 +203,6 @@ class ModelCall:
         return []
 
 
-def _repeat(positions: Sequence[int], n_keys: int, tokens: int) -> list[int]:
+def repeat(positions: Sequence[int], n_keys: int, tokens: int) -> list[int]:
     """Positions among so many tokens, wherever ComfyUI repeated them to share a batch with a longer conditioning."""
     return [position + start for start in range(0, n_keys - tokens + 1, tokens or n_keys + 1) for position in positions]

@@ -238,15 +238,14 @@ def test_the_nodes_pass_the_switch_on(tiny, monkeypatch):
     for on in (False, True):
         ((out, _),) = ApplyRegions.execute(positive, tiny.clip, REGIONS, isolate_phrases=on).result[0]
         assert torch.equal(out, positive[0][0]) != on
-    options = dict.fromkeys(("cross_strength", "self_strength", "power", "start"), 0.0)
-    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    inputs = dict.fromkeys(("cross_strength", "self_strength", "power", "start"), 0.0) | {"end": 1.0}
+    inputs |= {"model": tiny.model, "clip": tiny.clip, "positive": positive, "negative": tiny.negative}
+    inputs |= {"seed": 1, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    inputs |= {"latent_image": {"samples": torch.zeros(1, 4, 8, 8)}, "regions": REGIONS}
     sampled = [
-        RealignKSampler.execute(
-            tiny.model, 1, 2, 3.0, "euler", "normal", positive, tiny.negative, latent, 1.0, tiny.clip, **options,
-            end=1.0, regions=REGIONS, **switch,
-        ).result[0]["samples"]
+        RealignKSampler.execute(**inputs, **switch).result[0]["samples"]
         for switch in ({}, {"isolate_phrases": False}, {"isolate_phrases": True})
-    ]  # fmt: skip
+    ]
     assert torch.equal(sampled[0], sampled[1]) and not torch.allclose(sampled[1], sampled[2], atol=1e-2)
 
 
