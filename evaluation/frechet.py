@@ -66,7 +66,7 @@ def load_features(path: Path, device: str | torch.device = "cpu") -> Judge:
 def clean_resize(picture: Image.Image, side: int) -> np.ndarray:
     """[side, side, 3], float32 in 0...255: as clean-fid does, each channel by Pillow in floating point, bicubic."""
     channels = np.moveaxis(np.asarray(picture.convert("RGB"), np.float32), -1, 0)
-    resized = [Image.fromarray(channel).resize((side, side), Image.BICUBIC) for channel in channels]
+    resized = [Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC) for channel in channels]
     return np.stack([np.asarray(channel) for channel in resized], -1).clip(0, 255)
 
 
