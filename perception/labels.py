@@ -57,7 +57,7 @@ def read_labels(file: str | Path) -> Labels:
         raise RealignError(f"A label embedding in '{file}' holds values that are not numbers: make it again.")
     thresholds = tensors.get("thresholds", torch.full((len(tags),), THRESHOLD))
     if thresholds.shape != (len(tags),):
-        raise RealignError(f"'{file}' holds {thresholds.numel()} thresholds for {len(tags)} tags: give one a tag.")
+        raise RealignError(f"'{file}' holds {thresholds.numel()} thresholds for {len(tags)} tags: give one per tag.")
     return Labels(tags, F.normalize(embed, dim=-1), thresholds.float())
 
 
@@ -113,5 +113,5 @@ def read_lines(file: Path, what: str) -> list[str]:
         return [line.strip() for line in io.StringIO(file.read_text(encoding="utf-8-sig").strip())]
     except (OSError, UnicodeDecodeError) as error:
         raise RealignError(
-            f"{what} cannot be read from '{file}': put a text file in UTF-8 there, with one a line."
+            f"{what} cannot be read from '{file}': put a text file in UTF-8 there, one per line."
         ) from error

@@ -140,7 +140,8 @@ def _replace_labels(model: Ram, labels: Labels, file: str | Path) -> None:
     many = isinstance(model, RamPlus)
     if descriptions > 1 and not many:
         raise RealignError(
-            f"'{file}' holds {descriptions} descriptions a tag, which only a RAM++ can read: give one embedding a tag."
+            f"'{file}' holds {descriptions} descriptions per tag, which only a RAM++ can read: give one embedding per "
+            "tag."
         )
     embed = labels.embed if many else labels.embed[:, 0]
     model.label_embed = nn.Parameter(embed.to(model.label_embed), requires_grad=False)

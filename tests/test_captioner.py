@@ -139,17 +139,17 @@ def test_each_token_is_told_and_may_interrupt(folder):
     class Interrupt(Exception):
         pass
 
-    told = []
+    progress = []
 
     def on_token(done, most):
-        told.append((done, most))
+        progress.append((done, most))
         if done == 2:
             raise Interrupt
 
     captioner = Captioner.load(folder)
     with pytest.raises(Interrupt):
         captioner.caption(IMAGES, max_tokens=6, on_token=on_token)
-    assert told == [(1, 6), (2, 6)]
+    assert progress == [(1, 6), (2, 6)]
 
 
 def test_eight_bits_are_read_or_what_is_missing_is_named(folder, monkeypatch):

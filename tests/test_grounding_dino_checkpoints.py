@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.benchmarks.published import layouts
 from realigndiff.checkpoints import grounding_dino, tokenizers
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
@@ -140,17 +140,17 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_file_of_another_model_is_named(kind, tmp_path):
     torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    told = (
+    message = (
         "which needs its folder"
         if kind == "a GroundingDINO detector of transformers"
         else "but a GroundingDINO detector of its authors"
     )
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {told}"):
+    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
         Detector.load(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
-    ("lost", "told"),
+    ("lost", "message"),
     [
         ("backbone.0.", r"\(list index out of range\)|it has no"),
         (
@@ -160,10 +160,10 @@ def test_the_file_of_another_model_is_named(kind, tmp_path):
         ("transformer.decoder.norm.weight", "1 tensors are missing, .*'model.decoder.layer_norm.weight' first"),
     ],
 )
-def test_a_detector_that_does_not_fit_is_refused(tensors, lost, told, tmp_path):
+def test_a_detector_that_does_not_fit_is_refused(tensors, lost, message, tmp_path):
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
     torch.save(rest | {"backbone.0.body.x": torch.zeros(1)} if lost == "backbone.0." else rest, tmp_path / "x.pth")
-    with pytest.raises(RealignError, match=f"not a GroundingDINO detector of a known size.*{told}") as error:
+    with pytest.raises(RealignError, match=f"not a GroundingDINO detector of a known size.*{message}") as error:
         Detector.load(tmp_path / "x.pth", tokenizer=VOCABULARY)
     assert "\n" not in str(error.value)
 

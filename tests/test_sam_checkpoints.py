@@ -1,4 +1,4 @@
-"""SAM's original files give the masks that the original implementation gives; what is no SAM is told."""
+"""SAM's original files give the masks that the original implementation gives; what is no SAM is message."""
 
 import json
 import types
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.benchmarks.published import layouts
 from realigndiff.checkpoints.sam import config_of, convert
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module
@@ -104,12 +104,12 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_file_of_another_model_is_named(kind, tmp_path):
     torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    told = (
+    message = (
         "which needs its folder"
         if kind == "a SAM segmenter of transformers"
         else "but a SAM segmenter of segment-anything"
     )
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {told}"):
+    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
         Segmenter.load(tmp_path / "x.pth")
 
 
@@ -127,7 +127,7 @@ def spoiled(tensors, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ("without its neck", r"it has no 'image_encoder.neck.0.weight'"),
         ("without a layer norm", r"1 tensors are missing, .*'vision_encoder.layers.1.layer_norm1.weight' first"),
@@ -135,9 +135,9 @@ def spoiled(tensors, how):
         ("of another shape", r"1 of another shape, 'mask_decoder.iou_token.weight' first"),
     ],
 )
-def test_a_sam_that_does_not_fit_is_refused(tensors, how, told, tmp_path):
+def test_a_sam_that_does_not_fit_is_refused(tensors, how, message, tmp_path):
     torch.save(spoiled(tensors, how), tmp_path / "x.pth")
-    with pytest.raises(RealignError, match=rf"not a SAM segmenter of a known size.*{told}") as error:
+    with pytest.raises(RealignError, match=rf"not a SAM segmenter of a known size.*{message}") as error:
         Segmenter.load(tmp_path / "x.pth")
     assert "\n" not in str(error.value)
 
@@ -191,7 +191,7 @@ def test_a_sam_2_folder_gives_a_mask_a_box(sam2_folder):
     assert isinstance(segmenter, Sam2Segmenter)
     together = segmenter.logits(pictures(0, 3), [BOXES, BOXES[:1]])
     alone = segmenter.logits(pictures(3), [BOXES[:1]])[0]
-    assert [tuple(own.shape) for own in together] == [(3, 96, 128), (1, 96, 128)]
+    assert [tuple(masks.shape) for masks in together] == [(3, 96, 128), (1, 96, 128)]
     assert_close(together[1], alone, NETWORK)
     assert apart(together[0][0], together[0][1]) > 10 * NETWORK
 

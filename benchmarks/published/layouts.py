@@ -1,4 +1,4 @@
-"""What the original files of SAM and GroundingDINO hold, in any size: names, shapes, and weights from a seed.
+"""SAM's and GroundingDINO's original files, at any size: names, shapes, and weights from a seed.
 
 `golden/originals.py` checks these layouts against the original implementations.
 """
@@ -15,20 +15,20 @@ import torch
 Shapes = dict[str, tuple[int, ...]]
 
 PICTURES = ((1, 96, 128), (2, 150, 100), (3, 64, 64), (4, 96, 128))
-"""Seed, height and width of each picture that the numbers in `golden/originals.json` are about."""
+"""(seed, height, width) of the pictures behind `golden/originals.json`."""
 BOXES = ((0.1, 0.2, 0.7, 0.9), (0.4, 0.05, 0.95, 0.6), (0.0, 0.0, 1.0, 1.0))
-"""x0, y0, x1, y1 as fractions: what SAM is asked for in each."""
+"""x0, y0, x1, y1 as fractions: SAM's input for each picture."""
 PHRASES = ("red circle", "blue square", "circle")
-"""What GroundingDINO is asked for in each."""
+"""GroundingDINO's input for each picture."""
 EDGES = (96, 160)
-"""The shortest side that GroundingDINO gets in place of 800, and the longest in place of 1333."""
+"""GroundingDINO's shortest image side, in place of 800, and its longest, in place of 1333."""
 EVERY = 997
-"""So many logits apart are those that the numbers keep."""
+"""The step between logits that `golden/originals.json` keeps."""
 
 
 @dataclass(frozen=True)
 class SamSize:
-    """A SAM: `depth` layers of `width` channels in `heads` heads, those in `whole` look at the whole image."""
+    """A SAM: `depth` layers of `width` channels in `heads` heads; those in `whole` have global attention."""
 
     width: int
     depth: int
@@ -42,7 +42,7 @@ class SamSize:
 
 @dataclass(frozen=True)
 class DinoSize:
-    """A GroundingDINO on a Swin with `depths` layers of `heads` heads; the text has `words` and `text` channels."""
+    """A GroundingDINO on a Swin with `depths` layers of `heads` heads; its BERT has `words` tokens, `text` channels."""
 
     swin: int
     depths: tuple[int, ...]
@@ -80,11 +80,7 @@ def sam_layout(size: SamSize) -> Shapes:
         block, reach = f"image_encoder.blocks.{i}", 2 * (grid if i in size.whole else size.window) - 1
         for axis in "hw":
             out[f"{block}.attn.rel_pos_{axis}"] = (reach, w // size.heads)
-        affine(out, f"{block}.attn.qkv", 3 * w, w)
-        affine(out, f"{block}.attn.proj", w, w)
-        affine(out, f"{block}.mlp.lin1", 4 * w, w)
-        affine(out, f"{block}.mlp.lin2", w, 4 * w)
-        norms(out, block, w, "norm1", "norm2")
+        vit_block(out, block, w, mlp=("lin1", "lin2"))
     out["image_encoder.neck.0.weight"] = (p, w, 1, 1)
     out["image_encoder.neck.2.weight"] = (p, p, 3, 3)
     norms(out, "image_encoder.neck", p, "1", "3")
@@ -133,11 +129,7 @@ def dino_layout(size: DinoSize) -> Shapes:
             block = f"backbone.0.layers.{stage}.blocks.{i}"
             out[f"{block}.attn.relative_position_bias_table"] = ((2 * size.window - 1) ** 2, heads)
             out[f"{block}.attn.relative_position_index"] = (size.window**2, size.window**2)
-            affine(out, f"{block}.attn.qkv", 3 * c, c)
-            affine(out, f"{block}.attn.proj", c, c)
-            affine(out, f"{block}.mlp.fc1", 4 * c, c)
-            affine(out, f"{block}.mlp.fc2", c, 4 * c)
-            norms(out, block, c, "norm1", "norm2")
+            vit_block(out, block, c)
         if stage + 1 < len(channels):
             out[f"backbone.0.layers.{stage}.downsample.reduction.weight"] = (2 * c, 4 * c)
             norms(out, f"backbone.0.layers.{stage}.downsample", 4 * c, "norm")
@@ -154,11 +146,8 @@ def dino_layout(size: DinoSize) -> Shapes:
     norms(out, "bert.embeddings", t, "LayerNorm")
     for i in range(size.text_layers):
         layer = f"bert.encoder.layer.{i}"
-        for name in ("self.query", "self.key", "self.value", "output.dense"):
-            affine(out, f"{layer}.attention.{name}", t, t)
-        affine(out, f"{layer}.intermediate.dense", 4 * t, t)
-        affine(out, f"{layer}.output.dense", t, 4 * t)
-        norms(out, layer, t, "attention.output.LayerNorm", "output.LayerNorm")
+        bert_attention(out, f"{layer}.attention", t, t)
+        bert_feed_forward(out, layer, t, 4 * t)
     affine(out, "bert.pooler.dense", t, t)
     affine(out, "feat_map", w, t)
 
@@ -196,7 +185,7 @@ def sam_weights(size: SamSize) -> dict[str, torch.Tensor]:
 
 
 def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
-    """Some boxes fill the image and some are lines; all layers share a box head, which files hold for each."""
+    """Weights that give some image-filling and some line-like boxes. All layers share one box head, stored for each."""
     tensors = seeded(dino_layout(size), gain=1.0)
     for name in tensors:
         if name.endswith("position_ids"):
@@ -211,7 +200,7 @@ def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
 
 
 def seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
-    """Weights that are the same on every machine: norms near 0.5, and matrices whose rows have the length `gain`."""
+    """Weights that are the same on every machine: norms near 0.5, matrices with rows of length `gain`."""
     draw = np.random.RandomState(0)
     tensors = {}
     for name in sorted(layout):
@@ -226,14 +215,14 @@ def seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """Coloured squares of 8 × 8 pixels under some noise. [height, width, 3], uint8"""
+    """Coloured squares of 8 × 8 pixels with noise. [height, width, 3], uint8"""
     draw = np.random.RandomState(seed)
     squares = draw.randint(0, 200, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
     return (squares + draw.randint(0, 56, (height, width, 3))).astype(np.uint8)
 
 
 def _relative_positions(window: int) -> torch.Tensor:
-    """Which row of Swin's table of biases is for each two of a window's pixels. [window², window²]"""
+    """The row of Swin's bias table for each pair of a window's pixels. [window², window²]"""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     down, right = y[:, None] - y[None, :] + window - 1, x[:, None] - x[None, :] + window - 1
@@ -247,6 +236,29 @@ def affine(out: Shapes, name: str, *shape: int) -> None:
 def norms(out: Shapes, parent: str, width: int, *names: str) -> None:
     for name in names:
         affine(out, f"{parent}.{name}", width)
+
+
+def vit_block(out: Shapes, block: str, width: int, mlp: tuple[str, str] = ("fc1", "fc2")) -> None:
+    """A block of a ViT or Swin, without its position biases."""
+    affine(out, f"{block}.attn.qkv", 3 * width, width)
+    affine(out, f"{block}.attn.proj", width, width)
+    affine(out, f"{block}.mlp.{mlp[0]}", 4 * width, width)
+    affine(out, f"{block}.mlp.{mlp[1]}", width, 4 * width)
+    norms(out, block, width, "norm1", "norm2")
+
+
+def bert_attention(out: Shapes, name: str, width: int, key_width: int) -> None:
+    affine(out, f"{name}.self.query", width, width)
+    affine(out, f"{name}.self.key", width, key_width)
+    affine(out, f"{name}.self.value", width, key_width)
+    affine(out, f"{name}.output.dense", width, width)
+    norms(out, f"{name}.output", width, "LayerNorm")
+
+
+def bert_feed_forward(out: Shapes, layer: str, width: int, inner: int) -> None:
+    affine(out, f"{layer}.intermediate.dense", inner, width)
+    affine(out, f"{layer}.output.dense", width, inner)
+    norms(out, f"{layer}.output", width, "LayerNorm")
 
 
 def _mlp(out: Shapes, name: str, *widths: int) -> None:

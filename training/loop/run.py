@@ -23,7 +23,8 @@ from torch import Tensor
 from ...core.errors import RealignError
 from ...core.files import mend, partial_of, reason
 from ...core.images import to_pil
-from ...lora_files import export
+from ...lora_files.export import save_lora, save_unet
+from ...lora_files.metadata import run_metadata
 from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
@@ -371,7 +372,7 @@ class Run:
     def _export(self, name: str) -> None:
         """The weights as ComfyUI loads them."""
         rewards = self.rewards or [None]
-        told = export.run_metadata(
+        told = run_metadata(
             f"{self.output.name}-{name}",
             steps=self.step,
             learning_rate=self.config.optimizer.learning_rate,
@@ -384,7 +385,7 @@ class Run:
             thumbnail=self.watcher.thumbnail(self.step),
         )
         self.output.mkdir(parents=True, exist_ok=True)
-        write = export.save_lora if self.config.lora.train == "lora" else export.save_unet
+        write = save_lora if self.config.lora.train == "lora" else save_unet
         with averaged(self.models.weights, self.average):
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
 

@@ -55,7 +55,7 @@ class RunSettings(Group):
         "files of an earlier run move to `before-N` in `output`. Or a checkpoint, or the folder of a run.",
     )
     save_every: int = Field(100, ge=0, description="Steps between checkpoints. 0: only at the end.")
-    keep_last: int = Field(2, ge=1, description="Checkpoints to keep, the newest.")
+    keep_last: int = Field(2, ge=1, description="Newest checkpoints to keep.")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of noise, order and sampled captions. Paper: 42.")
 
 
