@@ -18,7 +18,7 @@ PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9
 LABEL_HEIGHT = 21
 
 
-def font(size: int) -> ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's built-in font, so that no system font is needed."""
     return ImageFont.load_default(size=size)
 

@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +73,10 @@ def clean_resize(picture: Image.Image, side: int) -> np.ndarray:
 class _Normalised(nn.Module):
     """A vision network behind its own mean and standard deviation, which are of pixels in [0, 1]."""
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
