@@ -294,7 +294,7 @@ class TestInComfyUI:
             ({"prompt": " \n", "reward_1": CAPTION}, "The prompt is empty: write what the images should show."),
             (
                 {"reward_1": SAM, "reward_2": ["captioner", 0]},
-                "Load BLIP-2 was told to load no text encoder: choose one there.",
+                "Load BLIP-2 loaded no text encoder: choose one there.",
             ),
         ],
     )

@@ -416,7 +416,7 @@ class TestOtherPacks:
             }
         )
         if form == "list":
-            assert told(run) == "Region from Mask takes one bounding box an image: pick one of them first."
+            assert told(run) == "Region from Mask takes one bounding box per image: pick one of them first."
             return
         assert run.status == "success", run.error["exception_message"]
         ((region,),) = [one["regions"] for one in json.loads(run.text("json")[0])]
@@ -778,7 +778,7 @@ BAD = {
         demo(**IMAGE, out=node("RealignCaptionReward", blip2=BLIP2, image=["image", 0], prompt="")),
         "The prompt is empty: write what",
     ),
-    "no prompt for a mask": (drawn_by_hand(prompt=""), "The prompt is empty: write the whole text"),
+    "no prompt for a mask": (drawn_by_hand(prompt=""), "The prompt is empty: write the whole prompt"),
     "no phrase": (drawn_by_hand(phrase="  "), "The phrase is empty: write the words"),
     "a phrase that is not in the prompt": (
         drawn_by_hand(phrase="an old dog"),
@@ -803,7 +803,7 @@ BAD = {
     "masks without a text": (applied(THREE_MASKS), "need the prompt: fill in the text"),
     "text that is no JSON": (applied({"given": text("a red circle")}), "from this text: 'a red circle'; connect"),
     "JSON that lists no regions": (applied({"given": text('{"a": 1}')}), "lists no regions: write"),
-    "JSON that is nested without end": (applied({"given": text("[" * 50000)}), "no JSON.*; connect"),
+    "JSON that is nested without end": (applied({"given": text("[" * 50000)}), "No JSON.*; connect"),
     "boxes without an image": (
         applied({"given": node("OtherBoxes", form="one")}, text=["prompt", 0]),
         "need the size of the image: connect the image",
@@ -814,7 +814,7 @@ BAD = {
     ),
     "a box without sizes": (
         sampled(given={"given": node("OtherBoxes", form="without sizes")}, text=["prompt", 0]),
-        "needs numbers x, y, width and height",
+        "give numbers x, y, width and height",
     ),
     "regions of two images for three to look at": (
         {**TWO_SETS, **THREE_IMAGES, "out": seen_in(["image", 0], ["given", 0])},
