@@ -99,11 +99,7 @@ def from_tensors(
 
 
 def _as_dtype(model: T, file: str | Path, dtype: torch.dtype) -> T:
-    """The model, frozen and in `dtype`; its weights were finite before.
-
-    Raises:
-        RealignError: one is too large for float16.
-    """
+    """The model, frozen and in `dtype`; a RealignError if one of its finite weights is too large for float16."""
     model = model.to(dtype).requires_grad_(False)
     if dtype == torch.float16:
         check_finite(model.named_parameters(), file, " as float16: choose bf16 or fp32")
