@@ -54,8 +54,8 @@ class Clock:
 
     def at(self, sigma: float) -> tuple[float, float]:
         """t/T in [0, 1] at sigma, and the index of the step / number of steps in [0, 1)."""
-        is_counted = self._call is not None and self._call[0] == sigma
-        step = self._call[1] if is_counted else self.steps.at(sigma)
+        counted, step = self._call or (math.inf, 0)
+        step = step if counted == sigma else self.steps.at(sigma)
         return timestep_fraction(self.model_sampling, torch.tensor([sigma])), step / max(self.steps.count, 1)
 
 

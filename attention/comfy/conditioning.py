@@ -107,7 +107,7 @@ def replace_phrases(encoding: Tensor, phrases: Sequence[Sequence[Phrase]]) -> Te
 def text_of(conditioning: list) -> str | None:
     """The prompt of the first part with regions; None where no part has any."""
     payloads = (get_entry(options) for _, options in conditioning)
-    return next((payload.text for payload in payloads if payload is not None), None)
+    return next((payload.text for payload in payloads if isinstance(payload, Payload)), None)
 
 
 def _parts_of(encoded: EncodedText, conditioning: list, key: str) -> list[bool]:
@@ -141,4 +141,4 @@ def _parts_of(encoded: EncodedText, conditioning: list, key: str) -> list[bool]:
 def _was_isolated_from(text: str, options: dict) -> bool:
     """Whether a part was the encoding of the text before its phrases were encoded alone."""
     payload = get_entry(options)
-    return payload is not None and payload.isolated and payload.text == text
+    return isinstance(payload, Payload) and payload.isolated and payload.text == text

@@ -144,7 +144,7 @@ def _make_part(segment: Segment, tokenizer: Any, windows: list, empty: list) -> 
     return TextPart(
         segment=segment,
         tokenizer=tokenizer.tokenizer,
-        ids=[tokens[i] for i in words],
+        ids=[token for i in words if (token := tokens[i]) is not None],
         positions=[first + i for i in words],
         weights=[weights[i] for i in words],
         tokens=len(tokens),

@@ -60,8 +60,9 @@ class PhraseEncoder:
         """positions: of the region's words in each part of the text's tokens."""
         for words in spellings(region.phrase, region.occurrence, self.encoded.text):
             alone = self._tokenize(words).parts
-            taken = [match_tokens(*part) for part in zip(self.encoded.parts, positions, alone, strict=True)]
-            if all(taken):
+            matches = [match_tokens(*part) for part in zip(self.encoded.parts, positions, alone, strict=True)]
+            taken = [part for part in matches if part is not None]
+            if len(taken) == len(matches):
                 embeds = self._encode(words, tuple(tuple(part.weights) for part in taken))
                 rows = [p for part, one in zip(taken, alone, strict=True) for p in one.positions[-len(part.ids) :]]
                 in_text = tuple(p for part in taken for p in part.positions)

@@ -173,6 +173,7 @@ class ModelCall:
 
         dim: of the tokens. special: the attention has a mask, a scale of its own or fewer heads of keys.
         """
+        assert self.counts is not None  # it is a transformer's call
         n_queries, n_keys = q.shape[dim], k.shape[dim]
         spans = self.counts.locate(self.family, n_queries, n_keys)
         queries = slice(0, n_queries) if spans is None else spans.queries

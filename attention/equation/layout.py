@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.errors import RealignError
-from ...core.regions import RegionSet
+from ...core.regions import Region, RegionSet
 from .cells import mask_to_cells
 from .relation import Elements, Relation
 from .settings import ModulationSettings
@@ -140,12 +140,12 @@ def cross_layout(
     """
     cells, likelihoods, is_modulated = _regions_on_grid(region_sets, size, settings)
     tokens = torch.zeros(*cells.shape[:2], n_tokens, dtype=torch.bool)  # [B, regions, Nk]
-    for element, of_regions in enumerate(token_positions):
-        for r, positions in enumerate(of_regions):
+    for element, regions in enumerate(region_sets):
+        for r, (region, positions) in enumerate(zip(_active(regions), token_positions[element], strict=True)):
             if any(not 0 <= position < n_tokens for position in positions):
                 raise RealignError(
-                    f"The words '{region_sets[element].active[r].phrase}' are tokens {list(positions)}, but the text "
-                    f"encoding has only {n_tokens}; encode the prompt padded to the tokenizer's full length."
+                    f"The words '{region.phrase}' are tokens {list(positions)}, but the text encoding has only "
+                    f"{n_tokens}; encode the prompt padded to the tokenizer's full length."
                 )
             tokens[element, r, list(positions)] = True
     S = torch.where(tokens.any(1), (tokens * likelihoods).amax(1), settings.outside) * is_modulated
@@ -167,15 +167,20 @@ def _regions_on_grid(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 7: the cells of each region, [B, regions, h·w] bool; its likelihood, [B, regions, 1]; and whether a batch
     element has regions, [B, 1]. Elements with fewer regions than others are filled up with empty ones."""
-    active = [() if regions is None else regions.active for regions in region_sets]
+    active = [_active(regions) for regions in region_sets]
     most = max([1, *map(len, active)])
     cells = torch.zeros(len(active), most, size[0] * size[1], dtype=torch.bool)
     likelihoods = torch.zeros(len(active), most, 1)
     for element, regions in enumerate(active):
         for r, region in enumerate(regions):
+            assert region.mask is not None  # the region is active
             cells[element, r] = mask_to_cells(region.mask, size, settings.coverage).flatten()
             likelihoods[element, r] = region.likelihood
     return cells, likelihoods, torch.tensor([[float(bool(regions))] for regions in active])
+
+
+def _active(regions: RegionSet | None) -> tuple[Region, ...]:
+    return () if regions is None else regions.active
 
 
 def _largest_area(cells: Tensor) -> Tensor:
