@@ -69,6 +69,7 @@ def detect(image: np.ndarray) -> list[tuple[str, str]]:
     nearest = ((pixels[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
     found = []
     for index, color in enumerate(COLORS):
+        labels: np.ndarray
         labels, count = ndimage.label(saturated & (nearest == index), structure=np.ones((3, 3)))
         for label in range(1, count + 1):
             component = labels == label

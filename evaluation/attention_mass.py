@@ -43,7 +43,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         models = load_models()
-        told = measure(models, draw(models, two_object_prompts(held_out=True, count=options.count), options.seed))
+        prompts = [text for text, _ in two_object_prompts(held_out=True, count=options.count)]
+        told = measure(models, draw(models, prompts, options.seed))
     except RealignError as error:
         sys.exit(f"attention_mass: {error}")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def draw_batch(
     """Draw some prompts with all methods of the same weights, and write what is not there yet."""
     texts, seeds = [prompt.text for prompt in prompts], [options.seed + prompt.index for prompt in prompts]
     how = settings_of(options)
-    if any(method.looks for method in methods):
+    if eyes is not None and any(method.looks for method in methods):
         drawn = draw(eyes, texts, seeds, [method.way for method in methods], how, on_progress)
     else:
         drawn = {PLAIN: [Drawn(image) for image in plain(sampler, texts, seeds, how, on_progress)]}
@@ -121,7 +121,7 @@ def draw_batch(
         for prompt, seed, made in zip(prompts, seeds, drawn[method.way], strict=True):
             if prompt not in lacking:
                 continue
-            if has_panel(options, method, prompt):
+            if made.result is not None and has_panel(options, method, prompt):
                 phrases = result_attention(sampler, made.result, how, on_progress) if options.attention else []
                 write_picture(panel_of(options, method, prompt), draw_panel(made.result, phrases))
             write_image(place(folder_of(options, method), prompt.index), made.image, prompt.text, seed)

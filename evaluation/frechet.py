@@ -109,7 +109,9 @@ def _inception(file: Path) -> nn.Module:
     what clean FID is there to avoid.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
+            FeatureExtractorInceptionV3,
+        )
     except Exception as error:  # torchvision, which it imports, raises errors of many kinds
         raise RealignError(
             f"Inception's features need torch-fidelity ({error}): pip install torch-fidelity, or give --fid-features "

@@ -75,9 +75,10 @@ def parse(texts: Sequence[str]) -> list[Method]:
     Raises:
         RealignError: one is none, two would have one name, or `both` has no weights, or several, to take.
     """
-    methods = [_parse(text) for text in texts]
-    own = {method.weights for method in methods if method is not None and method.weights is not None}
-    if None in methods:
+    parsed = [_parse(text) for text in texts]
+    methods = [method for method in parsed if method is not None]
+    own = {method.weights for method in methods if method.weights is not None}
+    if None in parsed:
         if len(own) != 1:
             many = f"there are {len(own)}" if own else "there are none"
             raise RealignError(
@@ -85,7 +86,7 @@ def parse(texts: Sequence[str]) -> list[Method]:
                 "--method NAME=FILE.safetensors, or write NAME=FILE.safetensors+fine in place of both."
             )
         both = Method(NAMES[BOTH], FINE, *own)
-        methods = [both if method is None else method for method in methods]
+        methods = [both if method is None else method for method in parsed]
     seen: dict[str, Method] = {}
     for method in methods:
         if not method.slug:

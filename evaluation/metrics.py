@@ -115,7 +115,7 @@ def reference(options: argparse.Namespace, prompts: Sequence[Numbered], notes: l
     features(options)  # tells when the network is not there
     if options.reference == DEMO:
         return rendered(options, prompts, asked)
-    folder = Path(options.reference)
+    folder = Path(str(options.reference))
     files, left_out = pictures_in(folder)
     if left_out:
         notes.append(left_out)

@@ -56,7 +56,7 @@ def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], li
         if number is None:
             notes.append(f"The score '{short(value)}' of '{tag}' was dropped.")
             continue
-        scores[tag] = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
+        scores[tag] = min(LIKELIHOODS, key=lambda allowed, number=number: abs(allowed - number))
         if scores[tag] != number:
             notes.append(f"The score {number:g} of '{tag}' was taken as {scores[tag]:g}.")
     return scores, _few(notes)
