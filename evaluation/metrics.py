@@ -17,7 +17,7 @@ from ..cli import hardware, models
 from ..cli.models import option
 from ..core.embedded import DEMO, FOLDERS, model_path
 from ..core.errors import RealignError
-from ..core.pictures import pictures_in
+from ..core.pictures import find_pictures
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
 from ..rewards.loading import load_rewards
@@ -116,7 +116,7 @@ def reference(options: argparse.Namespace, prompts: Sequence[Numbered], notes: l
     if options.reference == DEMO:
         return rendered(options, prompts, asked)
     folder = Path(options.reference)
-    files, left_out = pictures_in(folder)
+    files, left_out = find_pictures(folder)
     if left_out:
         notes.append(left_out)
     if not files:
