@@ -45,10 +45,7 @@ def generated() -> dict[Path, str]:
 
 
 def _locales(nodes: dict[str, dict]) -> dict[Path, str]:
-    english = {
-        "nodeDefs.json": {name: _english(info) for name, info in nodes.items()},
-        "settings.json": _settings(),
-    }
+    english = {"nodeDefs.json": {name: _english(info) for name, info in nodes.items()}, "settings.json": _settings()}
     files = {}
     for folder in sorted((ROOT / "locales").iterdir()):
         for name, texts in english.items():
