@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.errors import RealignError
 from ..core.files import write_whole
 from ..core.images import to_pil
-from ..core.pictures import is_whole_png, opened, pictures_in
+from ..core.pictures import find_pictures, is_whole_png, open_picture
 from .prompt_sets import Numbered
 
 MADE = "made.json"
@@ -115,7 +115,7 @@ def other_images(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
     Raises:
         RealignError: the number of images is not that of the prompts.
     """
-    files, left_out = pictures_in(folder, recursive=False)
+    files, left_out = find_pictures(folder, recursive=False)
     numbers = {int(file.stem): file for file in files if re.fullmatch(r"[0-9]+", file.stem)}
     wanted = [prompt.index for prompt in prompts]
     if len(numbers) == len(files) and 0 in numbers and numbers.keys() >= set(wanted):
@@ -140,6 +140,6 @@ def read_image(file: Path) -> Image.Image:
         RealignError: it cannot be read.
     """
     try:
-        return opened(file)
+        return open_picture(file)
     except Exception as error:  # Pillow raises errors of many kinds
         raise RealignError(f"The image '{file}' cannot be read ({error}): replace it.") from error

@@ -18,7 +18,7 @@ from ..cli.hardware import device_and_dtype
 from ..cli.models import option_name
 from ..core.embedded import DEMO, FOLDERS, model_path
 from ..core.errors import RealignError
-from ..core.pictures import pictures_in
+from ..core.pictures import find_pictures
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
 from ..rewards.loading import load_rewards
@@ -120,7 +120,7 @@ def reference_images(options: argparse.Namespace, prompts: Sequence[Numbered], n
     if options.reference == DEMO:
         return render_reference(options, prompts, asked)
     folder = Path(options.reference)
-    files, left_out = pictures_in(folder)
+    files, left_out = find_pictures(folder)
     if left_out:
         notes.append(left_out)
     if not files:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..core.errors import RealignError
 from ..core.files import write_whole
-from ..core.pictures import KINDS, opened, pictures_in
+from ..core.pictures import SUFFIXES, find_pictures, open_picture
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             pictures = {}
             for file in files:
                 try:
-                    pictures[file] = opened(file)
+                    pictures[file] = open_picture(file)
                 except Exception as error:  # Pillow raises errors of many kinds
                     bar.write(f"caption: '{file}' was left out because it cannot be read ({error}).", file=sys.stderr)
             captions = captioner.caption(list(pictures.values()), **writing) if pictures else []
@@ -92,12 +92,12 @@ def images_in(folder: Path, recursive: bool) -> list[Path]:
     """
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}': give the folder that holds the images.")
-    found, left_out = pictures_in(folder, recursive=recursive)
+    found, left_out = find_pictures(folder, recursive=recursive)
     if left_out:
         print(left_out)
     if not found:
         also = "" if recursive else ", or add --recursive for the folders in it"
-        raise RealignError(f"There are no images in '{folder}' ({', '.join(KINDS)}): give another folder{also}.")
+        raise RealignError(f"There are no images in '{folder}' ({', '.join(SUFFIXES)}): give another folder{also}.")
     seen: dict[Path, Path] = {}
     for file in found:
         if (other := seen.setdefault(text_of(file), file)) is not file:

@@ -187,7 +187,7 @@ class TestCaption:
 
     def test_further_kinds_are_captioned_and_named_in_the_help(self, call, tmp_path, capsys):
         scene = to_pil(draw_scenes(1, seed=5, objects=2, held_out=True).images.permute(0, 2, 3, 1).float() / 255)[0]
-        kinds = [kind for kind in (".gif", ".jfif", ".avif") if kind in caption.KINDS]
+        kinds = [kind for kind in (".gif", ".jfif", ".avif") if kind in caption.SUFFIXES]
         for kind in kinds:
             scene.save(tmp_path / f"{kind[1:]}{kind}", format=Image.registered_extensions()[kind])
         assert self.run(call, tmp_path) == 0
