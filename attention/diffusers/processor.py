@@ -6,8 +6,6 @@ with modulate(unet, [None, regions], tokenizer, latents.shape[-2:], settings) as
         noise = unet(torch.cat([latents, latents]), t, torch.cat([uncond, cond])).sample
 """
 
-# pyright: reportOptionalCall=false, reportOptionalSubscript=false
-# diffusers declares layers optional that the models have.
 from __future__ import annotations
 
 import re
