@@ -6,12 +6,12 @@
 
 A row of the table is one layer, for the conditional batch elements alone, with random q, k and v. `plain` is PyTorch's
 own scaled_dot_product_attention, `ours` is `attention/equation/modulated.py`, `DenseDiffusion` its published processor,
-and `obvious` is `attention/equation/reference.py`; a way that needs more memory than is free is left out and named. S is
-1 for all text tokens, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of the
-machine affects all alike. `floor` is the cost of two passes over the keys, one for the extrema and one for the softmax,
-over that of one pass: in FLOPs / in bytes. Memory is that of q, k, v, the result and all between, counted tensor by
-tensor on a CPU, by the allocator on CUDA. `off` is the largest difference of ours to the float32 reference, at up to 64
-queries.
+and `obvious` is `attention/equation/reference.py`; a way that needs more memory than is free is left out and named. S
+is 1 for all text tokens, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of
+the machine affects all alike. `floor` is the cost of two passes over the keys, one for the extrema and one for the
+softmax, over that of one pass: in FLOPs / in bytes. Memory is that of q, k, v, the result and all between, counted
+tensor by tensor on a CPU, by the allocator on CUDA. `off` is the largest difference of ours to the float32 reference,
+at up to 64 queries.
 """
 
 from __future__ import annotations
