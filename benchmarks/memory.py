@@ -60,7 +60,7 @@ def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
 
 
 def free(device: torch.device) -> float:
-    """Bytes that are free, infinity where the machine does not say; on CUDA with those that PyTorch keeps in reserve."""
+    """The free bytes, infinity where they are unknown; on CUDA including those that PyTorch keeps in reserve."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
