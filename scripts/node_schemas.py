@@ -63,7 +63,7 @@ class _StandIns(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == "comfy_api.latest":
-            module.io, module.ComfyExtension = _Io(), object
+            vars(module).update(io=_Io(), ComfyExtension=object)
 
 
 @contextmanager
