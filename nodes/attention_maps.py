@@ -59,8 +59,9 @@ class AttentionMaps(io.ComfyNode):
         cls, model, positive, latent_image: dict, clip, words: str, text: str = "", vae=None, **others: Any
     ) -> io.NodeOutput:
         """others: the inputs that only KSampler uses."""
-        from ..attention.comfy.conditioning import find_words, text_of
-        from ..attention.comfy.maps import recording, with_words
+        from ..attention.comfy.conditioning import text_of
+        from ..attention.comfy.encoded_text import EncodedText
+        from ..attention.comfy.maps import record_attention, tag_words
         from ..attention.equation.maps import AttentionMaps, scale_to_max
 
         text = text or text_of(positive) or ""
@@ -71,11 +72,12 @@ class AttentionMaps(io.ComfyNode):
         check_count(len(phrases), "words")
         if not phrases:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
-        positions = find_words(phrases, clip, text)
+        encoded = EncodedText(clip, text)
+        positions = encoded.find(phrases)
         maps = AttentionMaps([positions] * len(latent_image["samples"]))
         latent = run_ksampler(
-            model=recording(model, maps),
-            positive=with_words(positive, clip, text, positions),
+            model=record_attention(model, maps),
+            positive=tag_words(positive, encoded, positions),
             latent_image=latent_image,
             **others,
         )
