@@ -39,8 +39,8 @@ from diffusers import DDPMScheduler
 from ..core.precision import DTYPES
 from ..training.data.prompts import load_prompts
 from ..training.loop import run
-from ..training.loop.feedback import estimators
-from ..training.loop.models import Trained, load
+from ..training.loop.feedback import make_estimators
+from ..training.loop.models import RunModels, load_models
 from ..training.refl_train import ReflRun
 from ..training.settings.files import from_dict
 from ..training.settings.refl import ReflConfig
@@ -98,7 +98,7 @@ def _in_a_process(name: str) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def measure(name: str, config: ReflConfig, steps: int, models: Trained | None = None) -> dict[str, float]:
+def measure(name: str, config: ReflConfig, steps: int, models: RunModels | None = None) -> dict[str, float]:
     """Seconds per image of a step, the first left out, and the bytes that one needs.
 
     models: what is trained and judged with, where it is not to be read from the folders that `config` names.
@@ -107,7 +107,7 @@ def measure(name: str, config: ReflConfig, steps: int, models: Trained | None = 
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, output=folder)
         if name == "plain":
-            step = plain_loop(config, load(config, device) if models is None else models, device)
+            step = plain_loop(config, load_models(config, device) if models is None else models, device)
         else:
             step = our_loop(config, models)
         step()
@@ -115,9 +115,9 @@ def measure(name: str, config: ReflConfig, steps: int, models: Trained | None = 
         return {"seconds": statistics.median(times) / config.batch_size, "bytes": peak(step, device)[0]}
 
 
-def our_loop(config: ReflConfig, models: Trained | None = None) -> Callable[[], ReflRun]:
+def our_loop(config: ReflConfig, models: RunModels | None = None) -> Callable[[], ReflRun]:
     """One step of ours, which returns the run."""
-    with nullcontext() if models is None else patch.object(run, "load", lambda config, device: models):
+    with nullcontext() if models is None else patch.object(run, "load_models", lambda config, device: models):
         ours = ReflRun(config)
 
     def step() -> ReflRun:
@@ -129,9 +129,9 @@ def our_loop(config: ReflConfig, models: Trained | None = None) -> Callable[[], 
     return step
 
 
-def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Callable[[], None]:
+def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> Callable[[], None]:
     """One step of the published loop."""
-    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, estimators(config, models.rewards)["caption"]
+    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, make_estimators(config, models.rewards)["caption"]
     unet.to(memory_format=torch.contiguous_format)  # as it is read
     vae.requires_grad_(False)
     models.sampler.text_encoder.requires_grad_(False)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from realigndiff.core.errors import RealignError
 from realigndiff.sampling.settings import SamplingSettings
@@ -17,7 +16,7 @@ from realigndiff.tests.close import SAMPLING, assert_close
 from realigndiff.training.arl_train import ArlRun
 from realigndiff.training.data import candidates
 from realigndiff.training.data.prompts import load_prompts
-from realigndiff.training.loop.models import load
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.loop.plan import plan
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import parse
@@ -39,21 +38,7 @@ TEXTS = load_prompts(QUICK)[0].texts
 
 @pytest.fixture(scope="module")
 def trained():
-    return load(QUICK, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _afresh():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return load_models(QUICK, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -222,4 +207,4 @@ def test_settings_that_do_not_fit_are_one_sentence(changes, says):
 
 def test_a_reward_that_is_not_there_is_one_sentence():
     with pytest.raises(RealignError, match="The reward clip needs to know where clip is: give its path"):
-        load(dataclasses.replace(QUICK, reward="clip", clip=""), torch.device("cpu"))
+        load_models(dataclasses.replace(QUICK, reward="clip", clip=""), torch.device("cpu"))

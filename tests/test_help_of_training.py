@@ -6,7 +6,7 @@ import pytest
 from realigndiff.core.errors import RealignError
 from realigndiff.rewards.loading import NAMES
 from realigndiff.rewards.sam import SamReward
-from realigndiff.training.loop.feedback import estimators
+from realigndiff.training.loop.feedback import make_estimators
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.kinds import documentation
 from realigndiff.training.settings.refl import ReflConfig
@@ -33,7 +33,7 @@ def test_the_help_offers_each_reward_that_the_script_learns_from():
 
     assert missing(ArlConfig) == [] and missing(ReflConfig) == ["sam"]
     with pytest.raises(RealignError, match=r"sam has no gradient.*arl_train\.py"):
-        estimators(ReflConfig(reward="sam"), {"sam": SamReward.__new__(SamReward)})
+        make_estimators(ReflConfig(reward="sam"), {"sam": SamReward.__new__(SamReward)})
 
 
 def test_a_setting_that_a_script_describes_anew_stays_in_its_section():

@@ -9,7 +9,7 @@ from realigndiff.cli import hardware
 from realigndiff.core import precision
 from realigndiff.core.errors import RealignError
 from realigndiff.core.precision import DTYPES, checked_dtype, computes_in
-from realigndiff.training.loop.optimization import accelerator
+from realigndiff.training.loop.optimization import make_accelerator
 from realigndiff.training.settings.refl import ReflConfig
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def test_what_pytorch_has_is_taken(without_fp16, name, dtype):
 def test_training_refuses_a_frozen_precision_that_pytorch_lacks_before_a_model_is_read(without_fp16, tmp_path):
     config = ReflConfig(output=str(tmp_path), precision="fp32", frozen_precision="fp16")
     with pytest.raises(RealignError, match=r"cannot compute in fp16 on cpu: set frozen_precision to fp32\.$"):
-        accelerator(config)
+        make_accelerator(config)
 
 
 def test_a_failure_of_another_kind_is_not_blamed_on_the_precision(failing):

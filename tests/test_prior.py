@@ -17,7 +17,7 @@ from realigndiff.tests.close import NETWORK, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.data.pairs import Pairs
 from realigndiff.training.data.prior import Drawn, folder_prior, frozen_prior
-from realigndiff.training.loop.models import load
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.settings.refl import ReflConfig
 from safetensors.torch import save_file
 
@@ -63,7 +63,7 @@ def test_a_level_that_the_model_does_not_have_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(DiffusersSampler, "load", with_few_levels)
     with pytest.raises(RealignError, match="prior_min_timestep is 400, but this model's noise levels are 0 to 99"):
-        load(ReflConfig(**demo, prior_min_timestep=400), torch.device("cpu"))
+        load_models(ReflConfig(**demo, prior_min_timestep=400), torch.device("cpu"))
 
 
 def test_the_likeliest_pairs_are_kept_in_their_order():

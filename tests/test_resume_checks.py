@@ -12,27 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy_of, forget_devices, run_in, same, steps
+from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy_of, run_in, same, steps
 from realigndiff.training.data.prompts import Prompts, load_prompts
 from realigndiff.training.loop.plan import plan
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import to_dict
-from realigndiff.training.state import checkpoints, origin, run_folder
+from realigndiff.training.state import checkpoints, provenance, run_folder
 from realigndiff.training.state.run_folder import RunFolder, holds_a_run, set_aside
 from realigndiff.training.watch import log
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _afresh():
-    yield
-    forget_devices()
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +30,10 @@ def words(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, words, _on_the_cpu) -> Path:
+def whole(tmp_path_factory, words) -> Path:
     """A run of three steps on twenty prompts, of which two are held out."""
     output = tmp_path_factory.mktemp("run")
     run_in(output, prompts=str(words), held_out_prompts="", held_out=2).train()
-    forget_devices()
     return output
 
 
@@ -61,9 +47,9 @@ def config(whole, words):
     return dataclasses.replace(QUICK, prompts=str(words), held_out_prompts="", held_out=2, output=str(whole))
 
 
-def compare(kept, config, **made_of) -> origin.Changes:
-    now = origin.origin_of(config, *load_prompts(config)) | made_of
-    return origin.changes(Path("step.pt"), kept, config, now)
+def compare(kept, config, **made_of) -> provenance.Changes:
+    now = provenance.provenance(config, *load_prompts(config)) | made_of
+    return provenance.compare(Path("step.pt"), kept, config, now)
 
 
 # What changed
@@ -151,9 +137,9 @@ def test_other_held_out_prompts_are_refused_and_the_same_in_another_file_are_not
         file.write_text("\n".join(prompts.texts), encoding="utf-8")
     moved = dataclasses.replace(config, prompts=str(files[0]), held_out_prompts=str(files[1]))
     assert compare(kept, moved) == ((), True)
-    now = origin.origin_of(config, training, Prompts((*held_out.texts, "a green star")))
+    now = provenance.provenance(config, training, Prompts((*held_out.texts, "a green star")))
     with pytest.raises(RealignError, match=r"other held-out prompts \(2, and now 3\)"):
-        origin.changes(Path("step.pt"), kept, config, now)
+        provenance.compare(Path("step.pt"), kept, config, now)
 
 
 def test_a_model_is_known_by_its_contents_wherever_it_lies(kept, config, tmp_path):
@@ -166,9 +152,9 @@ def test_a_model_is_known_by_its_contents_wherever_it_lies(kept, config, tmp_pat
 
 
 def test_other_weights_of_a_judge_are_said(kept, config):
-    now = origin.origin_of(config, *load_prompts(config))
+    now = provenance.provenance(config, *load_prompts(config))
     now["models"]["captioner"] = "other"
-    changed = origin.changes(Path("step.pt"), kept, config, now)
+    changed = provenance.compare(Path("step.pt"), kept, config, now)
     assert changed == (("other weights of the captioner",), False)
 
 
@@ -184,7 +170,7 @@ def test_a_checkpoint_of_an_older_version_is_compared_by_its_settings(kept, conf
 def test_other_steps_of_reward_ranked_learning_are_said_as_rounds_begin_elsewhere():
     config = ArlConfig(prompts="demo")
     now = {"prompts": 1, "held_out": 2, "models": {}, "processes": 1}
-    changed = origin.changes(
+    changed = provenance.compare(
         Path("step.pt"), {"config": to_dict(config), "made_of": now}, dataclasses.replace(config, steps=2000), now
     )
     assert changed.sentences == ("steps 2000, which was 1000",)
@@ -249,7 +235,7 @@ def test_nothing_is_moved_where_the_models_cannot_be_read(whole, tmp_path):
 
 def test_another_run_is_refused_before_a_model_is_read(whole, tmp_path, monkeypatch):
     output = copy_of(whole, tmp_path / "run", 3)
-    monkeypatch.setattr("realigndiff.training.loop.run.load", lambda *_: pytest.fail("a model was read"))
+    monkeypatch.setattr("realigndiff.training.loop.run.load_models", lambda *_: pytest.fail("a model was read"))
     with pytest.raises(RealignError, match="other held-out prompts"):
         run_in(output)
 

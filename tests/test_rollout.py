@@ -33,7 +33,7 @@ def test_the_gradient_is_that_of_one_step_alone(sampler):
     weight = sampler.unet.conv_out.weight
     for parameter in sampler.unet.parameters():
         parameter.requires_grad_(parameter is weight)
-    rollout.predicted(PROMPTS, noise, 5).sum().backward()
+    rollout.predict_x0(PROMPTS, noise, 5).sum().backward()
     ours, weight.grad = weight.grad.clone(), None
 
     words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
@@ -94,7 +94,7 @@ def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler
     weight = sampler.unet.conv_out.weight
     for parameter in sampler.unet.parameters():
         parameter.requires_grad_(parameter is weight)
-    rollout.finished(PROMPTS, noise, [1, 2]).sum().backward()
+    rollout.roll_out(PROMPTS, noise, [1, 2]).sum().backward()
     ours, weight.grad = weight.grad.clone(), None
 
     words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler

@@ -8,7 +8,7 @@ import pytest
 import torch
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.training.data import candidates
-from realigndiff.training.loop.models import load
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import load as settings_of
 
@@ -25,7 +25,7 @@ TEXTS = ["a red circle and a blue square"]
 
 @pytest.fixture(scope="module")
 def trained():
-    return load(CONFIG, torch.device("cpu"))
+    return load_models(CONFIG, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["model", "clip"])

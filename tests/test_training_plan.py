@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.training.loop.models import load
-from realigndiff.training.loop.optimization import adamw
+from realigndiff.training.loop.models import load_models
+from realigndiff.training.loop.optimization import make_optimizer
 from realigndiff.training.loop.plan import memory, plan
 from realigndiff.training.settings.files import load as read
 from realigndiff.training.settings.refl import ReflConfig
@@ -22,8 +22,8 @@ def bytes_of(tensors) -> int:
 @pytest.mark.parametrize("train", ["lora", "unet"])
 def test_the_memory_told_is_that_of_the_tensors(train):
     config = dataclasses.replace(DEMO, train=train, precision="bf16", frozen_precision="fp16")
-    models = load(config, torch.device("cpu"))
-    told, optimizer = memory(config, models), adamw(models.weights, config)
+    models = load_models(config, torch.device("cpu"))
+    told, optimizer = memory(config, models), make_optimizer(models.weights, config)
     for weight in models.weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -39,7 +39,7 @@ def test_the_memory_told_is_that_of_the_tensors(train):
 
 def test_eight_bits_take_about_a_quarter():
     config = dataclasses.replace(DEMO, train="unet", ema=0.9)
-    models = load(config, torch.device("cpu"))
+    models = load_models(config, torch.device("cpu"))
     full = memory(config, models)
     small = memory(dataclasses.replace(config, optimizer_8bit=True), models)
     assert small["AdamW's moments"] == pytest.approx(full["AdamW's moments"] / 4, rel=0.05)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .data.candidates import Round, draw_round, fingerprint_of, mean_reward, read_round
 from .data.pairs import Pairs
-from .loop.optimization import averaged
+from .loop.optimization import swap_in_average
 from .loop.run import Run, main
 from .settings.arl import ArlConfig
 
@@ -45,7 +45,7 @@ class ArlRun(Run):
             self.drawn_by = number, fingerprint_of(models.weights)
         weights = self.drawn_by[1]
         share = self.accelerator.process_index, self.accelerator.num_processes
-        with averaged(models.weights, self.average):
+        with swap_in_average(models.weights, self.average):
             stop = {"share": share, "stopped": lambda: self.asked_to_stop}
             draw_round(config, models, self.prompts.texts, number, weights, **stop)
         self.agree_to_stop()

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..rewards.combine import weighted_sum
 from .data.pairs import Pairs
 from .data.prior import folder_prior, frozen_prior, prior_captioner
-from .loop.feedback import estimators
+from .loop.feedback import make_estimators
 from .loop.rollout import Rollout
 from .loop.run import Run, main
 from .settings.refl import ReflConfig
@@ -41,7 +41,7 @@ class ReflRun(Run):
     def prepare(self) -> None:
         config = self.config
         self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
-        self.estimators = estimators(config, self.models.rewards)
+        self.estimators = make_estimators(config, self.models.rewards)
         self.prior = self._prior() if config.prior_weight else None
 
     def add_gradient(self, part: int) -> Tensor:
@@ -56,11 +56,11 @@ class ReflRun(Run):
         texts, seeds, chosen = self._draw_lots(part)
         noise, progress = models.sampler.noise(seeds), self._progress(chosen)
         if config.judged == "finished":
-            images = self.rollout.finished(texts, noise, chosen, self.unet)
+            images = self.rollout.roll_out(texts, noise, chosen, self.unet)
         else:
-            images = self.rollout.predicted(texts, noise, *chosen, self.unet)
+            images = self.rollout.predict_x0(texts, noise, *chosen, self.unet)
         seen = images.detach().nan_to_num(0, 1, 0).requires_grad_()
-        with models.judging():
+        with models.rewards_on_device():
             R = weighted_sum(models.terms, {n: judge(seen, texts) for n, judge in self.estimators.items()}, progress)
             loss = config.reward_weight * F.relu(config.margin - R).mean()  # λ·φ(R), eq. 5
             self.accelerator.backward(loss / config.gradient_accumulation)
@@ -106,7 +106,7 @@ class ReflRun(Run):
         captioner = prior_captioner(config, self.models)
         looking = [] if captioner is None else [captioner.model]
         bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
-        with bar, self.accelerator.main_process_first(), self.models.judging(*looking):
+        with bar, self.accelerator.main_process_first(), self.models.rewards_on_device(*looking):
             return frozen_prior(sampler, captioner, self.prompts.texts, config, bar.update)
 
 

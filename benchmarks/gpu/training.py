@@ -22,7 +22,7 @@ from ...core.precision import DTYPES
 from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
-from ...training.loop.models import Trained, trainable
+from ...training.loop.models import RunModels, make_trainable
 from ...training.settings.files import from_dict
 from ...training.settings.refl import ReflConfig
 from ..refl import EQUAL, measure, our_loop
@@ -104,7 +104,7 @@ def config_of(options: Options, way: str) -> ReflConfig:
     return config
 
 
-def trained(config: ReflConfig, options: Options) -> Trained:
+def trained(config: ReflConfig, options: Options) -> RunModels:
     """New models of a run, but for the captioner, which no run changes."""
     sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.precision], options.quick)
     captioner = _captioner(options, DTYPES[config.precision])
@@ -113,8 +113,8 @@ def trained(config: ReflConfig, options: Options) -> Trained:
     reward = CaptionReward(captioner, TextEncoder.load(embedded("text_encoder"), place))
     for network in reward.networks():
         network.requires_grad_(False)
-    weights = trainable(sampler.unet, config)
-    return Trained(sampler, {"caption": reward}, config.terms, weights, options.device)
+    weights = make_trainable(sampler.unet, config)
+    return RunModels(sampler, {"caption": reward}, config.terms, weights, options.device)
 
 
 @lru_cache(maxsize=1)

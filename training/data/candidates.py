@@ -22,9 +22,9 @@ from ...rewards.loading import NEEDS
 from ...rewards.ranking import best_first
 from ...rewards.sam import SamReward
 from ...sampling.settings import SamplingSettings
-from ..loop.models import Trained, fingerprints
+from ..loop.models import RunModels, fingerprint_models
 from ..settings.arl import ArlConfig
-from ..state.kept import keep, kept
+from ..state.tensor_cache import load_tensors, save_tensors
 from ..watch.samples import in_rows, write_picture
 
 SEED_OF_CANDIDATES = 5 * 10**8
@@ -50,7 +50,7 @@ class Round(NamedTuple):
 
 def draw_round(
     config: ArlConfig,
-    models: Trained,
+    models: RunModels,
     texts: Sequence[str],
     number: int,
     weights: str,
@@ -77,7 +77,7 @@ def draw_round(
             _draw(config, models, prompts, number, start, file, made_of)
 
 
-def read_round(config: ArlConfig, models: Trained, texts: Sequence[str], number: int, weights: str) -> Round:
+def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], number: int, weights: str) -> Round:
     """The winners of a round that was drawn.
 
     Raises:
@@ -119,7 +119,7 @@ def winners(scores: Sequence[Tensor], how: str, lots: random.Random) -> Tensor:
 @torch.no_grad()
 def _draw(
     config: ArlConfig,
-    models: Trained,
+    models: RunModels,
     prompts: list[str],
     number: int,
     start: int,
@@ -144,7 +144,7 @@ def _draw(
 
 
 def _judged(
-    config: ArlConfig, models: Trained, asked: list[str], noise: Tensor
+    config: ArlConfig, models: RunModels, asked: list[str], noise: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """An image for each prompt that is asked for, on the CPU: latents [N, C, h, w], float32, images [N, H, W, 3] in
     [0, 1], and what each reward says of them, [N].
@@ -156,13 +156,13 @@ def _judged(
     images = models.sampler.decode(latents)
     broken = ~images.isfinite().flatten(1).all(1).cpu()
     images = images.where(images.isfinite(), 0.0)
-    with models.judging():
+    with models.rewards_on_device():
         scores = {name: reward(images, asked).float().cpu() for name, reward in models.rewards.items()}
     scores = {name: own.masked_fill(broken, torch.nan) for name, own in scores.items()}
     return latents.float().cpu(), images.cpu(), scores
 
 
-def mean_reward(models: Trained, scores: dict[str, Tensor]) -> float:
+def mean_reward(models: RunModels, scores: dict[str, Tensor]) -> float:
     """The mean weighted reward of all of a round's images that have one."""
     return float(weighted_sum(models.terms, scores).nanmean())
 
@@ -183,12 +183,12 @@ def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[st
         needed |= {"llm"}
     settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}
     made_of = settings | {"prompts": fingerprint_of_texts(prompts), "weights": weights}
-    return made_of | {f"files of {name}": value for name, value in fingerprints(config, sorted(needed)).items()}
+    return made_of | {f"files of {name}": value for name, value in fingerprint_models(config, sorted(needed)).items()}
 
 
 def _write(file: Path, tensors: dict[str, Tensor], made_of: Mapping[str, object]) -> None:
     try:
-        keep(file, tensors, made_of)
+        save_tensors(file, tensors, made_of)
     except RealignError as error:
         raise RealignError(
             f"The round's images could not be written to '{file}' ({reason(error.__cause__)}): make room there and "
@@ -206,5 +206,5 @@ def _show(picture: Image.Image, file: Path) -> None:
 
 def _read(file: Path, made_of: Mapping[str, object]) -> dict[str, Tensor] | None:
     """What a file holds, if it is whole and made by the same settings and models of the same prompts."""
-    found = kept(file, made_of)
-    return None if found is None else found.tensors
+    cached = load_tensors(file, made_of)
+    return None if cached is None else cached.tensors

@@ -28,9 +28,9 @@ from ...rewards.caption_gradient import PromptLikelihood
 from ...rewards.caption_likelihood import Speech
 from ...sampling.sampler import DiffusersSampler
 from ...sampling.settings import SamplingSettings
-from ..loop.models import Trained, fingerprints, judges_place
+from ..loop.models import RunModels, fingerprint_models, reward_device_and_dtype
 from ..settings.refl import ReflConfig
-from ..state.kept import keep, kept
+from ..state.tensor_cache import load_tensors, save_tensors
 from .pairs import Pairs
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Drawn(NamedTuple):
         return self.latents[kept], [self.captions[i] for i in kept.tolist()]
 
 
-def prior_captioner(config: ReflConfig, models: Trained) -> Captioner | None:
+def prior_captioner(config: ReflConfig, models: RunModels) -> Captioner | None:
     """What looks at the frozen model's images: the caption reward's captioner, else one of its own; None where nothing
     has to be said of them.
 
@@ -70,7 +70,7 @@ def prior_captioner(config: ReflConfig, models: Trained) -> Captioner | None:
     reward = models.rewards.get(CaptionReward.name)
     if reward is not None:
         return reward.captioner
-    return Captioner.load(model_path(config.captioner, "captioner"), *judges_place(config, models.device))
+    return Captioner.load(model_path(config.captioner, "captioner"), *reward_device_and_dtype(config, models.device))
 
 
 def frozen_prior(
@@ -123,7 +123,7 @@ def _draw(
 def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, object]:
     """Settings, prompts, and the contents of the models' files; of the captioner's where it was asked."""
     asked = config.prior_captions == "captioner" or config.prior_keep < 1
-    models = fingerprints(config, ["model", *(["captioner"] if asked else [])])
+    models = fingerprint_models(config, ["model", *(["captioner"] if asked else [])])
     return {name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
 
 
@@ -131,17 +131,17 @@ def _keep(file: Path, made_of: dict[str, object], drawn: Drawn) -> None:
     """For the next start of the same run."""
     tensors = {name: tensor for name, tensor in drawn._asdict().items() if isinstance(tensor, Tensor)}
     try:
-        keep(file, tensors, made_of, drawn.captions)
+        save_tensors(file, tensors, made_of, drawn.captions)
     except RealignError as error:
         logger.warning("%s A run that goes on has to sample its images again.", error)
 
 
 def _kept(file: Path, made_of: dict[str, object], *, scored: bool) -> Drawn | None:
     """What an earlier start of the same run drew; with its likelihoods where these are asked for."""
-    found = kept(file, made_of)
-    if found is None or (scored and "likelihoods" not in found.tensors):
+    cached = load_tensors(file, made_of)
+    if cached is None or (scored and "likelihoods" not in cached.tensors):
         return None
-    return Drawn(found.tensors["latents"], found.about, found.tensors["likelihoods"] if scored else None)
+    return Drawn(cached.tensors["latents"], cached.about, cached.tensors["likelihoods"] if scored else None)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from ...rewards.reward import Reward
 from ..settings.refl import ReflConfig
 
 
-def estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
+def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
     """Of the caption reward the chosen estimator; of the others they themselves.
 
     Raises:

@@ -23,11 +23,11 @@ from ...rewards.reward import Reward
 from ...rewards.sam import SamReward
 from ...sampling.sampler import DiffusersSampler
 from ..settings.common import TrainingConfig
-from .offload import moved_to
+from .offload import on_device
 
 
 @dataclass(frozen=True)
-class Trained:
+class RunModels:
     """The models of a run."""
 
     sampler: DiffusersSampler
@@ -49,13 +49,13 @@ class Trained:
         scores = {name: reward(images, prompts).float().cpu() for name, reward in self.rewards.items()}
         return weighted_sum(self.terms, scores, progress)
 
-    def judging(self, *others: nn.Module) -> AbstractContextManager[None]:
+    def rewards_on_device(self, *others: nn.Module) -> AbstractContextManager[None]:
         """The rewards' networks, and others, at the place where the run computes, for as long as they are used."""
         networks = [network for reward in self.rewards.values() for network in reward.networks()]
-        return moved_to(self.device, list(dict.fromkeys([*networks, *others])))
+        return on_device(self.device, list(dict.fromkeys([*networks, *others])))
 
 
-def load(config: TrainingConfig, device: torch.device) -> Trained:
+def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
     """Read the run's models; all but the trained weights are frozen, in `precision` or `frozen_precision`.
 
     Raises:
@@ -67,7 +67,7 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
         import_module("peft")  # which is missing now, not after minutes of reading
     sampler = DiffusersSampler.load(model_path(config.model, "model"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
-    judges = judges_place(config, device)
+    judges = reward_device_and_dtype(config, device)
     llm = config.llm if SamReward.name in names else ""
     reader = load_language_model(llm, config.llm_model, Path(config.output) / "answers", *judges)
     places = {name: path for name in MODELS if (path := getattr(config, name))}
@@ -77,16 +77,16 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
     for reward in rewards.values():
         for network in reward.networks():
             network.requires_grad_(False)
-    return Trained(sampler, rewards, config.terms, trainable(sampler.unet, config), device)
+    return RunModels(sampler, rewards, config.terms, make_trainable(sampler.unet, config), device)
 
 
-def judges_place(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
+def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
     """Where what judges is loaded to, and in which precision."""
     precision = config.precision if config.frozen_precision == "same" else config.frozen_precision
     return torch.device("cpu") if config.offload_captioner else device, DTYPES[precision]
 
 
-def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
+def make_trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
     """The UNet's LoRA or all of it, as float32 parameters that take a gradient; the LoRA is put in here.
 
     Raises:
@@ -114,7 +114,7 @@ def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
     return weights
 
 
-def fingerprints(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
+def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
     """What the models of these settings are, by the contents of their files.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Models that rest in the computer's memory and come to the GPU for their turn."""
+"""Models that stay in the computer's memory and move to the GPU while they are used."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 
 @contextmanager
-def moved_to(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The frozen modules on `device` for a while; where they are there already, nothing happens.
+def on_device(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Hold frozen modules on `device` for the duration of a `with` block.
 
-    Afterwards they have the very memory that they had before: nothing is copied back, as nothing changed. A backward
-    pass through them must end inside.
+    Afterwards they have their previous memory again: nothing is copied back, as nothing changed. A backward pass
+    through them must end inside the block.
     """
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    resting = [tensor.data for tensor in tensors]
+    originals = [tensor.data for tensor in tensors]
     try:
-        for tensor, data in zip(tensors, resting, strict=True):
+        for tensor, data in zip(tensors, originals, strict=True):
             tensor.data = data.to(device)
         yield
     finally:
-        for tensor, data in zip(tensors, resting, strict=True):
+        for tensor, data in zip(tensors, originals, strict=True):
             tensor.data = data

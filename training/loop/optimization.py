@@ -24,7 +24,7 @@ WITHOUT_BF16 = "AVX2"
 """What PyTorch calls a CPU on which a step in bf16 takes several times as long as in fp32 (`benchmarks/refl.py`)."""
 
 
-def accelerator(config: TrainingConfig) -> Accelerator:
+def make_accelerator(config: TrainingConfig) -> Accelerator:
     """What runs the UNet in the run's precision (autocast) and on its devices; in fp16 it also scales the loss.
 
     Raises:
@@ -51,7 +51,7 @@ def accelerator(config: TrainingConfig) -> Accelerator:
     return made
 
 
-def adamw(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW without weight decay; with `optimizer_8bit` bitsandbytes', whose moments take 8 bits a weight.
 
     Raises:
@@ -82,9 +82,7 @@ def lower_scale(accelerator: Accelerator) -> bool:
     return scale >= 1
 
 
-def moving_average(
-    weights: Sequence[nn.Parameter], decay: float, state: dict[str, Any] | None = None
-) -> EMAModel | None:
+def make_average(weights: Sequence[nn.Parameter], decay: float, state: dict[str, Any] | None = None) -> EMAModel | None:
     """The moving average of the weights, which begins with what they are now; None where `decay` is 0.
 
     The decay rises from 0 as (1 + n) / (10 + n) with the step n, so that the first steps are soon forgotten.
@@ -100,7 +98,7 @@ def moving_average(
 
 
 @contextmanager
-def averaged(weights: Sequence[nn.Parameter], average: EMAModel | None) -> Iterator[None]:
+def swap_in_average(weights: Sequence[nn.Parameter], average: EMAModel | None) -> Iterator[None]:
     """The average in the place of the weights for a while, if there is one; not to be nested."""
     if average is None:
         yield

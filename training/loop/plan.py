@@ -14,10 +14,11 @@ from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
 from ..settings.refl import ReflConfig
 from ..state import checkpoints
-from ..state.origin import changes, check_settings, origin_of
+from ..state.provenance import compare, provenance
 from ..state.run_folder import ASIDE, holds_a_run
-from .feedback import estimators
-from .models import Trained, load
+from ..state.validation import check_settings
+from .feedback import make_estimators
+from .models import RunModels, load_models
 
 JUDGES = "reward/"
 QUANTISED_FROM, BLOCK = 4096, 256
@@ -31,9 +32,9 @@ def plan(config: TrainingConfig) -> str:
         RealignError: what would also stop the run: prompts or a model are missing or wrong.
     """
     training, held_out = load_prompts(config)
-    models = load(config, torch.device("cpu"))
+    models = load_models(config, torch.device("cpu"))
     if isinstance(config, ReflConfig):  # for what they raise
-        estimators(config, models.rewards)
+        make_estimators(config, models.rewards)
         prior_captioner(config, models)
     batch, trained = config.batch_size * config.gradient_accumulation, sum(w.numel() for w in models.weights)
     evaluated = min(config.evaluate_prompts, len(held_out.texts)) if config.evaluate_every else 0
@@ -55,7 +56,7 @@ def plan(config: TrainingConfig) -> str:
     )
 
 
-def checkpoint_bytes(config: TrainingConfig, models: Trained) -> float:
+def checkpoint_bytes(config: TrainingConfig, models: RunModels) -> float:
     """The size of a checkpoint."""
     own = _bytes(models.weights)
     return own + _moments(models.weights, config.optimizer_8bit) + (own if config.ema else 0)
@@ -69,7 +70,7 @@ def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
     return [f"ranks {config.rounds} times {count} × {config.images_per_prompt} images by {config.reward}"]
 
 
-def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
+def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
     """What lies in a device's memory all through a run, in bytes; activations, which come on top, not counted."""
     parts = {"model/unet": [models.sampler.unet], "model/vae": [models.sampler.vae]}
     parts |= {f"model/text_encoder_{i}": [encoder] for i, encoder in enumerate(models.sampler.text_encoders, 1)}
@@ -86,7 +87,7 @@ def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
     }
 
 
-def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
+def _memory_in_words(config: TrainingConfig, models: RunModels) -> list[str]:
     sizes = memory(config, models)
     lines = [f"memory of each device: {size(sum(sizes.values()))}, and activations"]
     for name, count in sizes.items():
@@ -114,8 +115,8 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
     Raises:
         RealignError: it is of another run.
     """
-    made_of, lines = origin_of(config, training, held_out), []
-    files = checkpoints.found(config.resume, Path(config.output))
+    made_of, lines = provenance(config, training, held_out), []
+    files = checkpoints.list_checkpoints(config.resume, Path(config.output))
     for file in files:
         try:
             state = checkpoints.read(file)
@@ -123,7 +124,7 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         except checkpoints.Unusable as why:
             lines.append(f"cannot go on from {file}: {why}")
             continue
-        changed = changes(file, state, config, made_of).sentences
+        changed = compare(file, state, config, made_of).sentences
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
     if files:
         lines.append("so that it would stop: restore a checkpoint, or set resume to never")
@@ -132,7 +133,7 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
     return lines
 
 
-def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
+def _files(config: TrainingConfig, models: RunModels, held_out: Prompts) -> dict[str, str]:
     """Each file in the run's folder with what is to say of it."""
     own, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
     # as `export` writes them: a LoRA in float32, the UNet in float16

@@ -28,16 +28,16 @@ from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
 from ..settings.files import parse, to_dict
-from ..state import checkpoints, origin, proof
+from ..state import checkpoints, provenance, validation
 from ..state.resuming import Resumption, keep_earlier_run
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
 from ..watch import trackers
 from ..watch.watching import Watcher
 from . import failures
-from .models import Trained, load
-from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
+from .models import RunModels, load_models
+from .optimization import lower_scale, make_accelerator, make_average, make_optimizer, swap_in_average
 from .plan import checkpoint_bytes, plan, size
-from .stopping import asked_by_signals
+from .stopping import handle_stop_signals
 
 logger = logging.getLogger(__name__)
 SEED_OF_EVALUATION = 10**7
@@ -72,7 +72,7 @@ class Run:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config, self.output = config, Path(config.output)
-        self.accelerator = accelerator(config)
+        self.accelerator = make_accelerator(config)
         self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
         self.best_step = 0
         self.saved, self.sound = 0, True
@@ -83,8 +83,8 @@ class Run:
             self._set_up()
         except BaseException as error:
             self._release()
-            if failures.of_the_device(error):
-                raise RealignError(f"{failures.sentence(error, 'reading the models')}.") from error
+            if failures.is_device_failure(error):
+                raise RealignError(f"{failures.describe_failure(error, 'reading the models')}.") from error
             raise
 
     def _set_up(self) -> None:
@@ -93,13 +93,13 @@ class Run:
         for problem in (*self.prompts.problems, *self.held_out.problems):
             self.accelerator.print(problem)
         processes = self.accelerator.num_processes
-        self.origin = origin.origin_of(config, self.prompts, self.held_out, processes) if self._main else None
+        self.origin = provenance.provenance(config, self.prompts, self.held_out, processes) if self._main else None
         self.resumption = Resumption(config, self.origin)
-        self.models: Trained = load(config, self.accelerator.device)
-        self.optimizer = adamw(self.models.weights, config)
+        self.models: RunModels = load_models(config, self.accelerator.device)
+        self.optimizer = make_optimizer(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
-        self.average = moving_average(self.models.weights, config.ema)
-        self.resumption.prove({"step": self.step, **self._state()})
+        self.average = make_average(self.models.weights, config.ema)
+        self.resumption.validate({"step": self.step, **self._state()})
         self._make_room()
         self.watcher = Watcher(config, self.accelerator)
         self.prepare()
@@ -111,7 +111,7 @@ class Run:
             RealignError: a step, an evaluation or a file failed; what was trained until then is saved where it can be.
         """
         try:
-            with asked_by_signals(self._stop):
+            with handle_stop_signals(self._stop):
                 self._restore()
                 self.watcher.begin(self.step)
                 self._take_all_steps()
@@ -188,7 +188,7 @@ class Run:
             yield
         except Exception as error:
             kept = self._save_what_is_sound()
-            told = str(error) if isinstance(error, RealignError) else failures.sentence(error, doing)
+            told = str(error) if isinstance(error, RealignError) else failures.describe_failure(error, doing)
             if told is None:  # of which the traceback says more
                 self.accelerator.print(f"{doing[:1].upper()}{doing[1:]} failed; {kept}.")
                 raise
@@ -262,7 +262,7 @@ class Run:
         for start in range(0, len(texts), count):
             some = texts[start : start + count]
             images = self._images(some, start)
-            with self.models.judging():
+            with self.models.rewards_on_device():
                 scores += self.models.reward(images, some).tolist()
         reward = sum(scores) / len(scores)
         self.rewards.append(reward)
@@ -281,7 +281,7 @@ class Run:
         """One image a text, as the rollout samples, from seeds that no training step uses."""
         settings = SamplingSettings(steps=self.config.rollout_steps, cfg=self.config.cfg)
         noise = self.models.sampler.noise([SEED_OF_EVALUATION + first + i for i in range(len(texts))])
-        with averaged(self.models.weights, self.average):
+        with swap_in_average(self.models.weights, self.average):
             return self.models.sampler.sample(texts, noise, settings)
 
     def _check_weights(self) -> None:
@@ -308,7 +308,7 @@ class Run:
             weight.data.copy_(kept)
         groups = self.optimizer.state_dict()["param_groups"]  # no setting of AdamW comes from a file
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.average = moving_average(self.models.weights, self.config.ema, state["average"])
+        self.average = make_average(self.models.weights, self.config.ema, state["average"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
@@ -341,7 +341,7 @@ class Run:
             "best": self.best,
             "best_step": self.best_step,
             "config": to_dict(self.config),
-            origin.KEY: self.origin,
+            provenance.KEY: self.origin,
             **self.own_state(),
         }
 
@@ -357,7 +357,7 @@ class Run:
         state = self._state()
         state["weights"] = [weight.cpu() for weight in state["weights"]]
         try:
-            proof.check_finite(state)
+            validation.check_finite(state)
         except checkpoints.Unusable as why:
             raise RealignError(f"Step {self.step} is not kept, as {why}: {LOWER}; {self._saved_so_far()}.") from why
         file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.keep_last)
@@ -382,7 +382,7 @@ class Run:
         )
         self.output.mkdir(parents=True, exist_ok=True)
         write = export.save_lora if self.config.train == "lora" else export.save_unet
-        with averaged(self.models.weights, self.average):
+        with swap_in_average(self.models.weights, self.average):
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
 
     def _export_folder(self) -> None:
@@ -392,7 +392,7 @@ class Run:
         folder = self.output / "unet"
         partial = partial_of(folder)
         try:
-            with averaged(self.models.weights, self.average):
+            with swap_in_average(self.models.weights, self.average):
                 self.models.sampler.unet.save_pretrained(partial)
             folder.mkdir(exist_ok=True)
             for file in partial.iterdir():

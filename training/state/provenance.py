@@ -1,26 +1,28 @@
-"""What made a run's state, kept with it; and what of that differs when the run goes on."""
+"""What a run's weights follow from: its settings, prompts and models; and how these differ when a run resumes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from ...core.errors import RealignError
 from ...rewards.loading import NEEDS
 from ..data.prompts import Prompts, fingerprint
-from ..loop.models import fingerprints
+from ..loop.models import fingerprint_models
 from ..settings.arl import ranked
 from ..settings.common import TrainingConfig
 from ..settings.files import to_dict
-from .checkpoints import Unusable, check_same, refuse, step_of
 
 KEY = "made_of"
-"""Where a checkpoint holds what `origin_of` gives."""
+"""The key under which a checkpoint stores its provenance."""
+FIXED = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
+"""Settings that must not change when a run resumes."""
 PROMPTS = ("prompts", "prompt_column", "strict", "held_out", "held_out_prompts")
-"""Settings that say which prompts there are; compared are these themselves."""
+"""Settings that select the prompts; the prompts themselves are compared."""
 BEST = ("reward", "rollout_steps", "cfg", "evaluate_prompts", "ema", "llm", "llm_model")
-"""Settings without which two rewards on held-out prompts cannot be compared."""
+"""Settings that must be equal for two held-out rewards to be comparable."""
 SILENT = (
     *("output", "resume", "dry_run", "log_with", "keep_last", "save_every", "sample_every", "sample_prompts"),
     *("evaluate_every", "max_bad_batches", "gradient_checkpointing", "offload_captioner"),
@@ -28,11 +30,11 @@ SILENT = (
 """Settings that change no weight."""
 
 Values = Mapping[str, Any]
-"""Settings, or what a state was made of, by name."""
+"""Settings, or a provenance, by name."""
 
 
 class Changes(NamedTuple):
-    """How a run that goes on differs from the one that wrote its checkpoint."""
+    """How a resuming run differs from the one that wrote its checkpoint."""
 
     sentences: tuple[str, ...]
     """"learning_rate 1e-05, which was 0.0001"."""
@@ -40,60 +42,37 @@ class Changes(NamedTuple):
     """Whether the best reward so far means the same as those to come."""
 
 
-def origin_of(config: TrainingConfig, prompts: Prompts, held_out: Prompts, processes: int = 1) -> dict[str, Any]:
-    """What this run's weights will be made of, besides its settings: the contents of prompts and models.
+def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, processes: int = 1) -> dict[str, Any]:
+    """What this run's weights follow from besides its settings: the contents of prompts and models, JSON-ready.
 
     Raises:
         RealignError: a model's file cannot be read.
     """
+    reward_models = dict.fromkeys(name for term in config.terms for name in NEEDS.get(term.name, ()))
     return {
         "prompts": fingerprint(prompts.texts),
         "prompts_count": len(prompts.texts),
         "held_out": fingerprint(held_out.texts),
         "held_out_count": len(held_out.texts),
-        "models": contents_of(config),
+        "models": fingerprint_models(config, ["model", *reward_models]),
         "processes": processes,
     }
 
 
-def contents_of(config: TrainingConfig) -> dict[str, str]:
-    """The fingerprints of the model and of what judges its images.
+def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> Changes:
+    """How this run differs from the one that wrote the checkpoint `file` with `state`.
+
+    now: this run's `provenance`.
 
     Raises:
-        RealignError: a file of one cannot be read.
-    """
-    judges = dict.fromkeys(name for term in config.terms for name in NEEDS.get(term.name, ()))
-    return fingerprints(config, ["model", *judges])
-
-
-def check_settings(file: Path, state: Any) -> None:
-    """That a checkpoint says which settings it was made with, and is of the step that its name says.
-
-    Raises:
-        Unusable: it does not.
-    """
-    if not isinstance(state, dict):
-        raise Unusable("it is no state of a run")
-    if not isinstance(state.get("config"), dict):
-        raise Unusable("it lacks its run's settings")
-    if not isinstance(state.get(KEY, {}), dict):
-        raise Unusable("it does not say which prompts and models it was made of")
-    if step_of(file) not in (-1, state.get("step")):
-        raise Unusable(f"its step is {state.get('step')!r:.40}")
-
-
-def changes(file: Path, state: Values, config: TrainingConfig, now: Values) -> Changes:
-    """What differs from the run that wrote the checkpoint `state`; `now` is this run's `origin_of`.
-
-    Raises:
-        RealignError: it is another run: another model, other prompts, or another setting of `checkpoints.SAME`.
+        RealignError: it is another run: another script, model or prompts, or another value of a `FIXED` setting.
     """
     before, settings, made_of = state["config"], to_dict(config), state.get(KEY, {})
     models, models_now = made_of.get("models", {}), now["models"]
     known = [name for name in models_now if name in models]
-    check_same(file, {**before, **({"model": settings["model"]} if "model" in known else {})}, settings)
+    check_fixed_settings(file, {**before, **({"model": settings["model"]} if "model" in known else {})}, settings)
     if "model" in known and models["model"] != models_now["model"]:
-        refuse(file, f"whose model had other weights than '{config.model}' has now", "give that")
+        _refuse(file, f"whose model had other weights than '{config.model}' has now", "give that")
     _check_prompts(file, before, settings, made_of, now)
     other = [name for name in known if models[name] != models_now[name]]
     moved = [name for name in models_now if name not in known and _differs(name, before, settings)]
@@ -108,12 +87,26 @@ def changes(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     return Changes(tuple(sentences), not (other or moved or any(name in BEST for name in plain)))
 
 
+def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
+    """Check the settings on which a checkpoint's weights and random numbers depend.
+
+    Raises:
+        RealignError: a `FIXED` setting differs, or the checkpoint is from the other training script.
+    """
+    if before and ranked(before) != ranked(now):
+        script = "arl_train.py" if ranked(before) else "refl_train.py"
+        raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
+    for name in FIXED:
+        if before.get(name, now[name]) != now[name]:
+            _refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")
+
+
 def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values, now: Values) -> None:
-    """Refuse other prompts: trained ones could become held out, and the best so far would be of other prompts."""
+    """Refuse other prompts: trained ones could become held out, and the best reward would be that of other prompts."""
     if "prompts" not in made_of:  # a checkpoint of an older version
         for name in ("held_out", "held_out_prompts"):
             if _differs(name, before, settings):
-                refuse(file, f"whose {name} was {before[name]}, and now it is {settings[name]}")
+                _refuse(file, f"whose {name} was {before[name]}, and now it is {settings[name]}")
         return
     for name, words in (("held_out", "held-out prompts"), ("prompts", "training prompts")):
         if made_of[name] != now[name]:
@@ -121,7 +114,13 @@ def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values
             causes = [f"{k} was {before[k]} and is {settings[k]} now" for k in PROMPTS if _differs(k, before, settings)]
             why = f", as {' and '.join(causes)}" if causes else ""
             order = ", or the same in another order" if made_of.get(count) == now[count] else ""
-            refuse(file, f"with other {words}{order} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
+            _refuse(file, f"with other {words}{order} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
+
+
+def _refuse(file: Path, difference: str, mend: str = "set it back") -> NoReturn:
+    raise RealignError(
+        f"The checkpoint {file} is of a run {difference}: {mend}, give another output, or set resume to never."
+    )
 
 
 def _differs(name: str, before: Values, settings: Values) -> bool:
