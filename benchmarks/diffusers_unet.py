@@ -48,7 +48,12 @@ class _Replaced(DiffusersSampler):
 
     def __init__(self, sampler: DiffusersSampler, make: Callable[[], Attend]) -> None:
         super().__init__(
-            sampler.tokenizer, sampler.text_encoder, sampler.unet, sampler.vae, sampler.scheduler, sampler.second
+            sampler.tokenizer,
+            sampler.text_encoder,
+            sampler.unet,
+            sampler.vae,
+            sampler.scheduler,
+            sampler.second_encoder,
         )
         self.make = make
 

@@ -142,7 +142,7 @@ def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> C
 
     def step() -> None:
         prompts = random.sample(texts, config.batch_size)
-        words = models.sampler.encode(prompts)
+        words = models.sampler.encode_prompts(prompts)
         x = torch.randn(config.batch_size, *models.sampler.latent_shape, device=device)
         scheduler.set_timesteps(config.rollout_steps, device=device)
         middle = random.randint(config.first_gradient_step, config.last_gradient_step)

@@ -16,7 +16,7 @@ from .hardware import chosen
 if TYPE_CHECKING:
     import torch
 
-    from ..language.likelihood import LanguageModel
+    from ..language.model import LanguageModel
     from ..pipeline.realign import Models
     from ..sampling.sampler import DiffusersSampler
 
@@ -132,7 +132,7 @@ def load(options: argparse.Namespace, sampler: DiffusersSampler) -> Models:
     Raises:
         RealignError: one cannot be read.
     """
-    from ..language.likelihood import OfflineScorer
+    from ..language.offline_scorer import OfflineScorer
     from ..perception.captioner import Captioner
     from ..perception.grounded_sam import GroundedSam
     from ..perception.tagger import Tagger

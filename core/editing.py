@@ -10,8 +10,9 @@ from torch import Tensor
 from .errors import RealignError
 from .interchange import for_images
 from .masks import as_masks, empty_masks, mask_box
+from .phrases import nearest_span
 from .regions import CERTAIN, Region, RegionSet, free_occurrence
-from .words import content_words, nearest_span, occurrences, unweighted
+from .words import content_words, occurrences, strip_weights
 
 
 def dealt(masks: Tensor, sets: Sequence[RegionSet]) -> list[tuple[RegionSet, Tensor]]:
@@ -52,7 +53,7 @@ def edited(
     if phrase.strip():
         changes["phrase"] = _of_prompt(phrase, regions.prompt)
         others = listed[:index] + listed[index + 1 :]
-        changes["occurrence"] = free_occurrence(changes["phrase"], unweighted(regions.prompt), others)
+        changes["occurrence"] = free_occurrence(changes["phrase"], strip_weights(regions.prompt), others)
     if likelihood is not None:
         changes["likelihood"] = likelihood
     if mask is not None:
@@ -73,7 +74,7 @@ def added(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CER
         tag=tag,
         phrase=words,
         likelihood=likelihood,
-        occurrence=free_occurrence(words, unweighted(regions.prompt), regions),
+        occurrence=free_occurrence(words, strip_weights(regions.prompt), regions),
         mask=mask,
         box=mask_box(mask),
     )
@@ -82,7 +83,7 @@ def added(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CER
 
 def _of_prompt(phrase: str, prompt: str) -> str:
     """The prompt's own words for what was typed."""
-    plain = unweighted(prompt)
+    plain = strip_weights(prompt)
     for start, stop in occurrences(phrase, plain):
         return plain[start:stop]
     span = nearest_span(phrase, plain)

@@ -13,9 +13,10 @@ from torch import Tensor
 from .errors import RealignError
 from .json_text import json_values
 from .masks import Size, as_masks, box_mask, check_memory, empty_masks, mask_box
+from .phrases import nearest_span, noun_phrases
 from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet, check_count, with_occurrences
 from .text import encodable, quoted, short
-from .words import content_words, nearest_span, noun_phrases, occurrences, unweighted
+from .words import content_words, occurrences, strip_weights
 
 MOST_IMAGES = 10_000
 """Images whose regions are read at once."""
@@ -101,7 +102,7 @@ def to_json(sets: Sequence[RegionSet]) -> str:
 
 def _from_masks(value: Tensor, text: str) -> RegionSet:
     RegionSet(text)  # not too long
-    masks, things = as_masks(value), noun_phrases(unweighted(text))
+    masks, things = as_masks(value), noun_phrases(strip_weights(text))
     check_count(len(things), "things in the prompt")
     if len(masks) > len(things):
         raise RealignError(
@@ -116,7 +117,7 @@ def _from_masks(value: Tensor, text: str) -> RegionSet:
 def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
     RegionSet(text)  # not too long
     check_count(len(boxes), "bounding boxes")
-    things = noun_phrases(unweighted(text))
+    things = noun_phrases(strip_weights(text))
     found = [_pixels(box) for box in boxes]
     labels = [_words(box, "label") for box in boxes]
     if not any(labels) and len(boxes) > len(things):
@@ -208,14 +209,14 @@ def _place(one: Mapping[str, Any], prompt: str, notes: list[str]) -> int | None:
     given, phrase = one.get("occurrence"), _words(one, "phrase", "label")
     if _is_place(given, phrase, prompt):
         return given
-    if given is not None and phrase and nearest_span(phrase, unweighted(prompt)):
+    if given is not None and phrase and nearest_span(phrase, strip_weights(prompt)):
         notes.append(f"The prompt has no occurrence {short(given)} of '{short(phrase)}': another was taken.")
     return None
 
 
 def _is_place(given: Any, phrase: str, prompt: str) -> bool:
     """Whether it is one of the occurrences of a phrase."""
-    return type(given) is int and 0 <= given < len(occurrences(phrase, unweighted(prompt)))
+    return type(given) is int and 0 <= given < len(occurrences(phrase, strip_weights(prompt)))
 
 
 def _words(one: Mapping[str, Any], *keys: str) -> str:
@@ -229,7 +230,7 @@ def _words(one: Mapping[str, Any], *keys: str) -> str:
 
 def _region(phrase: str, text: str, **found: Any) -> Region:
     """A region for words of the text; words that are not in it are a thing that the prompt does not name."""
-    span = nearest_span(phrase, unweighted(text)) if phrase else None
+    span = nearest_span(phrase, strip_weights(text)) if phrase else None
     words = content_words(span or phrase)
     return Region(tag=words[-1] if words else "thing", phrase=span or "", **found)
 
@@ -238,7 +239,7 @@ def _noted(
     prompt: str, regions: list[Region], given: Sequence[int | None] = (), notes: Sequence[str] = ()
 ) -> RegionSet:
     """The set: equal phrases get the occurrences that are not `given` in order, and what re-weights nothing is told."""
-    placed = with_occurrences(regions, unweighted(prompt), given or [None] * len(regions))
+    placed = with_occurrences(regions, strip_weights(prompt), given or [None] * len(regions))
     foreign = [f"'{r.tag}' is not in the prompt, so it re-weights nothing." for r in placed if not r.phrase]
     return RegionSet(prompt, tuple(placed), (*notes, *foreign, *empty_masks(placed)))
 

@@ -15,8 +15,9 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from .errors import RealignError
+from .phrases import noun_phrase_spans
 from .text import encodable, message, printable, short
-from .words import noun_phrase_spans, occurrences
+from .words import occurrences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,7 +176,7 @@ def free_occurrence(phrase: str, prompt: str, others: Iterable[Region]) -> int:
 
 def with_occurrences(regions: Sequence[Region], prompt: str, given: Sequence[int | None]) -> list[Region]:
     """The regions, each with the occurrence that is `given` for it or, where that is None, the next free one: see
-    `free_occurrence`. prompt: as `unweighted`."""
+    `free_occurrence`. prompt: as `strip_weights`."""
     taken: dict[str, set[int]] = defaultdict(set)
     for region, number in zip(regions, given, strict=True):
         if number is not None:

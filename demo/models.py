@@ -8,7 +8,7 @@ import torch
 
 from ..attention.equation.settings import ModulationSettings
 from ..core.embedded import FOLDERS, WEIGHTS
-from ..language.likelihood import OfflineScorer
+from ..language.offline_scorer import OfflineScorer
 from ..perception.captioner import Captioner
 from ..perception.grounded_sam import GroundedSam
 from ..perception.tagger import Tagger

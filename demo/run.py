@@ -43,11 +43,11 @@ def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: boo
     """Realign one prompt with the demo models and write its panel and report to `out`."""
     from dataclasses import replace
 
-    from ..drawing.panel import panel
-    from ..pipeline.phrase_attention import attention_of
+    from ..drawing.panel import draw_panel
+    from ..pipeline.phrase_attention import result_attention
     from ..pipeline.realign import realign
     from .models import SETTINGS, load_models
-    from .report import report
+    from .report import judged_report
 
     settings = SETTINGS if gated else replace(SETTINGS, gate=None)
     steps = settings.sampling.steps
@@ -61,10 +61,10 @@ def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: boo
 
         models = load_models()
         result = realign(models, prompt, seed, settings, show)
-        phrases = attention_of(models.sampler, result, settings, show) if attention else []
+        phrases = result_attention(models.sampler, result, settings, show) if attention else []
     out.mkdir(parents=True, exist_ok=True)
-    panel(result, phrases).save(out / "panel.png")
-    told = report(result, settings)
+    draw_panel(result, phrases).save(out / "panel.png")
+    told = judged_report(result, settings)
     (out / "report.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     for name in ("before", "after"):
         print(f"{name:>7}: “{told[name]['caption']}”  caption reward {told[name]['caption_reward']:.3f}")

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from PIL import Image
 
 SMALL = 160
-"""A picture whose longer side, in pixels, is at most this keeps every pixel; a browser should show them as squares."""
+"""Pictures up to this many pixels per side keep every pixel; a browser should show them as squares."""
 
 
-class Inline(NamedTuple):
-    """What an <img> needs: the data URL, and the size in pixels of the picture in it."""
+class InlineImage(NamedTuple):
+    """What an <img> needs: a data URL, and the picture's size in pixels."""
 
     address: str
     width: int
@@ -21,15 +21,15 @@ class Inline(NamedTuple):
     small: bool
 
 
-def inline(picture: Image.Image, largest: int) -> Inline:
-    """The picture alone as a data URL, without the notes in its file: PNG if it is small, else a JPEG of at most
-    `largest` pixels a side."""
+def inline(picture: Image.Image, largest: int) -> InlineImage:
+    """The picture as a data URL, without metadata: a PNG if it is small, else a JPEG of at most `largest` pixels per
+    side."""
     small = max(picture.size) <= SMALL
     picture = picture.convert("RGB")
-    picture.info = {}  # Pillow would write a comment of the file again, and that may say what made the picture
+    picture.info = {}  # Pillow would copy the file's comment, which may name the method that made the picture
     if not small:
         picture.thumbnail((largest, largest))
     content = io.BytesIO()
     picture.save(content, "PNG" if small else "JPEG", quality=88)
     data = base64.b64encode(content.getvalue()).decode("ascii")
-    return Inline(f"data:image/{'png' if small else 'jpeg'};base64,{data}", *picture.size, small)
+    return InlineImage(f"data:image/{'png' if small else 'jpeg'};base64,{data}", *picture.size, small)

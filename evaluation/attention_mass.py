@@ -26,8 +26,9 @@ from tqdm import tqdm
 from ..core.errors import RealignError
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
-from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
+from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from ..pipeline.realign import Models
+from ..rewards.gate import passes_gate
 from .bootstrap import paired_difference
 from .tune import Coarse, draw
 
@@ -56,8 +57,8 @@ def measure(models: Models, coarse: Coarse) -> dict[str, Any]:
     Raises:
         RealignError: the gate leaves fewer than two images to compare.
     """
-    gate = np.inf if SETTINGS.gate is None else SETTINGS.gate
-    mend = [i for i, seen in enumerate(coarse.looks) if seen.reward < gate and coarse.regions[i].active]
+    failed = [i for i, image in enumerate(coarse.looks) if not passes_gate(image.reward, SETTINGS.gate)]
+    mend = [i for i in failed if coarse.regions[i].active]
     if len(mend) < 2:
         raise RealignError(f"Only {len(mend)} of {len(coarse.looks)} images are re-aligned: give a larger count.")
     steps = SETTINGS.sampling.steps
@@ -66,7 +67,7 @@ def measure(models: Models, coarse: Coarse) -> dict[str, Any]:
     for start in tqdm(range(0, len(mend), BATCH), desc="sampled twice", unit=f"{BATCH} prompts"):
         part = mend[start : start + BATCH]
         sets = [coarse.regions[i] for i in part]
-        recorded = record_both(models.sampler, coarse.noise[part], sets, SETTINGS)
+        recorded = record_attention(models.sampler, coarse.noise[part], sets, SETTINGS)
         for name, own in periods.items():
             for phrases in phrase_attention(recorded, sets, models.sampler.latent_shape[1:], own):
                 masses[name].append(np.mean([phrase.mass for phrase in phrases], axis=0))

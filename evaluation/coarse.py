@@ -29,7 +29,7 @@ from ..cli.models import load_sampler
 from ..core.embedded import DEMO, embedded
 from ..core.errors import RealignError
 from ..demo.models import SETTINGS, load_models
-from ..pipeline.realign import Models, look
+from ..pipeline.realign import Models, caption_and_score
 from .bootstrap import paired_difference
 from .methods import BASE
 from .prompt_sets import prompt_set
@@ -85,7 +85,7 @@ def plain(models: Models, prompts: Sequence[str], seed: int) -> dict[str, np.nda
     for start in tqdm(range(0, len(prompts), BATCH), desc="prompts", unit=f"{BATCH} prompts"):
         texts = prompts[start : start + BATCH]
         noise = models.sampler.noise([seed + start + i for i in range(len(texts))])
-        looks += look(models, models.sampler.sample(texts, noise, SETTINGS.sampling), texts)
+        looks += caption_and_score(models, models.sampler.sample(texts, noise, SETTINGS.sampling), texts)
     return of_looks(looks, prompts)
 
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from ..cli import hardware, models, settings
 from ..core.embedded import DEMO
 from ..demo.models import SETTINGS
-from ..drawing.panel import panel
-from ..pipeline.phrase_attention import attention_of
+from ..drawing.panel import draw_panel
+from ..pipeline.phrase_attention import result_attention
 from ..pipeline.realign import Models, Progress, RealignSettings
 from ..sampling.sampler import DiffusersSampler
 from .images import missing, place, write_image, write_picture
@@ -76,7 +76,7 @@ def draw_all(
             sampler = models.load_sampler(folder, *hardware.chosen(options), own[0].weights)
             if any(method.looks for method in own):
                 eyes = replace(eyes, sampler=sampler) if eyes else models.load(options, sampler)
-            size = options.batch or sampler.at_once
+            size = options.batch or sampler.max_batch
             for start in range(0, len(todo), size):
                 batch = todo[start : start + size]
                 draw_batch(options, own, batch, sampler, eyes, show)
@@ -122,6 +122,6 @@ def draw_batch(
             if prompt not in lacking:
                 continue
             if has_panel(options, method, prompt):
-                phrases = attention_of(sampler, made.result, how, on_progress) if options.attention else []
-                write_picture(panel_of(options, method, prompt), panel(made.result, phrases))
+                phrases = result_attention(sampler, made.result, how, on_progress) if options.attention else []
+                write_picture(panel_of(options, method, prompt), draw_panel(made.result, phrases))
             write_image(place(folder_of(options, method), prompt.index), made.image, prompt.text, seed)

@@ -44,7 +44,7 @@ from . import tables
 from .drawing import draw_all, folder_of, made_of
 from .images import claim, of_another, place, read
 from .methods import Method, parse
-from .metrics import JUDGES, METRICS, distances, features, metrics_of, reference
+from .metrics import distances, features, metric_names, metrics_of, reference, reward_models
 from .processes import Processes
 from .prompt_sets import Numbered, prompt_set
 from .scores import Item, Metric, item, measure, measured, stayed_right
@@ -85,7 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", action="store_true", help="draw a prompt for each of a table's successive rows that repeat it"
     )
     told.add_argument("--method", action="append", help="may be repeated (base and fine)")
-    told.add_argument("--metric", action="append", choices=METRICS, help="may be repeated (all whose models are given)")
+    told.add_argument(
+        "--metric", action="append", choices=metric_names(), help="may be repeated (all whose models are given)"
+    )
     told.add_argument("--reference", metavar="FOLDER", help="of real images, for fid and kid")
     told.add_argument(
         "--fid-features", metavar="PATH", help="pt_inception-2015-12-05-*.pth, or the folder of a CLIP or a DINOv2"
@@ -105,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=False,
     )
     judging = parser.add_argument_group("models that only judge")
-    for name, what in JUDGES.items():
+    for name, what in reward_models().items():
         judging.add_argument(option(name), metavar="PATH", help=what)
     settings.add_arguments(parser.add_argument_group("settings", "the paper's; with the demo model, the demo's"))
     hardware.add_arguments(parser)
@@ -151,7 +153,7 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
 
 def choose_models(options: argparse.Namespace) -> None:
     """Where no model is given, all are those of the demo world."""
-    named = [*models.MODELS, *JUDGES]
+    named = [*models.MODELS, *reward_models()]
     if any(getattr(options, name) is not None for name in named):
         return
     for name in named:

@@ -25,16 +25,17 @@ from torch import Tensor
 from ..core.embedded import COARSE_LORA, DEMO
 from ..core.errors import RealignError
 from ..pipeline.realign import (
-    Look,
+    CaptionedImage,
     Models,
     Progress,
     RealignResult,
     RealignSettings,
-    keeping_better,
-    look,
+    apply_keep_better,
+    caption_and_score,
+    no_progress,
     realign_batch,
-    silent,
 )
+from ..rewards.gate import passes_gate, replaces
 from ..sampling.sampler import DiffusersSampler
 
 PLAIN, FINE, FINE_ALL, REDRAW = "plain", "fine", "fine-all", "redraw"
@@ -149,7 +150,7 @@ def draw(
     seeds: Sequence[int],
     ways: Collection[str],
     settings: RealignSettings,
-    on_progress: Progress = silent,
+    on_progress: Progress = no_progress,
 ) -> dict[str, list[Drawn]]:
     """The prompts' images in several ways, from the same noise: what they have in common is made once.
 
@@ -160,9 +161,9 @@ def draw(
         results = realign_batch(models, prompts, seeds, replace(settings, keep_better=False), on_progress)
         before = [result.before for result in results]
     else:
-        before = look(models, plain(models.sampler, prompts, seeds, settings, on_progress), prompts)
+        before = caption_and_score(models, plain(models.sampler, prompts, seeds, settings, on_progress), prompts)
     out = {PLAIN: [Drawn(seen.image) for seen in before]}
-    chosen = [keeping_better(result) for result in results] if settings.keep_better else results
+    chosen = [apply_keep_better(result) for result in results] if settings.keep_better else results
     out[FINE], out[FINE_ALL] = ([Drawn(own.after.image, own) for own in made] for made in (chosen, results))
     if REDRAW in ways:
         out[REDRAW] = [Drawn(seen.image) for seen in redraw(models, prompts, seeds, before, settings, on_progress)]
@@ -173,19 +174,20 @@ def redraw(
     models: Models,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    looks: Sequence[Look],
+    looks: Sequence[CaptionedImage],
     settings: RealignSettings,
-    on_progress: Progress = silent,
-) -> list[Look]:
+    on_progress: Progress = no_progress,
+) -> list[CaptionedImage]:
     """The images that the gate does not protect drawn once more, plainly, from other noise; the choice is `fine`'s."""
     out = list(looks)
-    wrong = [i for i, seen in enumerate(looks) if settings.gate is None or seen.reward < settings.gate]
+    wrong = [i for i, seen in enumerate(looks) if not passes_gate(seen.reward, settings.gate)]
     if not wrong:
         return out
     texts = [prompts[i] for i in wrong]
     others = [seeds[i] + OTHER_NOISE for i in wrong]
-    again = look(models, plain(models.sampler, texts, others, settings, on_progress, "second image"), texts)
+    images = plain(models.sampler, texts, others, settings, on_progress, "second image")
+    again = caption_and_score(models, images, texts)
     for i, seen in zip(wrong, again, strict=True):
-        if not settings.keep_better or seen.reward > out[i].reward:
+        if replaces(out[i].reward, seen.reward, settings.keep_better):
             out[i] = seen
     return out

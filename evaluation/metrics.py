@@ -20,32 +20,35 @@ from ..core.errors import RealignError
 from ..core.pictures import pictures_in
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
-from ..rewards.loading import NEEDS, load_rewards
+from ..rewards.loading import load_rewards
+from ..rewards.registry import REWARDS, all_models
 from ..rewards.reward import Reward
 from . import frechet
 from .images import missing, place, write_image
 from .prompt_sets import Numbered
 from .scores import Item, Metric, item, measured, of_judge, of_reward
 
-JUDGES = {
-    "clip": "CLIP",
-    "negclip": "NegCLIP",
-    "blip": "a retrieval BLIP or BLIP-2, whole",
-    "image_reward": "ImageReward",
-}
-"""The models that only judge, beside those that also draw and look."""
 FID, KID, JUDGE, FEATURES = "fid", "kid", "judge", "features"
-METRICS = (FID, KID, *NEEDS, JUDGE)
+
+
+def metric_names() -> tuple[str, ...]:
+    """The metrics that a run may ask for."""
+    return (FID, KID, *REWARDS, JUDGE)
+
+
+def reward_models() -> dict[str, str]:
+    """The models that only rewards use, and what each is."""
+    return {name: what for name, what in all_models().items() if name not in models.MODELS}
 
 
 def judge_places(options: argparse.Namespace) -> dict[str, str | Path]:
     """Where the models lie that judge."""
-    return {name: path for name in (*models.MODELS, *JUDGES) if (path := getattr(options, name)) is not None}
+    return {name: path for name in (*models.MODELS, *reward_models()) if (path := getattr(options, name)) is not None}
 
 
 def needs(metric: str, options: argparse.Namespace) -> list[str]:
     """The models that a reward judges with."""
-    return [*NEEDS[metric], *(["text_encoder"] if metric == "sam" and options.llm is None else [])]
+    return list(REWARDS[metric].needed(offline=options.llm is None))
 
 
 def metrics_of(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[Metric]:
@@ -56,10 +59,10 @@ def metrics_of(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list
     """
     there = judge_places(options)
     wanted = options.metric or [
-        *(name for name in NEEDS if all(model in there for model in needs(name, options))),
+        *(name for name in REWARDS if all(model in there for model in needs(name, options))),
         *([JUDGE] if options.model == DEMO and any(pairs_of(p.text) for p in prompts) else []),
     ]
-    chosen = [reward_metric(name, there, options) for name in NEEDS if name in wanted]
+    chosen = [reward_metric(name, there, options) for name in REWARDS if name in wanted]
     return [*chosen, *([of_judge()] if JUDGE in wanted else [])]
 
 
@@ -69,18 +72,18 @@ def reward_metric(name: str, there: Mapping[str, str | Path], options: argparse.
     for model in needed:
         if model not in there or (there[model] == DEMO and model not in FOLDERS):
             raise RealignError(f"The metric {name} needs {option(model)} PATH.")
-    if name == "negclip" and "clip" in there:  # whose tokenizer it may read
-        needed.append("clip")
+    needed += [model for model in REWARDS[name].optional_models if model in there]
     places = {model: there[model] for model in needed}
     files = {model: model_path(path, model) for model, path in places.items()}
     stamps = {**models.stamps(files), **models.hardware_stamp(options)}
-    if name == "sam":
+    if REWARDS[name].asks_language_model:
         stamps |= models.llm_stamp(options)
 
     def load() -> Reward:
         device, dtype = hardware.chosen(options)
-        reader = models.language_model(options, device, dtype) if name == "sam" and options.llm is not None else None
-        return load_rewards([name], places, device, dtype, language_model=reader)[name]
+        asks = REWARDS[name].asks_language_model and options.llm is not None
+        language_model = models.language_model(options, device, dtype) if asks else None
+        return load_rewards([name], places, device, dtype, language_model=language_model)[name]
 
     return of_reward(name, stamps, load)
 

@@ -29,7 +29,7 @@ from ..core.files import write_whole
 from ..core.images import to_uint8
 from ..demo.judge import Verdict, judge
 from ..demo.world import SIZE, parse
-from ..pipeline.realign import Look
+from ..pipeline.realign import CaptionedImage
 from ..rewards.reward import Reward
 from .images import read
 from .processes import Processes
@@ -171,7 +171,7 @@ def _judge(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarra
     return np.array(rows, np.float64)
 
 
-def of_looks(looks: Sequence[Look], prompts: Sequence[str]) -> dict[str, np.ndarray]:
+def of_looks(looks: Sequence[CaptionedImage], prompts: Sequence[str]) -> dict[str, np.ndarray]:
     """What the judge says of images of the demo world that are not on the disk, and their caption rewards: [N] each."""
     images = to_uint8(torch.stack([seen.image for seen in looks]))
     judged = np.array([judge(image, parse(prompt)) for image, prompt in zip(images, prompts, strict=True)])

@@ -33,7 +33,8 @@ from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
-from ..pipeline.realign import Look, Models, RealignSettings, find_regions, look, resample
+from ..pipeline.realign import CaptionedImage, Models, RealignSettings, caption_and_score, find_regions, resample
+from ..rewards.gate import passes_gate, replaces
 from .scores import of_looks
 
 BATCH = 48
@@ -61,7 +62,7 @@ class Coarse(NamedTuple):
 
     prompts: list[str]
     noise: Tensor
-    looks: list[Look]
+    looks: list[CaptionedImage]
     regions: list[RegionSet]
 
 
@@ -149,12 +150,12 @@ def draw(models: Models, prompts: list[str], seed: int) -> Coarse:
     for rows in tqdm(torch.arange(len(prompts)).split(BATCH), desc="coarse images"):
         texts = [prompts[i] for i in rows.tolist()]
         images = models.sampler.sample(texts, noise[rows], SETTINGS.sampling)
-        looks += look(models, images, texts)
+        looks += caption_and_score(models, images, texts)
         regions += find_regions(models, images, texts, SETTINGS)
     return Coarse(prompts, noise, looks, regions)
 
 
-def again(models: Models, coarse: Coarse, settings: RealignSettings, below: float) -> list[Look]:
+def again(models: Models, coarse: Coarse, settings: RealignSettings, below: float) -> list[CaptionedImage]:
     """The images with an active region and a caption reward under `below` once more, with re-weighted attention."""
     out = list(coarse.looks)
     mend = [i for i, seen in enumerate(out) if seen.reward < below and coarse.regions[i].active]
@@ -168,9 +169,9 @@ def again(models: Models, coarse: Coarse, settings: RealignSettings, below: floa
 
 def numbers(before: Scores, after: Scores, rule: Rule) -> dict[str, float]:
     """Means over the prompts when the images that the rule protects are left alone."""
-    gated = before["caption_reward"] >= (np.inf if rule.gate is None else rule.gate)
-    left = gated | (rule.keep_better & (after["caption_reward"] <= before["caption_reward"]))
-    mixed = {name: np.where(left, before[name], after[name]) for name in before}
+    gated = passes_gate(before["caption_reward"], rule.gate)
+    replaced = ~gated & replaces(before["caption_reward"], after["caption_reward"], rule.keep_better)
+    mixed = {name: np.where(replaced, after[name], before[name]) for name in before}
     right = before["both_right"] == 1
     return {
         **{name: float(values.mean()) for name, values in mixed.items()},

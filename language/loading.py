@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .likelihood import LanguageModel
+from .model import LanguageModel
 from .server.cache import AnswerCache
 from .server.keys import api_key_for
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..checkpoints.folders import from_folder
 from ..core.errors import RealignError
+from ..core.phrases import noun_phrases
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY
-from ..core.words import noun_phrases
 
 BIND = """The text is what an image should show; the object is what was detected in it.
 Which words of the text describe the object? Copy them, or answer null when the text does not name the object.

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..core.phrases import noun_phrases
 from ..core.regions import LIKELIHOODS
-from ..core.words import noun_phrases
 
 ROLE = (
     "You are a helpful assistant for binding attributes in text-to-image prompts. Answer with one JSON object only. "
@@ -39,7 +39,7 @@ def binding_question(prompt: str, tags: Sequence[str]) -> Question:
     """Question (a).
 
     The schema allows the prompt's noun phrases only. Nothing is lost by that: whatever words are answered, they stand
-    for the noun phrases that they are part of (`likelihoods`). Without a schema any words of the prompt will do.
+    for the noun phrases that they are part of (`binding`). Without a schema any words of the prompt will do.
     """
     phrases = list(dict.fromkeys(noun_phrases(prompt)))
     fits = phrases and len(tags) * len(phrases) <= MOST_CHOICES

@@ -10,9 +10,10 @@ from functools import cache, partial
 from itertools import islice
 from typing import Any
 
+from ..core.phrases import nearest_span, noun_phrases
 from ..core.regions import LIKELIHOODS
 from ..core.text import short
-from ..core.words import content_words, names, nearest_span, noun_phrases, same_word
+from ..core.words import content_words, mentions, same_word
 
 MOST_NOTES = 20
 """Of an answer; a model that writes without end would fill the report."""
@@ -100,7 +101,7 @@ def _of_the_prompt(
     if things == [str(value).strip()] and re.search(rf"(?<!\w){re.escape(things[0])}(?!\w)", prompt):
         return things[0]
     span = nearest(things[0]) if len(things) == 1 else None
-    if span is None and names(prompt, tag):
+    if span is None and mentions(prompt, tag):
         span = nearest(tag)
     outcome = "was dropped" if span is None else f"gave way to '{span}'"
     notes.append(f"'{short(value)}' for '{tag}' is not one thing that the prompt names, and {outcome}.")

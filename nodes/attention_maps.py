@@ -10,8 +10,9 @@ from comfy_api.latest import io, ui
 import nodes as comfy_nodes
 
 from ..core.errors import RealignError
+from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
-from ..core.words import listed, unweighted
+from ..core.words import strip_weights
 from .host.hosting import stopping
 from .host.pictures import SIDE
 from .host.sockets import chosen, text_input
@@ -84,7 +85,7 @@ class AttentionMaps(io.ComfyNode):
         if not text.strip():
             raise RealignError("The prompt is unknown: connect it to text, or a positive conditioning with regions.")
         check_prompt(text)
-        looked_at = listed(words, unweighted(text))
+        looked_at = parse_phrases(words, strip_weights(text))
         check_count(len(looked_at), "words")
         if not looked_at:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
@@ -108,12 +109,12 @@ class AttentionMaps(io.ComfyNode):
 
 def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) -> torch.Tensor:
     """Maps [B, W, h, w] of W words, over images [B, h, w, 3] if there are any: [B·W, *, *, 3] in [0, 1]."""
-    from ..drawing.heat_map import labelled
+    from ..drawing.attention_map import draw_labelled_map
 
     height, width = heat.shape[-2:]
     size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
     drawn = [
-        labelled(one, phrase, size, None if image is None else image[i])
+        draw_labelled_map(one, phrase, size, None if image is None else image[i])
         for i, own in enumerate(heat)
         for one, phrase in zip(stopping(own), words, strict=True)
     ]

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.errors import RealignError
-from ..core.words import unweighted
+from ..core.words import strip_weights
 from .host.hosting import in_batches
 from .host.sockets import Blip2
 
@@ -126,8 +126,8 @@ class CaptionReward(io.ComfyNode):
         with blip2.turned_into(caption_reward).at_work() as reward:
 
             def work(part: slice, tell) -> list[tuple[float, str]]:
-                told = reward.with_captions(image[part], [plain] * len(image[part]))
-                return list(zip(told.scores.tolist(), told.captions, strict=True))
+                judgement = reward.judge(image[part], [plain] * len(image[part]))
+                return list(zip(judgement.scores.tolist(), judgement.captions, strict=True))
 
             scores, captions = map(list, zip(*in_batches(len(image), work), strict=True))
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the first
@@ -143,7 +143,7 @@ def wanted(prompt: str) -> str:
     """
     if not prompt.strip():
         raise RealignError("The prompt is empty: write what the images should show.")
-    return unweighted(prompt)
+    return strip_weights(prompt)
 
 
 def caption_reward(models: Blip2Models) -> Reward:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..core.describe import table
 from ..core.errors import RealignError
-from ..core.words import unweighted
+from ..core.words import strip_weights
 from .caption import CATEGORY
 from .host.hosting import each
 from .host.sockets import Llm, Regions, Tags
@@ -50,14 +50,14 @@ class Likelihoods(io.ComfyNode):
     @classmethod
     def execute(cls, prompt: str, tags=None, llm=None) -> io.NodeOutput:
         from ..language.answers import GivenAnswers
-        from ..language.likelihood import likelihoods
+        from ..language.binding import bind_tags
 
         if not prompt.strip():
             raise RealignError("The prompt is empty: write what the image should show.")
         offline = HostedScorer(None) if llm is None or isinstance(llm, str) else llm.offline
         answerer = UntilSilent(GivenAnswers(llm) if isinstance(llm, str) else llm or offline)
-        seen, plain = _names(tags), unweighted(prompt)
-        found = tuple(each(len(seen), lambda i: likelihoods(plain, seen[i], answerer, offline)))
+        seen, plain = _names(tags), strip_weights(prompt)
+        found = tuple(each(len(seen), lambda i: bind_tags(plain, seen[i], answerer, offline)))
         told = table(found)
         return io.NodeOutput(found, told, ui={"text": [told]})
 

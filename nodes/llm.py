@@ -171,12 +171,12 @@ class HostedScorer:
         self.offline = self
 
     def bind(self, prompt: str, tags: list[str]):
-        from ..language.likelihood import OfflineScorer
+        from ..language.offline_scorer import OfflineScorer
 
         return OfflineScorer().bind(prompt, tags)
 
     def score(self, prompt: str, tags: list[str]):
-        from ..language.likelihood import OfflineScorer
+        from ..language.offline_scorer import OfflineScorer
 
         if self.blip2 is None or not tags:
             return OfflineScorer().score(prompt, tags)

@@ -79,18 +79,14 @@ def _reward(eyes: Any) -> Any:
 
 def _judged(hosted: Hosted, image: torch.Tensor, prompt: str, turn: int, turns: int) -> tuple[str, torch.Tensor, list]:
     """A reward's name, its scores [B] and what there is to tell of them."""
-    from ..rewards.sam import SamReward
-
     notes: dict[str, None] = {}
     with hosted.at_work() as reward:
 
         def work(part: slice, tell) -> list[float]:
             images, prompts = image[part], [prompt] * len(image[part])
-            if not isinstance(reward, SamReward):
-                return reward(images, prompts).tolist()
-            scores, told = reward.with_notes(images, prompts)
-            notes.update(dict.fromkeys(told))
-            return scores.tolist()
+            judgement = reward.judge(images, prompts)
+            notes.update(dict.fromkeys(judgement.notes))
+            return judgement.scores.tolist()
 
         return reward.name, torch.tensor(in_batches(len(image), work, turn=turn, turns=turns)), list(notes)
 

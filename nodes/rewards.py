@@ -11,13 +11,15 @@ from comfy_api.latest import io
 
 from ..core.embedded import FOLDERS
 from ..core.errors import RealignError
+from ..rewards.registry import REWARDS, models_of
 from .host import model_folders
 from .host.hosting import PRECISIONS, Hosted, dtype_of
 from .host.sockets import GroundedSam, Llm, Reward, Tagger, chosen
 from .llm import HostedScorer, UntilSilent
 from .loaders import CATEGORY, read
 
-KINDS = ("clip", "negclip", "blip-itm", "blip-itc", "image-reward")
+KINDS = tuple(name for name in REWARDS if len(models_of([name], offline=True)) == 1)
+"""The rewards that are one model."""
 KEY, ALSO = "rewards", "blip"
 """Where reward models lie; a retrieval BLIP-2 may lie among the other BLIP-2s."""
 PRECISE = PRECISIONS[1:]
@@ -88,9 +90,7 @@ def _place(kind: str, model: str) -> Path:
     Raises:
         RealignError: it is not there, or nothing that this kind could be read from.
     """
-    from ..rewards.loading import NEEDS
-
-    (needed,) = NEEDS[kind]
+    (needed,) = models_of([kind])
     if model == model_folders.DEMO and needed not in FOLDERS:
         raise RealignError(f"There is no demo model for {kind}: choose a model of yours, or another reward.")
     place = model_folders.locate(_key(model), model, needed)
@@ -103,18 +103,15 @@ def _place(kind: str, model: str) -> Path:
 
 
 def reward_model(kind: str, place: Path, dtype: torch.dtype = torch.float32) -> Hosted:
-    """Read one of KINDS; both of BLIP's share one network."""
-    from ..rewards.blip import Blip, BlipItcReward, BlipItmReward
-    from ..rewards.clip import ClipReward
-    from ..rewards.image_reward import ImageReward
+    """Load one of KINDS; the two of BLIP share one network."""
+    from ..rewards.loading import RewardModels
 
-    if kind in ("blip-itm", "blip-itc"):
-        blip = read(Blip, place, dtype=dtype)
-        reward = BlipItmReward(blip) if kind == "blip-itm" else BlipItcReward(blip)
-    elif kind == "image-reward":
-        reward = read(ImageReward, place, dtype=dtype)
-    else:
-        reward = read(ClipReward, place, dtype=dtype, name=kind, tokenizer=_CLIP_TOKENIZER)
+    class SharedModels(RewardModels):
+        def read(self, reader: type, model: str, **options: Any) -> Any:
+            return read(reader, self.paths[model], dtype=self.dtype, **options)
+
+    paths = dict.fromkeys(models_of([kind]), place)
+    reward = SharedModels(paths, dtype=dtype, clip_tokenizer=_CLIP_TOKENIZER).load(kind)
     return Hosted(reward, *reward.networks())
 
 

@@ -1,4 +1,4 @@
-"""What re-weighting does to attention: each phrase's heat map in plain and in re-weighted sampling of one noise."""
+"""What re-weighting does to attention: each phrase's cross-attention map in plain and in re-weighted sampling."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class PhraseAttention(NamedTuple):
-    """One region's phrase, and where it is attended to."""
+    """The cross-attention maps of one region's phrase."""
 
     region: Region
     before: Tensor
-    """[h, w], see `attention.maps`: of plain sampling."""
+    """[h, w], in plain sampling; see `attention.equation.maps`."""
     after: Tensor
-    """[h, w]: of re-weighted sampling."""
+    """[h, w], in re-weighted sampling."""
 
     @property
     def mass(self) -> tuple[float, float]:
@@ -38,28 +38,31 @@ def phrase_attention(
     size: tuple[int, int],
     steps: Sequence[int] | None = None,
 ) -> list[list[PhraseAttention]]:
-    """The active regions' phrases of each image, from what `record_both` gave, at the latents' size (h, w)."""
+    """Maps of each image's active regions from the recordings of `record_attention`.
+
+    size: of the maps, (h, w). steps: which steps to average over, by default all.
+    """
     before, after = (maps.mean(size, steps) for maps in recorded)
     return [
-        [PhraseAttention(region, before[i, w], after[i, w]) for w, region in enumerate(regions.active)]
+        [PhraseAttention(region, before[i, k], after[i, k]) for k, region in enumerate(regions.active)]
         for i, regions in enumerate(region_sets)
     ]
 
 
-def record_both(
+def record_attention(
     sampler: DiffusersSampler,
     noise: Tensor,
     region_sets: Sequence[RegionSet],
     settings: RealignSettings,
     on_progress: Progress = lambda doing, step, steps: None,
 ) -> tuple[AttentionMaps, AttentionMaps]:
-    """Sample noise [B, C, h, w] plainly and re-weighted by regions, and record the attention to their phrases."""
-    words = [phrase_positions(regions, sampler.tokenizer) for regions in region_sets]
+    """Sample noise [B, C, h, w] plainly, then re-weighted, and record the attention to the regions' phrases."""
+    positions = [phrase_positions(regions, sampler.tokenizer) for regions in region_sets]
     prompts = [regions.prompt for regions in region_sets]
-    both = AttentionMaps(words), AttentionMaps(words)
-    ways = ("plain attention", None), ("re-weighted attention", region_sets)
-    for maps, (doing, sets) in zip(both, ways, strict=True):
-        sampler.latents(
+    recorded = AttentionMaps(positions), AttentionMaps(positions)
+    runs = ("plain attention", None), ("re-weighted attention", region_sets)
+    for maps, (doing, sets) in zip(recorded, runs, strict=True):
+        sampler.sample_latents(
             prompts,
             noise,
             settings.sampling,
@@ -69,23 +72,23 @@ def record_both(
             maps=maps,
             on_step=lambda step, steps, doing=doing: on_progress(doing, step, steps),
         )
-    return both
+    return recorded
 
 
-def attention_of(
+def result_attention(
     sampler: DiffusersSampler,
     result: RealignResult,
     settings: RealignSettings,
     on_progress: Progress = lambda doing, step, steps: None,
 ) -> list[PhraseAttention]:
-    """The attention to the phrases of one result in the steps that are re-weighted; none where it has no regions."""
+    """Maps of one result's phrases, averaged over the re-weighted steps; empty without active regions."""
     if not result.regions.active:
         return []
     sets, steps = [result.regions], modulated_steps(settings.modulation, settings.sampling.steps)
-    recorded = record_both(sampler, sampler.noise([result.seed]), sets, settings, on_progress)
+    recorded = record_attention(sampler, sampler.noise([result.seed]), sets, settings, on_progress)
     return phrase_attention(recorded, sets, sampler.latent_shape[1:], steps)[0]
 
 
 def modulated_steps(modulation: ModulationSettings, steps: int) -> list[int]:
-    """The steps of a run in which attention is re-weighted."""
+    """Which of a run's steps, from 0, re-weight attention."""
     return [i for i in range(steps) if any(strength(modulation, 1.0, i / steps))]

@@ -1,7 +1,7 @@
 """The whole method, from prompt to re-aligned image.
 
-coarse image → caption reward → (good enough: stop) → tags → likelihoods and phrases → boxes and masks
-→ the same noise again, attention re-weighted inside the masks → refined image → caption reward
+coarse image → caption reward → gate (good enough: stop) → tags → phrases and likelihoods → boxes and masks
+→ the same noise again, attention re-weighted inside the masks → re-aligned image → caption reward
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from ..core.describe import named, not_helped
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..core.text import encodable
-from ..language.likelihood import LanguageModel, OfflineScorer, likelihoods
+from ..language.binding import bind_tags
+from ..language.model import LanguageModel
+from ..language.offline_scorer import OfflineScorer
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
 from ..perception.tagger import Tagger, check_threshold
 from ..rewards.caption import CaptionReward
+from ..rewards.gate import passes_gate, replaces
 from ..sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -36,13 +39,13 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, step, steps); raise in it to interrupt."""
 
 
-def silent(doing: str, step: int, steps: int) -> None:
+def no_progress(doing: str, step: int, steps: int) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Models:
-    """Everything the loop draws, looks, reads and judges with."""
+    """The models of the loop: text-to-image, caption reward, tagger, language model, detector and segmenter."""
 
     sampler: DiffusersSampler
     reward: CaptionReward
@@ -58,23 +61,22 @@ class RealignSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
     isolate_phrases: bool = True
-    """Whether the tokens of the regions' phrases have the embeddings of the phrase encoded alone, as in
-    DenseDiffusion's code, on which the paper builds: "red" in "a red circle and a blue square" then knows of no other
-    thing."""
+    """Encode the regions' phrases alone, as the code of DenseDiffusion does, on which the paper builds; see
+    `sampling.prompt_encoding`."""
     gate: float | None = None
-    """An image whose caption reward is at least this is left alone, in [-1, 1]; None (the paper): none is."""
+    """An image with at least this caption reward, in [-1, 1], is left alone; None (the paper): no image is."""
     keep_better: bool = False
-    """Whether an image that the re-aligned one does not surpass in caption reward is kept; the paper keeps none."""
+    """Keep the coarse image unless the re-aligned one has a higher caption reward; the paper does not."""
     tag_threshold: float | None = None
-    """Confidence from which a tag counts, in [0, 1]; None: each tag's own threshold."""
+    """Least confidence of a tag, in [0, 1]; None: each tag's own threshold."""
     box_threshold: float = BOX_THRESHOLD
-    """Grounding score from which a box counts, in [0, 1]."""
+    """Least grounding score of a box, in [0, 1]."""
     boxes: Boxes = "one"
-    """Whether a phrase takes one box, or all that are more its than another phrase's ("three red apples")."""
+    """"one" box per phrase, or "all" boxes that score best for the phrase ("three red apples")."""
     nms: float = NMS
-    """IoU from which two boxes are one thing found twice, in [0, 1]."""
+    """IoU from which two boxes count as the same object, in [0, 1]."""
     min_area: float = 0.0
-    """The fraction of the image that a mask must cover to count, in [0, 1]."""
+    """Least fraction of the image that a mask must cover, in [0, 1]."""
 
     def __post_init__(self) -> None:
         """
@@ -92,7 +94,7 @@ class RealignSettings:
         return {name: getattr(self, name) for name in ("box_threshold", "boxes", "nms", "min_area")}
 
     @property
-    def does_anything(self) -> bool:
+    def has_effect(self) -> bool:
         """Whether regions change anything when an image is sampled again."""
         return self.isolate_phrases or self.modulation.acts(self.sampling.steps)
 
@@ -101,8 +103,8 @@ class RealignSettings:
 
 
 @dataclass(frozen=True)
-class Look:
-    """An image and what the captioner makes of it."""
+class CaptionedImage:
+    """An image, its caption by the captioner, and the caption's reward."""
 
     image: Tensor
     """[H, W, 3] in [0, 1]."""
@@ -113,16 +115,16 @@ class Look:
 
 @dataclass(frozen=True)
 class RealignResult:
-    """What became of one prompt and seed."""
+    """The result for one prompt and seed."""
 
     prompt: str
     seed: int
-    before: Look
-    after: Look
-    """Equal to `before` when the image was left alone."""
+    before: CaptionedImage
+    after: CaptionedImage
+    """`before` itself if the image was left alone."""
     regions: RegionSet
     verdict: str
-    """What was done and why, in one sentence."""
+    """What was done and why, one sentence."""
 
     @property
     def changed(self) -> bool:
@@ -134,12 +136,12 @@ def realign(
     prompt: str,
     seed: int,
     settings: RealignSettings | None = None,
-    on_progress: Progress = silent,
+    on_progress: Progress = no_progress,
 ) -> RealignResult:
-    """Draw `prompt` from `seed`'s noise and mend what the image mixes up.
+    """Sample `prompt` from the noise of `seed`, then sample the same noise again with re-weighted attention.
 
     Raises:
-        RealignError: the prompt is empty, or the seed is not one of a generator's.
+        RealignError: the prompt is empty, or the seed is not a whole number of 64 bits.
     """
     return realign_batch(models, [prompt], [seed], settings, on_progress)[0]
 
@@ -149,12 +151,12 @@ def realign_batch(
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: RealignSettings | None = None,
-    on_progress: Progress = silent,
+    on_progress: Progress = no_progress,
 ) -> list[RealignResult]:
-    """`realign` for several prompts at once, one seed each; order and number are kept."""
+    """`realign` for B prompts at once, one seed per prompt; results in the same order."""
     settings = settings or RealignSettings()
     if len(prompts) != len(seeds):
-        raise RealignError(f"There are {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt.")
+        raise RealignError(f"There are {len(prompts)} prompts and {len(seeds)} seeds; give one seed per prompt.")
     if not prompts:
         return []
     for i, prompt in enumerate(prompts):
@@ -163,40 +165,45 @@ def realign_batch(
     prompts = [encodable(prompt) for prompt in prompts]
     noise = models.sampler.noise(seeds)
     images = models.sampler.sample(prompts, noise, settings.sampling, on_step=partial(on_progress, "coarse image"))
-    before = look(models, images, prompts)
+    before = caption_and_score(models, images, prompts)
     on_progress("looking", 0, 1)
-    wrong = [i for i, seen in enumerate(before) if settings.gate is None or seen.reward < settings.gate]
-    sets = find_regions(models, images[wrong], [prompts[i] for i in wrong], settings)
-    found = {i: readable(regions, models.sampler.tokenizer) for i, regions in zip(wrong, sets, strict=True)}
+    failed = [i for i, image in enumerate(before) if not passes_gate(image.reward, settings.gate)]
+    sets = find_regions(models, images[failed], [prompts[i] for i in failed], settings)
+    sets = [zero_truncated_phrases(found, models.sampler.tokenizer) for found in sets]
+    regions = dict(zip(failed, sets, strict=True))
     on_progress("looking", 1, 1)
-    mend = [i for i in wrong if found[i].active and settings.does_anything]
-    mended = resample(models, [prompts[i] for i in mend], noise[mend], [found[i] for i in mend], settings, on_progress)
-    tried = dict(zip(mend, mended, strict=True))
-    after = {i: seen for i, seen in tried.items() if not settings.keep_better or seen.reward > before[i].reward}
+    again = [i for i in failed if regions[i].active and settings.has_effect]
+    images = resample(
+        models, [prompts[i] for i in again], noise[again], [regions[i] for i in again], settings, on_progress
+    )
+    resampled = dict(zip(again, images, strict=True))
+    after = {
+        i: image for i, image in resampled.items() if replaces(before[i].reward, image.reward, settings.keep_better)
+    }
     return [
         RealignResult(
             prompt=prompts[i],
             seed=seeds[i],
             before=before[i],
             after=after.get(i, before[i]),
-            regions=found.get(i, RegionSet(prompts[i])),
-            verdict=_verdict(before[i], found.get(i), tried.get(i), i in after, settings),
+            regions=regions.get(i, RegionSet(prompts[i])),
+            verdict=_verdict(before[i], regions.get(i), resampled.get(i), i in after, settings),
         )
         for i in range(len(prompts))
     ]
 
 
-def keeping_better(result: RealignResult) -> RealignResult:
-    """What `keep_better` makes of a result without it: the image of the two with the higher caption reward."""
-    if not result.changed or result.after.reward > result.before.reward:
+def apply_keep_better(result: RealignResult) -> RealignResult:
+    """The result that the setting `keep_better` would have given, from one without it."""
+    if not result.changed or replaces(result.before.reward, result.after.reward, keep_better=True):
         return result
     return replace(result, after=result.before, verdict=_no_better(result.before, result.after, result.regions))
 
 
-def look(models: Models, images: Tensor, prompts: Sequence[str]) -> list[Look]:
-    """Caption images [B, H, W, 3] and reward them for saying their prompt."""
-    scores, captions = models.reward.with_captions(images, prompts)
-    return [Look(*parts) for parts in zip(images, captions, scores.tolist(), strict=True)]
+def caption_and_score(models: Models, images: Tensor, prompts: Sequence[str]) -> list[CaptionedImage]:
+    """Caption images [B, H, W, 3] and reward how well the captions agree with the prompts."""
+    judgement = models.reward.judge(images, prompts)
+    return [CaptionedImage(*parts) for parts in zip(images, judgement.captions, judgement.scores.tolist(), strict=True)]
 
 
 def find_regions(models: Models, images: Tensor, prompts: Sequence[str], settings: RealignSettings) -> list[RegionSet]:
@@ -206,17 +213,14 @@ def find_regions(models: Models, images: Tensor, prompts: Sequence[str], setting
     tags = models.tagger.tag(images, threshold=settings.tag_threshold)
     offline = OfflineScorer(models.reward.text_encoder)
     bound = [
-        likelihoods(prompt, [tag.name for tag in own], models.language_model, offline)
-        for prompt, own in zip(prompts, tags, strict=True)
+        bind_tags(prompt, [tag.name for tag in image_tags], models.language_model, offline)
+        for prompt, image_tags in zip(prompts, tags, strict=True)
     ]
     return models.grounded_sam.ground(images, bound, **settings.grounding)
 
 
-def readable(regions: RegionSet, tokenizer: CLIPTokenizer) -> RegionSet:
-    """The same regions; one whose words the text encoder does not read gets likelihood 0, and a note says why.
-
-    A prompt may be longer than what the encoder reads of it, and still be drawn.
-    """
+def zero_truncated_phrases(regions: RegionSet, tokenizer: CLIPTokenizer) -> RegionSet:
+    """Set a region's likelihood to 0, and note it, where its phrase is beyond what the text encoder reads."""
     out: list[Region] = []
     notes: list[str] = []
     for region in regions:
@@ -236,8 +240,8 @@ def resample(
     noise: Tensor,
     region_sets: Sequence[RegionSet],
     settings: RealignSettings,
-    on_progress: Progress = silent,
-) -> list[Look]:
+    on_progress: Progress = no_progress,
+) -> list[CaptionedImage]:
     """Sample images again from their own noise [B, C, h, w], with attention re-weighted by regions (eq. 7-9)."""
     if not prompts:
         return []
@@ -250,24 +254,28 @@ def resample(
         isolate_phrases=settings.isolate_phrases,
         on_step=partial(on_progress, "re-aligned image"),
     )
-    return look(models, images, prompts)
+    return caption_and_score(models, images, prompts)
 
 
 def _verdict(
-    before: Look, regions: RegionSet | None, tried: Look | None, taken: bool, settings: RealignSettings
+    before: CaptionedImage,
+    regions: RegionSet | None,
+    resampled: CaptionedImage | None,
+    replaced: bool,
+    settings: RealignSettings,
 ) -> str:
-    """regions: None when the gate kept the image; tried: the image sampled again, if it was."""
+    """regions: None if the image passed the gate. resampled: the image sampled again, if it was."""
     if regions is None:
         return (
             f"Unchanged: the caption reward {before.reward:.3f} reaches the gate {settings.gate:g}, so its regions "
             "were not looked for."
         )
-    if taken:
-        ways = ["attention re-weighted inside its regions"] * settings.modulation.acts(settings.sampling.steps)
-        ways += ["its phrases encoded alone"] * settings.isolate_phrases
-        return _sentence(f"The image was sampled again with {' and '.join(ways)}", regions)
-    if tried is not None:
-        return _no_better(before, tried, regions)
+    if replaced:
+        means = ["attention re-weighted inside its regions"] * settings.modulation.acts(settings.sampling.steps)
+        means += ["its phrases encoded alone"] * settings.isolate_phrases
+        return _sentence(f"The image was sampled again with {' and '.join(means)}", regions)
+    if resampled is not None:
+        return _no_better(before, resampled, regions)
     if regions.active:
         return (
             "Unchanged: the settings re-weight attention at no step (a strength, the range of steps or the limit is "
@@ -285,14 +293,14 @@ def _verdict(
     return f"Unchanged: no region of the prompt was found in the image{which}, so there is nothing to re-weight."
 
 
-def _no_better(before: Look, tried: Look, regions: RegionSet) -> str:
+def _no_better(before: CaptionedImage, resampled: CaptionedImage, regions: RegionSet) -> str:
     return _sentence(
-        f"Unchanged: sampled again with re-weighted attention, its caption reward would be {tried.reward:.3f}, "
+        f"Unchanged: sampled again with re-weighted attention, its caption reward would be {resampled.reward:.3f}, "
         f"which is no better than {before.reward:.3f}",
         regions,
     )
 
 
 def _sentence(done: str, regions: RegionSet) -> str:
-    """What was done, and which phrases it did not help."""
+    """The sentence, with the phrases that were not helped."""
     return "; ".join(filter(None, [done, not_helped(regions)])) + "."

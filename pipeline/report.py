@@ -1,10 +1,10 @@
-"""What happened to one prompt, as JSON."""
+"""The result for one prompt, as JSON."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .realign import Look, RealignResult, RealignSettings
+from .realign import CaptionedImage, RealignResult, RealignSettings
 
 
 def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
@@ -13,12 +13,12 @@ def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
         "prompt": result.prompt,
         "seed": result.seed,
         "verdict": result.verdict,
-        "before": _told(result.before),
-        "after": _told(result.after),
+        "before": _caption(result.before),
+        "after": _caption(result.after),
         **{key: value for key, value in result.regions.to_dict().items() if key != "prompt"},
         "settings": settings.to_dict(),
     }
 
 
-def _told(look: Look) -> dict[str, Any]:
-    return {"caption": look.caption, "caption_reward": round(look.reward, 4)}
+def _caption(image: CaptionedImage) -> dict[str, Any]:
+    return {"caption": image.caption, "caption_reward": round(image.reward, 4)}

@@ -1,10 +1,11 @@
-"""BLIP's two judgements of an image and a prompt: do they match (ITM), and how near are they (ITC)?"""
+"""Two rewards by BLIP: do image and prompt match (ITM), and how similar are their embeddings (ITC)?"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,17 @@ from ..checkpoints.filling import wrong_file
 from ..checkpoints.folders import existing_folder, from_folder
 from ..core.errors import RealignError
 from .preprocessing import Preprocessing
-from .reward import check_pairs
+from .reward import Judgement, Reward, check_pairs
+
+if TYPE_CHECKING:
+    from .loading import RewardModels
 
 _CLASSES = {"blip": BlipForImageTextRetrieval, "blip-2": Blip2ForImageTextRetrieval}
 """By the model_type in the folder's config.json."""
 
 
 class Blip:
-    """A retrieval BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597), which both rewards share."""
+    """A retrieval BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597), shared by both rewards."""
 
     def __init__(
         self,
@@ -52,19 +56,19 @@ class Blip:
         if (file := weights_file(folder)) is not None:
             raise wrong_file(file, read_tensors(file), "the Hugging Face folder of a retrieval BLIP or BLIP-2")
         model = from_folder(_class_of(existing_folder(folder)), folder, dtype=dtype).to(device, dtype)
-        seen = Preprocessing.of(from_folder(AutoImageProcessor, folder))
-        return cls(model, from_folder(AutoTokenizer, folder), seen)
+        preprocessing = Preprocessing.of(from_folder(AutoImageProcessor, folder))
+        return cls(model, from_folder(AutoTokenizer, folder), preprocessing)
 
     def match(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → the probability that they match: [B], differentiable."""
+        """Images [B, H, W, 3] in [0, 1], B prompts → the probability that they match: [B], differentiable."""
         return self._logits(images, prompts, head=True).softmax(-1)[:, 1]
 
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The same → cosine of their embeddings, for BLIP-2 of the query that is nearest: [B], differentiable."""
+        """Images [B, H, W, 3] in [0, 1], B prompts → cosine of their embeddings: [B], differentiable."""
         return self._logits(images, prompts, head=False).diagonal()
 
     def _logits(self, images: Tensor, prompts: Sequence[str], head: bool) -> Tensor:
-        """What the matching head says [B, 2], or the cosines of all images and all prompts [B, B]; float32."""
+        """The matching head's logits [B, 2], or the cosines of all images and all prompts [B, B]; float32."""
         check_pairs(images, prompts)
         model = self.model
         tokens = self.tokenizer(
@@ -80,8 +84,8 @@ class Blip:
         return model(**inputs, use_itm_head=head).itm_score.float()
 
 
-class _BlipReward:
-    """What both rewards are made of."""
+class _BlipReward(Reward):
+    """What both rewards have in common."""
 
     differentiable = True
 
@@ -94,30 +98,40 @@ class _BlipReward:
 
 
 class BlipItmReward(_BlipReward):
-    """The probability that image and prompt match, by the head that reads the prompt while it looks: [0, 1].
+    """The probability that image and prompt match, by the head that reads the prompt while it sees the image: [0, 1].
 
     ITM of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). Differentiable.
     """
 
     name = "blip-itm"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [0, 1]."""
-        return self.blip.match(images, prompts)
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> Judgement:
+        """Scores in [0, 1]."""
+        return Judgement(self.blip.match(images, prompts))
 
 
 class BlipItcReward(_BlipReward):
-    """cos(image, prompt) of BLIP's embeddings, which were made without a look at each other: [−1, 1].
+    """cos(image, prompt) of BLIP's embeddings, each of which is made without the other: [−1, 1].
 
-    ITC of BLIP (arXiv 2201.12086), or of BLIP-2 (arXiv 2301.12597), whose image has an embedding a query: the nearest
-    counts. Differentiable.
+    ITC of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). BLIP-2 embeds an image once per query; the nearest
+    embedding counts. Differentiable.
     """
 
     name = "blip-itc"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [-1, 1]."""
-        return self.blip.similarity(images, prompts)
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> Judgement:
+        """Scores in [-1, 1]."""
+        return Judgement(self.blip.similarity(images, prompts))
+
+
+def load_itm(models: RewardModels) -> BlipItmReward:
+    """`blip-itm`."""
+    return BlipItmReward(models.read(Blip, "blip"))
+
+
+def load_itc(models: RewardModels) -> BlipItcReward:
+    """`blip-itc`, which shares its network with `blip-itm`."""
+    return BlipItcReward(models.read(Blip, "blip"))
 
 
 def _class_of(folder: Path) -> type[BlipForImageTextRetrieval] | type[Blip2ForImageTextRetrieval]:

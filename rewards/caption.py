@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ..perception.captioner import Captioner
 from ..perception.text_encoder import TextEncoder
-from .reward import check_pairs
+from .reward import Judgement, Reward, check_pairs
+
+if TYPE_CHECKING:
+    from .loading import RewardModels
 
 
-class CaptionRewards(NamedTuple):
-    """The reward of each image and the caption it rests on."""
-
-    scores: Tensor
-    """[B] in [-1, 1]."""
-    captions: list[str]
-
-
-class CaptionReward:
-    """R_cap = cos(f_enc(t_g), f_enc(t_p)), t_g the caption BLIP-2 gives the image and t_p the prompt: [−1, 1].
+class CaptionReward(Reward):
+    """R_cap = cos(f_enc(t_g), f_enc(t_p)), where t_g is BLIP-2's caption of the image and t_p the prompt: [−1, 1].
 
     Eq. 4. A caption is discrete text, so there is no gradient; `caption_gradient` estimates one.
     """
@@ -31,15 +27,11 @@ class CaptionReward:
     def __init__(self, captioner: Captioner, text_encoder: TextEncoder) -> None:
         self.captioner, self.text_encoder = captioner, text_encoder
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [-1, 1]."""
-        return self.with_captions(images, prompts).scores
-
-    def with_captions(self, images: Tensor, prompts: Sequence[str]) -> CaptionRewards:
-        """The same with the captions."""
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> Judgement:
+        """Scores in [-1, 1], and the captions."""
         check_pairs(images, prompts)
         captions = self.captioner.caption(images)
-        return CaptionRewards(self.similarity(captions, prompts), captions)
+        return Judgement(self.similarity(captions, prompts), captions=tuple(captions))
 
     def similarity(self, captions: Sequence[str], prompts: Sequence[str]) -> Tensor:
         """cos(f_enc(t_g), f_enc(t_p)) of eq. 4 for each pair of texts: [B] in [-1, 1]."""
@@ -50,3 +42,9 @@ class CaptionReward:
     def networks(self) -> tuple[nn.Module, ...]:
         """Captioner and f_enc."""
         return self.captioner.model, self.text_encoder.model
+
+
+def load(models: RewardModels) -> CaptionReward:
+    """`caption`; f_enc stays in float32."""
+    text_encoder = models.read(TextEncoder, "text_encoder", dtype=torch.float32)
+    return CaptionReward(models.read(Captioner, "captioner"), text_encoder)

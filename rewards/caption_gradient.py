@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import RealignError
-from ..core.words import noun_phrases
+from ..core.phrases import noun_phrases
 from ..perception.text_encoder import TextEncoder
 from .caption_likelihood import Captions, Speech
 

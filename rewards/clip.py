@@ -1,9 +1,10 @@
-"""The CLIP reward, and NegCLIP's, which is a CLIP that was taught to mind the order of words."""
+"""The CLIP reward, and the same by NegCLIP, a CLIP that was trained to mind the order of words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,20 @@ from ..checkpoints.folders import from_folder
 from ..checkpoints.open_clip import load_open_clip
 from ..checkpoints.tokenizers import clip_tokenizer
 from .preprocessing import Preprocessing
-from .reward import check_pairs
+from .reward import Judgement, Reward, check_pairs
+
+if TYPE_CHECKING:
+    from .loading import RewardModels
 
 
-class ClipReward:
+class ClipReward(Reward):
     """cos(image, prompt) of CLIP's embeddings: [−1, 1].
 
-    arXiv 2103.00020. CLIPScore (arXiv 2104.08718) is 2.5 · max(cos, 0) of the same cosine. As `negclip` the same of
-    NegCLIP (arXiv 2210.01936), a ViT-B/32 whose fine-tuning had captions with words swapped as negatives. Its
-    authors' evaluation has open_clip build a plain ViT-B-32, with exact GELU, although OpenAI's weights, from which it
-    was tuned, have QuickGELU. So as to be comparable, files of open_clip are read like that here too, unless an
-    open_clip_config.json beside them says otherwise.
+    arXiv 2103.00020. CLIPScore (arXiv 2104.08718) is 2.5 · max(cos, 0) of the same cosine. `negclip` is the same
+    reward by NegCLIP (arXiv 2210.01936), a ViT-B/32 that was fine-tuned with word-swapped captions as negatives.
 
-    Prompts are cut where CLIP's text half ends (77 tokens with the two marks). Differentiable.
+    Files of open_clip are read with exact GELU, as NegCLIP's authors evaluated it, unless an open_clip_config.json
+    beside the file says otherwise (see docs/rewards.md). Prompts are cut after 77 tokens. Differentiable.
     """
 
     differentiable = True
@@ -58,23 +60,23 @@ class ClipReward:
         file = weights_file(path)
         if file is None:
             model = from_folder(CLIPModel, path, dtype=dtype).to(device, dtype)
-            seen = Preprocessing.of(from_folder(AutoImageProcessor, path))
-            return cls(model, from_folder(AutoTokenizer, path), seen, name)
+            preprocessing = Preprocessing.of(from_folder(AutoImageProcessor, path))
+            return cls(model, from_folder(AutoTokenizer, path), preprocessing, name)
         model = load_open_clip(file, dtype).to(device)
         side = model.config.vision_config.image_size
-        words = clip_tokenizer(file, model.config.text_config.vocab_size, tokenizer)
-        return cls(model, words, Preprocessing(side, (side, side)), name)
+        loaded = clip_tokenizer(file, model.config.text_config.vocab_size, tokenizer)
+        return cls(model, loaded, Preprocessing(side, (side, side)), name)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → [B] in [-1, 1]."""
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> Judgement:
+        """Scores in [-1, 1]."""
         check_pairs(images, prompts)
-        return (self.embed_images(images) * self.embed_texts(prompts)).sum(-1)
+        return Judgement((self.embed_images(images) * self.embed_texts(prompts)).sum(-1))
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images [B, H, W, 3] in [0, 1] → unit vectors [B, D], float32, differentiable."""
         pixels = self.preprocessing(images.to(self.model.device)).to(self.model.dtype)
-        looked = self.model.vision_model(pixel_values=pixels).pooler_output
-        return normalize(self.model.visual_projection(looked).float(), dim=-1)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -88,3 +90,14 @@ class ClipReward:
     def networks(self) -> tuple[nn.Module, ...]:
         """CLIP."""
         return (self.model,)
+
+
+def load_clip(models: RewardModels) -> ClipReward:
+    """`clip`."""
+    return models.read(ClipReward, "clip", tokenizer=models.clip_tokenizer)
+
+
+def load_negclip(models: RewardModels) -> ClipReward:
+    """`negclip`; where its file has no tokenizer beside it, that of `clip` is taken."""
+    tokenizer = models.clip_tokenizer or models.paths.get("clip")
+    return models.read(ClipReward, "negclip", name="negclip", tokenizer=tokenizer)

@@ -1,9 +1,10 @@
-"""ImageReward: what people prefer, learnt from their choices among images of a prompt."""
+"""ImageReward: human preference, learnt from people's choices among images of the same prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,24 @@ from ..checkpoints.image_reward import ImageRewardNetworks, load_image_reward
 from ..checkpoints.tokenizers import bert_tokenizer
 from ..core.errors import RealignError
 from .preprocessing import Preprocessing
-from .reward import check_pairs
+from .reward import Judgement, Reward, check_pairs
+
+if TYPE_CHECKING:
+    from .loading import RewardModels
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the head's values on the authors' data; published with the weights."""
+"""Mean and deviation of the head's output on the authors' data, published with the weights."""
 TOKENS = 35
-"""A prompt is cut and padded to so many."""
+"""The length to which prompts are cut and padded."""
 MARKS = ("[DEC]", "[ENC]")
-"""What BLIP's vocabulary has beside BERT's. No text begins with them: the published code leaves [CLS] first."""
+"""The tokens that BLIP adds to BERT's vocabulary. No text begins with one: the published code leaves [CLS] first."""
 
 
-class ImageReward:
-    """Preference of people for an image given its prompt: unbounded, normalised, about −2.3 to 2.3; 0 is average.
+class ImageReward(Reward):
+    """How much people prefer the image for its prompt: normalised, about −2.3 to 2.3; 0 is average.
 
-    arXiv 2304.05977. BLIP reads the prompt while it looks at the image, a head of linear layers judges the first
-    position. Differentiable.
+    arXiv 2304.05977. BLIP reads the prompt while it sees the image; a head of linear layers scores the first position.
+    Differentiable.
     """
 
     name, differentiable = "image-reward", True
@@ -60,25 +64,30 @@ class ImageReward:
         if file is None:
             raise RealignError(f"There is no ImageReward in '{path}': give the path of its ImageReward.pt.")
         parts = load_image_reward(file, dtype)
-        words = bert_tokenizer(file, parts.text.config.vocab_size, tokenizer, MARKS)
-        return cls(ImageRewardNetworks(*(network.to(device) for network in parts)), words)
+        loaded = bert_tokenizer(file, parts.text.config.vocab_size, tokenizer, MARKS)
+        return cls(ImageRewardNetworks(*(network.to(device) for network in parts)), loaded)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """images [B, H, W, 3] in [0, 1] and a prompt each → [B]."""
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> Judgement:
+        """Scores of about -2.3 to 2.3."""
         check_pairs(images, prompts)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(self.vision.device)
         pixels = self.preprocessing(images.to(self.vision.device)).to(self.vision.dtype)
-        seen = self.vision(pixel_values=pixels).last_hidden_state
-        read = self.text(
+        image_embeds = self.vision(pixel_values=pixels).last_hidden_state
+        first = self.text(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=torch.ones(image_embeds.shape[:2], dtype=torch.long, device=image_embeds.device),
         ).last_hidden_state[:, 0]
-        return (self.head(read.float())[:, 0] - MEAN) / STD
+        return Judgement((self.head(first.float())[:, 0] - MEAN) / STD)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """BLIP's two halves and the head."""
         return self.vision, self.text, self.head
+
+
+def load(models: RewardModels) -> ImageReward:
+    """`image-reward`."""
+    return models.read(ImageReward, "image_reward")

@@ -1,4 +1,4 @@
-"""What a UNet is told of its prompts: Stable Diffusion 1 and 2 by one text encoder, XL by two."""
+"""Prompts into the embeddings that a UNet is conditioned on: Stable Diffusion 1 and 2 have one text encoder, XL two."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Words:
-    """Texts as a UNet reads them, one a row."""
+class PromptEmbeds:
+    """The embeddings of B texts."""
 
-    hidden: Tensor
-    """[B, 77, D], a vector a token, for cross-attention."""
+    prompt_embeds: Tensor
+    """[B, 77, D], one vector per token, for cross-attention."""
     pooled: Tensor | None = None
-    """[B, P], a vector a text, which only SDXL reads."""
+    """[B, P], one vector per text, which only SDXL reads."""
 
-    def __getitem__(self, rows: slice | Sequence[int]) -> Words:
-        """Some of the rows, as a tensor is indexed; a row may be taken more than once."""
-        return Words(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
+    def __getitem__(self, rows: slice | Sequence[int]) -> PromptEmbeds:
+        """Select texts, as a tensor is indexed; a text may be taken more than once."""
+        return PromptEmbeds(self.prompt_embeds[rows], None if self.pooled is None else self.pooled[rows])
 
-    def clone(self) -> Words:
-        """The same in tensors of their own."""
-        return Words(self.hidden.clone(), None if self.pooled is None else self.pooled.clone())
+    def clone(self) -> PromptEmbeds:
+        """A copy that shares no memory with this one."""
+        return PromptEmbeds(self.prompt_embeds.clone(), None if self.pooled is None else self.pooled.clone())
 
 
 class SecondEncoder(NamedTuple):
-    """What SDXL reads a prompt with beside the text encoder that all have."""
+    """SDXL's second tokenizer and text encoder."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModelWithProjection
-    empty_is_zero: bool
-    """Whether an empty text, the unconditional half of guidance, is zeros in place of what the encoders make of it."""
+    force_zeros_for_empty_prompt: bool
+    """Whether the embeddings of an empty text, the unconditional half of guidance, are zeros."""
 
 
-def encode(
+def encode_prompts(
     texts: Sequence[str], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, second: SecondEncoder | None = None
-) -> Words:
-    """The words of each text, cut to what the text encoders read."""
+) -> PromptEmbeds:
+    """Encode texts; what is beyond the text encoders' 77 tokens is cut off."""
 
     def ids(tokenizer: CLIPTokenizer) -> Tensor:
         return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -55,13 +55,13 @@ def encode(
     return _encode(ids, empty, tokenizer, text_encoder, second)
 
 
-def encode_ids(
+def encode_phrases(
     phrases: Sequence[Sequence[int]],
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     second: SecondEncoder | None = None,
-) -> Words:
-    """The words of phrases that are given as CLIP's tokens, without start and end token; each is encoded alone."""
+) -> PromptEmbeds:
+    """Encode phrases, each alone. phrases: token ids of each, without start and end token."""
 
     def ids(tokenizer: CLIPTokenizer) -> Tensor:
         start, end, room = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.model_max_length - 2
@@ -73,36 +73,36 @@ def encode_ids(
 
 
 def isolate_phrases(
-    words: Words,
+    embeds: PromptEmbeds,
     region_sets: Sequence[RegionSet | None],
     tokenizer: CLIPTokenizer,
-    encode_ids: Callable[[Sequence[Sequence[int]]], Words],
-) -> Words:
-    """Prompts whose regions' phrases have the embeddings of the phrase encoded *alone*, as in DenseDiffusion's code.
+    encode: Callable[[Sequence[Sequence[int]]], PromptEmbeds],
+) -> PromptEmbeds:
+    """Give the tokens of the regions' phrases the embeddings of the phrase alone, as DenseDiffusion's code does.
 
-    In the encoding of "a red circle and a blue square", the vector of "red" has read what precedes it; here it has read
-    no more than its own phrase. Where phrases overlap, a token has the embedding of the shortest one, of equally long
-    ones that of the last. Other tokens and pooled vectors stay.
+    In "a blue square and a red circle" the embedding of "circle" depends on all words before it; encoded alone it
+    depends on its phrase only. Where phrases overlap, a token gets the embedding of the shortest phrase, and of equally
+    long ones that of the last. Other tokens and the pooled vectors stay.
 
-    words: B encoded prompts. region_sets: B sets, whose active regions count; None leaves a row as it is. encode_ids:
-    encodes phrases given as tokens.
+    embeds: B encoded prompts. region_sets: B sets, of which active regions count; None leaves a prompt as it is.
+    encode: encodes phrases given as token ids, as `encode_phrases` does.
 
     Raises:
         RealignError: a phrase cannot be found in its prompt.
     """
-    places = []
-    for row, regions in enumerate(region_sets):
+    phrases = []
+    for i, regions in enumerate(region_sets):
         for region in () if regions is None else regions.active:
             phrase = region.phrase, regions.prompt, tokenizer, region.occurrence
-            places.append((row, token_positions(*phrase), tuple(phrase_ids(*phrase))))
-    if not places:
-        return words
-    index = {ids: i for i, ids in enumerate(dict.fromkeys(ids for *_, ids in places))}
-    alone = encode_ids(list(index)).hidden
-    hidden = words.hidden.clone()
-    for row, positions, ids in sorted(places, key=lambda place: -len(place[-1])):
-        hidden[row, positions] = alone[index[ids], 1 : 1 + len(positions)]  # after the start token
-    return replace(words, hidden=hidden)
+            phrases.append((i, token_positions(*phrase), tuple(phrase_ids(*phrase))))
+    if not phrases:
+        return embeds
+    index = {ids: k for k, ids in enumerate(dict.fromkeys(ids for *_, ids in phrases))}
+    alone = encode(list(index)).prompt_embeds
+    prompt_embeds = embeds.prompt_embeds.clone()
+    for i, positions, ids in sorted(phrases, key=lambda phrase: -len(phrase[-1])):
+        prompt_embeds[i, positions] = alone[index[ids], 1 : 1 + len(positions)]  # after the start token
+    return replace(embeds, prompt_embeds=prompt_embeds)
 
 
 def _encode(
@@ -111,16 +111,16 @@ def _encode(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     second: SecondEncoder | None,
-) -> Words:
-    """ids: [B, 77] for each tokenizer; empty: [B] bool, the texts without words."""
-    read = ids(tokenizer).to(text_encoder.device)
+) -> PromptEmbeds:
+    """ids: a tokenizer → token ids [B, 77]. empty: [B] bool, which texts are empty."""
+    tokens = ids(tokenizer).to(text_encoder.device)
     if second is None:
-        return Words(text_encoder(read).last_hidden_state)
-    one = text_encoder(read, output_hidden_states=True)
+        return PromptEmbeds(text_encoder(tokens).last_hidden_state)
+    one = text_encoder(tokens, output_hidden_states=True)
     two = second.text_encoder(ids(second.tokenizer).to(second.text_encoder.device), output_hidden_states=True)
-    # SDXL was trained on the last layer but one of both.
-    hidden, pooled = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
-    if second.empty_is_zero:
-        empty = empty.to(hidden.device)
-        hidden, pooled = hidden.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
-    return Words(hidden, pooled)
+    # SDXL was trained on the penultimate layer of both.
+    embeds, pooled = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
+    if second.force_zeros_for_empty_prompt:
+        empty = empty.to(embeds.device)
+        embeds, pooled = embeds.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
+    return PromptEmbeds(embeds, pooled)

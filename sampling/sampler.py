@@ -20,15 +20,15 @@ from ..attention.equation.settings import ModulationSettings
 from ..checkpoints.folders import from_folder
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
-from .prompt_encoding import SecondEncoder, Words, encode, encode_ids, isolate_phrases
+from .prompt_encoding import PromptEmbeds, SecondEncoder, encode_phrases, encode_prompts, isolate_phrases
 from .settings import SamplingSettings
 
-SAMPLED = 2**23
-"""The pixels of the images that are sampled at once, where the caller leaves it open."""
-DECODED = 2**21
-"""The pixels that are decoded at once: eight images of 512², two of 1024²."""
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""What a UNet may be trained to say."""
+MAX_BATCH_PIXELS = 2**23
+"""Pixels of the images that are sampled at once, where the caller does not say."""
+MAX_DECODE_PIXELS = 2**21
+"""Pixels that are decoded at once: eight images of 512², two of 1024²."""
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+"""What a UNet may be trained to predict."""
 
 
 class DiffusersSampler:
@@ -41,11 +41,11 @@ class DiffusersSampler:
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: DDIMScheduler,
-        second: SecondEncoder | None = None,
+        second_encoder: SecondEncoder | None = None,
     ) -> None:
-        """second: for SDXL only."""
+        """second_encoder: for SDXL only."""
         self.tokenizer, self.text_encoder, self.unet = tokenizer, text_encoder, unet
-        self.vae, self.scheduler, self.second = vae, scheduler, second
+        self.vae, self.scheduler, self.second_encoder = vae, scheduler, second_encoder
 
     @classmethod
     def load(
@@ -53,8 +53,8 @@ class DiffusersSampler:
     ) -> DiffusersSampler:
         """Read `tokenizer`, `text_encoder`, `unet`, `vae` and `scheduler` from the sub-folders of `folder`.
 
-        Of an SDXL also `tokenizer_2` and `text_encoder_2`, and `model_index.json` if there is one. Sampling is by DDIM,
-        at the noise levels of whichever scheduler the folder has.
+        For SDXL, `tokenizer_2`, `text_encoder_2` and, if there is one, `model_index.json` are read too. The sampler is
+        DDIM with the noise schedule of the folder's scheduler.
 
         Raises:
             RealignError: a part is missing or damaged, or the model is of another kind.
@@ -65,12 +65,12 @@ class DiffusersSampler:
             return from_folder(kind, folder / name, dtype=dtype).to(device).eval()
 
         text_encoder, unet = read(CLIPTextModel, "text_encoder"), read(UNet2DConditionModel, "unet")
-        unet.to(memory_format=torch.channels_last)  # convolutions were faster so, measured on a CPU
+        unet.to(memory_format=torch.channels_last)  # measured on a CPU: convolutions are faster
         second = None
         if unet.config.addition_embed_type == "text_time":
             tokenizer = from_folder(CLIPTokenizer, folder / "tokenizer_2")
             encoder = read(CLIPTextModelWithProjection, "text_encoder_2")
-            second = SecondEncoder(tokenizer, encoder, _empty_is_zero(folder / "model_index.json"))
+            second = SecondEncoder(tokenizer, encoder, _force_zeros_for_empty_prompt(folder / "model_index.json"))
         vae = read(AutoencoderKL, "vae")
         # Half precision's range is too small for SDXL's autoencoder. Older ones fit, but their configs do not say so.
         if second is not None and dtype == torch.float16 and vae.config.force_upcast:
@@ -80,12 +80,12 @@ class DiffusersSampler:
 
     @property
     def text_encoders(self) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
-        """The one, or SDXL's two."""
-        return [self.text_encoder, *([self.second.text_encoder] if self.second else [])]
+        """One, or SDXL's two."""
+        return [self.text_encoder, *([self.second_encoder.text_encoder] if self.second_encoder else [])]
 
     @property
-    def cell(self) -> int:
-        """The side in pixels of what one element of a latent becomes."""
+    def vae_scale_factor(self) -> int:
+        """Pixels per side of one latent element."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -95,13 +95,13 @@ class DiffusersSampler:
         return self.unet.config.in_channels, size, size
 
     @property
-    def at_once(self) -> int:
-        """How many images a machine with room for training samples at once: 32 up to 512², 8 of 1024²."""
-        side = self.latent_shape[-1] * self.cell
-        return max(1, min(32, SAMPLED // side**2))
+    def max_batch(self) -> int:
+        """How many images to sample at once where the caller does not say: 32 up to 512², 8 of 1024²."""
+        side = self.latent_shape[-1] * self.vae_scale_factor
+        return max(1, min(32, MAX_BATCH_PIXELS // side**2))
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """One latent of N(0, 1) noise a seed, drawn on the CPU: the same on every device and in every batch.
+        """N(0, 1) latents [B, C, h, w], one per seed, drawn on the CPU: equal on every device and in every batch.
 
         Raises:
             RealignError: a seed is below 0 or needs more than 64 bits.
@@ -113,11 +113,11 @@ class DiffusersSampler:
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[str], noise: Tensor, settings: SamplingSettings, **options: Any) -> Tensor:
-        """Sample one image a prompt, from noise [B, C, h, w], to images [B, H, W, 3] in [0, 1]; see `latents`."""
-        return self.decode(self.latents(prompts, noise, settings, **options))
+        """Noise [B, C, h, w] → images [B, H, W, 3] in [0, 1], one per prompt; options: see `sample_latents`."""
+        return self.decode(self.sample_latents(prompts, noise, settings, **options))
 
     @torch.inference_mode()
-    def latents(
+    def sample_latents(
         self,
         prompts: Sequence[str],
         noise: Tensor,
@@ -129,19 +129,19 @@ class DiffusersSampler:
         maps: AttentionMaps | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Sample one latent a prompt, from noise [B, C, h, w] to the autoencoder's scaled latents of the same shape.
+        """Noise [B, C, h, w] → latents of the same shape, one per prompt, in the autoencoder's scale.
 
-        region_sets: for each prompt the regions that its attention is re-weighted by; None leaves that image alone.
-        modulation: how strongly; the paper's settings by default.
-        isolate_phrases: whether the regions' phrases have the embeddings of the phrase encoded alone, at all steps.
-        maps: filled with where each prompt's words are attended to, at each step; the latents are the same without.
-        on_step: called with (step, steps) after each step; raise in it to interrupt.
+        region_sets: for each prompt the regions that attention is re-weighted by; None leaves that image alone.
+        modulation: how strongly; by default the paper's settings.
+        isolate_phrases: encode the regions' phrases alone, see `prompt_encoding.isolate_phrases`.
+        maps: filled with the cross-attention maps of each step; recording them does not change the latents.
+        on_step: called with (step, steps) after each step; raise an exception in it to interrupt.
         """
         count = len(prompts)
-        words = self.encode(["", *prompts])
+        embeds = self.encode_prompts(["", *prompts])
         if isolate_phrases and region_sets is not None:
-            words = self.isolated(words, [None, *region_sets])
-        words = words[[0] * count + list(range(1, count + 1))]
+            embeds = self.isolate_phrases(embeds, [None, *region_sets])
+        embeds = embeds[[0] * count + list(range(1, count + 1))]
         guided = settings.cfg != 1
         x = noise.to(self.unet.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(settings.steps)
@@ -155,88 +155,88 @@ class DiffusersSampler:
                 if modulated is not None:
                     modulated.at(float(t) / self.scheduler.config.num_train_timesteps, i / settings.steps)
                 if guided:
-                    empty, worded = self.predict(torch.cat([x, x]), t, words).chunk(2)
-                    predicted = empty + settings.cfg * (worded - empty)
+                    uncond, cond = self.predict(torch.cat([x, x]), t, embeds).chunk(2)
+                    predicted = uncond + settings.cfg * (cond - uncond)
                 else:
-                    predicted = self.predict(x, t, words[count:])
+                    predicted = self.predict(x, t, embeds[count:])
                 x = self.scheduler.step(predicted, t, x).prev_sample
                 if on_step is not None:
                     on_step(i + 1, settings.steps)
         return x
 
     def _modulated(self, prompts, region_sets, modulation, x: Tensor, guided: bool):
-        """The adapter's context for this batch, the unconditional half untouched; or nothing to do."""
+        """The context that re-weights attention, except in the unconditional half; does nothing without regions."""
         if region_sets is None or not any(s is not None and s.active for s in region_sets):
             return nullcontext()
-        rows = [*([None] * len(prompts) if guided else []), *region_sets]
-        return modulate(self.unet, rows, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
+        batch = [*([None] * len(prompts) if guided else []), *region_sets]
+        return modulate(self.unet, batch, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
 
-    def isolated(self, words: Words, region_sets: Sequence[RegionSet | None]) -> Words:
-        """The words of B prompts with the phrases of B region sets encoded alone."""
+    def isolate_phrases(self, embeds: PromptEmbeds, region_sets: Sequence[RegionSet | None]) -> PromptEmbeds:
+        """B encoded prompts with the phrases of B region sets encoded alone, see `prompt_encoding.isolate_phrases`."""
 
-        def encoded(phrases: Sequence[Sequence[int]]) -> Words:
-            return encode_ids(phrases, self.tokenizer, self.text_encoder, self.second)
+        def encode(phrases: Sequence[Sequence[int]]) -> PromptEmbeds:
+            return encode_phrases(phrases, self.tokenizer, self.text_encoder, self.second_encoder)
 
-        return isolate_phrases(words, region_sets, self.tokenizer, encoded)
+        return isolate_phrases(embeds, region_sets, self.tokenizer, encode)
 
     def _recorded(self, maps: AttentionMaps | None, x: Tensor, modulated: Modulation | None):
-        """The recorder's context for this batch, or nothing to do."""
+        """The context that records cross-attention maps, if they are wanted."""
         return nullcontext() if maps is None else record(self.unet, maps, x.shape[-2:], modulated)
 
-    def predict(self, x: Tensor, t: Tensor, words: Words, unet: torch.nn.Module | None = None) -> Tensor:
-        """What the UNet makes of x [B, C, h, w] at timestep t, [] or [B]: the noise, or what `prediction_type` says.
+    def predict(self, x: Tensor, t: Tensor, embeds: PromptEmbeds, unet: torch.nn.Module | None = None) -> Tensor:
+        """The UNet's output for latents x [B, C, h, w] at timestep t, [] or [B]: noise, v or x_0, by `prediction_type`.
 
-        words: B rows. unet: the model, if something such as a data-parallel wrapper must be called in its place.
+        embeds: B prompts. unet: called in place of the UNet, such as a data-parallel wrapper around it.
         """
         unet = self.unet if unet is None else unet
-        return unet(x, t, words.hidden, added_cond_kwargs=self._beside_words(x, words)).sample
+        return unet(x, t, embeds.prompt_embeds, added_cond_kwargs=self._added_cond_kwargs(x, embeds)).sample
 
-    def _beside_words(self, x: Tensor, words: Words) -> dict[str, Tensor] | None:
-        """What SDXL reads beside the tokens: the text in one vector, and the image's size, uncropped, as (h, w)."""
-        if words.pooled is None:
+    def _added_cond_kwargs(self, x: Tensor, embeds: PromptEmbeds) -> dict[str, Tensor] | None:
+        """SDXL's second conditioning: the pooled prompt and the image's size, (h, w), uncropped."""
+        if embeds.pooled is None:
             return None
-        height, width = (side * self.cell for side in x.shape[-2:])
+        height, width = (side * self.vae_scale_factor for side in x.shape[-2:])
         original, corner, target = (height, width), (0, 0), (height, width)
         sizes = torch.tensor([original + corner + target], dtype=torch.float32, device=x.device)
-        return {"text_embeds": words.pooled, "time_ids": sizes.expand(len(x), -1)}
+        return {"text_embeds": embeds.pooled, "time_ids": sizes.expand(len(x), -1)}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] → images [B, H, W, 3] in [0, 1], float32; a few at a time, for memory's sake."""
-        height, width = (side * self.cell for side in latents.shape[-2:])
-        parts = latents.split(max(1, DECODED // (height * width)))
-        return torch.cat([self.pixels(part).clamp(0, 1) for part in parts]).contiguous()
+        """Latents [B, C, h, w] → images [B, H, W, 3] in [0, 1], float32; decoded in parts to save memory."""
+        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
+        parts = latents.split(max(1, MAX_DECODE_PIXELS // (height * width)))
+        return torch.cat([self.decode_unclamped(part).clamp(0, 1) for part in parts]).contiguous()
 
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] → images [B, H, W, 3], float32, which are not cut to [0, 1]; gradient goes through."""
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] → images [B, H, W, 3], float32, not clamped to [0, 1]; differentiable."""
         image = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample.float()
         return ((image + 1) / 2).permute(0, 2, 3, 1)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Words:
-        """The words of each text; of an empty one, the unconditional words."""
-        return encode(texts, self.tokenizer, self.text_encoder, self.second)
+    def encode_prompts(self, texts: Sequence[str]) -> PromptEmbeds:
+        """Encode texts; an empty text gives the embeddings of the unconditional half."""
+        return encode_prompts(texts, self.tokenizer, self.text_encoder, self.second_encoder)
 
 
 def _ddim(folder: Path) -> DDIMScheduler:
-    """DDIM at the noise levels, steps and prediction type of the folder's scheduler, of whichever class that is.
+    """A DDIM scheduler with the noise schedule and prediction type of the folder's scheduler, whatever its class.
 
     Raises:
-        RealignError: it cannot be read, or is of a model with another kind of noise levels.
+        RealignError: it cannot be read, or has no betas, as flow models' schedulers.
     """
     config = from_folder(DDIMScheduler, folder).config
-    unsaid = set(config.get("_use_default_values", ()))
-    if {"beta_schedule", "trained_betas"} <= unsaid or config.prediction_type not in PREDICTIONS:
+    defaults = set(config.get("_use_default_values", ()))
+    if {"beta_schedule", "trained_betas"} <= defaults or config.prediction_type not in PREDICTION_TYPES:
         raise RealignError(
-            f"The scheduler in '{folder}' is not one of Stable Diffusion 1, 2 or XL (it tells no betas, or predicts "
+            f"The scheduler in '{folder}' is not one of Stable Diffusion 1, 2 or XL (it has no betas, or predicts "
             f"'{config.prediction_type}'): choose a model of these."
         )
     # Other classes do not have these settings, and DDIM's defaults for them are for images, not latents.
-    of_latents = {name: False for name in ("clip_sample", "set_alpha_to_one") if name in unsaid}
-    return DDIMScheduler.from_config(config, **of_latents)
+    for_latents = {name: False for name in ("clip_sample", "set_alpha_to_one") if name in defaults}
+    return DDIMScheduler.from_config(config, **for_latents)
 
 
-def _empty_is_zero(file: Path) -> bool:
-    """What a pipeline's `model_index.json` says of empty prompts; unsaid, it is true, as in diffusers.
+def _force_zeros_for_empty_prompt(file: Path) -> bool:
+    """The setting of that name in a pipeline's `model_index.json`; by default true, as in diffusers.
 
     Raises:
         RealignError: the file is not JSON.

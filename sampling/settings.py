@@ -1,4 +1,4 @@
-"""How an image is sampled, by whichever host samples it."""
+"""How an image is sampled, whatever the host."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
             write(options.out, result, how, made_of)
             bar.n = 2 * how.sampling.steps * number  # an image that was left alone has fewer steps
             bar.write(f"{result.before.reward:.3f} → {result.after.reward:.3f}  “{prompt}”: {result.verdict}")
-    print(f"Look at the panels in {options.out}.")
+    print(f"CaptionedImage at the panels in {options.out}.")
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
@@ -160,7 +160,7 @@ def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: 
 def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
     """The pictures, then the report, which says that they are there."""
     from ..core.images import to_pil
-    from ..drawing.panel import panel
+    from ..drawing.panel import draw_panel
     from ..pipeline.report import report
 
     folder = folder_of(out, result.prompt, result.seed)
@@ -168,7 +168,7 @@ def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: 
     (folder / "report.json").unlink(missing_ok=True)
     for name, look in (("before", result.before), ("after", result.after)):
         to_pil(look.image[None])[0].save(folder / f"{name}.png")
-    panel(result).save(folder / "panel.png")
+    draw_panel(result).save(folder / "panel.png")
     told: dict[str, Any] = {**report(result, settings), "models": made_of}
     write_whole(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 

@@ -45,7 +45,7 @@ def save_sd1(folder: Path, **scheduler: Any) -> Path:
     return folder
 
 
-def save_sdxl(folder: Path, empty_is_zero: bool = True, **scheduler: Any) -> Path:
+def save_sdxl(folder: Path, force_zeros_for_empty_prompt: bool = True, **scheduler: Any) -> Path:
     """An SDXL, which has Euler's scheduler as SDXL's own folder does."""
     torch.manual_seed(0)
     pipeline = StableDiffusionXLPipeline(
@@ -65,7 +65,7 @@ def save_sdxl(folder: Path, empty_is_zero: bool = True, **scheduler: Any) -> Pat
             projection_class_embeddings_input_dim=40 + 6 * 8,
         ),
         scheduler=EulerDiscreteScheduler(**{**NOISE_LEVELS, **scheduler}),
-        force_zeros_for_empty_prompt=empty_is_zero,
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder)

@@ -84,7 +84,7 @@ def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
     for place, prompt in enumerate(prompts):
         first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
         noise = models.sampler.noise([first, first + 1, first + 2])
-        latents = models.sampler.latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.cfg))
+        latents = models.sampler.sample_latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.cfg))
         assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], SAMPLING)
         sums = sum(rankdata(-told[name][place].numpy()) for name in told if name != "winners")
         assert_close(told["winners"][place], latents[sums.argmin()], SAMPLING)
@@ -126,7 +126,7 @@ def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(wh
 
 
 def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(trained.sampler), "at_once", 3)
+    monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
     config, texts, drawn, draw = dataclasses.replace(QUICK, output=str(tmp_path)), TEXTS, [], candidates._draw
     monkeypatch.setattr(candidates, "_draw", lambda *given: (drawn.append(given[4]), draw(*given)))
     candidates.draw_round(config, trained, texts, 0, "mine", stopped=lambda: len(drawn) == 2)
@@ -143,7 +143,7 @@ def test_more_images_of_a_prompt_than_are_sampled_at_once_are_drawn_in_parts(tra
     counts, sample = [], trained.sampler.latents
     candidates.draw_round(config, trained, TEXTS, 0, "whole")
     whole = candidates.read_round(config, trained, TEXTS, 0, "whole")
-    monkeypatch.setattr(type(trained.sampler), "at_once", 2)
+    monkeypatch.setattr(type(trained.sampler), "max_batch", 2)
     monkeypatch.setattr(
         trained.sampler, "latents", lambda asked, *more: (counts.append(len(asked)), sample(asked, *more))[1]
     )
@@ -174,7 +174,7 @@ def test_a_round_that_another_device_wrote_elsewhere_is_one_sentence(trained, tm
 
 def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
     config, drawn = dataclasses.replace(QUICK, output=str(tmp_path)), []
-    monkeypatch.setattr(type(trained.sampler), "at_once", 3)
+    monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
     monkeypatch.setattr(candidates, "_draw", lambda *given: drawn.append(given[4]))
     for device in (1, 0):
         candidates.draw_round(config, trained, TEXTS, 0, "mine", share=(device, 2))

@@ -16,16 +16,16 @@ from realigndiff.attention.equation.maps import AttentionMaps, attention_mass, s
 from realigndiff.attention.equation.reference import modulation
 from realigndiff.attention.equation.settings import ModulationSettings, strength
 from realigndiff.core.errors import RealignError
+from realigndiff.core.phrases import parse_phrases
 from realigndiff.core.regions import Region, RegionSet
-from realigndiff.core.words import listed
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.run import PROMPT
-from realigndiff.drawing.heat_map import INFERNO, colored, labelled
-from realigndiff.drawing.panel import panel
+from realigndiff.drawing.attention_map import INFERNO, apply_colormap, draw_labelled_map
+from realigndiff.drawing.panel import draw_panel
 from realigndiff.evaluation import attention_mass as attention_mass_script
 from realigndiff.evaluation.tune import Coarse
-from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_both
-from realigndiff.pipeline.realign import Look, RealignResult
+from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
+from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import NETWORK, assert_close
 from torch.nn.functional import interpolate
@@ -46,7 +46,7 @@ REGIONS = RegionSet(
 @pytest.fixture(scope="module")
 def both(models):
     """Plain and re-weighted sampling of one prompt, recorded."""
-    return record_both(models.sampler, models.sampler.noise([22]), [REGIONS], FEW)
+    return record_attention(models.sampler, models.sampler.noise([22]), [REGIONS], FEW)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
     maps = AttentionMaps(words)
     options = {"region_sets": sets if re_weighted else None, "modulation": settings, "maps": maps}
     with torch.no_grad(), hooked(sampler.unet) as heard:
-        sampler.latents([PROMPT, "a green ring"], sampler.noise([1, 2]), sampling, **options)
+        sampler.sample_latents([PROMPT, "a green ring"], sampler.noise([1, 2]), sampling, **options)
     calls = [out[2:] for out in heard if len(out) == 4]  # of the UNet; the recorder projects its two rows only
     calls = list(zip(calls[::2], calls[1::2], strict=True))
     heat = torch.zeros(2, 2, 2, 16, 16)  # [step, image, word, h, w]
@@ -124,9 +124,9 @@ def test_recording_changes_no_bit(models, cfg, sets):
     sampler, noise, sampling = models.sampler, models.sampler.noise([22]), SamplingSettings(steps=2, cfg=cfg)
     before = dict(sampler.unet.attn_processors)
     options = {"region_sets": sets, "modulation": SETTINGS.modulation}
-    silent = sampler.latents([PROMPT], noise, sampling, **options)
+    silent = sampler.sample_latents([PROMPT], noise, sampling, **options)
     maps = AttentionMaps([phrase_positions(REGIONS, sampler.tokenizer)])
-    assert torch.equal(sampler.latents([PROMPT], noise, sampling, maps=maps, **options), silent)
+    assert torch.equal(sampler.sample_latents([PROMPT], noise, sampling, maps=maps, **options), silent)
     heat = maps.mean((16, 16))
     assert heat.shape == (1, 2, 16, 16) and heat.min() > 0 and heat.max() < 1
     assert all(sampler.unet.attn_processors[name] is processor for name, processor in before.items())
@@ -147,11 +147,11 @@ def test_re_weighting_moves_each_phrases_attention_onto_its_region(both):
 
 def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, both, monkeypatch):
     monkeypatch.setattr(attention_mass_script, "SETTINGS", FEW)
-    monkeypatch.setattr(attention_mass_script, "record_both", lambda *_: two)
+    monkeypatch.setattr(attention_mass_script, "record_attention", lambda *_: two)
     two = [copy.copy(maps) for maps in both]
     for maps in two:  # two images that look the same
         maps._sums = {key: total.expand(2, -1, -1, -1) for key, total in maps._sums.items()}
-    wrong, right = (Look(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
+    wrong, right = (CaptionedImage(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
     noise = models.sampler.noise(range(3))
     coarse = Coarse([(PROMPT, [])] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
     told = attention_mass_script.measure(models, coarse)
@@ -170,10 +170,10 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
 
 
 def test_the_panel_shows_the_attention_below_its_pictures(both):
-    seen = Look(torch.rand(64, 64, 3), "a ring", 0.5)
+    seen = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
     result = RealignResult(PROMPT, 22, seen, seen, REGIONS, "Unchanged.")
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16))
-    plain, one_row, two_rows = (panel(result, phrases * n) for n in (0, 1, 2))
+    plain, one_row, two_rows = (draw_panel(result, phrases * n) for n in (0, 1, 2))
     assert plain.width == one_row.width and plain.height < one_row.height < two_rows.height
     pictures = (0, 0, *plain.size)
     assert one_row.crop(pictures).tobytes() == two_rows.crop(pictures).tobytes() == plain.tobytes()
@@ -201,7 +201,7 @@ def test_what_was_not_recorded_cannot_be_shown(both):
 
 def test_a_call_with_fewer_rows_than_images_is_refused(models):
     unet = models.sampler.unet
-    words = models.sampler.encode([PROMPT]).hidden
+    words = models.sampler.encode_prompts([PROMPT]).prompt_embeds
     with record(unet, AttentionMaps([[[1]]] * 2), (16, 16)), pytest.raises(RealignError, match="1 rows"):
         unet(models.sampler.noise([0]), torch.tensor(10), words)
 
@@ -209,7 +209,7 @@ def test_a_call_with_fewer_rows_than_images_is_refused(models):
 def test_words_that_are_not_in_the_prompt_are_told_in_a_sentence(models):
     wrong = REGIONS.with_regions([Region(tag="dog", phrase="an old dog", mask=CIRCLE)])
     with pytest.raises(RealignError, match=r"No word of 'an old dog' is in the prompt .*\.$"):
-        record_both(models.sampler, models.sampler.noise([0]), [wrong], FEW)
+        record_attention(models.sampler, models.sampler.noise([0]), [wrong], FEW)
 
 
 @pytest.mark.parametrize(
@@ -221,11 +221,11 @@ def test_words_that_are_not_in_the_prompt_are_told_in_a_sentence(models):
     ],
 )
 def test_words_are_listed_by_commas_and_lines_or_taken_from_the_prompt(words, found):
-    assert listed(words, "a red circle, a circle and circle") == found
+    assert parse_phrases(words, "a red circle, a circle and circle") == found
 
 
 def test_colours_run_from_dark_to_light_without_a_step():
-    colors = colored(torch.linspace(0, 1, 200))
+    colors = apply_colormap(torch.linspace(0, 1, 200))
     luminance = colors @ torch.tensor([0.2126, 0.7152, 0.0722])
     assert (luminance.diff() > 0).all() and (colors.diff(dim=0).abs() < 0.03).all()
     ends = [[int(color[i : i + 2], 16) / 255 for i in (0, 2, 4)] for color in (INFERNO[0], INFERNO[-1])]
@@ -235,8 +235,8 @@ def test_colours_run_from_dark_to_light_without_a_step():
 def test_a_labelled_map_is_brightest_where_its_map_is():
     heat = torch.zeros(16, 16)
     heat[12:, 12:] = 0.002
-    bare = labelled(heat, "a red circle", (128, 96))
-    over = labelled(heat, "a red circle " * 30, (128, 96), torch.rand(64, 64, 3))
+    bare = draw_labelled_map(heat, "a red circle", (128, 96))
+    over = draw_labelled_map(heat, "a red circle " * 30, (128, 96), torch.rand(64, 64, 3))
     assert bare.size == over.size == (152, 164)
     for picture in (bare, over):
         grey = picture.convert("L").crop((12, 40, 140, 136)).resize((16, 12), Image.BOX)

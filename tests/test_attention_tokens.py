@@ -8,7 +8,8 @@ from itertools import combinations
 import pytest
 from realigndiff.attention.equation.tokens import find_spelled, spelling, token_positions
 from realigndiff.core.errors import RealignError
-from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.binding import bind_tags
+from realigndiff.language.offline_scorer import OfflineScorer
 from transformers import CLIPTokenizer
 
 WORDS = "a an the red blue circle square circles and next to with tie bow".split()  # noqa: SIM905
@@ -111,9 +112,7 @@ def test_occurrences_are_counted_in_any_case(prompt, occurrence, positions, toke
 
 @pytest.mark.parametrize("prompt", ["A red circle and a red circle", "a red circle and circle", "red red, red red red"])
 def test_the_regions_of_a_prompt_stand_for_different_tokens(prompt, tokenizer):
-    found = [
-        token_positions(r.phrase, prompt, tokenizer, r.occurrence) for r in likelihoods(prompt, [], OfflineScorer())
-    ]
+    found = [token_positions(r.phrase, prompt, tokenizer, r.occurrence) for r in bind_tags(prompt, [], OfflineScorer())]
     assert all(not set(a) & set(b) for a, b in combinations(found, 2))
 
 

@@ -7,7 +7,7 @@ import torch
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation.methods import redraw
-from realigndiff.pipeline.realign import find_regions, look, realign, realign_batch
+from realigndiff.pipeline.realign import caption_and_score, find_regions, realign, realign_batch
 from realigndiff.sampling.settings import SamplingSettings
 
 PROMPTS, SEEDS = ["a green ring", "a green ring and a pink cross", "a red circle"], [2, 8, 1]
@@ -106,7 +106,7 @@ def _phrases(prompt):
 def test_captions_and_rewards_of_a_batch_belong_to_their_images_and_prompts(models, alone):
     order = [2, 0, 1]
     images = torch.stack([alone[i].before.image for i in order])
-    for seen, i in zip(look(models, images, [PROMPTS[i] for i in order]), order, strict=True):
+    for seen, i in zip(caption_and_score(models, images, [PROMPTS[i] for i in order]), order, strict=True):
         assert_same_image(seen, alone[i].before)
 
 

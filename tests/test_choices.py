@@ -4,14 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from realigndiff.core.phrases import nearest_span
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY, Region, RegionSet
-from realigndiff.core.words import nearest_span
-from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.binding import bind_tags
+from realigndiff.language.offline_scorer import OfflineScorer
 from realigndiff.language.validator import valid_bindings, valid_scores
 from realigndiff.perception.detector import Candidates
 from realigndiff.perception.grounded_sam import GroundedSam
 from realigndiff.perception.labels import read_labels
-from realigndiff.pipeline.realign import Look, RealignResult, keeping_better
+from realigndiff.pipeline.realign import CaptionedImage, RealignResult, apply_keep_better
 from realigndiff.rewards.ranking import best_first, ranks
 from safetensors.torch import save_file
 
@@ -67,7 +68,7 @@ def test_a_thing_is_as_likely_as_the_surest_of_its_tags():
             return {"red": MAYBE, "book": CERTAIN}
 
     for tags in (["red", "book"], ["book", "red"]):
-        assert [region.likelihood for region in likelihoods("a red book", tags, Answers())] == [CERTAIN]
+        assert [region.likelihood for region in bind_tags("a red book", tags, Answers())] == [CERTAIN]
 
 
 class Encoder:
@@ -151,9 +152,9 @@ def test_images_of_equal_ranks_keep_their_order_however_many_there_are():
 
 @pytest.mark.parametrize(("reward", "kept"), [(0.5, True), (0.4, True), (0.51, False)])
 def test_of_two_images_of_equal_reward_the_first_is_kept(reward, kept):
-    coarse, fine = Look(torch.zeros(8, 8, 3), "a", 0.5), Look(torch.ones(8, 8, 3), "b", reward)
-    result = keeping_better(RealignResult("a", 0, coarse, fine, RegionSet("a"), "It was sampled again."))
+    coarse, fine = CaptionedImage(torch.zeros(8, 8, 3), "a", 0.5), CaptionedImage(torch.ones(8, 8, 3), "b", reward)
+    result = apply_keep_better(RealignResult("a", 0, coarse, fine, RegionSet("a"), "It was sampled again."))
     assert result.changed != kept
     assert ("no better than 0.5" in result.verdict) == kept
     unchanged = dataclasses.replace(result, after=coarse)
-    assert keeping_better(unchanged) is unchanged
+    assert apply_keep_better(unchanged) is unchanged

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from realigndiff.core.errors import RealignError
-from realigndiff.rewards.loading import NAMES
+from realigndiff.rewards.registry import REWARDS
 from realigndiff.rewards.sam import SamReward
 from realigndiff.training.loop.feedback import make_estimators
 from realigndiff.training.settings.arl import ArlConfig
@@ -29,7 +29,7 @@ def test_the_help_offers_weights_only_where_they_are_taken():
 def test_the_help_offers_each_reward_that_the_script_learns_from():
     def missing(settings):
         offered = documentation(settings)["reward"].text.partition("The reward sam")[0]
-        return [name for name in NAMES if not re.search(rf"\b{name}\b", offered)]
+        return [name for name in REWARDS if not re.search(rf"\b{name}\b", offered)]
 
     assert missing(ArlConfig) == [] and missing(ReflConfig) == ["sam"]
     with pytest.raises(RealignError, match=r"sam has no gradient.*arl_train\.py"):

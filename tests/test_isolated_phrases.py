@@ -37,33 +37,35 @@ def regions_of(*phrases, prompt=PROMPT, mask=LEFT):
 
 def test_each_phrases_tokens_have_the_embeddings_of_the_phrase_alone_in_all_encoders(sampler):
     """The prompt is: start, a red circle, and, a blue square, end."""
-    words, alone = sampler.encode([PROMPT]), sampler.encode([RED, BLUE])
-    expected = words.hidden.clone()
-    expected[0, 1:4], expected[0, 5:8] = alone.hidden[0, 1:4], alone.hidden[1, 1:4]
-    isolated = sampler.isolated(words, [regions_of(RED, BLUE)])
-    torch.testing.assert_close(isolated.hidden, expected, rtol=1e-4, atol=1e-5)
+    words, alone = sampler.encode_prompts([PROMPT]), sampler.encode_prompts([RED, BLUE])
+    expected = words.prompt_embeds.clone()
+    expected[0, 1:4], expected[0, 5:8] = alone.prompt_embeds[0, 1:4], alone.prompt_embeds[1, 1:4]
+    isolated = sampler.isolate_phrases(words, [regions_of(RED, BLUE)])
+    torch.testing.assert_close(isolated.prompt_embeds, expected, rtol=1e-4, atol=1e-5)
     assert isolated.pooled is words.pooled
-    changed = (isolated.hidden != words.hidden)[0, 5:8].any(0)
+    changed = (isolated.prompt_embeds != words.prompt_embeds)[0, 5:8].any(0)
     assert changed.float().mean() > 0.99, "of the channels, those of SDXL's second encoder too"
-    assert torch.equal(words.hidden, sampler.encode([PROMPT]).hidden), "the prompt's own are left as they were"
+    assert torch.equal(words.prompt_embeds, sampler.encode_prompts([PROMPT]).prompt_embeds), (
+        "the prompt's own are left as they were"
+    )
 
 
 def test_each_prompt_of_a_batch_has_its_own_phrases_and_no_regions_change_nothing(sampler):
-    words = sampler.encode(["", PROMPT, PROMPT, PROMPT])
+    words = sampler.encode_prompts(["", PROMPT, PROMPT, PROMPT])
     inactive = regions_of(BLUE, mask=None)
-    hidden = sampler.isolated(words, [None, regions_of(BLUE), regions_of(RED, BLUE), inactive]).hidden
-    assert torch.equal(hidden[[0, 3]], words.hidden[[0, 3]])
+    hidden = sampler.isolate_phrases(words, [None, regions_of(BLUE), regions_of(RED, BLUE), inactive]).prompt_embeds
+    assert torch.equal(hidden[[0, 3]], words.prompt_embeds[[0, 3]])
     for row, regions in ((1, regions_of(BLUE)), (2, regions_of(RED, BLUE))):
-        alone = sampler.isolated(words[[row]], [regions]).hidden[0]
+        alone = sampler.isolate_phrases(words[[row]], [regions]).prompt_embeds[0]
         torch.testing.assert_close(hidden[row], alone, rtol=1e-4, atol=1e-5)
-    assert sampler.isolated(words, [None, None, None, inactive]) is words
+    assert sampler.isolate_phrases(words, [None, None, None, inactive]) is words
 
 
 def test_of_equal_phrases_each_place_that_is_meant_is_replaced(models):
     sampler, prompt = models.sampler, "a red circle and a red circle"
-    words, alone = sampler.encode([prompt]), sampler.encode([RED]).hidden
-    hidden = sampler.isolated(words, [regions_of((RED, 1), prompt=prompt)]).hidden
-    assert torch.equal(hidden[:, :5], words.hidden[:, :5])
+    words, alone = sampler.encode_prompts([prompt]), sampler.encode_prompts([RED]).prompt_embeds
+    hidden = sampler.isolate_phrases(words, [regions_of((RED, 1), prompt=prompt)]).prompt_embeds
+    assert torch.equal(hidden[:, :5], words.prompt_embeds[:, :5])
     torch.testing.assert_close(hidden[:, 5:8], alone[:, 1:4], rtol=1e-4, atol=1e-5)
 
 
@@ -72,9 +74,9 @@ def test_of_overlapping_phrases_the_shortest_holds_whichever_comes_first(models,
     sampler, prompt = models.sampler, "and a red circle and a blue square"
     long, short = "a red circle and a blue square", BLUE
     phrases = (short, long) if turned else (long, short)
-    words = sampler.encode([prompt])
-    hidden = sampler.isolated(words, [regions_of(*phrases, prompt=prompt)]).hidden
-    alone = sampler.encode([long, short]).hidden
+    words = sampler.encode_prompts([prompt])
+    hidden = sampler.isolate_phrases(words, [regions_of(*phrases, prompt=prompt)]).prompt_embeds
+    alone = sampler.encode_prompts([long, short]).prompt_embeds
     torch.testing.assert_close(hidden[0, 2:6], alone[0, 1:5], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(hidden[0, 6:9], alone[1, 1:4], rtol=1e-4, atol=1e-5)
 
@@ -82,17 +84,19 @@ def test_of_overlapping_phrases_the_shortest_holds_whichever_comes_first(models,
 def test_of_a_phrase_that_the_encoders_end_cuts_the_first_tokens_are_replaced(models):
     sampler = models.sampler
     prompt = " ".join(["and"] * 73) + " a blue square"  # of 75 that are read
-    words, alone = sampler.encode([prompt]), sampler.encode([BLUE]).hidden
-    hidden = sampler.isolated(words, [regions_of(BLUE, prompt=prompt)]).hidden
+    words, alone = sampler.encode_prompts([prompt]), sampler.encode_prompts([BLUE]).prompt_embeds
+    hidden = sampler.isolate_phrases(words, [regions_of(BLUE, prompt=prompt)]).prompt_embeds
     torch.testing.assert_close(hidden[0, 74:76], alone[0, 1:3], rtol=1e-4, atol=1e-5)
-    assert torch.equal(hidden[0, 76], words.hidden[0, 76])
+    assert torch.equal(hidden[0, 76], words.prompt_embeds[0, 76])
     with pytest.raises(RealignError, match="comes after the 75 tokens"):
-        sampler.isolated(words, [regions_of(BLUE, prompt="and and " + prompt)])
+        sampler.isolate_phrases(words, [regions_of(BLUE, prompt="and and " + prompt)])
 
 
 def test_words_in_another_form_stand_for_the_prompts(models):
-    words = models.sampler.encode([PROMPT])
-    hidden, exact = (models.sampler.isolated(words, [regions_of(p)]).hidden for p in ("the Blue squares", BLUE))
+    words = models.sampler.encode_prompts([PROMPT])
+    hidden, exact = (
+        models.sampler.isolate_phrases(words, [regions_of(p)]).prompt_embeds for p in ("the Blue squares", BLUE)
+    )
     torch.testing.assert_close(hidden, exact)
 
 
@@ -100,9 +104,9 @@ def test_sampling_is_without_it_unless_asked_and_it_changes_only_images_with_reg
     noise = sampler.noise([1, 2])
     prompts, sets = [PROMPT, PROMPT], [regions_of(BLUE), None]
     off = ModulationSettings(end=0.0)
-    plain = sampler.latents(prompts, noise, FEW)
-    unchanged = sampler.latents(prompts, noise, FEW, region_sets=sets, modulation=off)
-    isolated = sampler.latents(prompts, noise, FEW, region_sets=sets, modulation=off, isolate_phrases=True)
+    plain = sampler.sample_latents(prompts, noise, FEW)
+    unchanged = sampler.sample_latents(prompts, noise, FEW, region_sets=sets, modulation=off)
+    isolated = sampler.sample_latents(prompts, noise, FEW, region_sets=sets, modulation=off, isolate_phrases=True)
     assert torch.equal(unchanged, plain)
     assert (isolated[0] - plain[0]).abs().max() > 1e-3
     torch.testing.assert_close(isolated[1], plain[1], rtol=1e-3, atol=1e-4)
@@ -111,13 +115,15 @@ def test_sampling_is_without_it_unless_asked_and_it_changes_only_images_with_reg
 def test_the_unconditional_half_stays_as_it_is(models):
     sampler, seen = models.sampler, []
     predict = sampler.predict
-    sampler.predict = lambda x, t, words, unet=None: seen.append(words.hidden) or predict(x, t, words, unet)
+    sampler.predict = lambda x, t, words, unet=None: seen.append(words.prompt_embeds) or predict(x, t, words, unet)
     try:
-        sampler.latents([PROMPT], sampler.noise([1]), FEW, region_sets=[regions_of(BLUE)], isolate_phrases=True)
+        sampler.sample_latents([PROMPT], sampler.noise([1]), FEW, region_sets=[regions_of(BLUE)], isolate_phrases=True)
     finally:
         del sampler.predict
-    words = sampler.encode(["", PROMPT])
-    expected = torch.cat([words.hidden[:1], sampler.isolated(words[[1]], [regions_of(BLUE)]).hidden])
+    words = sampler.encode_prompts(["", PROMPT])
+    expected = torch.cat(
+        [words.prompt_embeds[:1], sampler.isolate_phrases(words[[1]], [regions_of(BLUE)]).prompt_embeds]
+    )
     assert len(seen) == 2  # at all steps, also those that are not re-weighted
     for given in seen:
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)

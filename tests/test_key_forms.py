@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 from realigndiff.core.errors import RealignError
-from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.binding import bind_tags
 from realigndiff.language.server.cache import AnswerCache
 from realigndiff.language.server.client import OpenAiLanguageModel
 from realigndiff.language.server.key_forms import holds_key, without_key
@@ -105,7 +105,7 @@ def test_no_form_of_the_key_gets_into_notes_messages_or_the_cache(serve, tmp_pat
     model = OpenAiLanguageModel(
         serve(Reply(json.dumps(answers))).url, "m", lambda: KEY, cache=AnswerCache(tmp_path / "answers")
     )
-    found = likelihoods("a red circle", ["circle", "square"], model)
+    found = bind_tags("a red circle", ["circle", "square"], model)
     kept = "".join(file.read_text() for file in tmp_path.rglob("*.json"))
     refused = OpenAiLanguageModel(serve(Reply(status=401, body=form.encode())).url, "m", lambda: KEY, retries=0)
     with pytest.raises(RealignError) as told:

@@ -15,7 +15,7 @@ import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.language import questions
 from realigndiff.language.answers import GivenAnswers, read_json
-from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.binding import bind_tags
 from realigndiff.language.server import chat as chat_server
 from realigndiff.language.server.cache import AnswerCache
 from realigndiff.language.server.client import OpenAiLanguageModel
@@ -36,7 +36,7 @@ KEY = "sk-very-secret"
     ids=["both questions", "words alone", "in prose"],
 )
 def test_a_text_answers_the_llm_step(text):
-    found = likelihoods(PROMPT, TAGS, GivenAnswers(text))
+    found = bind_tags(PROMPT, TAGS, GivenAnswers(text))
     assert [(region.tag, region.phrase) for region in found] == [
         ("circle", "a red circle"),
         ("square", "a blue square"),
@@ -58,7 +58,7 @@ def test_a_text_answers_the_llm_step(text):
     ids=lambda text: text[:12],
 )
 def test_a_text_without_an_answer_still_gives_the_prompts_own_things(text):
-    found = likelihoods(PROMPT, TAGS, GivenAnswers(text))
+    found = bind_tags(PROMPT, TAGS, GivenAnswers(text))
     assert [region.phrase for region in found if region.phrase] == ["a red circle", "a blue square"]
 
 
@@ -580,7 +580,7 @@ def test_a_server_that_is_not_there_may_leave_its_questions_to_the_offline_score
     model = OpenAiLanguageModel("http://127.0.0.1:9/v1", "m", timeout=1, or_offline=True)
     with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:9 did not answer"):
         model.bind(PROMPT, TAGS)
-    found = likelihoods(PROMPT, TAGS, model)
+    found = bind_tags(PROMPT, TAGS, model)
     assert [(region.phrase, region.likelihood) for region in found] == [("a red circle", 2), ("a blue square", 2)]
     (note,) = found.notes
     assert note.startswith("The offline scorer answered instead of a language model. The LLM server 127.0.0.1:9 did")

@@ -3,13 +3,14 @@
 import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.core.regions import CERTAIN, MAYBE, UNLIKELY
-from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.binding import bind_tags
+from realigndiff.language.offline_scorer import OfflineScorer
 
 OFFLINE = OfflineScorer()
 
 
 def told(prompt, tags, model=OFFLINE):
-    return [(r.tag, r.phrase, r.occurrence, r.likelihood) for r in likelihoods(prompt, tags, model)]
+    return [(r.tag, r.phrase, r.occurrence, r.likelihood) for r in bind_tags(prompt, tags, model)]
 
 
 def test_each_phrase_of_the_prompt_becomes_one_region_with_its_last_tag():
@@ -53,7 +54,7 @@ def test_an_answer_that_is_nonsense_leaves_the_prompts_own_phrases_and_says_so()
         def score(self, prompt, tags):
             return {"circle": "a lot"}
 
-    regions = likelihoods("a red circle", ["circle"], Nonsense())
+    regions = bind_tags("a red circle", ["circle"], Nonsense())
     assert [(r.phrase, r.likelihood) for r in regions] == [("a red circle", 2)]
     assert len(regions.notes) == 4
 
@@ -99,7 +100,7 @@ def test_things_that_only_a_verb_joins_are_two_regions():
 
 
 def test_a_tag_that_is_bound_to_all_of_the_prompt_without_being_in_it_is_bound_to_nothing():
-    regions = likelihoods(TWO, ["dog"], Answers({"dog": TWO}, {"dog": 0}))
+    regions = bind_tags(TWO, ["dog"], Answers({"dog": TWO}, {"dog": 0}))
     assert [(r.tag, r.phrase) for r in regions] == [
         ("circle", "a red circle"),
         ("square", "a blue square"),
@@ -160,7 +161,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_once_more_in_another_order()
 
 
 def test_what_is_missing_still_is_answered_offline_and_noted():
-    regions = likelihoods(TWO, THREE, InTurn({}, None, {}, {"dog": "perhaps"}))
+    regions = bind_tags(TWO, THREE, InTurn({}, None, {}, {"dog": "perhaps"}))
     assert [(r.tag, r.phrase, r.likelihood) for r in regions] == [
         ("circle", "a red circle", CERTAIN),
         ("square", "a blue square", CERTAIN),
@@ -175,7 +176,7 @@ def test_the_offline_scorer_given_answers_what_is_missing():
         def score(self, prompt, tags):
             return dict.fromkeys(tags, MAYBE)
 
-    regions = likelihoods(TWO, ["dog"], InTurn({}, {}, {}), Offline())
+    regions = bind_tags(TWO, ["dog"], InTurn({}, {}, {}), Offline())
     assert regions.regions[-1].likelihood == MAYBE
 
 
@@ -190,7 +191,7 @@ def test_the_offline_scorer_given_answers_what_is_missing():
 )
 def test_a_model_that_cannot_answer_leaves_the_rest_to_the_offline_scorer(answers, expected):
     model = InTurn(*answers)
-    regions = likelihoods(TWO, THREE, model)
+    regions = bind_tags(TWO, THREE, model)
     assert tuple(r.likelihood for r in regions) == expected
     assert [r.phrase for r in regions] == ["a red circle", "a blue square", ""]
     assert regions.notes and not model.answers
@@ -198,12 +199,12 @@ def test_a_model_that_cannot_answer_leaves_the_rest_to_the_offline_scorer(answer
 
 def test_without_tags_nobody_is_asked():
     model = InTurn()
-    assert len(likelihoods(TWO, [], model)) == 2
+    assert len(bind_tags(TWO, [], model)) == 2
     assert model.asked == []
 
 
 def test_a_tag_of_the_prompt_that_got_no_score_is_certain_and_says_so():
-    regions = likelihoods(TWO, ["circle", "dog"], Answers({"circle": "a red circle"}, "sorry"))
+    regions = bind_tags(TWO, ["circle", "dog"], Answers({"circle": "a red circle"}, "sorry"))
     assert [(r.tag, r.likelihood) for r in regions] == [("circle", CERTAIN), ("square", CERTAIN), ("dog", UNLIKELY)]
     assert "No usable score came for 'circle', 'dog': scored offline." in regions.notes
 
@@ -211,14 +212,14 @@ def test_a_tag_of_the_prompt_that_got_no_score_is_certain_and_says_so():
 @pytest.mark.parametrize("nothing", [[], None, ""])
 def test_a_tag_that_is_said_to_have_no_words_has_none(nothing):
     model = InTurn({"dog": nothing}, {"dog": 0})
-    regions = likelihoods("a hot dog", ["dog"], model)
+    regions = bind_tags("a hot dog", ["dog"], model)
     assert [(r.tag, r.phrase, r.likelihood) for r in regions] == [("dog", "a hot dog", CERTAIN), ("dog", "", UNLIKELY)]
     assert regions.notes == () and model.asked == [["dog"]] * 2
 
 
 def test_words_that_only_the_offline_scorer_binds_make_no_thing_of_the_prompt_unlikely():
     model = InTurn({"plate": "a plate"}, {}, {"dog": 0, "plate": 2})
-    assert [(r.tag, r.phrase, r.likelihood) for r in likelihoods("a hot dog on a plate", ["dog", "plate"], model)] == [
+    assert [(r.tag, r.phrase, r.likelihood) for r in bind_tags("a hot dog on a plate", ["dog", "plate"], model)] == [
         ("dog", "a hot dog", CERTAIN),
         ("plate", "a plate", CERTAIN),
         ("dog", "", UNLIKELY),
@@ -228,18 +229,18 @@ def test_words_that_only_the_offline_scorer_binds_make_no_thing_of_the_prompt_un
 @pytest.mark.parametrize("error", [RealignError("It refused."), NoAnswer("It is gone.")])
 def test_a_second_asking_that_fails_loses_nothing(error):
     model = InTurn({"circle": "a red circle"}, error, {"circle": 2, "square": 0.5}, error)
-    regions = likelihoods(TWO, THREE, model)
+    regions = bind_tags(TWO, THREE, model)
     assert [r.likelihood for r in regions] == [CERTAIN, MAYBE, UNLIKELY]
     assert f"What was missing could not be asked for once more. {error}" in regions.notes
 
 
 def test_an_interrupt_of_the_second_asking_is_none_of_its_failures():
     with pytest.raises(InterruptedError):
-        likelihoods(TWO, THREE, InTurn({}, InterruptedError()))
+        bind_tags(TWO, THREE, InTurn({}, InterruptedError()))
 
 
 def test_it_is_told_which_half_was_answered_offline():
-    (note,) = likelihoods(TWO, THREE, InTurn(NoAnswer("It is gone."))).notes
+    (note,) = bind_tags(TWO, THREE, InTurn(NoAnswer("It is gone."))).notes
     assert note == "The offline scorer answered instead of a language model. It is gone."
-    (note,) = likelihoods(TWO, THREE, InTurn(BOUND, NoAnswer("It is gone."))).notes
+    (note,) = bind_tags(TWO, THREE, InTurn(BOUND, NoAnswer("It is gone."))).notes
     assert note == "The offline scorer scored the tags instead of a language model. It is gone."

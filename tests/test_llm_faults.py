@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
+from realigndiff.core.phrases import noun_phrases
 from realigndiff.core.regions import LIKELIHOODS
-from realigndiff.core.words import noun_phrases
-from realigndiff.language.likelihood import OfflineScorer, likelihoods
+from realigndiff.language.binding import bind_tags
+from realigndiff.language.offline_scorer import OfflineScorer
 from realigndiff.language.server import chat as chat_server
 from realigndiff.language.server.client import OpenAiLanguageModel
 from realigndiff.tests.llm_server import FAULTS, LlmServer, Reply
@@ -113,7 +114,7 @@ def test_every_answer_is_survived(server, prompt, tags, in_turn, question, or_of
         getattr(OpenAiLanguageModel(server.url, "m", timeout=0.3, retries=1, or_offline=or_offline), question),
     )
     try:
-        found = likelihoods(prompt, tags, model)
+        found = bind_tags(prompt, tags, model)
     except RealignError as error:
         assert not or_offline and "did not answer for 'm'" in str(error)
         return

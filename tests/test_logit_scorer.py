@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.binding import bind_tags
 from realigndiff.language.logit_scorer import LogitScorer
 from realigndiff.tests.tiny_llm import KINDS, language_model, save_language_model, tokenizer
 from transformers import DynamicCache
@@ -77,14 +77,14 @@ def test_a_prompt_without_things_binds_nothing_unasked():
 
 
 def test_its_answers_need_no_repair():
-    assert likelihoods(PROMPT, TAGS, scorer()).notes == ()
+    assert bind_tags(PROMPT, TAGS, scorer()).notes == ()
 
 
 def test_likelihoods_that_are_no_numbers_are_no_answer_and_the_offline_scorer_is_asked():
     own = scorer()
     own.model.lm_head.weight.data[:] = float("nan")
     assert own.score(PROMPT, TAGS) == {}
-    found = likelihoods(PROMPT, ["circle", "sky"], own)
+    found = bind_tags(PROMPT, ["circle", "sky"], own)
     assert [(r.tag, r.likelihood) for r in found] == [("circle", 2), ("square", 2), ("sky", 0)]
     assert any("scored offline" in note for note in found.notes)
 

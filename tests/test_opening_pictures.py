@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageColor
 from realigndiff.core.regions import MAYBE, Region, RegionSet
-from realigndiff.drawing.heat_map import FOOT, GAP, HEAD, labelled, outlined
+from realigndiff.drawing.attention_map import FOOT, GAP, HEAD, draw_labelled_map, draw_outline
 from realigndiff.drawing.overlay import PALETTE, overlay
-from realigndiff.drawing.panel import panel
+from realigndiff.drawing.panel import draw_panel
 from realigndiff.pipeline.phrase_attention import PhraseAttention
-from realigndiff.pipeline.realign import Look, RealignResult
+from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 
 GREY = 0.5
 PROMPT = "a red circle and a blue square"
@@ -158,8 +158,8 @@ def test_a_label_lies_inside_the_picture_wherever_its_box_is(box):
 
 
 def result(**changed):
-    coarse = Look(torch.full((64, 64, 3), 0.2), "a red square", 0.5)
-    fine = Look(torch.full((64, 64, 3), 0.8), "a red circle", 0.95)
+    coarse = CaptionedImage(torch.full((64, 64, 3), 0.2), "a red square", 0.5)
+    fine = CaptionedImage(torch.full((64, 64, 3), 0.8), "a red circle", 0.95)
     found = RegionSet(PROMPT, (Region(tag="circle", phrase="a red circle", mask=box_mask(8, 8, 40, 40)),))
     return dataclasses.replace(RealignResult(PROMPT, 3, coarse, fine, found, "It was sampled again."), **changed)
 
@@ -192,7 +192,7 @@ MISSING = BASE.regions.with_regions([*BASE.regions, Region(tag="square", phrase=
 )
 def test_what_a_panel_says_stands_where_it_belongs(changed, columns, rows):
     """What is changed of a result changes ink there, and nothing elsewhere."""
-    before, after = panel(BASE), panel(result(**changed))
+    before, after = draw_panel(BASE), draw_panel(result(**changed))
     x0, y0, x1, y1 = ImageChops.difference(before, after).getbbox()
     assert columns[0] <= x0 < x1 <= columns[1]
     assert rows[0] <= y0 < y1 <= rows[1]
@@ -201,12 +201,12 @@ def test_what_a_panel_says_stands_where_it_belongs(changed, columns, rows):
 def test_an_unchanged_result_says_why_in_its_panel():
     kept = dataclasses.replace(BASE, after=BASE.before, verdict="Unchanged: it reaches the gate.")
     other = dataclasses.replace(kept, verdict="Unchanged: there was nothing to re-weight in the whole image.")
-    x0, y0, x1, y1 = ImageChops.difference(panel(kept), panel(other)).getbbox()
+    x0, y0, x1, y1 = ImageChops.difference(draw_panel(kept), draw_panel(other)).getbbox()
     assert THIRDS["middle"][0] <= x0 < x1 <= THIRDS["middle"][1] and TEXT[0] <= y0 < y1 <= TEXT[1]
 
 
 def test_a_panel_shows_the_coarse_image_its_regions_and_the_re_aligned_one():
-    picture = panel(BASE)
+    picture = draw_panel(BASE)
     # near the lower right corner of each picture, in the middle one outside the mask
     values = [picture.getpixel((24 + column * 408 + 380, 112 + 380)) for column in range(3)]
     assert values == [(51, 51, 51), (51, 51, 51), (204, 204, 204)]
@@ -230,9 +230,9 @@ HEAT[4:8, 4:8] = 0.004
 )
 def test_the_attention_below_a_panel_shows_each_phrase_and_how_much_lies_on_its_region(changed, rows):
     phrase = PhraseAttention(BASE.regions.regions[0], HEAT, HEAT.clone())
-    one, other = panel(BASE, [phrase]), panel(BASE, [phrase._replace(**changed)])
+    one, other = draw_panel(BASE, [phrase]), draw_panel(BASE, [phrase._replace(**changed)])
     x0, y0, x1, y1 = ImageChops.difference(one, other).getbbox()
-    top = panel(BASE).height + 40
+    top = draw_panel(BASE).height + 40
     assert top + rows[0] <= y0 < y1 <= top + rows[1]
     assert 0 <= x0 < x1 <= WIDTH / 3 + 12
     if "phrase" not in changed and "region" not in changed:  # the share on the region is told below the maps
@@ -249,9 +249,9 @@ def test_a_labelled_map_has_its_words_above_and_its_largest_value_below():
     heat = torch.zeros(16, 16)
     heat[:8] = 0.01
     one, renamed, twice = (
-        labelled(heat, "a cat", size),
-        labelled(heat, "a dog", size),
-        labelled(2 * heat, "a cat", size),
+        draw_labelled_map(heat, "a cat", size),
+        draw_labelled_map(heat, "a dog", size),
+        draw_labelled_map(2 * heat, "a cat", size),
     )
     words, value = (ImageChops.difference(one, other).getbbox() for other in (renamed, twice))
     assert words[0] >= GAP and words[3] <= HEAD
@@ -260,13 +260,13 @@ def test_a_labelled_map_has_its_words_above_and_its_largest_value_below():
 
 
 def test_words_that_are_too_long_for_a_map_are_cut_and_stay_on_it():
-    picture = labelled(torch.rand(16, 16), "a very long phrase that goes on and on", (120, 100))
+    picture = draw_labelled_map(torch.rand(16, 16), "a very long phrase that goes on and on", (120, 100))
     ink = np.asarray(picture.convert("L"))[:HEAD] < 200
     assert ink[:, GAP : GAP + 120].any() and not ink[:, GAP + 121 :].any()
 
 
 def test_an_outline_runs_along_the_edge_of_its_mask():
     dark = Image.new("RGB", (64, 64), "black")
-    white = np.asarray(outlined(dark, box_mask(16, 24, 40, 48)))[..., 0] > 128
+    white = np.asarray(draw_outline(dark, box_mask(16, 24, 40, 48)))[..., 0] > 128
     assert white[24:48, 15].all() and white[24:48, 40].all() and white[23, 16:40].all() and white[48, 16:40].all()
     assert not white[26:46, 18:38].any() and not white[:22].any() and not white[:, :14].any()

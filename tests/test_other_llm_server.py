@@ -8,7 +8,7 @@ import os
 
 import pytest
 from realigndiff.core.regions import LIKELIHOODS
-from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.binding import bind_tags
 from realigndiff.language.server.client import OpenAiLanguageModel
 
 OTHER = os.environ.get("REALIGN_TEST_LLM", "")
@@ -16,7 +16,7 @@ OTHER = os.environ.get("REALIGN_TEST_LLM", "")
 
 @pytest.mark.skipif(not OTHER, reason='needs an LLM server: set REALIGN_TEST_LLM="<address> <model>"')
 def test_another_server_answers_both_questions():
-    found = likelihoods(
+    found = bind_tags(
         "a red circle and a blue square", ["circle", "square", "sky"], OpenAiLanguageModel(*OTHER.split())
     )
     assert [region.phrase for region in found] == ["a red circle", "a blue square", ""]

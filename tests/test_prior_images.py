@@ -39,7 +39,7 @@ def test_a_folders_pictures_come_back_from_the_autoencoder(sampler, tmp_path):
     back, given = sampler.decode(prior.latents), torch.from_numpy(scenes.astype(np.float32)) / 255
     assert (back - given).abs().mean() < 0.05
     assert (back - given.flip(0)).abs().mean() > 0.1
-    spread = sampler.latents(PROMPTS, sampler.noise([1, 2]), SamplingSettings(steps=4, cfg=3.0)).std()
+    spread = sampler.sample_latents(PROMPTS, sampler.noise([1, 2]), SamplingSettings(steps=4, cfg=3.0)).std()
     assert 0.5 < prior.latents.std() / spread < 2  # what the UNet knows
 
 
@@ -48,7 +48,7 @@ def test_the_frozen_models_images_have_noise_of_their_own_however_many_are_drawn
 ):
     drawn = {}
     for at_once in (4, 3, 1):
-        monkeypatch.setattr(DiffusersSampler, "at_once", at_once)
+        monkeypatch.setattr(DiffusersSampler, "max_batch", at_once)
         config = ReflConfig(**FEW, output=str(tmp_path / str(at_once)))
         drawn[at_once] = frozen_prior(sampler, captioner, ["a green ring"], config).latents
     for at_once in (3, 1):
@@ -62,7 +62,7 @@ def test_the_frozen_models_images_are_sampled_as_the_settings_say(sampler, capti
     prior = frozen_prior(sampler, captioner, PROMPTS, config)
     assert prior.captions == PROMPTS * 2
     noise = sampler.noise([FEW["seed"] + 10**6 + i for i in range(4)])
-    theirs = sampler.latents(PROMPTS * 2, noise, SamplingSettings(steps=1, cfg=3.0))
+    theirs = sampler.sample_latents(PROMPTS * 2, noise, SamplingSettings(steps=1, cfg=3.0))
     torch.testing.assert_close(prior.latents, theirs, rtol=1e-3, atol=1e-3)
 
 

@@ -9,10 +9,10 @@ from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
-from realigndiff.demo.report import report
+from realigndiff.demo.report import judged_report
 from realigndiff.demo.world import COLORS, SHAPES
-from realigndiff.drawing.panel import panel
-from realigndiff.pipeline.realign import readable, realign, realign_batch
+from realigndiff.drawing.panel import draw_panel
+from realigndiff.pipeline.realign import realign, realign_batch, zero_truncated_phrases
 from realigndiff.sampling.settings import SamplingSettings
 from realigndiff.tests.close import SAMPLING, assert_close
 
@@ -110,7 +110,7 @@ def test_a_region_whose_words_are_not_read_is_inactive_and_says_so(models):
             Region(tag="square", phrase="a blue square", mask=mask),
         ),
     )
-    read = readable(far, models.sampler.tokenizer)
+    read = zero_truncated_phrases(far, models.sampler.tokenizer)
     assert [region.likelihood for region in read] == [CERTAIN, UNLIKELY]
     assert "'a blue square' comes after the 75 tokens" in read.notes[0]
 
@@ -175,7 +175,7 @@ def test_guidance_off_realigns_too(models):
 
 
 def test_the_report_holds_everything_and_is_json(result):
-    told = json.loads(json.dumps(report(result, FAST)))
+    told = json.loads(json.dumps(judged_report(result, FAST)))
     assert {"prompt", "seed", "verdict", "before", "after", "regions", "missing", "notes", "settings"} <= set(told)
     assert {"caption", "caption_reward", "judge", "judge_sees"} == set(told["before"])
     for region in told["regions"]:
@@ -183,7 +183,7 @@ def test_the_report_holds_everything_and_is_json(result):
 
 
 def test_a_prompt_without_a_coloured_shape_is_not_judged(result):
-    told = report(dataclasses.replace(result, prompt="a hexagonal elephant"), FAST)
+    told = judged_report(dataclasses.replace(result, prompt="a hexagonal elephant"), FAST)
     assert told["before"]["judge"] is None
     assert told["after"]["judge"] is None
     assert told["before"]["judge_sees"]
@@ -191,6 +191,6 @@ def test_a_prompt_without_a_coloured_shape_is_not_judged(result):
 
 @pytest.mark.parametrize("settings", [FAST, dataclasses.replace(FAST, gate=-1.0)], ids=["mended", "left alone"])
 def test_the_panel_is_a_picture_of_three(models, settings):
-    picture = panel(realign(models, PROMPT, 3, settings))
+    picture = draw_panel(realign(models, PROMPT, 3, settings))
     assert picture.width > 3 * 384
     assert len(set(picture.resize((64, 32)).getdata())) > 50

@@ -4,6 +4,7 @@
 `published_rewards` makes; `golden/originals.py` makes them again.
 """
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -22,8 +23,9 @@ from realigndiff.core.errors import RealignError
 from realigndiff.rewards.blip import Blip, BlipItcReward, BlipItmReward
 from realigndiff.rewards.clip import ClipReward
 from realigndiff.rewards.image_reward import ImageReward
-from realigndiff.rewards.loading import NAMES, load_rewards
+from realigndiff.rewards.loading import load_rewards
 from realigndiff.rewards.preprocessing import Preprocessing
+from realigndiff.rewards.registry import REWARDS, RewardEntry
 from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
@@ -98,7 +100,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rewards(places):
-    found = load_rewards(NAMES[2:], places)
+    found = load_rewards(list(REWARDS)[2:], places)
     blip2 = Blip.load(WEIGHTS / "blip2_itm")
     return {**found, "blip2-itm": BlipItmReward(blip2), "blip2-itc": BlipItcReward(blip2)}
 
@@ -412,3 +414,56 @@ def test_the_sizes_of_the_published_files_follow_from_their_shapes():
         30524,
         1024,
     )
+
+
+# One more reward
+
+
+MADE_UP = """
+from realigndiff.rewards.reward import Judgement, Reward
+
+
+class Brightness(Reward):
+    name, differentiable = "brightness", True
+
+    def judge(self, images, prompts):
+        return Judgement(images.mean((1, 2, 3)), ("Prompts do not matter.",))
+
+    def networks(self):
+        return ()
+
+
+def load(models):
+    return Brightness()
+"""
+
+
+def test_one_file_and_one_registry_line_make_a_reward(tmp_path, monkeypatch):
+    from realigndiff.evaluation import metrics
+    from realigndiff.evaluation.evaluate import add_arguments
+
+    (tmp_path / "made_up_reward.py").write_text(MADE_UP, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = RewardEntry("how bright the image is", {"lamp": "a lamp"}, "made_up_reward:load")
+    monkeypatch.setitem(REWARDS, "brightness", entry)
+    reward = load_rewards(["brightness"], {"lamp": "a/lamp"})["brightness"]
+    assert reward(torch.full((2, 8, 8, 3), 0.5), PROMPTS[:2]).tolist() == [0.5, 0.5]
+    assert reward.judge(torch.zeros(1, 8, 8, 3), PROMPTS[:1]).notes == ("Prompts do not matter.",)
+    with pytest.raises(RealignError, match="brightness needs to know where lamp is"):
+        load_rewards(["brightness"], {})
+    with pytest.raises(RealignError, match=r"choose among caption, .*, brightness"):
+        load_rewards(["beauty"], {})
+    assert "brightness" in metrics.metric_names() and metrics.reward_models()["lamp"] == "a lamp"
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(["--lamp", "a/lamp", "--metric", "brightness"])
+    assert options.lamp == "a/lamp" and options.metric == ["brightness"]
+
+
+def test_the_registry_names_each_reward_as_it_names_itself_and_the_docs_list_it(places):
+    demo = dict.fromkeys(("captioner", "text_encoder", "tagger", "detector", "segmenter"), "demo")
+    found = load_rewards(list(REWARDS), {**demo, **places})
+    assert [reward.name for reward in found.values()] == list(REWARDS)
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    for name, entry in REWARDS.items():
+        assert f"`{name}`" in page and all(f"`{model}`" in page for model in entry.models)

@@ -11,7 +11,7 @@ from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
 from realigndiff.demo.train.data import draw_scenes
 from realigndiff.demo.world import caption
-from realigndiff.language.likelihood import OfflineScorer
+from realigndiff.language.offline_scorer import OfflineScorer
 from realigndiff.rewards.combine import parse_terms, weighted_sum
 from realigndiff.rewards.ranking import best_first, rank_sum, ranks
 from realigndiff.rewards.sam import SamReward
@@ -116,14 +116,14 @@ def test_a_reward_is_named_once_and_at_least_one_is():
 
 
 def test_tags_that_a_language_model_does_not_score_are_scored_offline():
-    from realigndiff.language.likelihood import tag_likelihoods
+    from realigndiff.language.binding import score_tags
 
     class Silent:
         bind = score = staticmethod(lambda prompt, tags: None)
 
-    scores, notes = tag_likelihoods("a red book", ["book", "dog", "book"], Silent(), OfflineScorer())
+    scores, notes = score_tags("a red book", ["book", "dog", "book"], Silent(), OfflineScorer())
     assert scores == {"book": 2, "dog": 0} and notes
-    assert tag_likelihoods("a red book", [], Silent()) == ({}, ())
+    assert score_tags("a red book", [], Silent()) == ({}, ())
 
 
 def test_what_the_sam_reward_reads_with_is_moved_too(models, sam_reward):

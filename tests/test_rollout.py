@@ -36,15 +36,15 @@ def test_the_gradient_is_that_of_one_step_alone(sampler):
     rollout.predict_x0(PROMPTS, noise, 5).sum().backward()
     ours, weight.grad = weight.grad.clone(), None
 
-    words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
+    words, scheduler = sampler.encode_prompts(PROMPTS).clone(), rollout.scheduler
     x = noise.clone()
     with torch.no_grad():
         for t in scheduler.timesteps[:5]:
             x = scheduler.step(rollout._predict(sampler.unet, x, t, words), t, x).prev_sample
     t = scheduler.timesteps[5]
-    worded = sampler.unet(x, t, words.hidden).sample
+    worded = sampler.unet(x, t, words.prompt_embeds).sample
     with torch.no_grad():
-        empty = sampler.unet(x, t, sampler.encode(["", ""]).hidden).sample
+        empty = sampler.unet(x, t, sampler.encode_prompts(["", ""]).prompt_embeds).sample
     alpha = scheduler.alphas_cumprod[t]
     x0 = (x - (1 - alpha).sqrt() * (empty + 3.0 * (worded - empty))) / alpha.sqrt()
     (sampler.vae.decode(x0 / sampler.vae.config.scaling_factor).sample / 2).sum().backward()
@@ -79,7 +79,7 @@ def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(s
 
     for index in (0, 4, 7):
         drawn = Rollout(sampler, 8, cfg).predicted(PROMPTS, sampler.noise([22, 3]), index, knowing)
-        assert_close(drawn, sampler.pixels(known), SAMPLING)
+        assert_close(drawn, sampler.decode_unclamped(known), SAMPLING)
 
 
 def test_the_finished_image_is_the_one_that_sampling_draws(sampler):
@@ -97,14 +97,14 @@ def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler
     rollout.roll_out(PROMPTS, noise, [1, 2]).sum().backward()
     ours, weight.grad = weight.grad.clone(), None
 
-    words, scheduler = sampler.encode(PROMPTS).clone(), rollout.scheduler
+    words, scheduler = sampler.encode_prompts(PROMPTS).clone(), rollout.scheduler
     xs, answers = [noise.clone()], []
     with torch.no_grad():
         for t in scheduler.timesteps:
             answers.append(rollout._predict(sampler.unet, xs[-1], t, words))
             xs.append(scheduler.step(answers[-1], t, xs[-1]).prev_sample)
     x0 = xs[-1].clone().requires_grad_()
-    sampler.pixels(x0).sum().backward()
+    sampler.decode_unclamped(x0).sum().backward()
     pull = x0.grad
     for i in (3, 2, 1):  # from the image back to step 1, as the two slopes of each step say
         t, unit = scheduler.timesteps[i], torch.ones(1)

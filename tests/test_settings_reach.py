@@ -63,7 +63,7 @@ def test_each_step_is_modulated_as_strongly_as_the_equation_says(models, monkeyp
     settings = ModulationSettings(cross_strength=0.8, self_strength=0.5, power=2.0, start=0.25, end=0.75)
     sampler, steps = models.sampler, 4
     seen.append(set())
-    sampler.latents(
+    sampler.sample_latents(
         [PROMPT],
         sampler.noise([1]),
         SamplingSettings(steps=steps, cfg=3.0),

@@ -10,7 +10,7 @@ from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.core.files import write_whole
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.core.text import MOST_MESSAGE, encodable, printable, short
-from realigndiff.language.likelihood import likelihoods
+from realigndiff.language.binding import bind_tags
 from realigndiff.pipeline.realign import RealignSettings
 
 STANDALONE = Path(__file__).parents[1] / "standalone.py"
@@ -56,7 +56,7 @@ def test_a_value_in_a_message_is_short_however_deep_it_is():
 
 @pytest.mark.parametrize("answer", [{"circle": HALF, HALF: 2}, {HALF: [HALF]}, {"circle": f"\x1b[2J{HALF}"}])
 def test_notes_on_an_answer_can_be_written(answer, tmp_path):
-    found = likelihoods("a red circle", ["circle", f"{HALF}s"], Answers(answer))
+    found = bind_tags("a red circle", ["circle", f"{HALF}s"], Answers(answer))
     assert found.notes
     for note in found.notes:
         note.encode("utf-8")
@@ -89,8 +89,8 @@ def test_a_setting_that_is_no_number_is_told(values):
 
 def test_too_many_tags_and_too_long_a_prompt_are_told():
     with pytest.raises(RealignError, match="2,000 tags for one image"):
-        likelihoods("a ring", [str(i) for i in range(2000)], Answers({}))
+        bind_tags("a ring", [str(i) for i in range(2000)], Answers({}))
     with pytest.raises(RealignError, match="shorten it to at most 20,000"):
-        likelihoods("a ring " * 10**5, ["ring"], Answers({}))
+        bind_tags("a ring " * 10**5, ["ring"], Answers({}))
     with pytest.raises(RealignError, match="things in the prompt"):
-        likelihoods("a ring, " * 2000, ["ring"], Answers({}))
+        bind_tags("a ring, " * 2000, ["ring"], Answers({}))

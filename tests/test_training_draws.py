@@ -203,7 +203,7 @@ def test_no_two_images_of_a_trainings_rounds_have_the_same_noise(tmp_path, monke
     monkeypatch.setattr(models.sampler, "noise", noted)
     monkeypatch.setattr(models.sampler, "latents", lambda prompts, noise, settings: noise)
     monkeypatch.setattr(models.sampler, "decode", lambda latents: torch.zeros(len(latents), 8, 8, 3))
-    monkeypatch.setattr(DiffusersSampler, "at_once", 3)
+    monkeypatch.setattr(DiffusersSampler, "max_batch", 3)
     for number in (0, 1):
         draw_round(config, models, ["a ring", "a cross", "a circle"], number, "weights")
     assert len(seen) == len(set(seen)) == 2 * 3 * 3

@@ -161,7 +161,7 @@ def test_an_evaluation_draws_each_prompt_from_noise_of_its_own_and_the_same_each
         return noise(sampler, seeds)
 
     monkeypatch.setattr(DiffusersSampler, "noise", noted)
-    monkeypatch.setattr(DiffusersSampler, "at_once", 2)
+    monkeypatch.setattr(DiffusersSampler, "max_batch", 2)
     few = {"rollout_steps": 1, "judged": "predicted", "gradient_steps": 1}
     window = {"first_gradient_step": 0, "last_gradient_step": 0}
     trained(1.0, evaluate_every=1, evaluate_prompts=3, **few, **window)

@@ -10,7 +10,7 @@ from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation import tune
 from realigndiff.evaluation.tune import Coarse, Rule, again, numbers
-from realigndiff.pipeline.realign import Look
+from realigndiff.pipeline.realign import CaptionedImage
 
 REWARDS = {"before": [0.9, 0.5, 0.5, 0.95, 0.3], "after": [0.2, 0.5, 0.8, 0.99, 0.1]}
 RIGHT = {"before": [1, 0, 0, 1, 1], "after": [0, 1, 1, 1, 0]}
@@ -50,7 +50,7 @@ def test_each_image_is_sampled_again_from_its_own_noise_with_its_own_regions(mon
     count = 2 * tune.BATCH + 3
     mask = torch.ones(8, 8)
     prompts = [f"a ring {i}" for i in range(count)]
-    looks = [Look(torch.zeros(8, 8, 3), "", 0.95 if i % 3 == 0 else 0.5) for i in range(count)]
+    looks = [CaptionedImage(torch.zeros(8, 8, 3), "", 0.95 if i % 3 == 0 else 0.5) for i in range(count)]
     sets = [
         RegionSet(prompt, (Region(tag="ring", phrase="a ring", mask=None if i % 5 == 1 else mask),))
         for i, prompt in enumerate(prompts)
@@ -60,7 +60,7 @@ def test_each_image_is_sampled_again_from_its_own_noise_with_its_own_regions(mon
         assert len(texts) <= tune.BATCH
         assert [regions_of.prompt for regions_of in regions] == list(texts)
         assert settings.modulation == ModulationSettings(end=0.7)
-        return [Look(x, text, 0.7) for x, text in zip(noise, texts, strict=True)]
+        return [CaptionedImage(x, text, 0.7) for x, text in zip(noise, texts, strict=True)]
 
     monkeypatch.setattr(tune, "resample", resampled)
     noise = torch.arange(float(count)).view(-1, 1, 1, 1)

@@ -9,8 +9,8 @@ from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.describe import not_helped, outcomes, table
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
-from realigndiff.drawing.panel import panel
-from realigndiff.evaluation.methods import keeping_better
+from realigndiff.drawing.panel import draw_panel
+from realigndiff.evaluation.methods import apply_keep_better
 from realigndiff.pipeline.realign import realign
 from realigndiff.pipeline.report import report
 from realigndiff.sampling.settings import SamplingSettings
@@ -67,11 +67,11 @@ def test_the_verdict_of_an_image_that_was_no_better_names_what_was_not_found(rea
     found = region("a red circle"), region("a blue square", None)
     every = realigned(*found)
     kept = realigned(*found, keep_better=True)
-    for result in (kept, keeping_better(every)):
+    for result in (kept, apply_keep_better(every)):
         if not result.changed:
             assert "is no better than" in result.verdict and result.verdict.endswith("not helped: 'a blue square'.")
     worse = dataclasses.replace(every, after=dataclasses.replace(every.after, reward=-1.0))
-    assert "not found in the image, so not helped: 'a blue square'" in keeping_better(worse).verdict
+    assert "not found in the image, so not helped: 'a blue square'" in apply_keep_better(worse).verdict
 
 
 def test_the_verdict_of_an_image_with_nothing_to_re_weight_names_it_all(realigned):
@@ -134,4 +134,4 @@ def test_the_table_says_what_was_looked_for_and_not_found_also_where_nothing_was
 def test_the_panel_tells_what_was_not_found(realigned):
     whole = realigned(region("a red circle"), region("a blue square", None))
     other = dataclasses.replace(whole, regions=whole.regions.with_regions(list(whole.regions)[:1]))
-    assert panel(whole).tobytes() != panel(other).tobytes()
+    assert draw_panel(whole).tobytes() != draw_panel(other).tobytes()

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from realigndiff.core.words import content_words, names, nearest_span, noun_phrases, occurrences, same_word, words_of
+from realigndiff.core.phrases import nearest_span, noun_phrases
+from realigndiff.core.words import content_words, mentions, occurrences, same_word, words_of
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,9 @@ def test_other_words_are_not(pair):
 
 
 def test_a_phrase_names_a_tag_when_it_holds_all_its_words():
-    assert names("two red fire trucks", "fire truck")
-    assert not names("a truck", "fire truck")
-    assert not names("a circle", "the")
+    assert mentions("two red fire trucks", "fire truck")
+    assert not mentions("a truck", "fire truck")
+    assert not mentions("a circle", "the")
 
 
 @pytest.mark.parametrize(

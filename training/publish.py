@@ -23,10 +23,10 @@ import torch
 
 from ..core.errors import RealignError
 from ..lora_files.export import rewrite
-from ..rewards.loading import MODELS
+from ..rewards.registry import all_models
 from .settings.files import METADATA_KEY, from_header
 
-OF_A_MACHINE = ("model", *MODELS, "llm", "llm_model", "prompts", "held_out_prompts", "prior", "sample_prompts")
+OF_A_MACHINE = ("model", *all_models(), "llm", "llm_model", "prompts", "held_out_prompts", "prior", "sample_prompts")
 NO_PATHS = ("demo", "frozen")
 """What these settings may be that is no path."""
 

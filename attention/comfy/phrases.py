@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...core.phrases import nearest_span
 from ...core.regions import Region, RegionSet
-from ...core.words import blanked, nearest_span, occurrences, unweighted
+from ...core.words import mask_prompt_syntax, occurrences, strip_weights
 from .tokens import CLIPS, Part, absolute, find_in_parts, prompt_tokens
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def stretches_of(phrase: str, occurrence: int, text: str) -> list[str]:
     Of a phrase that the text has in other words, those words.
     """
     found = []
-    for marked, letters in ((unweighted, unweighted(text)), (blanked, text)):
+    for marked, letters in ((strip_weights, strip_weights(text)), (mask_prompt_syntax, text)):
         words, where = marked(phrase), marked(text)
         spans = occurrences(words, where) or occurrences(nearest_span(words, where) or "", where)
         found += [letters[start:stop] for start, stop in spans[occurrence : occurrence + 1]]

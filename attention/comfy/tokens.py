@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ...core.errors import RealignError
-from ...core.words import unweighted
+from ...core.words import strip_weights
 from ..equation.tokens import alike, find_spelled, find_tokens, spelling
 
 CLIPS = ("l", "h", "g")
@@ -177,7 +177,7 @@ def _part(name: str, tokenizer: Any, windows: list, empty: list, from_end: bool)
 
 def _find_in(part: Part, words: Sequence[tuple[str, int]], text: str) -> list[list[int]]:
     """The positions of each of the words that one encoder reads."""
-    tokenizer, ids, written = part.tokenizer, part.ids, unweighted(text)
+    tokenizer, ids, written = part.tokenizer, part.ids, strip_weights(text)
     if part.encoder in CLIPS:
         if tokenizer(written, add_special_tokens=False, verbose=False).input_ids != ids:
             written = tokenizer.decode(ids)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.errors import RealignError
-from ...core.words import blanked, nearest_span, occurrences
+from ...core.phrases import nearest_span
+from ...core.words import mask_prompt_syntax, occurrences
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -65,9 +66,12 @@ def find_spelled(phrase: str, prompt: str, spelling: Spelling, occurrence: int =
     Raises:
         RealignError: as `_meant` does.
     """
-    text = blanked(spelling.text)
+    text = mask_prompt_syntax(spelling.text)
     return _meant(
-        phrase, prompt, occurrence, lambda words: _covering(occurrences(blanked(words), text), spelling.stretches)
+        phrase,
+        prompt,
+        occurrence,
+        lambda words: _covering(occurrences(mask_prompt_syntax(words), text), spelling.stretches),
     )
 
 

@@ -118,7 +118,7 @@ def _sampled(
 
     began = now(options.device)
     finish = start(
-        lambda: sampler.latents(
+        lambda: sampler.sample_latents(
             [prompt], noise, SamplingSettings(steps=steps, cfg=7.5), region_sets=sets,
             modulation=settings, on_step=on_step,
         ),

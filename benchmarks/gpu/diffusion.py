@@ -63,7 +63,7 @@ def sampler(name: str, device: torch.device, dtype: torch.dtype, quick: bool = F
     if name == "SDXL":
         wide = _text_encoder(CLIPTextModelWithProjection, device, dtype, *((48, 1, 2) if quick else (1280, 32, 20)),
                              projection_dim=40 if quick else 1280, hidden_act="gelu")  # fmt: skip
-        second = SecondEncoder(tokenizer(), wide, empty_is_zero=True)
+        second = SecondEncoder(tokenizer(), wide, force_zeros_for_empty_prompt=True)
     return DiffusersSampler(
         tokenizer(),
         _text_encoder(CLIPTextModel, device, dtype, *((32, 1, 2) if quick else (768, 12, 12))),

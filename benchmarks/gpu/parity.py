@@ -119,7 +119,7 @@ def latents(
     noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0))
     settings = SamplingSettings(steps=2 if options.quick else 4, cfg=3.0)
     prompts = [diffusion.PROMPT] * count
-    return sampler.latents(prompts, noise, settings, region_sets=sets, modulation=modulation or STRONG).float()
+    return sampler.sample_latents(prompts, noise, settings, region_sets=sets, modulation=modulation or STRONG).float()
 
 
 def difference(one: Tensor, other: Tensor) -> float:

@@ -16,7 +16,7 @@ Tagger = io.Custom("REALIGN_TAGGER")
 GroundedSam = io.Custom("REALIGN_GROUNDED_SAM")
 """`Hosted[perception.grounded_sam.GroundedSam]`."""
 Llm = io.Custom("REALIGN_LLM")
-"""A `perception.likelihood.LanguageModel` with `offline`, a `nodes.llm.HostedScorer` for what it does not answer."""
+"""A `language.model.LanguageModel` with `offline`, a `nodes.llm.HostedScorer` for what it does not answer."""
 Reward = io.Custom("REALIGN_REWARD")
 """`Hosted[rewards.reward.Reward]`: a judge of images and prompts."""
 Tags = io.Custom("REALIGN_TAGS")

@@ -270,6 +270,6 @@ def test_both_hosts_make_the_same_embeddings(tiny):
     from .tiny import PROMPT, REGIONS, WEIGHTS
 
     headless = DiffusersSampler.load(WEIGHTS)
-    theirs = headless.isolated(headless.encode([PROMPT]), [REGIONS]).hidden
+    theirs = headless.isolate_phrases(headless.encode_prompts([PROMPT]), [REGIONS]).prompt_embeds
     ((ours, _),) = isolated(tiny.clip, tiny.encode(PROMPT), REGIONS)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from realigndiff.demo.world import Thing, render
+from realigndiff.rewards.reward import Judgement, Reward
 
 PROMPT = "a red circle and a blue square"
 RED, BLUE, GREEN = (
@@ -31,7 +32,7 @@ def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
 
 
-class Scores:
+class Scores(Reward):
     """A reward that knows its scores beforehand: an image's brightness says which one is its."""
 
     name, differentiable = "fixed", False
@@ -40,13 +41,13 @@ class Scores:
         self.scores, self.most = scores, most
         self.runs = []
 
-    def __call__(self, images, prompts):
+    def judge(self, images, prompts):
         import comfy.model_management
 
         self.runs.append((len(images), set(prompts)))
         if len(images) > self.most:
             raise comfy.model_management.OOM_EXCEPTION("out of memory")
-        return torch.tensor([self.scores[round(float(image.mean()) * 100)] for image in images])
+        return Judgement(torch.tensor([self.scores[round(float(image.mean()) * 100)] for image in images]))
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from ...core.fingerprint import fingerprint_of_texts
 from ...core.images import to_pil
 from ...language.loading import is_server
 from ...rewards.combine import weighted_sum
-from ...rewards.loading import NEEDS
 from ...rewards.ranking import best_first
-from ...rewards.sam import SamReward
+from ...rewards.registry import models_of
 from ...sampling.settings import SamplingSettings
 from ..loop.models import RunModels, fingerprint_models
 from ..settings.arl import ArlConfig
@@ -67,7 +66,7 @@ def draw_round(
     Raises:
         RealignError: a file cannot be written.
     """
-    files = parts(config, texts, number, models.sampler.at_once)
+    files = parts(config, texts, number, models.sampler.max_batch)
     mine = list(files.items())[share[0] :: share[1]]
     for file, (start, prompts) in tqdm(mine, desc=f"images of round {number + 1}", disable=share[0] > 0):
         if stopped():
@@ -83,7 +82,7 @@ def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], numbe
     Raises:
         RealignError: a file of it is not there, as where devices do not write to one folder.
     """
-    files = parts(config, texts, number, models.sampler.at_once)
+    files = parts(config, texts, number, models.sampler.max_batch)
     read = [_read(file, _made_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
     if missing := [file for file, part in zip(files, read, strict=True) if part is None]:
         raise RealignError(
@@ -131,7 +130,7 @@ def _draw(
     first = config.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.prompts_per_round + start) * K
     noise = models.sampler.noise([first + i for i in range(P * K)])
     # P is 1 where a prompt has more images than are sampled at once
-    batches = [slice(i, i + models.sampler.at_once) for i in range(0, P * K, models.sampler.at_once)]
+    batches = [slice(i, i + models.sampler.max_batch) for i in range(0, P * K, models.sampler.max_batch)]
     drawn = [_judged(config, models, asked[batch], noise[batch]) for batch in batches]
     latents, images = (torch.cat(parts) for parts in list(zip(*drawn, strict=True))[:2])
     scores = {name: torch.cat([own[name] for *_, own in drawn]).view(P, K) for name in models.rewards}
@@ -152,7 +151,7 @@ def _judged(
     An image that is not finite, as may come of fp16, is black, and no reward says a number of it: it ranks last.
     """
     sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
-    latents = models.sampler.latents(asked, noise, sampling)
+    latents = models.sampler.sample_latents(asked, noise, sampling)
     images = models.sampler.decode(latents)
     broken = ~images.isfinite().flatten(1).all(1).cpu()
     images = images.where(images.isfinite(), 0.0)
@@ -175,10 +174,7 @@ def fingerprint_of(weights: Sequence[Tensor]) -> str:
 
 def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
     """Settings, prompts, weights, and the contents of the files of the models that draw and judge."""
-    names = [term.name for term in config.terms]
-    needed = {"model", *(model for name in names for model in NEEDS[name])}
-    if SamReward.name in names:
-        needed |= {"text_encoder"}  # of the offline scorer
+    needed = {"model", *models_of((term.name for term in config.terms), offline=True)}
     if config.llm and not is_server(config.llm):
         needed |= {"llm"}
     settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}

@@ -42,8 +42,8 @@ class Pairs:
             torch.stack([getattr(one, name) for one in examples]).to(device) for name in Pair._fields[:3]
         )
         schedule = DDPMScheduler.from_config(sampler.scheduler.config)
-        words = sampler.encode([one.caption for one in examples]).clone()
-        predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, words, unet)
+        prompt_embeds = sampler.encode_prompts([one.caption for one in examples]).clone()
+        predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, prompt_embeds, unet)
         return F.mse_loss(predicted.float(), _target(schedule, latents, noise, t))
 
     def _draw(self, generator: torch.Generator, steps: int) -> Pair:

@@ -105,10 +105,10 @@ def _draw(
     sampling = SamplingSettings(steps=config.prior_steps, cfg=config.cfg)
     likelihood = PromptLikelihood(Speech(captioner)) if config.prior_keep < 1 else None
     latents, captions, likelihoods = [], [], []
-    for start in range(0, len(asked), sampler.at_once):
-        texts = asked[start : start + sampler.at_once]
+    for start in range(0, len(asked), sampler.max_batch):
+        texts = asked[start : start + sampler.max_batch]
         noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
-        drawn = sampler.latents(texts, noise, sampling)
+        drawn = sampler.sample_latents(texts, noise, sampling)
         latents.append(drawn.float().cpu())
         relabelled = config.prior_captions == "captioner"
         images = sampler.decode(drawn) if relabelled or likelihood else None

@@ -18,9 +18,9 @@ from ...core.precision import DTYPES
 from ...language.loading import load_language_model
 from ...rewards.caption import CaptionReward
 from ...rewards.combine import Term, weighted_sum
-from ...rewards.loading import MODELS, check_names, load_rewards
+from ...rewards.loading import load_rewards
+from ...rewards.registry import all_models, reward_entry
 from ...rewards.reward import Reward
-from ...rewards.sam import SamReward
 from ...sampling.sampler import DiffusersSampler
 from ..settings.common import TrainingConfig
 from .offload import on_device
@@ -62,18 +62,18 @@ def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
         RealignError: a folder is missing or holds another kind of model.
     """
     names = [term.name for term in config.terms]
-    check_names(names)
+    entries = [reward_entry(name) for name in names]
     if config.train == "lora":
         import_module("peft")  # which is missing now, not after minutes of reading
     sampler = DiffusersSampler.load(model_path(config.model, "model"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
-    judges = reward_device_and_dtype(config, device)
-    llm = config.llm if SamReward.name in names else ""
-    reader = load_language_model(llm, config.llm_model, Path(config.output) / "answers", *judges)
-    places = {name: path for name in MODELS if (path := getattr(config, name))}
+    placement = reward_device_and_dtype(config, device)
+    llm = config.llm if any(entry.asks_language_model for entry in entries) else ""
+    reader = load_language_model(llm, config.llm_model, Path(config.output) / "answers", *placement)
+    places = {name: path for name in all_models() if (path := getattr(config, name))}
     if reader is not None and CaptionReward.name not in names and not model_path(config.text_encoder, "").exists():
         places.pop("text_encoder", None)  # it would be of use, but is not needed
-    rewards = load_rewards(names, places, *judges, language_model=reader)
+    rewards = load_rewards(names, places, *placement, language_model=reader)
     for reward in rewards.values():
         for network in reward.networks():
             network.requires_grad_(False)
@@ -126,7 +126,7 @@ def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
     """Images are drawn at the size that the UNet was made for, and learnt from at its noise levels."""
-    drawn = sampler.latent_shape[-1] * sampler.cell
+    drawn = sampler.latent_shape[-1] * sampler.vae_scale_factor
     if config.resolution != drawn:
         raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
     levels = sampler.scheduler.config.num_train_timesteps

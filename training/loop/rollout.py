@@ -18,7 +18,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from ...sampling.prompt_encoding import Words
+from ...sampling.prompt_encoding import PromptEmbeds
 from ...sampling.sampler import DiffusersSampler
 
 
@@ -32,7 +32,7 @@ class Rollout:
             encoder.requires_grad_(False)
         self.scheduler = DDIMScheduler.from_config(sampler.scheduler.config)
         self.scheduler.set_timesteps(steps, device=sampler.unet.device)
-        self.empty = sampler.encode([""]).clone()  # a normal tensor: autograd refuses those of inference mode
+        self.empty = sampler.encode_prompts([""]).clone()  # a normal tensor: autograd refuses those of inference mode
 
     def predict_x0(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
         """The images [B, H, W, 3] that step `index` (from 0) predicts, with gradient in the UNet's trainable weights.
@@ -41,30 +41,30 @@ class Rollout:
         beyond [0, 1] as 0 or 1 and keeps the gradient (`core/images.py`). unet: the model, if something such as
         a data-parallel wrapper must be called in its place.
         """
-        words = self.sampler.encode(prompts).clone()
-        x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma
+        prompt_embeds = self.sampler.encode_prompts(prompts).clone()
+        x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma
         with torch.no_grad():
             for t in self.scheduler.timesteps[:index]:
-                x = self.scheduler.step(self._predict(unet, x, t, words), t, x).prev_sample
+                x = self.scheduler.step(self._predict(unet, x, t, prompt_embeds), t, x).prev_sample
         t = self.scheduler.timesteps[index]
-        x0 = self.scheduler.step(self._predict(unet, x, t, words), t, x).pred_original_sample
-        return self.sampler.pixels(x0)
+        x0 = self.scheduler.step(self._predict(unet, x, t, prompt_embeds), t, x).pred_original_sample
+        return self.sampler.decode_unclamped(x0)
 
     def roll_out(
         self, prompts: Sequence[str], noise: Tensor, gradient_steps: Collection[int], unet: nn.Module | None = None
     ) -> Tensor:
         """The images at the end of sampling, with gradient at `gradient_steps` (from 0); else as `predict_x0`."""
-        words = self.sampler.encode(prompts).clone()
-        x = noise.to(self.empty.hidden) * self.scheduler.init_noise_sigma
+        prompt_embeds = self.sampler.encode_prompts(prompts).clone()
+        x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.scheduler.timesteps):
             with torch.set_grad_enabled(i in gradient_steps):
-                output = self._predict(unet, x.detach(), t, words)
+                output = self._predict(unet, x.detach(), t, prompt_embeds)
             x = self.scheduler.step(output, t, x).prev_sample
-        return self.sampler.pixels(x)
+        return self.sampler.decode_unclamped(x)
 
-    def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, words: Words) -> Tensor:
+    def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, prompt_embeds: PromptEmbeds) -> Tensor:
         """Guided prediction; only the conditional half gets a gradient, which halves the memory of the step."""
-        cond = self.sampler.predict(x, t, words, unet)
+        cond = self.sampler.predict(x, t, prompt_embeds, unet)
         if self.cfg == 1:
             return cond
         with torch.no_grad():

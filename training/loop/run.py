@@ -258,7 +258,7 @@ class Run:
         if not self._main or not texts or not self.config.evaluate_every:
             return {}
         scores = []
-        count = self.models.sampler.at_once
+        count = self.models.sampler.max_batch
         for start in range(0, len(texts), count):
             some = texts[start : start + count]
             images = self._images(some, start)

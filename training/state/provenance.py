@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import RealignError
-from ...rewards.loading import NEEDS
+from ...rewards.registry import models_of
 from ..data.prompts import Prompts, fingerprint
 from ..loop.models import fingerprint_models
 from ..settings.arl import ranked
@@ -48,13 +48,12 @@ def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, proc
     Raises:
         RealignError: a model's file cannot be read.
     """
-    reward_models = dict.fromkeys(name for term in config.terms for name in NEEDS.get(term.name, ()))
     return {
         "prompts": fingerprint(prompts.texts),
         "prompts_count": len(prompts.texts),
         "held_out": fingerprint(held_out.texts),
         "held_out_count": len(held_out.texts),
-        "models": fingerprint_models(config, ["model", *reward_models]),
+        "models": fingerprint_models(config, ["model", *models_of(term.name for term in config.terms)]),
         "processes": processes,
     }
 
