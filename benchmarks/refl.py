@@ -121,7 +121,7 @@ def our_loop(config: ReflConfig, models: RunModels | None = None) -> Callable[[]
         ours = ReflRun(config)
 
     def step() -> ReflRun:
-        ours._take_step()
+        ours.train_step()
         ours.step += 1
         ours.optimizer.zero_grad()  # as the plain loop, so that both begin without gradients
         return ours

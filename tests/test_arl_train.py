@@ -80,7 +80,7 @@ def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
     """Drawn, judged and ranked again, one image after the other."""
     (file,) = rounds(whole)[:1]
     told = load_file(file)
-    ((_, prompts),) = candidates.parts(QUICK, TEXTS, 0, 32).values()
+    ((_, prompts),) = candidates.round_files(QUICK, TEXTS, 0, 32).values()
     for place, prompt in enumerate(prompts):
         first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
         noise = models.sampler.noise([first, first + 1, first + 2])
@@ -92,8 +92,8 @@ def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
 
 def test_winners_are_of_the_best_ranks_or_by_chance():
     scores = [torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0], [2.0, 1.0, 3.0]])]
-    assert candidates.winners(scores, "rank_sum", random.Random(0)).tolist() == [2, 0]
-    chance = torch.stack([candidates.winners(scores, "random", random.Random(seed)) for seed in range(300)])
+    assert candidates.pick_winners(scores, "rank_sum", random.Random(0)).tolist() == [2, 0]
+    chance = torch.stack([candidates.pick_winners(scores, "random", random.Random(seed)) for seed in range(300)])
     assert (torch.nn.functional.one_hot(chance).float().mean(0) - 1 / 3).abs().max() < 0.1
 
 
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_within_a_round_ends_with_the_same_weights(whole, tmp
 def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(whole, tmp_path):
     shutil.copytree(whole / "rounds", tmp_path / "rounds")
     config = dataclasses.replace(QUICK, output=str(tmp_path))
-    ((file, (_, prompts)),) = candidates.parts(config, TEXTS, 0, 32).items()
+    ((file, (_, prompts)),) = candidates.round_files(config, TEXTS, 0, 32).items()
     with safe_open(file, "pt") as opened:
         weights = json.loads(opened.metadata()["made_of"])["weights"]
 
@@ -127,9 +127,9 @@ def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(wh
 
 def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    config, texts, drawn, draw = dataclasses.replace(QUICK, output=str(tmp_path)), TEXTS, [], candidates._draw
-    monkeypatch.setattr(candidates, "_draw", lambda *given: (drawn.append(given[4]), draw(*given)))
-    candidates.draw_round(config, trained, texts, 0, "mine", stopped=lambda: len(drawn) == 2)
+    config, texts, drawn, draw = dataclasses.replace(QUICK, output=str(tmp_path)), TEXTS, [], candidates._draw_file
+    monkeypatch.setattr(candidates, "_draw_file", lambda *given: (drawn.append(given[4]), draw(*given)))
+    candidates.draw_round(config, trained, texts, 0, "mine", should_stop=lambda: len(drawn) == 2)
     assert drawn == [0, 1] and len(rounds(tmp_path)) == 2
     rounds(tmp_path)[1].write_bytes(b"cut off")
     candidates.draw_round(config, trained, texts, 0, "mine")
@@ -175,7 +175,7 @@ def test_a_round_that_another_device_wrote_elsewhere_is_one_sentence(trained, tm
 def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
     config, drawn = dataclasses.replace(QUICK, output=str(tmp_path)), []
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    monkeypatch.setattr(candidates, "_draw", lambda *given: drawn.append(given[4]))
+    monkeypatch.setattr(candidates, "_draw_file", lambda *given: drawn.append(given[4]))
     for device in (1, 0):
         candidates.draw_round(config, trained, TEXTS, 0, "mine", share=(device, 2))
     assert drawn == [1, 0, 2]

@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
 from realigndiff.core.files import sweep, write_whole
 from realigndiff.tests.short_runs import QUICK, contents, run_in, same, steps
-from realigndiff.training.loop import failures, run, stopping
+from realigndiff.training.loop import failures, run, script, stopping
 from realigndiff.training.refl_train import ReflRun
+from realigndiff.training.state import resuming
 from realigndiff.training.state.run_folder import RunFolder, check_writable
 from realigndiff.training.watch.watching import Watcher
 
@@ -68,7 +69,7 @@ def test_a_full_disk_is_named_as_what_it_is(tmp_path):
 
 def test_little_room_is_warned_of_at_the_start(tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: usage)
     run_in(tmp_path, prior_weight=0.0, reward_weight=1e-3)
     assert "Only 1.0 kB are free in" in capsys.readouterr().out
 
@@ -221,7 +222,7 @@ def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, tmp
 def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(tmp_path, capsys):
     started = run_in(tmp_path, gradient_accumulation=2)
     add = started.add_gradient
-    started.add_gradient = lambda part: (add(part), started._stop())[0]
+    started.add_gradient = lambda part: (add(part), started.request_stop())[0]
     started.train()
     assert "Stopped at step 0" in capsys.readouterr().out
 
@@ -265,7 +266,7 @@ def test_outside_of_the_main_thread_nothing_is_handled():
 
 def test_a_run_that_does_not_go_on_by_itself_says_how_it_does(tmp_path, capsys):
     started = run_in(tmp_path, resume="never")
-    started._stop()
+    started.request_stop()
     started.train()
     assert "the same command with resume set to auto goes on from" in capsys.readouterr().out
 
@@ -275,9 +276,9 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
         def __init__(self, _):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "parse", lambda *_, **__: type("C", (), {"log_with": "csv", "dry_run": False}))
+    monkeypatch.setattr(script, "parse", lambda *_, **__: type("C", (), {"log_with": "csv", "dry_run": False}))
     with pytest.raises(SystemExit) as ended:
-        run.main(Interrupted, None, "refl_train", "")
+        script.main(Interrupted, None, "refl_train", "")
     assert ended.value.code == 130
     assert capsys.readouterr().err == "refl_train: stopped at once; what was saved before is there.\n"
 

@@ -12,6 +12,7 @@ from realigndiff.training.loop.optimization import (
     make_accelerator,
     make_average,
     make_optimizer,
+    set_learning_rate,
     swap_in_average,
 )
 from realigndiff.training.settings.refl import ReflConfig
@@ -89,6 +90,15 @@ def test_8_bits_move_the_weights_as_32_do():
             optimizer.step()
         moved.append(weight.detach())
     torch.testing.assert_close(moved[1], moved[0], atol=1e-3, rtol=0)
+
+
+def test_the_learning_rate_rises_and_falls():
+    config, rates = ReflConfig(steps=6, warmup_steps=2, decay_steps=4, learning_rate=0.1), []
+    optimizer = make_optimizer(weights(), config)
+    for step in range(6):
+        set_learning_rate(optimizer, config, step)
+        rates.append(optimizer.param_groups[0]["lr"] / 0.1)
+    assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
 
 
 # fp16

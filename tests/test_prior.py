@@ -16,7 +16,7 @@ from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.close import NETWORK, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.data.pairs import Pairs
-from realigndiff.training.data.prior import Drawn, folder_prior, frozen_prior
+from realigndiff.training.data.prior import FrozenImages, folder_prior, frozen_prior
 from realigndiff.training.loop.models import load_models
 from realigndiff.training.settings.refl import ReflConfig
 from safetensors.torch import save_file
@@ -67,12 +67,14 @@ def test_a_level_that_the_model_does_not_have_is_one_sentence(monkeypatch):
 
 
 def test_the_likeliest_pairs_are_kept_in_their_order():
-    drawn = Drawn(torch.arange(4.0).view(4, 1, 1, 1), ["a", "b", "c", "d"], torch.tensor([-2.0, -0.1, -3.0, -0.2]))
-    latents, captions = drawn.likeliest(0.5)
+    drawn = FrozenImages(
+        torch.arange(4.0).view(4, 1, 1, 1), ["a", "b", "c", "d"], torch.tensor([-2.0, -0.1, -3.0, -0.2])
+    )
+    latents, captions = drawn.select_likeliest(0.5)
     assert captions == ["b", "d"] and latents.flatten().tolist() == [1, 3]
-    assert drawn.likeliest(0.01)[1] == ["b"]
-    assert drawn.likeliest(1.0)[1] == drawn.captions
-    assert drawn._replace(likelihoods=torch.tensor([-2.0, math.nan, -3.0, -0.2])).likeliest(0.5)[1] == ["a", "d"]
+    assert drawn.select_likeliest(0.01)[1] == ["b"]
+    assert drawn.select_likeliest(1.0)[1] == drawn.captions
+    assert drawn._replace(likelihoods=torch.tensor([-2.0, math.nan, -3.0, -0.2])).select_likeliest(0.5)[1] == ["a", "d"]
 
 
 def test_what_was_drawn_is_drawn_once(sampler, tmp_path):

@@ -217,13 +217,13 @@ def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path):
     whole = ReflRun(parse(ReflConfig, [*WITH_REWARD.split(), *shlex.split(changes)]))
     before, drawn = [weight.clone() for weight in whole.models.weights], whole.rollout.predict_x0
     whole.rollout.predict_x0 = lambda *given: drawn(*given) * torch.tensor([1.0, math.nan])[:, None, None, None]
-    row = whole._take_step()
-    assert whole.bad == 1
+    row = whole.train_step()
+    assert whole.nonfinite == 1
     assert "loss" not in row
     assert all(torch.equal(*pair) for pair in zip(before, whole.models.weights, strict=True))
     whole.rollout.predict_x0 = drawn
-    assert math.isfinite(whole._take_step()["loss"])
-    assert whole.bad == 0
+    assert math.isfinite(whole.train_step()["loss"])
+    assert whole.nonfinite == 0
 
 
 def test_a_checkpoint_of_another_run_is_one_sentence(whole, tmp_path):
@@ -310,11 +310,3 @@ def test_without_the_rewards_weight_nothing_is_sampled_and_l_pre_is_trained_alon
     rows = list(csv.DictReader((three_steps / "log.csv").open(encoding="utf-8")))
     assert [row["reward"] for row in rows] == ["", "", "", ""]
     assert all(row["loss"] == row["prior_loss"] != "" for row in rows[1:])
-
-
-def test_the_learning_rate_rises_and_falls(tmp_path):
-    run, rates = run_in(tmp_path, warmup_steps=2, decay_steps=4, steps=6), []
-    for run.step in range(6):
-        run._set_learning_rate()
-        rates.append(run.optimizer.param_groups[0]["lr"] / run.config.learning_rate)
-    assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])

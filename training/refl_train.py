@@ -31,7 +31,8 @@ from .data.pairs import Pairs
 from .data.prior import folder_prior, frozen_prior, prior_captioner
 from .loop.feedback import make_estimators
 from .loop.rollout import Rollout
-from .loop.run import Run, main
+from .loop.run import Run
+from .loop.script import main
 from .settings.refl import ReflConfig
 
 

@@ -1,4 +1,4 @@
-"""What a run trains and what it trains with."""
+"""The models of a run: what it trains, and what rewards it."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class RunModels:
 
     sampler: DiffusersSampler
     rewards: dict[str, Reward]
-    """By name, each true: the caption reward of freely generated captions."""
+    """The true rewards by name; the caption reward is that of freely generated captions."""
     terms: tuple[Term, ...]
     """The rewards' weights."""
     weights: list[nn.Parameter]
-    """What the optimiser changes, float32."""
+    """The trainable weights, float32."""
     device: torch.device
-    """Where the run computes. With `offload_captioner` what judges rests on the CPU."""
+    """Where the run computes. With `offload_captioner` the rewards' networks stay on the CPU between uses."""
 
     @torch.no_grad()
     def reward(self, images: Tensor, prompts: Sequence[str], progress: float = 0.5) -> Tensor:
         """The weighted sum of the true rewards of images [B, H, W, 3] in [0, 1]: [B] on the CPU.
 
-        progress: see `rewards.combine`; half-way, for numbers that are to be compared over a whole run.
+        progress: see `rewards.combine`; 0.5 for numbers that are compared over a whole run.
         """
         scores = {name: reward(images, prompts).float().cpu() for name, reward in self.rewards.items()}
         return weighted_sum(self.terms, scores, progress)
 
     def rewards_on_device(self, *others: nn.Module) -> AbstractContextManager[None]:
-        """The rewards' networks, and others, at the place where the run computes, for as long as they are used."""
+        """Hold the rewards' networks, and others, on `device` for the duration of a `with` block."""
         networks = [network for reward in self.rewards.values() for network in reward.networks()]
         return on_device(self.device, list(dict.fromkeys([*networks, *others])))
 
@@ -64,7 +64,7 @@ def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
     names = [term.name for term in config.terms]
     entries = [reward_entry(name) for name in names]
     if config.train == "lora":
-        import_module("peft")  # which is missing now, not after minutes of reading
+        import_module("peft")  # fails at once, not after minutes of reading models
     sampler = DiffusersSampler.load(model_path(config.model, "model"), device, DTYPES[config.precision])
     _check_against_model(config, sampler)
     placement = reward_device_and_dtype(config, device)
@@ -72,7 +72,7 @@ def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
     reader = load_language_model(llm, config.llm_model, Path(config.output) / "answers", *placement)
     places = {name: path for name in all_models() if (path := getattr(config, name))}
     if reader is not None and CaptionReward.name not in names and not model_path(config.text_encoder, "").exists():
-        places.pop("text_encoder", None)  # it would be of use, but is not needed
+        places.pop("text_encoder", None)  # useful, but not required
     rewards = load_rewards(names, places, *placement, language_model=reader)
     for reward in rewards.values():
         for network in reward.networks():
@@ -81,16 +81,16 @@ def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
 
 
 def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
-    """Where what judges is loaded to, and in which precision."""
+    """Where the rewards' networks are loaded, and in which precision."""
     precision = config.precision if config.frozen_precision == "same" else config.frozen_precision
     return torch.device("cpu") if config.offload_captioner else device, DTYPES[precision]
 
 
 def make_trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
-    """The UNet's LoRA or all of it, as float32 parameters that take a gradient; the LoRA is put in here.
+    """Freeze the UNet, add a LoRA or unfreeze all of it, and return the trainable weights in float32.
 
     Raises:
-        RealignError: no module's name ends as `targets` says.
+        RealignError: no module's name ends in one of `targets`.
     """
     unet.requires_grad_(False)
     if config.gradient_checkpointing:
@@ -115,7 +115,7 @@ def make_trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter
 
 
 def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
-    """What the models of these settings are, by the contents of their files.
+    """A digest of each model's files, by name; empty settings are left out.
 
     Raises:
         RealignError: a file cannot be read.
@@ -125,10 +125,10 @@ def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str
 
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
-    """Images are drawn at the size that the UNet was made for, and learnt from at its noise levels."""
-    drawn = sampler.latent_shape[-1] * sampler.vae_scale_factor
-    if config.resolution != drawn:
-        raise RealignError(f"resolution is {config.resolution}, but this model is trained at {drawn}: set it to that.")
+    """Check the settings that depend on the model: image size and timesteps."""
+    native = sampler.latent_shape[-1] * sampler.vae_scale_factor
+    if config.resolution != native:
+        raise RealignError(f"resolution is {config.resolution}, but this model is trained at {native}: set it to that.")
     levels = sampler.scheduler.config.num_train_timesteps
     for name in ("prior_min_timestep", "min_timestep"):
         if (lowest := getattr(config, name, 0)) >= levels:

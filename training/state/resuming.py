@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import RealignError
+from ..loop.plan import format_bytes
 from ..settings.common import TrainingConfig
 from ..settings.files import to_dict
 from . import checkpoints, provenance, validation
@@ -65,6 +67,22 @@ class Resumption:
             raise
         except Exception as error:  # the file may hold any nonsense
             raise checkpoints.Unusable("its settings are of another form") from error
+
+
+def make_room(config: TrainingConfig, needed: float, file: Path | None) -> None:
+    """Keep the files of an earlier run, and print a warning if the disk is nearly full.
+
+    needed: the bytes of a checkpoint. file: see `keep_earlier_run`.
+
+    Raises:
+        RealignError: a file cannot be moved.
+    """
+    free = shutil.disk_usage(config.output).free
+    if free < 2 * needed:
+        sizes = f"{format_bytes(free)} are free in '{config.output}', and a checkpoint takes {format_bytes(needed)}"
+        print(f"Only {sizes}: make room.")
+    if message := keep_earlier_run(config, file):
+        print(message)
 
 
 def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:

@@ -1,0 +1,60 @@
+"""The trained weights as files for ComfyUI and diffusers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+
+from ...core.errors import RealignError
+from ...core.files import mend, partial_of, reason
+from ...lora_files import export
+from ...sampling.sampler import DiffusersSampler
+from ..settings.common import TrainingConfig
+from ..settings.files import to_dict
+
+
+def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig, **about: Any) -> None:
+    """Write the LoRA or the whole UNet as one file that ComfyUI loads, whole or not at all.
+
+    about: further arguments of `export.run_metadata`, which go into the header.
+
+    Raises:
+        RealignError: it cannot be written.
+    """
+    header = export.run_metadata(
+        f"{file.parent.name}-{file.stem}",
+        learning_rate=config.learning_rate,
+        config=to_dict(config),
+        resolution=config.resolution,
+        prediction_type=sampler.scheduler.config.prediction_type,
+        **about,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write = export.save_lora if config.train == "lora" else export.save_unet
+    write(sampler.unet, file, header)
+
+
+def export_unet_folder(output: Path, unet: UNet2DConditionModel) -> None:
+    """Write the UNet in the diffusers layout to the folder `unet` of `output`, each file whole or not at all.
+
+    Raises:
+        RealignError: it cannot be written.
+    """
+    folder = output / "unet"
+    partial = partial_of(folder)
+    try:
+        unet.save_pretrained(partial)
+        folder.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise RealignError(
+            f"The UNet's folder could not be written to '{output}' ({reason(error)}): {mend(error)} and start again; "
+            "last.safetensors is there."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
