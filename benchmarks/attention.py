@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.equation.layout import Block, cross_layout, self_layout
+from ..attention.equation.layout import KeyBlock, cross_layout, self_layout
 from ..attention.equation.modulated import joint_attention
 from ..attention.equation.reference import joint_reference
 from ..attention.equation.settings import ModulationSettings
@@ -118,19 +118,21 @@ def positions_of(regions: RegionSet) -> tuple[tuple[int, ...], ...]:
     return tuple((3 * r + 1, 3 * r + 2, 3 * r + 3) for r in range(len(regions.active)))
 
 
-def blocks_of(layer: Layer, cross: bool, size: str, sets: Sequence[RegionSet], device: torch.device) -> Sequence[Block]:
+def blocks_of(
+    layer: Layer, cross: bool, size: str, sets: Sequence[RegionSet], device: torch.device
+) -> Sequence[KeyBlock]:
     """What is modulated in a layer: words, pixels or, in a joint one, the one after the other."""
     width, height = (int(n) // layer.square for n in size.lower().split("x"))
     settings, n_words, n_pixels = ModulationSettings(), layer.words, width * height
     words = cross_layout(sets, [positions_of(one) for one in sets], (height, width), n_words, settings)
-    words = replace(words, key_gain=torch.ones_like(words.key_gain)).to(device)
+    words = replace(words, S=torch.ones_like(words.S)).to(device)
     pixels = self_layout(sets, (height, width), settings).to(device)
     if layer.joint:
-        return [Block(slice(0, n_words), words, CROSS), Block(slice(n_words, n_words + n_pixels), pixels, SELF)]
-    return [Block(slice(0, n_words), words, CROSS) if cross else Block(slice(0, n_pixels), pixels, SELF)]
+        return [KeyBlock(slice(0, n_words), words, CROSS), KeyBlock(slice(n_words, n_words + n_pixels), pixels, SELF)]
+    return [KeyBlock(slice(0, n_words), words, CROSS) if cross else KeyBlock(slice(0, n_pixels), pixels, SELF)]
 
 
-def shape_of(layer: Layer, blocks: Sequence[Block]) -> str:
+def shape_of(layer: Layer, blocks: Sequence[KeyBlock]) -> str:
     shapes = [block.layout.shape for block in blocks]
     keys = " + ".join(str(n_keys) for _, _, n_keys in shapes)
     return f"{shapes[0][1]} x {keys}, {layer.heads} heads of {layer.d}"
@@ -151,7 +153,7 @@ class Figures(NamedTuple):
 
 def figures(
     layer: Layer,
-    blocks: Sequence[Block],
+    blocks: Sequence[KeyBlock],
     dtype: torch.dtype,
     ways: Sequence[str],
     repeats: int = 3,
@@ -164,7 +166,7 @@ def figures(
     """
     rows, n_queries, _ = blocks[0].layout.shape
     n_keys = sum(block.layout.shape[2] for block in blocks)
-    device = blocks[0].layout.query_gain.device
+    device = blocks[0].layout.S.device
     q, k, v = (torch.randn(rows, layer.heads, n, layer.d).to(device, dtype) for n in (n_queries, n_keys, n_keys))
     runs = {way: run for way, run in runs_of(q, k, v, blocks).items() if way in ways}
     needs = {way: SCORES_HELD.get(way, 0) * 4 * rows * layer.heads * n_queries * n_keys / GB for way in runs}
@@ -176,7 +178,7 @@ def figures(
 
 
 def measured(
-    layer: Layer, blocks: Sequence[Block], dtype: torch.dtype, ways: list[str], repeats: int, room: float | None
+    layer: Layer, blocks: Sequence[KeyBlock], dtype: torch.dtype, ways: list[str], repeats: int, room: float | None
 ) -> list[str]:
     """The cells of a row: time, floor, memory and difference; a way that needs too much memory has its need instead."""
     times, bytes_, needs, off = figures(layer, blocks, dtype, ways, repeats, room)
@@ -197,7 +199,7 @@ def measured(
     ]
 
 
-def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> dict[str, Callable[[], Tensor]]:
+def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> dict[str, Callable[[], Tensor]]:
     runs: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: F.scaled_dot_product_attention(q, k, v),
         "ours": lambda: joint_attention(q, k, v, blocks),
@@ -217,7 +219,7 @@ def floor(n_queries: int, n_keys: int) -> tuple[float, float]:
     return 3 / 2, (2 * n_queries + 3 * n_keys) / (2 * n_queries + 2 * n_keys)
 
 
-def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], queries: int = 64) -> float:
+def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], queries: int = 64) -> float:
     """The largest difference of ours to the oracle, at some of the queries."""
     some = slice(None, None, max(1, q.shape[2] // queries))
     parts = [block._replace(layout=block.layout.part(slice(None), some)) for block in blocks]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.equation.layout import Block, Layout, cross_layout, self_layout
+from ..attention.equation.layout import KeyBlock, Layout, cross_layout, self_layout
 from ..attention.equation.reference import joint_reference
-from ..attention.equation.settings import ModulationSettings, strength
+from ..attention.equation.settings import ModulationSettings
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from .attention import positions_of
@@ -159,7 +159,7 @@ def obvious(model: Any, regions: RegionSet, settings: ModulationSettings) -> Any
         half = len(q) // 2
         other = optimized_attention(q[:half], k[:half], v[:half], heads)
         own = [_heads_first(x[half:], heads) for x in (q, k, v)]
-        blocks = [Block(slice(0, k.shape[1]), layout, lam)]
+        blocks = [KeyBlock(slice(0, k.shape[1]), layout, lam)]
         return torch.cat([other, _heads_last(joint_reference(*own, blocks))])
 
     return _in_each_block(model, regions, settings, lambda layout: layout, attend)
@@ -191,7 +191,7 @@ def _in_each_block(
         sigma = options["sigmas"][:1]
         step = int((options["sample_sigmas"] >= sigma * (1 - 1e-5)).sum()) - 1
         fade = float(sampling.timestep(sigma.cpu())) / sampling.num_timesteps
-        lam = strength(settings, fade, step / (len(options["sample_sigmas"]) - 1))[0 if cross else 1]
+        lam = settings.strengths(fade, step / (len(options["sample_sigmas"]) - 1))[0 if cross else 1]
         size, images = tuple(options["activations_shape"][-2:]), len(q) // 2
         key = cross, size, images
         if key not in prepared:

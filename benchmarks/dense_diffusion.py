@@ -25,8 +25,8 @@ class RegionMaps(NamedTuple):
 
 
 def region_maps(layout: Layout) -> RegionMaps:
-    """The maps that modulate as a layout does whose keys have all gain 1."""
-    return RegionMaps(layout.related().float(), layout.query_gain[:, :, None])
+    """The maps that modulate as a layout does where S is 1 for all text tokens."""
+    return RegionMaps(layout.R.dense().float(), layout.weights[0][:, :, None])
 
 
 def dense_diffusion_attention(

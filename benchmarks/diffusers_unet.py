@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.diffusers.processor import Modulation, output, phrase_positions, project, wrapped
-from ..attention.equation.layout import Layout, span
+from ..attention.diffusers.processor import Modulation, phrase_positions, project, project_output, wrap_processors
+from ..attention.equation.layout import Layout, as_slice
+from ..attention.equation.layout_cache import Batch
 from ..attention.equation.reference import reference_attention
 from ..attention.equation.settings import ModulationSettings
 from ..core.regions import Region, RegionSet
@@ -63,9 +64,9 @@ class _Replaced(DiffusersSampler):
     ) -> Iterator[Modulation]:
         sets = [None] * len(prompts) if region_sets is None else list(region_sets)
         rows = [*([None] * len(prompts) if guided else []), *sets]
-        positions = [phrase_positions(regions, self.tokenizer) for regions in rows]
-        shared, attend = Modulation(rows, positions, x.shape[-2:], modulation or ModulationSettings()), self.make()
-        with wrapped(self.unet, lambda previous: _Processor(shared, attend)):
+        batch = Batch(rows, [phrase_positions(regions, self.tokenizer) for regions in rows])
+        shared, attend = Modulation(batch, x.shape[-2:], modulation or ModulationSettings()), self.make()
+        with wrap_processors(self.unet, lambda previous: _Processor(shared, attend)):
             yield shared
 
 
@@ -83,17 +84,17 @@ class _Processor:
         layout = self.modulation.layout(cross, hidden_states, keys)
         q, k, v = project(attn, hidden_states, encoder_hidden_states)
         out = self.attend(q, k, v, layout, self.modulation.strength(cross))
-        return output(attn, out.to(q.dtype), hidden_states)
+        return project_output(attn, out.to(q.dtype), hidden_states)
 
 
 def obvious(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
     """Eq. 8-9 as they stand in the rows with regions; PyTorch's attention in the others."""
-    rows = layout.active if strength else []
+    rows = layout.modulated if strength else []
     if not rows:
         return F.scaled_dot_product_attention(q, k, v)
     out = F.scaled_dot_product_attention(q, k, v) if len(rows) < len(q) else torch.empty_like(q)
-    some = span(rows)
-    out[some] = reference_attention(q[some], k[some], v[some], layout.of_rows(rows), strength)
+    some = as_slice(rows)
+    out[some] = reference_attention(q[some], k[some], v[some], layout.select(rows), strength)
     return out
 
 
@@ -109,8 +110,8 @@ class DenseDiffusion:
         self.maps: dict[int, tuple[Layout, RegionMaps]] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
-        if not strength or not layout.active:
+        if not strength or not layout.modulated:
             return dense_diffusion_attention(q, k, v, None, 0.0, 1.0)
         if id(layout) not in self.maps:  # the last rows are the prompt's
-            self.maps[id(layout)] = layout, region_maps(layout.of_rows(layout.active))
+            self.maps[id(layout)] = layout, region_maps(layout.select(layout.modulated))
         return dense_diffusion_attention(q, k, v, self.maps[id(layout)][1], strength, 1.0)

@@ -2,7 +2,7 @@
 
     python benchmarks/refl.py            # the demo models on a CPU: some minutes
     python benchmarks/refl.py --model models/stable-diffusion-v1-5 --captioner models/blip2-opt-2.7b \\
-        --text-encoder models/blip2-itm-vit-g --resolution 512 --precision bf16 --batch-size 2      # on a GPU
+        --text-encoder models/blip2-itm-vit-g --precision bf16 --batch-size 2      # on a GPU
 
 `plain` is the loop that ImageReward (arXiv 2304.05977) published, restated in few lines: 40 steps, the gradient at one
 of the last ten, no guidance, the whole UNet; only the reward is ours, the captioner's likelihood of the prompt. `ours`
@@ -20,7 +20,6 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-import dataclasses
 import json
 import random
 import statistics
@@ -42,7 +41,6 @@ from ..training.loop import run
 from ..training.loop.feedback import make_estimators
 from ..training.loop.models import RunModels, load_models
 from ..training.refl_train import ReflRun
-from ..training.settings.files import from_dict
 from ..training.settings.refl import ReflConfig
 from .memory import peak
 from .timing import start
@@ -55,7 +53,6 @@ EQUAL = {
     "prior_weight": 0.0,
     "rollout_steps": STEPS,
     "first_gradient_step": FIRST,
-    "last_gradient_step": STEPS - 1,
     "cfg": 1.0,
     "train": "unet",
     "gradient_accumulation": 1,
@@ -75,7 +72,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "captioner", "text_encoder", "prompts"):
         parser.add_argument(f"--{name.replace('_', '-')}", default="demo")
-    parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3, help="processes of each way (default 3)")
@@ -84,7 +80,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     worker, turns, steps = (options.pop(name) for name in ("worker", "turns", "steps"))
     if worker:
-        print(json.dumps(measure(worker, from_dict(ReflConfig, options | EQUAL | WAYS[worker]), steps)))
+        print(json.dumps(measure(worker, ReflConfig(**options, **(EQUAL | WAYS[worker])), steps)))
         return
     told: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for _ in range(turns):
@@ -105,14 +101,14 @@ def measure(name: str, config: ReflConfig, steps: int, models: RunModels | None 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        config = dataclasses.replace(config, output=folder)
+        config = config.replace(output=folder)
         if name == "plain":
             step = plain_loop(config, load_models(config, device) if models is None else models, device)
         else:
             step = our_loop(config, models)
         step()
         times = [start(step, device)() / 1e3 for _ in range(steps)]
-        return {"seconds": statistics.median(times) / config.batch_size, "bytes": peak(step, device)[0]}
+        return {"seconds": statistics.median(times) / config.optimizer.batch_size, "bytes": peak(step, device)[0]}
 
 
 def our_loop(config: ReflConfig, models: RunModels | None = None) -> Callable[[], ReflRun]:
@@ -135,17 +131,17 @@ def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> C
     unet.to(memory_format=torch.contiguous_format)  # as it is read
     vae.requires_grad_(False)
     models.sampler.text_encoder.requires_grad_(False)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.optimizer.learning_rate)
     scheduler = DDPMScheduler.from_config(models.sampler.scheduler.config)
     texts = load_prompts(config)[0].texts
-    autocast = torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+    autocast = torch.autocast(device.type, DTYPES[config.model.precision], enabled=config.model.precision != "fp32")
 
     def step() -> None:
-        prompts = random.sample(texts, config.batch_size)
+        prompts = random.sample(texts, config.optimizer.batch_size)
         words = models.sampler.encode_prompts(prompts)
-        x = torch.randn(config.batch_size, *models.sampler.latent_shape, device=device)
-        scheduler.set_timesteps(config.rollout_steps, device=device)
-        middle = random.randint(config.first_gradient_step, config.last_gradient_step)
+        x = torch.randn(config.optimizer.batch_size, *models.sampler.latent_shape, device=device)
+        scheduler.set_timesteps(config.rollout.rollout_steps, device=device)
+        middle = random.randrange(config.rollout.first_gradient_step, config.rollout.rollout_steps)
         with autocast:
             for t in scheduler.timesteps[:middle]:
                 with torch.no_grad():
@@ -154,8 +150,8 @@ def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> C
             x0 = scheduler.step(models.sampler.predict(x, t, words), t, x).pred_original_sample
         image = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor).sample
         image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        (config.reward_weight * F.relu(config.margin - likelihood(image, prompts)).mean()).backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+        (config.reward.reward_weight * F.relu(config.reward.margin - likelihood(image, prompts)).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), run.MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
 

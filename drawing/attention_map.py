@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from torch import Tensor
 
-from ..attention.equation.maps import stretched
+from ..attention.equation.maps import scale_to_max
 from ..core.images import to_pil
 from .overlay import font
 
@@ -50,7 +50,7 @@ def draw_labelled_map(
     canvas = Image.new("RGB", (width + 2 * GAP, HEAD + height + FOOT), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((GAP, 9), fit_text(draw, words, width, 19), fill=INK, font=font(19))
-    canvas.paste(draw_map(stretched(probabilities), size, image), (GAP, HEAD))
+    canvas.paste(draw_map(scale_to_max(probabilities), size, image), (GAP, HEAD))
     draw_scale(canvas, (GAP, HEAD + height + 8, width), float(probabilities.max()))
     return canvas
 

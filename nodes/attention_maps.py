@@ -77,7 +77,7 @@ class AttentionMaps(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..attention.comfy.conditioning import find_words, text_of
         from ..attention.comfy.maps import recording, with_words
-        from ..attention.equation.maps import AttentionMaps, stretched
+        from ..attention.equation.maps import AttentionMaps, scale_to_max
 
         chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
@@ -104,7 +104,7 @@ class AttentionMaps(io.ComfyNode):
         heat = maps.mean((height, width))
         pictures = _pictures(heat, [phrase for phrase, _ in looked_at], image)
         preview = ui.PreviewImage(pictures, cls=cls).as_dict()
-        return io.NodeOutput(latent, pictures, stretched(heat).flatten(0, 1), ui=preview)
+        return io.NodeOutput(latent, pictures, scale_to_max(heat).flatten(0, 1), ui=preview)
 
 
 def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) -> torch.Tensor:

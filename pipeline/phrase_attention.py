@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attention.diffusers.processor import phrase_positions
 from ..attention.equation.maps import AttentionMaps, attention_mass
-from ..attention.equation.settings import ModulationSettings, strength
+from ..attention.equation.settings import ModulationSettings
 from ..core.regions import Region, RegionSet
 
 if TYPE_CHECKING:
@@ -91,4 +91,4 @@ def result_attention(
 
 def modulated_steps(modulation: ModulationSettings, steps: int) -> list[int]:
     """Which of a run's steps, from 0, re-weight attention."""
-    return [i for i in range(steps) if any(strength(modulation, 1.0, i / steps))]
+    return [i for i in range(steps) if any(modulation.strengths(1.0, i / steps))]

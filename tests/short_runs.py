@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import os
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PRIOR_ALONE = (
     f"--config {ROOT}/training/configs/demo.toml --reward-weight 0 --batch-size 1 --prior-batch-size 1 "
     "--prior-images 2 --prior-steps 1 --prior-keep 1 --prior-captions prompt --rollout-steps 2 --first-gradient-step 0 "
-    "--last-gradient-step 1 --gradient-steps 1 --rank 2 --alpha 2 --targets to_q --learning-rate 1e-3 "
+    "--gradient-steps 1 --rank 2 --targets to_q --learning-rate 1e-3 "
     "--warmup-steps 0 --decay-steps 0 --precision fp32 --evaluate-every 0 --evaluate-prompts 1 --sample-every 0 "
     "--save-every 1 --keep-last 9 --steps 3"
 )
@@ -33,7 +32,7 @@ QUICK = parse(ReflConfig, PRIOR_ALONE.split())
 WITH_REWARD = (
     f"--config {ROOT}/training/configs/demo.toml --estimator prompt_likelihood --margin 0 --reward-weight 0.05 "
     "--batch-size 2 --rollout-steps 4 --judged predicted --gradient-steps 1 --first-gradient-step 2 "
-    "--last-gradient-step 3 --prior-images 4 --prior-steps 4 --prior-batch-size 0 --rank 8 --alpha 8 "
+    "--prior-images 4 --prior-steps 4 --prior-batch-size 0 --rank 8 "
     "--targets to_q to_k to_v to_out.0 --learning-rate 2e-4 --warmup-steps 0 --decay-steps 0 --precision fp32 "
     "--evaluate-prompts 2 --evaluate-every 2 --sample-every 3 --save-every 2 --keep-last 9 --steps 6"
 )
@@ -42,7 +41,7 @@ WITH_REWARD = (
 
 def run_in(output: Path, **changes) -> ReflRun:
     """A run without a reward, not yet trained."""
-    return ReflRun(dataclasses.replace(QUICK, output=str(output), **changes))
+    return ReflRun(QUICK.replace(output=str(output), **changes))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Reward-ranked learning on the demo models: what is ranked, what is learnt, and that stopping it costs nothing."""
 
 import csv
-import dataclasses
 import json
 import random
 import shutil
@@ -50,7 +49,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def run_in(output: Path, **changes) -> ArlRun:
-    return ArlRun(dataclasses.replace(QUICK, output=str(output), **changes))
+    return ArlRun(QUICK.replace(output=str(output), **changes))
 
 
 def same(a: Path, b: Path) -> bool:
@@ -84,7 +83,7 @@ def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
     for place, prompt in enumerate(prompts):
         first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
         noise = models.sampler.noise([first, first + 1, first + 2])
-        latents = models.sampler.sample_latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.cfg))
+        latents = models.sampler.sample_latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.rollout.cfg))
         assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], SAMPLING)
         sums = sum(rankdata(-told[name][place].numpy()) for name in told if name != "winners")
         assert_close(told["winners"][place], latents[sums.argmin()], SAMPLING)
@@ -111,13 +110,13 @@ def test_a_run_that_goes_on_within_a_round_ends_with_the_same_weights(whole, tmp
 
 def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(whole, tmp_path):
     shutil.copytree(whole / "rounds", tmp_path / "rounds")
-    config = dataclasses.replace(QUICK, output=str(tmp_path))
+    config = QUICK.replace(output=str(tmp_path))
     ((file, (_, prompts)),) = candidates.round_files(config, TEXTS, 0, 32).items()
     with safe_open(file, "pt") as opened:
         weights = json.loads(opened.metadata()["made_of"])["weights"]
 
     def kept(weights: str, **changes) -> bool:
-        made_of = candidates._made_of(dataclasses.replace(config, **changes), prompts, weights)
+        made_of = candidates._made_of(config.replace(**changes), prompts, weights)
         return candidates._read(file, made_of) is not None
 
     assert kept(weights)
@@ -127,7 +126,7 @@ def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(wh
 
 def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    config, texts, drawn, draw = dataclasses.replace(QUICK, output=str(tmp_path)), TEXTS, [], candidates._draw_file
+    config, texts, drawn, draw = QUICK.replace(output=str(tmp_path)), TEXTS, [], candidates._draw_file
     monkeypatch.setattr(candidates, "_draw_file", lambda *given: (drawn.append(given[4]), draw(*given)))
     candidates.draw_round(config, trained, texts, 0, "mine", should_stop=lambda: len(drawn) == 2)
     assert drawn == [0, 1] and len(rounds(tmp_path)) == 2
@@ -139,7 +138,7 @@ def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp
 
 
 def test_more_images_of_a_prompt_than_are_sampled_at_once_are_drawn_in_parts(trained, tmp_path, monkeypatch):
-    config = dataclasses.replace(QUICK, output=str(tmp_path), prompts_per_round=1)
+    config = QUICK.replace(output=str(tmp_path), prompts_per_round=1)
     counts, sample = [], trained.sampler.latents
     candidates.draw_round(config, trained, TEXTS, 0, "whole")
     whole = candidates.read_round(config, trained, TEXTS, 0, "whole")
@@ -155,7 +154,7 @@ def test_more_images_of_a_prompt_than_are_sampled_at_once_are_drawn_in_parts(tra
 
 
 def test_an_image_that_is_not_finite_ranks_last_and_ends_nothing(trained, tmp_path, monkeypatch):
-    config = dataclasses.replace(QUICK, output=str(tmp_path), prompts_per_round=1)
+    config = QUICK.replace(output=str(tmp_path), prompts_per_round=1)
     sampler = trained.sampler
     decode = sampler.decode
     monkeypatch.setattr(sampler, "decode", lambda latents: decode(latents).index_fill(0, torch.tensor([1]), torch.nan))
@@ -167,13 +166,13 @@ def test_an_image_that_is_not_finite_ranks_last_and_ends_nothing(trained, tmp_pa
 
 
 def test_a_round_that_another_device_wrote_elsewhere_is_one_sentence(trained, tmp_path):
-    config = dataclasses.replace(QUICK, output=str(tmp_path))
+    config = QUICK.replace(output=str(tmp_path))
     with pytest.raises(RealignError, match="give an output that all devices"):
         candidates.read_round(config, trained, TEXTS, 0, "mine")
 
 
 def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
-    config, drawn = dataclasses.replace(QUICK, output=str(tmp_path)), []
+    config, drawn = QUICK.replace(output=str(tmp_path)), []
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
     monkeypatch.setattr(candidates, "_draw_file", lambda *given: drawn.append(given[4]))
     for device in (1, 0):
@@ -182,13 +181,17 @@ def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
 
 
 def test_the_plan_says_how_many_images_are_ranked(tmp_path):
-    told = plan(dataclasses.replace(QUICK, output=str(tmp_path / "none")))
+    told = plan(QUICK.replace(output=str(tmp_path / "none")))
     assert "ranks 2 times 3 × 3 images by caption, sam" in told
     assert "rounds/" in told and "prior.safetensors" not in told
 
 
 def test_the_papers_first_version_is_the_default():
-    assert (ArlConfig().images_per_prompt, ArlConfig().learning_rate, ArlConfig().rounds) == (10, 9e-6, 1)
+    assert (ArlConfig().rounds.images_per_prompt, ArlConfig().optimizer.learning_rate, ArlConfig().rounds.rounds) == (
+        10,
+        9e-6,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,9 +205,9 @@ def test_the_papers_first_version_is_the_default():
 )
 def test_settings_that_do_not_fit_are_one_sentence(changes, says):
     with pytest.raises(RealignError, match=says):
-        dataclasses.replace(QUICK, **changes)
+        QUICK.replace(**changes)
 
 
 def test_a_reward_that_is_not_there_is_one_sentence():
     with pytest.raises(RealignError, match="The reward clip needs to know where clip is: give its path"):
-        load_models(dataclasses.replace(QUICK, reward="clip", clip=""), torch.device("cpu"))
+        load_models(QUICK.replace(reward="clip", clip=""), torch.device("cpu"))

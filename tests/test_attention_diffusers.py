@@ -14,8 +14,10 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
 )
-from realigndiff.attention.diffusers import processor as diffusers_adapter
+from realigndiff.attention.diffusers import processor
 from realigndiff.attention.diffusers.processor import ModulatedProcessor, Modulation, modulate
+from realigndiff.attention.equation import layout_cache
+from realigndiff.attention.equation.layout_cache import Batch
 from realigndiff.attention.equation.reference import reference_attention
 from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
@@ -90,7 +92,7 @@ def test_only_the_conditional_row_changes(unet, tokenizer):
 def test_it_is_the_reference_in_every_layer(unet, tokenizer, stock, monkeypatch):
     unet.set_attn_processor(stock())
     ours = draw_modulated(unet, tokenizer)
-    monkeypatch.setattr(diffusers_adapter, "modulated_attention", reference_attention)
+    monkeypatch.setattr(processor, "modulated_attention", reference_attention)
     assert_close(ours, draw_modulated(unet, tokenizer))
 
 
@@ -100,10 +102,10 @@ def test_each_kind_of_attention_has_its_own_strength_and_runs_once(unet, tokeniz
             raise AssertionError("a layer that is modulated needs no plain attention")
 
     seen = set()
-    original = diffusers_adapter.modulated_attention
-    monkeypatch.setattr(diffusers_adapter, "_STOCK", (Forbidden,))
+    original = processor.modulated_attention
+    monkeypatch.setattr(processor, "_STOCK", (Forbidden,))
     monkeypatch.setattr(
-        diffusers_adapter,
+        processor,
         "modulated_attention",
         lambda q, k, v, layout, lam: seen.add((k.shape[2], lam)) or original(q, k, v, layout, lam),
     )
@@ -146,8 +148,8 @@ def test_nothing_is_left_after_it_even_after_an_error(unet, tokenizer):
 
 def test_layouts_are_made_once_a_run(unet, tokenizer, monkeypatch):
     made = []
-    original = diffusers_adapter.cross_layout
-    monkeypatch.setattr(diffusers_adapter, "cross_layout", lambda *args: made.append(args[2]) or original(*args))
+    original = layout_cache.cross_layout
+    monkeypatch.setattr(layout_cache, "cross_layout", lambda *args: made.append(args[2]) or original(*args))
     with modulate(unet, [regions()], tokenizer, SIZE, ALWAYS) as modulation:
         for step in range(3):
             modulation.at(1.0, step / 3)
@@ -186,7 +188,7 @@ def test_what_another_processor_adds_stays():
     sets = [RegionSet("ab", (Region(tag="a", phrase="ab", mask=mask),))]
 
     def layer(processor):
-        modulation = Modulation(sets, [[[1, 2]]], (8, 8), ALWAYS)
+        modulation = Modulation(Batch(sets, [[[1, 2]]]), (8, 8), ALWAYS)
         modulation.at(1.0, 0.0)
         return ModulatedProcessor(processor, modulation)(attn, x)
 
@@ -236,11 +238,11 @@ def test_a_phrase_is_attended_to_more_inside_its_region_and_less_outside(unet, t
         if k.shape[2] == 16:
             one_hot = torch.eye(16).expand(*k.shape[:2], 16, 16)
             masses = [reference_attention(q, k, one_hot, layout, s)[1, :, :, 1:5].sum(-1).mean(0) for s in (0.0, lam)]
-            inside = layout.query_regions[1, :, 0]
+            inside = layout.R.queries[1, :, 0]
             seen.append([mass[where].mean() for where in (inside, ~inside) for mass in masses])
         return reference_attention(q, k, v, layout, lam)
 
-    monkeypatch.setattr(diffusers_adapter, "modulated_attention", spy)
+    monkeypatch.setattr(processor, "modulated_attention", spy)
     draw_modulated(unet, tokenizer)
     assert seen
     for inside_before, inside_after, outside_before, outside_after in seen:
@@ -251,7 +253,7 @@ def test_a_phrase_is_attended_to_more_inside_its_region_and_less_outside(unet, t
 def test_a_call_with_another_number_of_rows_is_refused(unet, tokenizer):
     with modulate(unet, [None, regions()], tokenizer, SIZE, ALWAYS) as modulation:
         modulation.at(1.0, 0.0)
-        with pytest.raises(RealignError, match="3 rows"):
+        with pytest.raises(RealignError, match="3 batch elements"):
             draw(unet, 3)
 
 

@@ -1,4 +1,4 @@
-"""Masks become maps by area, and maps and tokens become the gains and regions of eq. 8-9."""
+"""Masks become cells by area, and cells and tokens become R, S and B of eq. 8-9."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realigndiff.attention.equation.layout import cross_layout, map_size, mask_to_map, self_layout
+from realigndiff.attention.equation.cells import grid_size, mask_to_cells
+from realigndiff.attention.equation.layout import cross_layout, self_layout
 from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import CERTAIN, MAYBE, Region, RegionSet
@@ -46,7 +47,7 @@ def areas_in_a_loop(mask, size):
 def test_a_cell_is_inside_when_the_mask_covers_enough_of_it(shape, size, coverage, density, seed):
     mask = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density).float()
     area = areas_in_a_loop(mask, size)
-    cells = mask_to_map(mask, size, coverage)
+    cells = mask_to_cells(mask, size, coverage)
     assert cells.shape == size
     clear = (area - coverage).abs() > 1e-3
     lost = not (area >= coverage - 1e-3).any()  # then only the fullest cells stay
@@ -56,7 +57,7 @@ def test_a_cell_is_inside_when_the_mask_covers_enough_of_it(shape, size, coverag
 
 
 def test_one_pixel_survives_on_a_coarse_map():
-    cells = mask_to_map(box(70, 20, 71, 21, size=128), (8, 8))
+    cells = mask_to_cells(box(70, 20, 71, 21, size=128), (8, 8))
     assert cells.nonzero().tolist() == [[1, 4]]
 
 
@@ -71,35 +72,35 @@ def test_one_pixel_survives_on_a_coarse_map():
     ],
 )
 def test_the_map_of_a_layer_is_found_from_its_number_of_queries(n, latent, size):
-    assert map_size(n, latent) == size
+    assert grid_size(n, latent) == size
 
 
 def test_a_layer_that_is_no_halving_of_the_latent_is_refused():
     with pytest.raises(RealignError, match="100 queries"):
-        map_size(100, (64, 64))
+        grid_size(100, (64, 64))
 
 
 def test_words_are_tied_to_the_pixels_of_their_region():
     left, right = region(box(0, 0, 8, 16)), region(box(12, 0, 16, 16), MAYBE)
     layout = cross_layout([RegionSet("p", (left, right))], [[[1, 2], [4]]], (4, 4), 6, ModulationSettings())
-    related = layout.related()[0].unflatten(0, (4, 4))  # [h, w, tokens]
+    related = layout.R.dense()[0].unflatten(0, (4, 4))  # [h, w, tokens]
     assert related[:, :, 1].tolist() == related[:, :, 2].tolist() == [[True, True, False, False]] * 4
     assert related[:, :, 4].tolist() == [[False, False, False, True]] * 4
     assert not related[:, :, [0, 3, 5]].any()
-    assert layout.query_gain[0, :4].tolist() == [0.5, 0.5, 1.0, 0.75]  # 1 − B
-    assert layout.key_gain[0].tolist() == [1.0, 2.0, 2.0, 1.0, 0.5, 1.0]  # S
+    assert layout.B[0, :4, 0].tolist() == [0.5, 0.5, 0.0, 0.25]
+    assert layout.S[0, 0].tolist() == [1.0, 2.0, 2.0, 1.0, 0.5, 1.0]
 
 
 def test_tokens_of_no_phrase_follow_the_outside_setting():
     sets = [RegionSet("p", (region(box(0, 0, 8, 16)),))]
     layout = cross_layout(sets, [[[1]]], (4, 4), 3, ModulationSettings(outside=0.0))
-    assert layout.key_gain[0].tolist() == [0.0, 2.0, 0.0]
+    assert layout.S[0, 0].tolist() == [0.0, 2.0, 0.0]
 
 
 def test_tokens_that_no_text_made_are_left_alone():
     sets = [RegionSet("p", (region(box(0, 0, 8, 8)),)), RegionSet("p", (region(box(0, 0, 8, 8)),))]
     layout = cross_layout(sets, [[[2]], [[2]]], (4, 4), 5, ModulationSettings(), [range(1, 4), range(5)])
-    assert (layout.key_gain > 0).tolist() == [[False, True, True, True, False], [True] * 5]
+    assert (layout.S[:, 0] > 0).tolist() == [[False, True, True, True, False], [True] * 5]
 
 
 def test_where_regions_overlap_the_larger_one_and_the_more_certain_count():
@@ -107,21 +108,21 @@ def test_where_regions_overlap_the_larger_one_and_the_more_certain_count():
     sets = [RegionSet("p", (small, large))]
     options = ModulationSettings()
     cross = cross_layout(sets, [[[1, 2], [2]]], (4, 4), 4, options)
-    assert cross.query_gain[0, 0] == 0.5
-    assert cross.key_gain[0].tolist() == [1.0, 2.0, 2.0, 1.0]
-    assert self_layout(sets, (4, 4), options).query_gain[0, 0] == 2 * 0.5
+    assert cross.B[0, 0] == 0.5
+    assert cross.S[0, 0].tolist() == [1.0, 2.0, 2.0, 1.0]
+    assert self_layout(sets, (4, 4), options).weights[0][0, 0] == 2 * 0.5
 
 
 def test_pixels_see_their_own_segment_and_the_background_is_one():
     sets = [RegionSet("p", (region(box(0, 0, 4, 16)),))]
     layout = self_layout(sets, (4, 4), ModulationSettings())
     column = torch.arange(16) % 4 == 0
-    assert torch.equal(layout.related()[0], column[:, None] == column)
-    assert_close(layout.query_gain[0], torch.where(column, 2 * 0.75, 1 * 0.25))
-    assert layout.key_gain.shape == (1, 1)
+    assert torch.equal(layout.R.dense()[0], column[:, None] == column)
+    assert_close(layout.weights[0][0], torch.where(column, 2 * 0.75, 1 * 0.25))
+    assert layout.per_query
 
 
-def test_rows_without_active_regions_have_no_gain():
+def test_batch_elements_without_active_regions_are_not_modulated():
     sets = [
         None,
         RegionSet("p", (region(box(0, 0, 4, 4)), region(box(4, 4, 9, 9)))),
@@ -131,17 +132,17 @@ def test_rows_without_active_regions_have_no_gain():
     positions = [[], [[1], [2]], [], []]
     cross = cross_layout(sets, positions, (4, 4), 5, ModulationSettings())
     for layout in (cross, self_layout(sets, (4, 4), ModulationSettings())):
-        assert layout.active == [1]
-        assert not layout.gain(1.0)[[0, 2, 3]].any()
-        assert layout.of_rows(layout.active).shape[0] == 1
+        assert layout.modulated == [1]
+        assert not layout.a(1.0)[[0, 2, 3]].any()
+        assert layout.select(layout.modulated).shape[0] == 1
 
 
-def test_groups_of_keys_say_the_same_as_the_regions():
+def test_the_factors_of_the_relation_multiply_to_it():
     masks = [box(0, 0, 8, 8), box(4, 4, 12, 12), box(4, 0, 16, 8)]
     layout = self_layout([RegionSet("p", tuple(map(region, masks))), None], (8, 8), ModulationSettings())
-    sees, member = layout.groups
-    product = sees.float() @ member.float().mT
-    assert torch.equal(product, layout.related().float())
+    queries, keys = layout.R.factors
+    product = queries.float() @ keys.float().mT
+    assert torch.equal(product, layout.R.dense().float())
 
 
 def test_a_token_beyond_the_encoding_is_refused():

@@ -11,10 +11,17 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image
 from realigndiff.attention.diffusers.processor import phrase_positions
 from realigndiff.attention.diffusers.recorder import record
-from realigndiff.attention.equation.layout import cross_layout, mask_to_map
-from realigndiff.attention.equation.maps import AttentionMaps, attention_mass, stretched, token_matrix, word_attention
+from realigndiff.attention.equation.cells import mask_to_cells
+from realigndiff.attention.equation.layout import cross_layout
+from realigndiff.attention.equation.maps import (
+    AttentionMaps,
+    attention_mass,
+    scale_to_max,
+    token_matrix,
+    word_attention,
+)
 from realigndiff.attention.equation.reference import modulation
-from realigndiff.attention.equation.settings import ModulationSettings, strength
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.phrases import parse_phrases
 from realigndiff.core.regions import Region, RegionSet
@@ -82,7 +89,7 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
         step, side = i // (len(calls) // 2), math.isqrt(q.shape[2])
         QK = q @ k.mT  # [B, H, Nq, Nk]
         if re_weighted:
-            now, _ = strength(settings, float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
+            now, _ = settings.strengths(float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
             QK = QK + modulation(QK, cross_layout(sets, words, (side, side), 77, settings), now)
         A = torch.softmax(QK / math.sqrt(q.shape[-1]), dim=-1)
         for image, own in enumerate(words):
@@ -139,7 +146,7 @@ def test_re_weighting_moves_each_phrases_attention_onto_its_region(both):
     for phrase in phrases:
         before, after = phrase.mass
         assert after > 1.5 * before
-        inside = mask_to_map(phrase.region.mask, (16, 16))
+        inside = mask_to_cells(phrase.region.mask, (16, 16))
         assert phrase.after[inside].mean() > phrase.before[inside].mean()
     (late,) = phrase_attention(both, [REGIONS], (16, 16), [3])
     assert all(abs(after - before) < 0.1 for before, after in (phrase.mass for phrase in late))
@@ -202,7 +209,7 @@ def test_what_was_not_recorded_cannot_be_shown(both):
 def test_a_call_with_fewer_rows_than_images_is_refused(models):
     unet = models.sampler.unet
     words = models.sampler.encode_prompts([PROMPT]).prompt_embeds
-    with record(unet, AttentionMaps([[[1]]] * 2), (16, 16)), pytest.raises(RealignError, match="1 rows"):
+    with record(unet, AttentionMaps([[[1]]] * 2), (16, 16)), pytest.raises(RealignError, match="1 batch elements"):
         unet(models.sampler.noise([0]), torch.tensor(10), words)
 
 
@@ -245,4 +252,4 @@ def test_a_labelled_map_is_brightest_where_its_map_is():
 
 def test_maps_are_stretched_each_by_itself_and_an_empty_one_stays_empty():
     maps = torch.stack([torch.full((2, 2), 0.1), torch.zeros(2, 2), torch.tensor([[0.0, 0.2], [0.1, 0.0]])])
-    assert stretched(maps).amax((-2, -1)).tolist() == [1, 0, 1]
+    assert scale_to_max(maps).amax((-2, -1)).tolist() == [1, 0, 1]

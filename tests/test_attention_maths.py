@@ -11,28 +11,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from realigndiff.attention.equation import modulated
-from realigndiff.attention.equation.layout import Block, Layout, cross_layout, self_layout
+from realigndiff.attention.equation.layout import KeyBlock, Layout, cross_layout, self_layout
 from realigndiff.attention.equation.modulated import joint_attention, modulated_attention
 from realigndiff.attention.equation.reference import joint_reference, reference_attention
+from realigndiff.attention.equation.relation import Relation
 from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import LIKELIHOODS, Region, RegionSet
 from realigndiff.tests.close import apart, assert_close
+from realigndiff.tests.layouts import random_layout
 from torch.utils._python_dispatch import TorchDispatchMode
-
-
-def random_layout(rows, n_queries, n_keys, regions, *, one_gain=False, limit=math.inf, seed=0) -> Layout:
-    """Regions that overlap, are empty or full as chance has it; with one key gain, queries are the keys."""
-    g = torch.Generator().manual_seed(seed)
-    density = torch.rand(rows, 1, regions, generator=g) * 1.6 - 0.3
-    queries = torch.rand(rows, n_queries, regions, generator=g) < density
-    keys = queries if one_gain else torch.rand(rows, n_keys, regions, generator=g) < density
-    key_gain = (
-        torch.ones(rows, 1)
-        if one_gain
-        else torch.tensor([0.0, 0.5, 1.0, 2.0])[torch.randint(4, (rows, n_keys), generator=g)]
-    )
-    return Layout(queries, keys, torch.rand(rows, n_queries, generator=g), key_gain, limit)
 
 
 def random_qkv(layout: Layout, heads=2, d=8, dv=8, seed=0, size=1.0):
@@ -54,23 +42,19 @@ def attention_in_a_loop(q, k, v, layout, lam):
         ]
         moved = []
         for j in range(n_keys):
-            shared = [
-                r
-                for r in range(layout.key_regions.shape[-1])
-                if layout.query_regions[b, i, r] and layout.key_regions[b, j, r]
-            ]
-            s = float(layout.key_gain[b, j if layout.key_gain.shape[1] > 1 else 0])
-            a = min(lam * float(layout.query_gain[b, i]) * s, layout.gain_limit)
+            shared = (layout.R.queries[b, i] & layout.R.keys[b, j]).any()
+            s = float(layout.S[b, i, 0] if layout.per_query else layout.S[b, 0, j])
+            a = min(lam * s * (1 - float(layout.B[b, i, 0])), layout.gain_limit)
             moved.append(z[j] + a * ((max(z) if shared else min(z)) - z[j]))
         weights = [math.exp(x - max(moved)) for x in moved]
         out[b, h, i] = sum(w * v[b, h, j] for j, w in enumerate(weights)) / sum(weights)
     return out
 
 
-@pytest.mark.parametrize("one_gain", [False, True])
+@pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("limit", [math.inf, 0.4])
-def test_the_reference_is_the_equation_one_number_at_a_time(one_gain, limit):
-    layout = random_layout(2, 5, 5 if one_gain else 4, 3, one_gain=one_gain, limit=limit)
+def test_the_reference_is_the_equation_one_number_at_a_time(per_query, limit):
+    layout = random_layout(2, 5, 5 if per_query else 4, 3, per_query=per_query, limit=limit)
     q, k, v = random_qkv(layout)
     slow = attention_in_a_loop(q, k, v, layout, 0.9)
     assert_close(reference_attention(q, k, v, layout, 0.9), slow)
@@ -85,19 +69,19 @@ def test_the_reference_is_the_equation_one_number_at_a_time(one_gain, limit):
     regions=st.integers(1, 4),
     d=st.sampled_from([4, 8, 40]),
     dv=st.sampled_from([4, 8, 72]),
-    one_gain=st.booleans(),
+    per_query=st.booleans(),
     limit=st.sampled_from([math.inf, 1.0, 0.3]),
     lam=st.floats(0, 1.2),
     tile=st.sampled_from([1, 64, 2**20]),
     seed=st.integers(0, 10**6),
 )
 def test_lean_attention_equals_the_reference(
-    rows, heads, n_queries, n_keys, regions, d, dv, one_gain, limit, lam, tile, seed
+    rows, heads, n_queries, n_keys, regions, d, dv, per_query, limit, lam, tile, seed
 ):
     layout = random_layout(
-        rows, n_queries, n_queries if one_gain else n_keys, regions, one_gain=one_gain, limit=limit, seed=seed
+        rows, n_queries, n_queries if per_query else n_keys, regions, per_query=per_query, limit=limit, seed=seed
     )
-    layout.query_gain[seed % rows] *= seed % 2  # sometimes a row is left alone
+    layout.S[seed % rows] *= seed % 2  # sometimes a row is left alone
     q, k, v = random_qkv(layout, heads, d, dv, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(modulated.TILE, "cpu", tile)
@@ -134,35 +118,35 @@ def test_lean_attention_equals_the_reference_on_layouts_of_real_regions(size, co
 
 def test_with_very_many_combinations_of_regions_the_result_is_the_same():
     pixels = torch.rand(1, 300, 9, generator=torch.Generator().manual_seed(0)) < 0.5
-    layout = replace(random_layout(1, 300, 300, 9, one_gain=True), query_regions=pixels, key_regions=pixels)
-    assert layout.groups[0].shape[-1] > modulated.MAX_GROUPS
+    layout = replace(random_layout(1, 300, 300, 9, per_query=True), R=Relation(pixels, pixels))
+    assert layout.R.factors[0].shape[-1] > modulated.MAX_GROUPS
     q, k, v = random_qkv(layout)
     assert_close(modulated_attention(q, k, v, layout, 0.9), reference_attention(q, k, v, layout, 0.9))
 
 
-@pytest.mark.parametrize("one_gain", [False, True])
-def test_without_strength_or_gain_attention_is_plain_to_the_last_bit(one_gain):
-    layout = random_layout(3, 20, 20, 2, one_gain=one_gain)
+@pytest.mark.parametrize("per_query", [False, True])
+def test_without_strength_or_weight_attention_is_plain_to_the_last_bit(per_query):
+    layout = random_layout(3, 20, 20, 2, per_query=per_query)
     q, k, v = random_qkv(layout)
     plain = F.scaled_dot_product_attention(q, k, v)
     assert torch.equal(modulated_attention(q, k, v, layout, 0.0), plain)
-    off = replace(layout, query_gain=torch.zeros_like(layout.query_gain))
+    off = replace(layout, S=torch.zeros_like(layout.S))
     assert torch.equal(modulated_attention(q, k, v, off, 1.0), plain)
-    half = replace(layout, query_gain=layout.query_gain * torch.tensor([[0.0], [1.0], [0.0]]))
+    half = replace(layout, S=layout.S * torch.tensor([0.0, 1.0, 0.0])[:, None, None])
     mixed = modulated_attention(q, k, v, half, 1.0)
     assert torch.equal(mixed[[0, 2]], plain[[0, 2]])
     assert apart(mixed[1], plain[1]) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("one_gain", [False, True])
+@pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("mask", ["empty", "full", "one pixel", "overlapping"])
-def test_half_precision_stays_finite_and_close(dtype, one_gain, mask):
-    layout = random_layout(2, 24, 24, 2, one_gain=one_gain)
+def test_half_precision_stays_finite_and_close(dtype, per_query, mask):
+    layout = random_layout(2, 24, 24, 2, per_query=per_query)
     if mask != "overlapping":
-        queries = torch.full_like(layout.query_regions, mask == "full")
+        queries = torch.full_like(layout.R.queries, mask == "full")
         queries[:, 7, 0] |= mask == "one pixel"
-        layout = replace(layout, query_regions=queries, key_regions=queries if one_gain else layout.key_regions)
+        layout = replace(layout, R=Relation(queries, queries if per_query else layout.R.keys))
     for size in (1.0, 18.0):  # the scores of the second reach ±1000
         q, k, v = (x.to(dtype) for x in random_qkv(layout, size=size))
         lean = modulated_attention(q, k, v, layout, 1.0)
@@ -187,7 +171,7 @@ def test_in_half_precision_a_small_region_loses_no_more_than_rounding_its_result
     n, small = 1024, slice(0, 8)  # here the lift a·(M − m) of 8 keys weighs up against 1016 others: its rounding shows
     pixels = torch.zeros(1, n, 1, dtype=torch.bool)
     pixels[:, small] = True
-    layout = Layout(pixels, pixels, torch.full((1, n), 0.8), torch.ones(1, 1))
+    layout = Layout(Relation(pixels, pixels), torch.full((1, n, 1), 0.8), torch.zeros(1, n, 1))
     q, k, v = (x.to(dtype) for x in random_qkv(layout, d=40))
     v[:, :, small] += 2
     exact = reference_attention(q.float(), k.float(), v.float(), layout, 1.0)[:, :, small]
@@ -197,20 +181,22 @@ def test_in_half_precision_a_small_region_loses_no_more_than_rounding_its_result
 
 
 def test_extreme_scores_do_not_overflow_half_precision():
-    layout = replace(random_layout(1, 16, 16, 2, one_gain=True), query_gain=torch.full((1, 16), 2.0))
+    layout = replace(
+        random_layout(1, 16, 16, 2, per_query=True), S=torch.full((1, 16, 1), 2.0), B=torch.zeros(1, 16, 1)
+    )
     q, k, v = (
         x.half() for x in random_qkv(layout, d=64, size=100.0)
     )  # scores up to ±30000, beyond float16 when doubled
     assert modulated_attention(q, k, v, layout, 1.0).isfinite().all()
 
 
-@pytest.mark.parametrize("one_gain", [False, True])
-@pytest.mark.parametrize("groups", [modulated.MAX_GROUPS, 0], ids=["longer vectors", "tiles"])
-def test_gradients_are_those_of_the_reference(one_gain, groups, monkeypatch):
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("groups", [modulated.MAX_GROUPS, 0], ids=["extra head dimensions", "tiles"])
+def test_gradients_are_those_of_the_reference(per_query, groups, monkeypatch):
     monkeypatch.setitem(modulated.TILE, "cpu", 64)
     monkeypatch.setattr(modulated, "MAX_GROUPS", groups)
-    layout = random_layout(2, 12, 12 if one_gain else 9, 3, one_gain=one_gain)
-    layout.query_gain[1] = 0  # a row that is left alone
+    layout = random_layout(2, 12, 12 if per_query else 9, 3, per_query=per_query)
+    layout.S[1] = 0  # a row that is left alone
     weights = torch.randn(2, 2, 12, 8, generator=torch.Generator().manual_seed(1))
 
     def gradients(attention):
@@ -233,7 +219,7 @@ def test_no_tensor_of_queries_by_keys_is_ever_made():
             return out
 
     n = 2048
-    layout = random_layout(1, n, n, 3, one_gain=True)
+    layout = random_layout(1, n, n, 3, per_query=True)
     q, k, v = random_qkv(layout, heads=1)
     with Largest() as largest:
         modulated_attention(q, k, v, layout, 0.3)
@@ -262,14 +248,14 @@ WORDS, PIXELS, REST = 7, 30, 5
 def test_joint_attention_equals_the_reference(rows, order, left_out, plain, tile, seed):
     """Each block of keys by its own extrema, whatever stands beside it: words, pixels, and keys of neither."""
     words = random_layout(rows, PIXELS, WORDS, 3, seed=seed)
-    pixels = random_layout(rows, PIXELS, PIXELS, 3, one_gain=True, seed=seed + 1)
-    pixels.query_gain[seed % rows] *= seed % 2
+    pixels = random_layout(rows, PIXELS, PIXELS, 3, per_query=True, seed=seed + 1)
+    pixels.S[seed % rows] *= seed % 2
     sizes = {"words": WORDS, "pixels": PIXELS, "rest": REST}
     blocks, end = [], 0
     for name in (name for name in order if name not in left_out):
         keys, end = slice(end, end + sizes[name]), end + sizes[name]
         if name not in ("rest", plain):
-            blocks.append(Block(keys, words if name == "words" else pixels, 0.9 if name == "words" else 0.4))
+            blocks.append(KeyBlock(keys, words if name == "words" else pixels, 0.9 if name == "words" else 0.4))
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(rows, 2, n, 8, generator=g) for n in (PIXELS, end, end))
     with pytest.MonkeyPatch.context() as patch:
@@ -281,11 +267,11 @@ def test_joint_attention_equals_the_reference(rows, order, left_out, plain, tile
 @pytest.mark.parametrize("size", [1.0, 4.0], ids=["even", "sharp"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_half_precision_no_more_is_lost_than_by_plain_attention(dtype, size):
-    words, pixels = random_layout(1, 400, 40, 2), random_layout(1, 400, 400, 2, one_gain=True)
+    words, pixels = random_layout(1, 400, 40, 2), random_layout(1, 400, 400, 2, per_query=True)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 4, n, 64, generator=g) for n in (400, 440, 440))
     q, k, v = (size * q).to(dtype), (size * k).to(dtype), v.to(dtype)
-    blocks = [Block(slice(0, 40), words, 1.0), Block(slice(40, 440), pixels, 0.3)]
+    blocks = [KeyBlock(slice(0, 40), words, 1.0), KeyBlock(slice(40, 440), pixels, 0.3)]
 
     def lost(attention, exact):
         return ((attention - exact).square().mean() / exact.square().mean()).sqrt().item()
@@ -305,12 +291,12 @@ def test_a_layer_reads_nothing_back_from_its_tensors():
             assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "unique_dim", "_unique2")
             return func(*args, **(kwargs or {}))
 
-    words, pixels = random_layout(2, 30, 7, 3), random_layout(2, 30, 30, 3, one_gain=True)
-    words.query_gain[0] = pixels.query_gain[0] = 0
+    words, pixels = random_layout(2, 30, 7, 3), random_layout(2, 30, 30, 3, per_query=True)
+    words.S[0] = pixels.S[0] = 0
     words, pixels = words.to("cpu"), pixels.to("cpu")
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, n, 8, generator=g) for n in (30, 37, 37))
-    blocks = [Block(slice(0, 7), words, torch.tensor(0.9)), Block(slice(7, 37), pixels, torch.tensor(0.4))]
+    blocks = [KeyBlock(slice(0, 7), words, torch.tensor(0.9)), KeyBlock(slice(7, 37), pixels, torch.tensor(0.4))]
     with Reads():
         ours = joint_attention(q, k, v, blocks)
     assert_close(ours, joint_reference(q, k, v, blocks))

@@ -6,19 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from realigndiff.attention.equation import modulated
-from realigndiff.attention.equation.layout import Block, Layout
+from realigndiff.attention.equation.layout import KeyBlock
 from realigndiff.attention.equation.modulated import joint_attention
 from realigndiff.attention.equation.reference import joint_reference
+from realigndiff.tests.layouts import random_layout
 
 
-def block(n_queries=20, n_keys=30, rows=4, one_gain=False) -> Block:
-    """Two regions, in the first and the last of the rows; the others are left alone."""
-    g = torch.Generator().manual_seed(0)
-    queries, keys = (torch.rand(rows, n, 2, generator=g) < 0.5 for n in (n_queries, n_keys))
-    gain = torch.rand(rows, n_queries, generator=g)
-    gain[1:-1] = 0
-    key_gain = torch.ones(rows, 1) if one_gain else torch.rand(rows, n_keys, generator=g)
-    return Block(slice(0, n_keys), Layout(queries, keys, gain, key_gain), 0.8)
+def block(n_queries=20, n_keys=30, rows=4, per_query=False) -> KeyBlock:
+    """Two regions, in the first and the last batch element; the others are left alone."""
+    layout = random_layout(rows, n_queries, n_queries if per_query else n_keys, 2, per_query=per_query)
+    layout.S[1:-1] = 0
+    return KeyBlock(slice(0, layout.shape[2]), layout, 0.8)
 
 
 def qkv(n_queries=20, n_keys=30, rows=4, d=8, dtype=torch.float32, sharp=1.0):
@@ -33,12 +31,12 @@ def qkv(n_queries=20, n_keys=30, rows=4, d=8, dtype=torch.float32, sharp=1.0):
 def test_the_kernel_gets_the_modulated_rows_and_the_others_are_plain_attention_bit_for_bit(monkeypatch):
     asked = []
 
-    def by_kernel(q, k, v, blocks):
-        asked.append([len(q), *(len(one.layout.query_gain) for one in blocks)])
+    def run_kernel(q, k, v, blocks):
+        asked.append([len(q), *(len(one.layout.B) for one in blocks)])
         return joint_reference(q, k, v, blocks)
 
     monkeypatch.setattr(modulated, "_may_have_kernel", lambda device: True)
-    monkeypatch.setattr(modulated, "_by_kernel", by_kernel)
+    monkeypatch.setattr(modulated, "_run_kernel", run_kernel)
     (q, k, v), one = qkv(), block()
     out = joint_attention(q, k, v, [one])
     assert asked == [[2, 2]]
@@ -47,9 +45,9 @@ def test_the_kernel_gets_the_modulated_rows_and_the_others_are_plain_attention_b
     assert out.transpose(1, 2).is_contiguous(), "in memory as q is, so that joining the heads copies nothing"
 
 
-@pytest.mark.parametrize("one_gain", [False, True], ids=["words", "pixels"])
-def test_inside_autocast_scores_are_as_exact_as_outside(one_gain):
-    (q, k, v), one = qkv(sharp=3.0), block(one_gain=one_gain)
+@pytest.mark.parametrize("per_query", [False, True], ids=["words", "pixels"])
+def test_inside_autocast_scores_are_as_exact_as_outside(per_query):
+    (q, k, v), one = qkv(sharp=3.0), block(per_query=per_query)
     with torch.autocast("cpu", torch.bfloat16):
         inside = joint_attention(q[:1], k[:1], v[:1], [one._replace(layout=one.layout.part([0]))])
     torch.testing.assert_close(inside, joint_reference(q, k, v, [one])[:1])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-from realigndiff.attention.equation.settings import ModulationSettings, strength
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
 
 
 def test_strength_fades_with_the_noise_and_ends_with_its_steps():
     options = ModulationSettings(cross_strength=2.0, self_strength=0.5, power=2.0, start=0.1, end=0.5)
-    assert strength(options, 0.5, 0.1) == (0.5, 0.125)
-    assert strength(options, 0.9, 0.05) == (0.0, 0.0)
-    assert strength(options, 0.9, 0.5) == (0.0, 0.0)
-    assert strength(ModulationSettings(power=0.0, end=1.0), 0.0, 0.99) == (1.0, 0.3)
+    assert options.strengths(0.5, 0.1) == (0.5, 0.125)
+    assert options.strengths(0.9, 0.05) == (0.0, 0.0)
+    assert options.strengths(0.9, 0.5) == (0.0, 0.0)
+    assert ModulationSettings(power=0.0, end=1.0).strengths(0.0, 0.99) == (1.0, 0.3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from itertools import combinations
 
 import pytest
-from realigndiff.attention.equation.tokens import find_spelled, spelling, token_positions
+from realigndiff.attention.equation.tokens import decode_tokens, find_decoded_tokens, token_positions
 from realigndiff.core.errors import RealignError
 from realigndiff.language.binding import bind_tags
 from realigndiff.language.offline_scorer import OfflineScorer
@@ -139,7 +139,9 @@ def test_a_phrase_cut_by_the_border_keeps_the_tokens_that_are_read(tokenizer):
 
 def by_pieces(*pieces):
     """The tokens of a tokenizer with one for each of these pieces of bytes, as they would be decoded."""
-    return spelling(range(len(pieces)), lambda ids: b"".join(pieces[i] for i in ids).decode(errors="replace").strip())
+    return decode_tokens(
+        range(len(pieces)), lambda ids: b"".join(pieces[i] for i in ids).decode(errors="replace").strip()
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,12 +156,12 @@ def by_pieces(*pieces):
 )
 def test_tokens_are_found_by_the_letters_that_come_with_them(phrase, tokens):
     sign = "蓝".encode()
-    told = by_pieces(b" a", b" red", b" circle", b", ", b"blu", b"e ", b"squ", b"are", b" ", sign[:2], sign[2:])
-    assert told.text == "a red circle, blue square 蓝"
-    assert find_spelled(phrase, told.text, told) == tokens
+    decoded = by_pieces(b" a", b" red", b" circle", b", ", b"blu", b"e ", b"squ", b"are", b" ", sign[:2], sign[2:])
+    assert decoded.text == "a red circle, blue square 蓝"
+    assert find_decoded_tokens(phrase, decoded.text, decoded) == tokens
 
 
 def test_weights_that_are_read_as_letters_do_not_hide_a_phrase():
-    told = by_pieces(b"a", b" red", b" circle", b" and", b" a (", b"red", b":", b"1.3", b")", b" circle")
+    decoded = by_pieces(b"a", b" red", b" circle", b" and", b" a (", b"red", b":", b"1.3", b")", b" circle")
     prompt = "a red circle and a red circle"
-    assert [find_spelled("red circle", prompt, told, i) for i in (0, 1)] == [[1, 2], [5, 6, 7, 8, 9]]
+    assert [find_decoded_tokens("red circle", prompt, decoded, i) for i in (0, 1)] == [[1, 2], [5, 6, 7, 8, 9]]

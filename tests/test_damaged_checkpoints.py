@@ -1,7 +1,6 @@
 """A checkpoint proves itself, or the one before is taken; and no wrong weights are written over good ones."""
 
 import copy
-import dataclasses
 import os
 import pickle
 import zipfile
@@ -236,7 +235,7 @@ def test_a_state_whose_origin_is_nonsense_is_passed_over(change, three_steps, tm
     made_of = copy.deepcopy(state["made_of"])
     change(state)
     torch.save(state, checkpoint(output, 3))
-    resumption = Resumption(dataclasses.replace(QUICK, output=str(output)), made_of)
+    resumption = Resumption(QUICK.replace(output=str(output)), made_of)
     resumption.validate(checkpoints.read(checkpoint(output, 2)))
     assert resumption.file == checkpoint(output, 2)
     assert "step-00000003.pt cannot be read (" in caplog.text

@@ -1,6 +1,5 @@
 """A run that cannot write says so before a model is read; one that fails or is asked to stop ends in order."""
 
-import dataclasses
 import errno
 import os
 import signal
@@ -289,7 +288,7 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
 @pytest.mark.parametrize("content", [b"\xff\xfes\0t\0e\0p\0", b'"' + b"x" * 200_000])
 def test_a_log_that_is_none_ends_no_training(content, tmp_path, capsys):
     (tmp_path / "log.csv").write_bytes(content)
-    watcher = Watcher(dataclasses.replace(QUICK, output=str(tmp_path)), Accelerator(cpu=True))
+    watcher = Watcher(QUICK.replace(output=str(tmp_path)), Accelerator(cpu=True))
     watcher.log({"step": 1, "reward": 0.5})
     assert "log.csv cannot be written (" in capsys.readouterr().out
     assert (tmp_path / "log.csv").read_bytes() == content

@@ -53,7 +53,7 @@ def test_the_prior_learns_at_the_noise_levels_asked_for(sampler):
 
 
 def test_a_level_that_the_model_does_not_have_is_one_sentence(monkeypatch):
-    demo = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "resolution": 64, "precision": "fp32"}
+    demo = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "precision": "fp32"}
     read = DiffusersSampler.load
 
     def with_few_levels(*args):

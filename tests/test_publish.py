@@ -6,9 +6,10 @@ import pytest
 import torch
 from realigndiff.core.errors import RealignError
 from realigndiff.training.publish import OF_A_MACHINE, publish
-from realigndiff.training.settings.files import METADATA_KEY, OF_ONE_RUN, load, to_dict
-from realigndiff.training.settings.kinds import kinds
+from realigndiff.training.settings.arl import ArlConfig
+from realigndiff.training.settings.files import METADATA_KEY, OF_ONE_RUN, load
 from realigndiff.training.settings.refl import ReflConfig
+from realigndiff.training.settings.schema import choices, fields, kind
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,7 @@ def test_it_is_halved_renamed_and_tells_no_path(tmp_path):
     )
     weight, told = (
         torch.rand(2, 3),
-        {METADATA_KEY: json.dumps(to_dict(run)), "modelspec.title": "mine", "ss_steps": "3"},
+        {METADATA_KEY: json.dumps(run.to_dict()), "modelspec.title": "mine", "ss_steps": "3"},
     )
     source, target = tmp_path / "best.safetensors", tmp_path / "things.safetensors"
     save_file({"x.lora_down.weight": weight, "x.alpha": torch.tensor(2.0)}, source, told)
@@ -32,17 +33,18 @@ def test_it_is_halved_renamed_and_tells_no_path(tmp_path):
     assert (header["modelspec.title"], header["ss_output_name"], header["ss_steps"]) == ("Things", "things", "3")
     assert header["modelspec.hash_sha256"].strip("0x") and "/home" not in str(header) and "Users" not in str(header)
     again = load(ReflConfig, target)
-    assert (again.steps, again.captioner, again.model) == (3, "demo", ReflConfig().model)
+    assert (again.optimizer.steps, again.model.captioner, again.model.model) == (3, "demo", ReflConfig().model.model)
 
 
 def test_every_setting_that_may_be_a_path_is_known():
-    texts = {name for name, kind in kinds(ReflConfig).items() if kind.type in (str, tuple) and not kind.choices}
-    assert texts == {*OF_A_MACHINE, *OF_ONE_RUN, "prompt_column", "reward", "targets"} - {"dry_run"}
+    schemas = {**fields(ReflConfig), **fields(ArlConfig)}
+    texts = {name for name, field in schemas.items() if kind(field) in (str, tuple) and not choices(field)}
+    assert texts == {*OF_A_MACHINE, *OF_ONE_RUN, "prompt_column", "reward", "targets"} - {"dry_run", "sample_prompts"}
 
 
 def test_a_file_can_be_put_in_its_own_place(tmp_path):
     file = tmp_path / "best.safetensors"
-    save_file({"x.alpha": torch.tensor(2.0)}, file, {METADATA_KEY: json.dumps(to_dict(ReflConfig()))})
+    save_file({"x.alpha": torch.tensor(2.0)}, file, {METADATA_KEY: json.dumps(ReflConfig().to_dict())})
     publish(file, file)
     assert load_file(file)["x.alpha"] == 2
 

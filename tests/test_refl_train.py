@@ -67,9 +67,9 @@ def sdxl(tmp_path_factory) -> tuple[list[str], Path]:
 
 LITTLE = "--steps 2 --evaluate-every 0 --sample-every 0 --prior-steps 1 --rollout-steps 3 --first-gradient-step 1"
 WAYS = {
-    "predicted": (f"{LITTLE} --last-gradient-step 2", "--batch-size 4"),
+    "predicted": (f"{LITTLE}", "--batch-size 4"),
     "finished": (
-        f"{LITTLE} --last-gradient-step 2 --judged finished --gradient-steps 2 --prior-batch-size 3",
+        f"{LITTLE} --judged finished --gradient-steps 2 --prior-batch-size 3",
         "--batch-size 4 --prior-batch-size 6",
     ),
 }
@@ -195,10 +195,12 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
     images = whole.rollout.predict_x0(texts, whole.models.sampler.noise(seeds), index)
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
     R, true = whole.estimators["caption"](images, texts), whole.models.rewards["caption"](images.clamp(0, 1), texts)
-    weight = 4 * index / (settings.rollout_steps - 1)
+    weight = 4 * index / (settings.rollout.rollout_steps - 1)
     clip = whole.models.rewards["clip"]
     R, true = 0.5 * R + weight * clip(images, texts), 0.5 * true + weight * clip(images.clamp(0, 1), texts)
-    L = settings.reward_weight * (settings.margin - R).relu().mean() + settings.prior_weight * L_pre  # eq. 5
+    L = (
+        settings.reward.reward_weight * (settings.reward.margin - R).relu().mean() + settings.prior.prior_weight * L_pre
+    )  # eq. 5
     L.backward()
     assert (told, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
     assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
@@ -243,7 +245,7 @@ def test_a_plan_is_told_and_nothing_written(tmp_path):
 
 def test_a_size_that_the_model_does_not_draw_is_one_sentence(tmp_path):
     done = run_script(tmp_path / "none", "--resolution", "128")
-    assert "resolution is 128, but this model is trained at 64" in done.stderr.strip().splitlines()[-1]
+    assert "resolution is 128, but this is no longer a setting: images have the size" in done.stderr.splitlines()[-1]
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):

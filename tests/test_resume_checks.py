@@ -1,6 +1,5 @@
 """What made a run's state is kept with it: what changed is refused or said, and nothing of an earlier run is lost."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy
 from realigndiff.training.data.prompts import Prompts, load_prompts
 from realigndiff.training.loop.plan import plan
 from realigndiff.training.settings.arl import ArlConfig
-from realigndiff.training.settings.files import to_dict
 from realigndiff.training.state import checkpoints, provenance, run_folder
 from realigndiff.training.state.run_folder import RunFolder, holds_a_run, set_aside
 from realigndiff.training.watch import log
@@ -44,7 +42,7 @@ def kept(whole) -> dict:
 
 @pytest.fixture
 def config(whole, words):
-    return dataclasses.replace(QUICK, prompts=str(words), held_out_prompts="", held_out=2, output=str(whole))
+    return QUICK.replace(prompts=str(words), held_out_prompts="", held_out=2, output=str(whole))
 
 
 def compare(kept, config, **made_of) -> provenance.Changes:
@@ -67,7 +65,7 @@ def test_nothing_is_said_of_a_run_that_is_as_it_was(kept, config):
     ],
 )
 def test_what_changes_no_weight_is_taken_silently(changes, kept, config):
-    assert compare(kept, dataclasses.replace(config, **changes)) == ((), True)
+    assert compare(kept, config.replace(**changes)) == ((), True)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +74,11 @@ def test_what_changes_no_weight_is_taken_silently(changes, kept, config):
         ({"learning_rate": 1e-5}, "learning_rate 1e-05, which was 0.001"),
         ({"batch_size": 2}, "batch_size 2, which was 1"),
         ({"prior_weight": 0.5}, "prior_weight 0.5, which was 1"),
-        ({"max_grad_norm": 2.0}, "max_grad_norm 2, which was 1"),
         ({"precision": "bf16"}, 'precision "bf16", which was "fp32"'),
     ],
 )
 def test_a_setting_that_changes_the_training_is_said(changes, said, kept, config):
-    changed = compare(kept, dataclasses.replace(config, **changes))
+    changed = compare(kept, config.replace(**changes))
     assert changed.sentences == (said,) and changed.best_is_comparable
 
 
@@ -89,7 +86,7 @@ def test_a_setting_that_changes_the_training_is_said(changes, said, kept, config
     "changes", [{"reward": "clip", "clip": "demo"}, {"cfg": 2.0}, {"evaluate_prompts": 2}, {"rollout_steps": 3}]
 )
 def test_where_rewards_cannot_be_compared_any_more_this_is_known(changes, kept, config):
-    changed = compare(kept, dataclasses.replace(config, **changes))
+    changed = compare(kept, config.replace(**changes))
     assert changed.sentences and not changed.best_is_comparable
 
 
@@ -108,7 +105,7 @@ def test_another_number_of_processes_is_said(kept, config):
 )
 def test_another_run_is_refused(changes, told, kept, config):
     with pytest.raises(RealignError, match=told):
-        compare(kept, dataclasses.replace(config, **changes))
+        compare(kept, config.replace(**changes))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +124,7 @@ def test_other_prompts_in_the_same_file_are_refused(edit, told, kept, config, wo
     changed = tmp_path / "prompts.txt"
     changed.write_text(edit(words.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(RealignError, match=told):
-        compare(kept, dataclasses.replace(config, prompts=str(changed)))
+        compare(kept, config.replace(prompts=str(changed)))
 
 
 def test_other_held_out_prompts_are_refused_and_the_same_in_another_file_are_not(kept, config, tmp_path):
@@ -135,7 +132,7 @@ def test_other_held_out_prompts_are_refused_and_the_same_in_another_file_are_not
     files = [tmp_path / name for name in ("training.txt", "held_out.txt")]
     for file, prompts in zip(files, (training, held_out), strict=True):
         file.write_text("\n".join(prompts.texts), encoding="utf-8")
-    moved = dataclasses.replace(config, prompts=str(files[0]), held_out_prompts=str(files[1]))
+    moved = config.replace(prompts=str(files[0]), held_out_prompts=str(files[1]))
     assert compare(kept, moved) == ((), True)
     now = provenance.provenance(config, training, Prompts((*held_out.texts, "a green star")))
     with pytest.raises(RealignError, match=r"other held-out prompts \(2, and now 3\)"):
@@ -144,7 +141,7 @@ def test_other_held_out_prompts_are_refused_and_the_same_in_another_file_are_not
 
 def test_a_model_is_known_by_its_contents_wherever_it_lies(kept, config, tmp_path):
     copied = shutil.copytree(ROOT / "demo/weights/stable_diffusion", tmp_path / "model")
-    moved = dataclasses.replace(config, model=str(copied))
+    moved = config.replace(model=str(copied))
     assert compare(kept, moved) == ((), True)
     (copied / "unet/config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RealignError, match="whose model had other weights than"):
@@ -162,26 +159,26 @@ def test_a_checkpoint_of_an_older_version_is_compared_by_its_settings(kept, conf
     del kept["made_of"]
     assert compare(kept, config) == ((), True)
     with pytest.raises(RealignError, match="whose held_out was 2"):
-        compare(kept, dataclasses.replace(config, held_out=3))
+        compare(kept, config.replace(held_out=3))
     with pytest.raises(RealignError, match="whose model was demo"):
-        compare(kept, dataclasses.replace(config, model="elsewhere"))
+        compare(kept, config.replace(model="elsewhere"))
 
 
 def test_other_steps_of_reward_ranked_learning_are_said_as_rounds_begin_elsewhere():
     config = ArlConfig(prompts="demo")
     now = {"prompts": 1, "held_out": 2, "models": {}, "processes": 1}
     changed = provenance.compare(
-        Path("step.pt"), {"config": to_dict(config), "made_of": now}, dataclasses.replace(config, steps=2000), now
+        Path("step.pt"), {"config": config.to_dict(), "made_of": now}, config.replace(steps=2000), now
     )
     assert changed.sentences == ("steps 2000, which was 1000",)
 
 
 def test_the_plan_says_what_would_be_gone_on_from_and_refuses_as_the_run(config, tmp_path):
-    plain = plan(dataclasses.replace(config, learning_rate=1e-5))
+    plain = plan(config.replace(learning_rate=1e-5))
     assert "goes on from" in plain and "    with learning_rate 1e-05, which was 0.001" in plain
     with pytest.raises(RealignError, match="whose seed was"):
-        plan(dataclasses.replace(config, seed=7))
-    assert "keeps the files of the run" in plan(dataclasses.replace(config, resume="never"))
+        plan(config.replace(seed=7))
+    assert "keeps the files of the run" in plan(config.replace(resume="never"))
 
 
 # Runs

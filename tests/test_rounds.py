@@ -1,7 +1,6 @@
 """A round's images: kept for the same models, whatever their path, and drawn again for others."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ from realigndiff.training.loop.models import load_models
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import load as settings_of
 
-CONFIG = replace(
-    settings_of(ArlConfig, Path(__file__).parents[1] / "training" / "configs" / "arl-demo.toml"),
+CONFIG = settings_of(ArlConfig, Path(__file__).parents[1] / "training" / "configs" / "arl-demo.toml").replace(
     rounds=1,
     prompts_per_round=1,
     images_per_prompt=2,
@@ -31,7 +29,7 @@ def trained():
 @pytest.mark.parametrize("name", ["model", "clip"])
 def test_a_round_of_other_weights_behind_the_same_path_is_drawn_again(trained, tmp_path, monkeypatch, name):
     folder = shutil.copytree(WEIGHTS / {"model": "stable_diffusion"}.get(name, name), tmp_path / "model")
-    config = replace(CONFIG, output=str(tmp_path / "out"), **{name: str(folder)})
+    config = CONFIG.replace(output=str(tmp_path / "out"), **{name: str(folder)})
     draw, drawn = candidates._draw_file, []
     monkeypatch.setattr(candidates, "_draw_file", lambda *given: drawn.append(given) or draw(*given))
 
@@ -42,7 +40,7 @@ def test_a_round_of_other_weights_behind_the_same_path_is_drawn_again(trained, t
         return bool(drawn)
 
     assert drawn_with(config) and not drawn_with(config)
-    assert not drawn_with(replace(config, **{name: "demo"}))  # the same by another path
+    assert not drawn_with(config.replace(**{name: "demo"}))  # the same by another path
     (weights,) = folder.glob("unet/*.safetensors" if name == "model" else "*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from realigndiff.attention.diffusers import processor as diffusers_adapter
+from realigndiff.attention.diffusers import processor
 from realigndiff.attention.equation.reference import reference_attention
 from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.errors import RealignError
@@ -155,7 +155,7 @@ def test_regions_re_weight_sdxl_too(sdxl, monkeypatch):
     plain, ours = sdxl.sample_latents(PROMPTS, noise, few), sdxl.sample_latents(PROMPTS, noise, few, **sets)
     assert apart(ours[0], plain[0]) > 10 * SAMPLING
     assert_close(ours[1], plain[1], SAMPLING)
-    monkeypatch.setattr(diffusers_adapter, "modulated_attention", reference_attention)
+    monkeypatch.setattr(processor, "modulated_attention", reference_attention)
     assert_close(ours, sdxl.sample_latents(PROMPTS, noise, few, **sets), SAMPLING)
     one, two = (
         tokenizer(PROMPTS[0], padding="max_length").input_ids

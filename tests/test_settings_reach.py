@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from realigndiff.attention.diffusers import processor as diffusers_adapter
+from realigndiff.attention.diffusers import processor
 from realigndiff.attention.equation.layout import cross_layout, self_layout
+from realigndiff.attention.equation.layout_cache import Batch
 from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.regions import MAYBE, UNLIKELY, Region, RegionSet
 from realigndiff.perception.detector import Candidates
@@ -33,10 +34,10 @@ def halves():
 def test_coverage_decides_which_cells_of_a_map_are_inside(coverage, columns):
     settings = ModulationSettings(coverage=coverage)
     cross = cross_layout(halves(), [[[1, 2, 3]]], (4, 4), 8, settings)
-    inside = cross.related()[0, :, 1].view(4, 4)
+    inside = cross.R.dense()[0, :, 1].view(4, 4)
     assert inside.sum(1).tolist() == [columns] * 4
     own = self_layout(halves(), (4, 4), settings)
-    assert own.related()[0, 0].view(4, 4).sum(1).tolist() == [columns] * 4
+    assert own.R.dense()[0, 0].view(4, 4).sum(1).tolist() == [columns] * 4
 
 
 @pytest.mark.parametrize("limit", [1.2, 0.1])
@@ -46,20 +47,20 @@ def test_the_gain_limit_bounds_both_kinds_of_attention(limit):
         lambda settings: cross_layout(halves(), [[[1, 2, 3]]], (4, 4), 8, settings),
         lambda settings: self_layout(halves(), (4, 4), settings),
     ):
-        gain = lay_out(free).gain(1.0)
-        assert gain.max() > 1.4
-        torch.testing.assert_close(lay_out(bound).gain(1.0), gain.clamp(max=limit))
+        weight = lay_out(free).a(1.0)
+        assert weight.max() > 1.4
+        torch.testing.assert_close(lay_out(bound).a(1.0), weight.clamp(max=limit))
 
 
 def test_each_step_is_modulated_as_strongly_as_the_equation_says(models, monkeypatch):
     """λ·(t/T)^p from `start` to `end` of the run's steps, and not at all at the others."""
-    seen, modulated = [], diffusers_adapter.modulated_attention
+    seen, modulated = [], processor.modulated_attention
 
     def noted(q, k, v, layout, strength):
         seen[-1].add(round(float(strength), 6))
         return modulated(q, k, v, layout, strength)
 
-    monkeypatch.setattr(diffusers_adapter, "modulated_attention", noted)
+    monkeypatch.setattr(processor, "modulated_attention", noted)
     settings = ModulationSettings(cross_strength=0.8, self_strength=0.5, power=2.0, start=0.25, end=0.75)
     sampler, steps = models.sampler, 4
     seen.append(set())
@@ -92,12 +93,12 @@ def test_a_layers_own_options_hold_under_modulation(options):
     torch.manual_seed(0)
     layer = Attention(query_dim=32, cross_attention_dim=24, heads=2, dim_head=16, **options).eval()
     settings = ModulationSettings(cross_strength=1e-6, power=0.0, end=1.0)
-    modulation = diffusers_adapter.Modulation(halves(), [[[1, 2, 3]]], (8, 8), settings)
+    modulation = processor.Modulation(Batch(halves(), [[[1, 2, 3]]]), (8, 8), settings)
     modulation.at(1.0, 0.0)
     pixels, text = torch.randn(1, 64, 32), 3 * torch.randn(1, 8, 24) + 1
     with torch.no_grad():
         plain = layer(pixels, text)
-        layer.set_processor(diffusers_adapter.ModulatedProcessor(layer.processor, modulation))
+        layer.set_processor(processor.ModulatedProcessor(layer.processor, modulation))
         torch.testing.assert_close(layer(pixels, text), plain, rtol=1e-3, atol=1e-4)
 
 

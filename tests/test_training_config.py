@@ -1,27 +1,27 @@
 """The settings of training: one source, wherever they are given, and what is wrong with them told in a sentence."""
 
-import dataclasses
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from realigndiff.core.errors import RealignError
 from realigndiff.training.settings import files
 from realigndiff.training.settings.arl import ArlConfig
-from realigndiff.training.settings.files import METADATA_KEY, from_dict, load, parse, to_dict, to_toml
-from realigndiff.training.settings.kinds import Range, check, documentation, kinds
+from realigndiff.training.settings.files import METADATA_KEY, load, parse, parse_command, to_toml
+from realigndiff.training.settings.generated import CONFIGS, PROGRAMS, generated
 from realigndiff.training.settings.refl import ReflConfig
+from realigndiff.training.settings.schema import allowed_range, choices, fields, groups, help_text, kind, summary
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[1]
-NAMES = [field.name for field in dataclasses.fields(ReflConfig)]
+SETTINGS = fields(ReflConfig)
 WINDOWS = r"C:\new models\table 5\ümlaut's"
 OTHER = {
     str: WINDOWS,
@@ -29,7 +29,7 @@ OTHER = {
     tuple: ("a red circle", "it's", r"\\server\share"),
 }
 shipped = pytest.mark.parametrize(
-    ("settings", "name"), [(ReflConfig, name) for name in files.REFL] + [(ArlConfig, name) for name in files.ARL]
+    ("config", "name"), [(program.config, name) for program in PROGRAMS.values() for name in program.files]
 )
 
 
@@ -42,67 +42,64 @@ def toml(tmp_path, text: str) -> str:
 def other_values() -> ReflConfig:
     """Settings that differ from the defaults wherever a field allows it by itself."""
     changed = {}
-    for name, kind in kinds(ReflConfig).items():
-        default = getattr(ReflConfig(), name)
-        choices = [choice for choice in kind.choices if choice != default]
-        if kind.choices:
-            changed[name] = choices[0] if choices else default
-        elif kind.type is bool:
-            changed[name] = not default
+    for name, field in SETTINGS.items():
+        if choices(field):
+            changed[name] = next(choice for choice in choices(field) if choice != field.default)
+        elif kind(field) is bool:
+            changed[name] = not field.default
         else:
-            changed[name] = OTHER.get(kind.type, default)
-    numbers = {"rollout_steps": 20, "first_gradient_step": 3, "last_gradient_step": 17, "cfg": 0.1 + 0.2, "ema": 0.999}
-    return ReflConfig(
-        **{**changed, **numbers, "learning_rate": 3.3e-7, "margin": -2.5, "held_out_prompts": "other.txt"}
-    )
+            changed[name] = OTHER.get(kind(field), field.default)
+    numbers = {"rollout_steps": 20, "first_gradient_step": 3, "cfg": 0.1 + 0.2, "ema": 0.999}
+    texts = {"held_out_prompts": "other.txt", "reward": "caption, clip=0.5"}
+    return ReflConfig(**{**changed, **numbers, **texts, "learning_rate": 3.3e-7, "margin": -2.5})
 
 
 # One source
 
 
-def test_every_setting_is_described_and_a_number_with_its_range():
-    for name, kind in kinds(ReflConfig).items():
-        text = documentation(ReflConfig)[name].text
-        assert text.endswith("."), name
-        if kind.range and name != "seed":
-            assert str(kind.range) in text[0].lower() + text[1:].replace("At least", "at least"), name
+@pytest.mark.parametrize("config", [ReflConfig, ArlConfig])
+def test_every_setting_is_described_in_short(config):
+    for name, field in fields(config).items():
+        assert help_text(field).endswith("."), name
+        assert len(summary(field)) < 110, name
+        assert allowed_range(field) in help_text(field), name
+
+
+@pytest.mark.parametrize("config", [ReflConfig, ArlConfig])
+def test_a_settings_name_is_that_of_one_group(config):
+    names = [name for group in groups(config).values() for name in group.model_fields]
+    assert len(names) == len(set(names))
+    assert all(group.__doc__ for group in groups(config).values())
 
 
 def test_the_paper_is_the_default():
     c = ReflConfig()
-    assert (c.reward_weight, c.rollout_steps, c.first_gradient_step, c.last_gradient_step) == (1e-3, 50, 30, 49)
-    assert (c.learning_rate, c.resolution, c.seed, c.precision) == (1e-5, 512, 42, "fp16")
-    assert c.batch_size * c.gradient_accumulation == 128
+    assert (c.reward.reward_weight, c.rollout.rollout_steps, c.rollout.first_gradient_step) == (1e-3, 50, 30)
+    assert (c.optimizer.learning_rate, c.run.seed, c.model.precision) == (1e-5, 42, "fp16")
+    assert c.optimizer.batch_size * c.optimizer.gradient_accumulation == 128
 
 
-def test_the_committed_toml_files_and_table_are_what_config_py_makes():
-    for file, text in files.generated().items():
-        hint = f"{file.name} is out of date: run python training/settings/files.py --write"
-        assert file.read_text(encoding="utf-8") == text, hint
+def test_the_toml_files_and_tables_are_up_to_date():
+    for file, text in generated().items():
+        assert file.read_text(encoding="utf-8") == text, f"{file.name} is out of date: run make docs"
 
 
-@pytest.mark.parametrize(("settings", "table"), [(ReflConfig, "training_settings"), (ArlConfig, "arl_settings")])
-def test_the_table_has_a_row_for_every_setting(settings, table):
-    text = (ROOT / "docs" / f"{table}.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(kinds(settings))
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_the_table_has_a_row_for_every_setting(program):
+    text = (ROOT / "docs" / program.table).read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(fields(program.config))
 
 
 @shipped
-def test_a_shipped_file_gives_every_setting_in_order(settings, name):
-    text = (files.CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
-    assert re.findall(r"^(\w+) = ", text, re.M) == list(kinds(settings))
+def test_a_shipped_file_gives_what_differs_from_the_defaults_in_order(config, name):
+    text = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
+    given, default = load(config, CONFIGS / f"{name}.toml").to_dict(), config().to_dict()
+    assert re.findall(r"^(\w+) = ", text, re.M) == [name for name in given if given[name] != default[name]]
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_the_file_for_stable_diffusion_1_5_holds_the_defaults():
-    assert load(ReflConfig, files.CONFIGS / "sd15.toml") == ReflConfig()
-
-
-def test_the_script_says_when_nothing_is_out_of_date(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "training" / "config.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert load(ReflConfig, CONFIGS / "sd15.toml") == ReflConfig()
 
 
 def test_the_settings_are_read_without_torch():
@@ -111,7 +108,7 @@ import runpy, sys
 runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
 from realigndiff.training.settings.files import parse
 from realigndiff.training.settings.refl import ReflConfig
-parse(ReflConfig, ["--config", {str(files.CONFIGS / "demo.toml")!r}])
+parse(ReflConfig, ["--config", {str(CONFIGS / "demo.toml")!r}])
 assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -122,7 +119,7 @@ assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 
 
 def test_nothing_given_is_the_default():
-    assert parse(ReflConfig, []) == ReflConfig() == from_dict(ReflConfig, {})
+    assert parse(ReflConfig, []) == ReflConfig()
 
 
 def test_settings_survive_toml(tmp_path):
@@ -132,12 +129,12 @@ def test_settings_survive_toml(tmp_path):
 
 def test_settings_survive_json():
     config = other_values()
-    assert from_dict(ReflConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert ReflConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_settings_survive_the_command_line(tmp_path):
     config, argv = other_values(), []
-    for name, value in to_dict(config).items():
+    for name, value in config.to_dict().items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             argv.append(option if value else option.replace("--", "--no-", 1))
@@ -148,24 +145,29 @@ def test_settings_survive_the_command_line(tmp_path):
 
 def test_settings_survive_the_header_of_a_lora(tmp_path):
     config, file = other_values(), tmp_path / "lora of C.safetensors"
-    save_file({"weight": np.zeros(2, "float32")}, file, metadata={METADATA_KEY: json.dumps(to_dict(config))})
-    anew = {name: getattr(ReflConfig(), name) for name in files.OF_ONE_RUN}
-    config = dataclasses.replace(config, **anew)
+    save_file({"weight": np.zeros(2, "float32")}, file, metadata={METADATA_KEY: json.dumps(config.to_dict())})
+    default = ReflConfig().run
+    config = config.replace(output=default.output, resume=default.resume)
     assert parse(ReflConfig, ["--config", str(file)]) == config
-    assert parse(ReflConfig, ["--config", str(file), "--steps", "7"]) == dataclasses.replace(config, steps=7)
+    assert parse(ReflConfig, ["--config", str(file), "--steps", "7"]) == config.replace(steps=7)
 
 
 @given(st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=1))
 def test_any_text_survives_toml(text):
     tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    assert tomllib.loads(f"key = {files._toml(text)}") == {"key": text}
+    assert tomllib.loads(f"key = {files._toml(text).as_string()}") == {"key": text}
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
-    file = toml(tmp_path, "steps = 5\nrank = 8\ndry_run = true\ntargets = ['to_q']\n")
-    config = parse(ReflConfig, ["--config", file, "--rank", "2", "--no-dry-run"])
-    assert (config.steps, config.rank, config.dry_run, config.targets) == (5, 2, False, ("to_q",))
-    assert parse(ReflConfig, [f"--config={file}", "--targets", "to_k", "to_v"]).targets == ("to_k", "to_v")
+    file = toml(tmp_path, "steps = 5\n[lora]\nrank = 8\ntargets = ['to_q']\n[optimizer]\noptimizer_8bit = true\n")
+    config = parse(ReflConfig, ["--config", file, "--rank", "2", "--no-optimizer-8bit"])
+    assert config == ReflConfig(steps=5, rank=2, targets=("to_q",))
+    assert parse(ReflConfig, [f"--config={file}", "--targets", "to_k", "to_v"]).lora.targets == ("to_k", "to_v")
+
+
+def test_a_dry_run_is_asked_for_on_the_command_line():
+    assert parse_command(ReflConfig, ["--dry-run", "--steps", "3"]) == (ReflConfig(steps=3), True)
+    assert parse_command(ReflConfig, []) == (ReflConfig(), False)
 
 
 def test_an_option_may_have_underscores_or_an_equals_sign():
@@ -174,10 +176,10 @@ def test_an_option_may_have_underscores_or_an_equals_sign():
 
 @pytest.mark.parametrize("path", [r"C:\new\table.txt", r"D:\my models\sd 1.5", r"\\server\share\a b", r"it's\here"])
 def test_windows_paths_survive(path, tmp_path):
-    assert parse(ReflConfig, ["--model", path]).model == path
+    assert parse(ReflConfig, ["--model", path]).model.model == path
     if "'" not in path:
-        assert load(ReflConfig, toml(tmp_path, f"model = '{path}'\n")).model == path
-    assert load(ReflConfig, toml(tmp_path, to_toml(ReflConfig(model=path)))).model == path
+        assert load(ReflConfig, toml(tmp_path, f"model = '{path}'\n")).model.model == path
+    assert load(ReflConfig, toml(tmp_path, to_toml(ReflConfig(model=path)))).model.model == path
 
 
 def test_a_file_of_windows_notepad_is_read(tmp_path):
@@ -192,43 +194,62 @@ def test_help_shows_each_description_and_the_values_of_the_file(tmp_path, capsys
     told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     assert stop.value.code == 0
     assert "4321" in told
-    for name in NAMES:
+    for name, field in SETTINGS.items():
         assert "--" + name.replace("_", "-") in told
-        assert documentation(ReflConfig)[name].text in told, name
+        assert help_text(field) in told, name
+    for group in groups(ReflConfig).values():
+        assert group.__doc__ in told
 
 
-# Settings of another script
+# Files of older versions
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Base:
-    # Some
-    seed: int = 3
-    """A seed."""
-    steps: Annotated[int, Range(1)] = 10
-    """How many."""
-
-    def __post_init__(self) -> None:
-        check(self)
+def test_settings_stand_in_groups_or_without_them(tmp_path):
+    grouped = load(ReflConfig, toml(tmp_path, "[optimizer]\nsteps = 5\n[model]\nmodel = 'x'\nclip = 'y'\n"))
+    assert grouped == load(ReflConfig, toml(tmp_path, "steps = 5\nmodel = 'x'\nclip = 'y'\n"))
+    assert grouped == ReflConfig(steps=5, model="x", clip="y")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Other(Base):
-    # More
-    winners: Annotated[int, Range(1)] = 2
-    """How many win."""
-    steps: Annotated[int, Range(1)] = 20
-    """How many of these."""
+OLD = {"strict": False, "max_bad_batches": 10, "max_grad_norm": 1.0, "sample_prompts": [], "frozen_precision": "same"}
+OLD |= {"dry_run": False, "alpha": 16.0, "last_gradient_step": 49, "resolution": 512, "tagger": "demo", "llm": ""}
 
 
-def test_another_dataclass_and_what_it_extends_are_read_by_the_same_functions(tmp_path):
-    text = to_toml(Other(winners=4))
-    assert re.findall(r"^(\w+) = ", text, re.M) == ["seed", "steps", "winners"]
-    assert "# How many of these." in text
-    assert "# ---- More ----" in text
-    assert load(Other, toml(tmp_path, text)) == parse(Other, ["--winners", "4"]) == Other(winners=4)
-    with pytest.raises(RealignError, match="winners is 0; give a whole number at least 1"):
-        parse(Other, ["--winners", "0"])
+def test_a_removed_setting_with_the_value_that_is_fixed_now_is_fine(tmp_path):
+    assert ReflConfig(**OLD) == ReflConfig()
+    assert ReflConfig(rank=8, alpha=8, precision="fp32", frozen_precision="fp32").lora.rank == 8
+    assert ReflConfig(model="demo", resolution=64).model.model == "demo"
+    argv = "--keep-last 9 --alpha 16 --last-gradient-step=49 --max-grad-norm 1 --no-strict --frozen-precision same"
+    assert parse(ReflConfig, argv.split()) == ReflConfig(keep_last=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "now"),
+    [
+        ("strict", True, "broken prompts are reported and skipped"),
+        ("alpha", 8.0, "the alpha of a LoRA is its rank"),
+        ("last_gradient_step", 40, "gradient enters from first_gradient_step to the last step"),
+        ("max_grad_norm", 0.5, "clipped to 1"),
+        ("frozen_precision", "fp32", "all models compute in precision"),
+        ("sample_prompts", ["a ring", "a cross"], "the first four held-out prompts"),
+        ("max_bad_batches", 3, "after more than 10"),
+    ],
+)
+def test_a_removed_setting_with_another_value_says_what_happens_now(name, value, now, tmp_path):
+    line = f"{name} = {json.dumps(value)}\n"
+    with pytest.raises(RealignError, match=rf"run one\.toml: {name} is .*, but this is no longer a setting: .*{now}"):
+        load(ReflConfig, toml(tmp_path, line))
+    words = value if isinstance(value, list) else [] if value is True else [str(value)]
+    with pytest.raises(RealignError, match=rf"^{name} is .*, but this is no longer a setting: .*{now}"):
+        parse(ReflConfig, ["--steps", "3", "--" + name.replace("_", "-"), *words])
+
+
+def test_another_size_than_the_models_is_refused():
+    with pytest.raises(RealignError, match="resolution is 128, but this is no longer a setting"):
+        ReflConfig(model="demo", resolution=128)
+
+
+def test_what_the_reward_sam_needs_stays_with_the_program_that_takes_it():
+    assert "tagger" not in SETTINGS and ArlConfig(tagger="x").model.tagger == "x"
 
 
 # What is wrong, in a sentence
@@ -240,6 +261,11 @@ def test_another_dataclass_and_what_it_extends_are_read_by_the_same_functions(tm
 def test_an_unknown_key_names_the_file_the_key_and_the_nearest(key, nearest, tmp_path):
     with pytest.raises(RealignError, match=rf"run one\.toml.*'{key}'.*did you mean '({nearest})'"):
         load(ReflConfig, toml(tmp_path, f"{key} = 1\n"))
+
+
+def test_an_unknown_group_names_the_nearest(tmp_path):
+    with pytest.raises(RealignError, match=r"one\.toml: there is no group \[optimiser\]; did you mean \[optimizer\]"):
+        load(ReflConfig, toml(tmp_path, "[optimiser]\nsteps = 1\n"))
 
 
 @pytest.mark.parametrize(
@@ -261,8 +287,8 @@ def test_a_word_of_no_option_is_told():
 
 
 WRONG = [
-    ("steps", "many", "'many'", "a whole number at least 1"),
-    ("steps", 1.5, "1.5", "a whole number at least 1"),
+    ("steps", "many", "'many'", "a whole number of at least 1"),
+    ("steps", 1.5, "1.5", "a whole number of at least 1"),
     ("steps", 0, "0", "at least 1"),
     ("rank", -3, "-3", "at least 1"),
     ("learning_rate", "fast", "'fast'", "a number above 0 and at most 1"),
@@ -274,11 +300,10 @@ WRONG = [
     ("seed", -1, "-1", "from 0 to 4294967295"),
     ("train", "everything", "'everything'", "lora or unet"),
     ("precision", "fp8", "'fp8'", "fp32 or fp16 or bf16"),
-    ("resolution", 500, "500", "multiple of 8, such as 496"),
     ("samples_per_image", 1, "1", "at least 2"),
-    ("last_gradient_step", 50, "50", "nor the last after step 49"),
+    ("first_gradient_step", 50, "50", "at most 49"),
     ("first_gradient_step", 49.5, "49.5", "a whole number"),
-    ("rollout_steps", 20, "20", "nor the last after step 19"),
+    ("rollout_steps", 20, "20", "at most 19"),
     ("held_out", -0.1, "-0.1", "a share from 0"),
     ("held_out", 1.5, "1.5", "a whole number"),
     ("held_out", 0, "held_out", "evaluate_every to 0"),
@@ -297,7 +322,6 @@ def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, show
     quoted = f"'{value}'" if isinstance(value, str) else value
     for give in (
         lambda: ReflConfig(**{name: value}),
-        lambda: from_dict(ReflConfig, {name: value}),
         lambda: load(ReflConfig, toml(tmp_path, f"{name} = {quoted}\n")),
         lambda: parse(ReflConfig, ["--" + name.replace("_", "-"), str(value)]),
     ):
@@ -307,7 +331,7 @@ def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, show
         assert shown in told[-1]
         assert name in told[-1]
         assert "\n" not in told[-1]
-    assert told[2].startswith(str(tmp_path / "run one.toml"))
+    assert told[1].startswith(str(tmp_path / "run one.toml"))
 
 
 @pytest.mark.parametrize(
@@ -317,14 +341,13 @@ def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, show
         ("steps = true", "a whole number"),
         ("cfg = '3'", "a number"),
         ("cfg = 1" + "0" * 400, "a number"),
-        ("dry_run = 1", "true or false"),
+        ("optimizer_8bit = 1", "true or false"),
         ("targets = 'to_q'", "a list of texts"),
         ("targets = [1]", "a list of texts"),
         ("targets = []", "name the modules"),
         ("model = 3", "a text"),
         ("model = ['a']", "a text"),
         ("steps = 2024-01-01", "a whole number"),
-        ("[model]\nname = 'x'", "a text"),
     ],
 )
 def test_a_value_of_the_wrong_type_names_its_file_and_what_to_give(line, mend, tmp_path):
@@ -399,8 +422,10 @@ def test_a_missing_tyro_is_told(monkeypatch):
 
 
 def test_settings_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        ReflConfig().steps = 3
+    with pytest.raises(ValidationError):
+        ReflConfig().optimizer.steps = 3
+    with pytest.raises(ValidationError):
+        ReflConfig().optimizer = None
 
 
 def test_training_requires_lower_bounds_only_and_the_same_everywhere():

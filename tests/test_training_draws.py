@@ -1,6 +1,5 @@
 """What a training draws: noise of its own for each image, and the steps, captions and weights that the settings say."""
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +20,8 @@ from realigndiff.training.settings.refl import ReflConfig
 CONFIGS = Path(__file__).parents[1] / "training/configs"
 CLIP = {"precision": "fp32", "reward": "clip", "clip": "demo", "rank": 1, "targets": ("to_q",)}
 QUIET = {"sample_every": 0, "evaluate_every": 0, "save_every": 0, "warmup_steps": 0, "decay_steps": 0}
-REFL = dataclasses.replace(
-    read(ReflConfig, CONFIGS / "demo.toml"),
-    **{**CLIP, **QUIET, "prior_weight": 0.0, "rollout_steps": 10, "first_gradient_step": 4, "last_gradient_step": 7},
+REFL = read(ReflConfig, CONFIGS / "demo.toml").replace(
+    **{**CLIP, **QUIET, "prior_weight": 0.0, "rollout_steps": 10, "first_gradient_step": 4},
     judged="predicted",
     gradient_steps=1,
     steps=5,
@@ -52,7 +50,7 @@ def fresh_accelerate():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose images and reward cost nothing: all images are grey, of reward 0.5."""
-    made = ReflRun(dataclasses.replace(REFL, output=str(tmp_path_factory.mktemp("run"))))
+    made = ReflRun(REFL.replace(output=str(tmp_path_factory.mktemp("run"))))
     made.indices, made.noises = [], []
 
     def drawn(texts, noise, index, unet):
@@ -69,10 +67,10 @@ def run(tmp_path_factory):
 
 def losses(run, **changes):
     """The loss of a batch at each step of the run, with other settings."""
-    was, run.config = run.config, dataclasses.replace(run.config, **changes)
+    was, run.config = run.config, run.config.replace(**changes)
     try:
         out = []
-        for run.step in range(REFL.steps):
+        for run.step in range(REFL.optimizer.steps):
             out.append(run.add_gradient(0)[1].item())
         return out
     finally:
@@ -141,7 +139,7 @@ def slope(sampler, unet, seeds):
 def test_a_batchs_gradient_is_its_share_of_the_steps(run, monkeypatch, accumulated):
     """Of -λ · 1e-3 from the reward and 1 · the weight of L_pre, over the batches of a step."""
     settings = {"reward_weight": 100.0, "margin": 1.0, "gradient_accumulation": accumulated}
-    monkeypatch.setattr(run, "config", dataclasses.replace(run.config, **settings, prior_weight=0.5))
+    monkeypatch.setattr(run, "config", run.config.replace(**settings, prior_weight=0.5))
     assert gradients(run) == pytest.approx([-0.1 / accumulated], rel=1e-3)
     monkeypatch.setattr(run, "prior", SimpleNamespace(loss=slope))
     assert gradients(run) == pytest.approx([(0.5 - 0.1) / accumulated], rel=1e-3)
@@ -149,8 +147,8 @@ def test_a_batchs_gradient_is_its_share_of_the_steps(run, monkeypatch, accumulat
 
 @pytest.mark.parametrize("accumulated", [1, 4])
 def test_a_batchs_gradient_is_its_share_of_the_steps_in_reward_ranked_learning(tmp_path, monkeypatch, accumulated):
-    config = dataclasses.replace(read(ArlConfig, CONFIGS / "arl-demo.toml"), **CLIP, **QUIET, output=str(tmp_path))
-    run = ArlRun(dataclasses.replace(config, gradient_accumulation=accumulated))
+    config = read(ArlConfig, CONFIGS / "arl-demo.toml").replace(**CLIP, **QUIET, output=str(tmp_path))
+    run = ArlRun(config.replace(gradient_accumulation=accumulated))
     run.pairs, run.reward = SimpleNamespace(loss=slope), 0.0
     assert gradients(run) == pytest.approx([1 / accumulated], rel=1e-4)
 
@@ -162,16 +160,14 @@ def test_each_estimator_is_the_one_that_is_asked_for(models):
         "straight_through": StraightThrough,
     }
     for name, kind in kinds.items():
-        made = make_estimators(
-            dataclasses.replace(REFL, estimator=name, samples_per_image=3), {"caption": models.reward}
-        )
+        made = make_estimators(REFL.replace(estimator=name, samples_per_image=3), {"caption": models.reward})
         assert type(made["caption"]) is kind
 
 
 def test_the_score_function_samples_as_many_captions_of_an_image_as_asked_for(models, monkeypatch):
-    made = make_estimators(
-        dataclasses.replace(REFL, estimator="score_function", samples_per_image=3), {"caption": models.reward}
-    )["caption"]
+    made = make_estimators(REFL.replace(estimator="score_function", samples_per_image=3), {"caption": models.reward})[
+        "caption"
+    ]
     asked = []
 
     def similarity(captions, prompts):
@@ -186,8 +182,7 @@ def test_the_score_function_samples_as_many_captions_of_an_image_as_asked_for(mo
 
 def test_no_two_images_of_a_trainings_rounds_have_the_same_noise(tmp_path, monkeypatch):
     """Nor one of its steps', whatever is sampled at once."""
-    config = dataclasses.replace(
-        read(ArlConfig, CONFIGS / "arl-demo.toml"),
+    config = read(ArlConfig, CONFIGS / "arl-demo.toml").replace(
         **{**CLIP, **QUIET, "output": str(tmp_path), "rounds": 2, "steps": 2, "rollout_steps": 1},
         prompts_per_round=3,
         images_per_prompt=3,
@@ -207,5 +202,5 @@ def test_no_two_images_of_a_trainings_rounds_have_the_same_noise(tmp_path, monke
     for number in (0, 1):
         draw_round(config, models, ["a ring", "a cross", "a circle"], number, "weights")
     assert len(seen) == len(set(seen)) == 2 * 3 * 3
-    steps = {config.seed * 10**9 + i for i in range(10**6)}
+    steps = {config.run.seed * 10**9 + i for i in range(10**6)}
     assert not steps & set(seen)

@@ -14,9 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from realigndiff.attention.equation import modulated
-from realigndiff.attention.equation.layout import Block, Layout
+from realigndiff.attention.equation.layout import KeyBlock
 from realigndiff.attention.equation.reference import joint_reference
 from realigndiff.tests.close import assert_close
+from realigndiff.tests.layouts import random_layout
 
 triton = pytest.importorskip("triton", reason="needs Triton")
 from realigndiff.attention.equation import triton_kernel as kernel
@@ -36,15 +37,9 @@ def attend():
         yield attend
 
 
-def random_block(start, n_queries, n_keys, *, regions=3, rows=2, one_gain=False, limit=math.inf, strength=0.8, seed=0):
-    """Regions that overlap, are empty or full as chance has it, other ones in each row."""
-    g = torch.Generator().manual_seed(seed)
-    density = torch.rand(rows, 1, regions, generator=g) * 1.6 - 0.3
-    queries, keys = (torch.rand(rows, n, regions, generator=g) < density for n in (n_queries, n_keys))
-    gains = torch.tensor([0.0, 0.5, 1.0, 2.0])
-    key_gain = torch.ones(rows, 1) if one_gain else gains[torch.randint(4, (rows, n_keys), generator=g)]
-    layout = Layout(queries, keys, torch.rand(rows, n_queries, generator=g), key_gain, limit)
-    return Block(slice(start, start + n_keys), layout, strength)
+def random_block(start, n_queries, n_keys, *, regions=3, rows=2, strength=0.8, **options):
+    layout = random_layout(rows, n_queries, n_keys, regions, **options)
+    return KeyBlock(slice(start, start + n_keys), layout, strength)
 
 
 def qkv(n_queries, n_keys, d, *, rows=2, heads=2, dtype=torch.float32, seed=0):
@@ -58,14 +53,14 @@ def qkv(n_queries, n_keys, d, *, rows=2, heads=2, dtype=torch.float32, seed=0):
 CASES = {
     "words": (40, 77, 40, [random_block(0, 40, 77)]),
     "words of two encodings, gains limited": (20, 154, 40, [random_block(0, 20, 154, limit=0.4)]),
-    "pixels": (70, 70, 64, [random_block(0, 70, 70, one_gain=True, strength=0.3)]),
-    "pixels, few": (1, 1, 80, [random_block(0, 1, 1, one_gain=True)]),
-    "words and pixels": (40, 81, 96, [random_block(0, 40, 41), random_block(41, 40, 40, one_gain=True, seed=1)]),
+    "pixels": (70, 70, 64, [random_block(0, 70, 70, per_query=True, strength=0.3)]),
+    "pixels, few": (1, 1, 80, [random_block(0, 1, 1, per_query=True)]),
+    "words and pixels": (40, 81, 96, [random_block(0, 40, 41), random_block(41, 40, 40, per_query=True, seed=1)]),
     "pixels and words, apart, and keys of neither": (
-        40, 130, 8, [random_block(7, 40, 40, one_gain=True), random_block(60, 40, 39, seed=1, limit=1.0)],
+        40, 130, 8, [random_block(7, 40, 40, per_query=True), random_block(60, 40, 39, seed=1, limit=1.0)],
     ),
     "the later block first": (20, 60, 16, [random_block(40, 20, 20), random_block(10, 20, 20, seed=1)]),
-    "31 regions": (20, 20, 160, [random_block(0, 20, 20, regions=31, one_gain=True)]),
+    "31 regions": (20, 20, 160, [random_block(0, 20, 20, regions=31, per_query=True)]),
     "a strength that is a tensor": (20, 20, 8, [random_block(0, 20, 20, strength=torch.tensor(0.8))]),
 }  # fmt: skip
 
@@ -89,7 +84,7 @@ def test_strides_may_be_any(attend):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_loses_no_more_than_plain_attention(dtype, attend):
     inputs = qkv(130, 170, 64, dtype=dtype)
-    blocks = [random_block(0, 130, 40, regions=2), random_block(40, 130, 130, regions=2, one_gain=True, strength=0.3)]
+    blocks = [random_block(0, 130, 40, regions=2), random_block(40, 130, 130, regions=2, per_query=True, strength=0.3)]
 
     def lost(out, exact):
         return ((out.float() - exact).square().mean() / exact.square().mean()).sqrt().item()
@@ -132,8 +127,8 @@ def test_where_the_kernel_does_not_work_that_is_told_once(broken, monkeypatch, c
         monkeypatch.setitem(sys.modules, "realigndiff.attention.equation.triton_kernel", None)
     arguments = (*qkv(4, 6, 8), [random_block(0, 4, 6)])
     with caplog.at_level(logging.INFO):
-        assert modulated._by_kernel(*arguments) is None
-        assert modulated._by_kernel(*arguments) is None
+        assert modulated._run_kernel(*arguments) is None
+        assert modulated._run_kernel(*arguments) is None
     assert len(caplog.messages) == 1
     assert "without its Triton kernel" in caplog.text
 
@@ -148,12 +143,12 @@ def test_a_compiled_model_takes_it_as_one_operation(monkeypatch):
         return graph
 
     block = random_block(0, 4, 6)
-    block.layout.bits  # noqa: B018 as after a run's first step
+    block = block._replace(layout=block.layout.to("cpu"))  # with all that is derived from it, as in a run
     op = kernel._operation
     op.register_kernel("cpu")(lambda q, k, v, *others: q + v[:, :, :4] * others[4][0])  # any stand-in
     with op.set_kernel_enabled("cpu"):
         model = torch.compile(
-            lambda q, k, v, x: 2 * modulated._by_kernel(q, k, v, [block._replace(strength=x)]),
+            lambda q, k, v, x: 2 * modulated._run_kernel(q, k, v, [block._replace(strength=x)]),
             backend=backend,
             fullgraph=True,
         )

@@ -21,7 +21,8 @@ def pictures(count: int) -> list[Image.Image]:
 
 def watcher(output: Path, **settings) -> watching.Watcher:
     config = ReflConfig(output=str(output), batch_size=2, gradient_accumulation=3, **settings)
-    with_tracker = {} if config.log_with == "csv" else {"log_with": config.log_with, "project_dir": output / "tracked"}
+    tracker = config.watch.log_with
+    with_tracker = {} if tracker == "csv" else {"log_with": tracker, "project_dir": output / "tracked"}
     out = watching.Watcher(config, Accelerator(cpu=True, **with_tracker))
     out.begin(0)
     return out

@@ -52,13 +52,13 @@ class ArlRun(Run):
         self.agree_to_stop()
         if not self.stopping:
             self.drawn = read_round(config, models, self.prompts.texts, number, weights)
-            self.pairs = Pairs(self.drawn.latents, self.drawn.prompts, config.min_timestep)
+            self.pairs = Pairs(self.drawn.latents, self.drawn.prompts, config.rounds.min_timestep)
             self.reward = mean_reward(models, self.drawn.scores)
 
     def add_gradient(self, part: int) -> Tensor:
         """Add the gradient of one batch of winners; the mean reward of the round's images, and the loss: [3]."""
-        loss = self.pairs.loss(self.models.sampler, self.unet, self.seeds(part, self.config.batch_size))
-        self.accelerator.backward(loss / self.config.gradient_accumulation)
+        loss = self.pairs.loss(self.models.sampler, self.unet, self.seeds(part, self.config.optimizer.batch_size))
+        self.accelerator.backward(loss / self.config.optimizer.gradient_accumulation)
         return torch.tensor([self.reward, loss.item(), math.nan])
 
     def extra_state(self) -> dict[str, Any]:

@@ -41,9 +41,9 @@ class ReflRun(Run):
 
     def prepare(self) -> None:
         config = self.config
-        self.rollout = Rollout(self.models.sampler, config.rollout_steps, config.cfg)
+        self.rollout = Rollout(self.models.sampler, config.rollout.rollout_steps, config.rollout.cfg)
         self.estimators = make_estimators(config, self.models.rewards)
-        self.prior = self._prior() if config.prior_weight else None
+        self.prior = self._prior() if config.prior.prior_weight else None
 
     def add_gradient(self, part: int) -> Tensor:
         """Add one batch's gradient to that of the weights; the batch's true reward, loss (eq. 5) and L_pre: [3].
@@ -52,19 +52,19 @@ class ReflRun(Run):
         images, from these to the weights, then that of L_pre.
         """
         config, models = self.config, self.models
-        if not config.reward_weight:
+        if not config.reward.reward_weight:
             return torch.tensor([math.nan, *self._add_prior_gradient(part)])
         texts, seeds, chosen = self._draw_lots(part)
         noise, progress = models.sampler.noise(seeds), self._progress(chosen)
-        if config.judged == "finished":
+        if config.rollout.judged == "finished":
             images = self.rollout.roll_out(texts, noise, chosen, self.unet)
         else:
             images = self.rollout.predict_x0(texts, noise, *chosen, self.unet)
         seen = images.detach().nan_to_num(0, 1, 0).requires_grad_()
         with models.rewards_on_device():
             R = weighted_sum(models.terms, {n: judge(seen, texts) for n, judge in self.estimators.items()}, progress)
-            loss = config.reward_weight * F.relu(config.margin - R).mean()  # λ·φ(R), eq. 5
-            self.accelerator.backward(loss / config.gradient_accumulation)
+            loss = config.reward.reward_weight * F.relu(config.reward.margin - R).mean()  # λ·φ(R), eq. 5
+            self.accelerator.backward(loss / config.optimizer.gradient_accumulation)
             reward = float(models.reward(seen.detach().clamp(0, 1), texts, progress).mean())
         images.backward(seen.grad)
         if not torch.isfinite(images).all():
@@ -77,36 +77,36 @@ class ReflRun(Run):
         config = self.config
         if self.prior is None:
             return 0.0, 0.0
-        seeds = self.seeds(part, config.prior_batch_size or config.batch_size)
+        seeds = self.seeds(part, config.prior.prior_batch_size or config.optimizer.batch_size)
         loss = self.prior.loss(self.models.sampler, self.unet, seeds)
-        self.accelerator.backward(config.prior_weight * loss / config.gradient_accumulation)
-        return config.prior_weight * loss.item(), loss.item()
+        self.accelerator.backward(config.prior.prior_weight * loss / config.optimizer.gradient_accumulation)
+        return config.prior.prior_weight * loss.item(), loss.item()
 
     def _draw_lots(self, part: int) -> tuple[list[str], list[int], list[int]]:
         """A batch's prompts, its seeds and the steps at which the gradient enters."""
         config = self.config
-        shared = random.Random(f"{config.seed} {self.step} {part}")
-        window = range(config.first_gradient_step, config.last_gradient_step + 1)
-        chosen = shared.sample(window, config.gradient_steps)
-        seeds = self.seeds(part, config.batch_size)
+        shared = random.Random(f"{config.run.seed} {self.step} {part}")
+        window = range(config.rollout.first_gradient_step, config.rollout.rollout_steps)
+        chosen = shared.sample(window, config.rollout.gradient_steps)
+        seeds = self.seeds(part, config.optimizer.batch_size)
         texts = [random.Random(f"prompt {seed}").choice(self.prompts.texts) for seed in seeds]
         torch.manual_seed(seeds[0])  # of sampled captions
         return texts, seeds, chosen
 
     def _progress(self, chosen: Sequence[int]) -> float:
         """Where the rewards' weights stand, from 0 to 1, as `schedule` says."""
-        if self.config.schedule == "steps":
-            return self.step / max(1, self.config.steps - 1)
-        return sum(chosen) / len(chosen) / max(1, self.config.rollout_steps - 1)
+        if self.config.reward.schedule == "steps":
+            return self.step / max(1, self.config.optimizer.steps - 1)
+        return sum(chosen) / len(chosen) / max(1, self.config.rollout.rollout_steps - 1)
 
     def _prior(self) -> Pairs:
         config, sampler = self.config, self.models.sampler
-        if config.prior != "frozen":
-            folder, report = Path(config.prior), self.accelerator.print
-            return folder_prior(folder, sampler, config.resolution, config.prior_min_timestep, report)
+        if config.prior.prior != "frozen":
+            folder, report = Path(config.prior.prior), self.accelerator.print
+            return folder_prior(folder, sampler, self.models.resolution, config.prior.prior_min_timestep, report)
         captioner = prior_captioner(config, self.models)
         looking = [] if captioner is None else [captioner.model]
-        bar = tqdm(total=config.prior_images, desc="images of the frozen model", disable=not self._main)
+        bar = tqdm(total=config.prior.prior_images, desc="images of the frozen model", disable=not self._main)
         with bar, self.accelerator.main_process_first(), self.models.rewards_on_device(*looking):
             return frozen_prior(sampler, captioner, self.prompts.texts, config, bar.update)
 

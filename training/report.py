@@ -15,7 +15,6 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-import dataclasses
 import json
 import math
 import re
@@ -284,7 +283,7 @@ def _table(settings: Mapping[str, Any]) -> str:
     if not settings:
         return ""
     kind = ArlConfig if ranked(settings) else ReflConfig
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults = kind().to_dict()
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td>"
         f'<td class="quiet">{escape(_text(defaults.get(name, "")))}</td></tr>'

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...core.regions import RegionSet
-from ..equation.layout import cover
+from ..equation.cells import covered_fractions
 from .phrases import Phrase, PhraseEncoder
 from .tokens import CLIPS, absolute, find_words, text_tokens
 
@@ -49,7 +49,7 @@ class BoundRegions(NamedTuple):
         height, width, y, x = area
         kept = []
         for region, positions in zip(self.regions.active, self.positions, strict=True):
-            mask = cover(region.mask, latent_size)[y : y + height, x : x + width]
+            mask = covered_fractions(region.mask, latent_size)[y : y + height, x : x + width]
             if mask.any():
                 kept.append((replace(region, mask=mask), positions))
         return BoundRegions(self.regions.with_regions([r for r, _ in kept]), tuple(p for _, p in kept))

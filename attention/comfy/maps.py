@@ -148,7 +148,7 @@ class Recording:
                 rows = slice(start, start + heard.rows)
                 start = rows.stop
                 if heard.recorded:
-                    words = _repeated(token_matrix(self.maps.words, heard.tokens), k.shape[2]).to(q.device)
+                    words = _repeated(token_matrix(self.maps.positions, heard.tokens), k.shape[2]).to(q.device)
                     modulation = _modulation(i, size, k.shape[2], q.device, options)
                     self.maps.add(word_attention(q[rows], k[rows], words, *modulation), size)
 

@@ -17,7 +17,7 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
-from ..equation.layout import Block, span
+from ..equation.layout import KeyBlock, as_slice
 from ..equation.modulated import joint_attention
 
 CALL = "realign_call"
@@ -135,11 +135,11 @@ def _rest(rows: Rows, n: int) -> Rows:
     """The other rows of n."""
     modulated = range(n)[rows] if isinstance(rows, slice) else rows
     others = [row for row in range(n) if row not in modulated]
-    return span(others) if others else slice(0, 0)
+    return as_slice(others) if others else slice(0, 0)
 
 
 def _attend(
-    blocks: Sequence[Block],
+    blocks: Sequence[KeyBlock],
     heads: int,
     precision: torch.dtype | None,
     q: Tensor,

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equation.layout import Block, Layout, cross_layout, halved, self_layout, span
-from ..equation.settings import ModulationSettings, strength
+from ..equation.cells import halve
+from ..equation.layout import KeyBlock, Layout, as_slice
+from ..equation.layout_cache import Batch, LayoutCache
+from ..equation.settings import ModulationSettings
 from .clock import Clock
 from .conditioning import Chunks, Payload
 from .families import UNET, Family, Tokens, family_of, tokens_of
@@ -27,7 +29,8 @@ class Run:
 
     def __init__(self, settings: ModulationSettings, clock: Clock, latent_size: tuple[int, int]) -> None:
         self.settings, self.clock, self.latent_size = settings, clock, latent_size
-        self._layouts: dict[tuple, tuple[Layout, Any]] = {}
+        self._layouts = LayoutCache(settings)
+        self._alive: list = []  # the images by whose ids layouts are known
         self._patches: dict[tuple, Any] = {}
         self._unets: dict[int, tuple[list[Site], list[int]]] = {}
         self._warned: set[str] = set()
@@ -40,13 +43,13 @@ class Run:
         x: latents [rows, C, (T,) h, w] at noise level sigma; context: encoded words [rows, n, *]; conds: its other
         arguments.
         """
-        family, strengths = family_of(network), strength(self.settings, *self.clock.at(sigma))
+        family, strengths = family_of(network), self.settings.strengths(*self.clock.at(sigma))
         if family is None or not any(strengths) or not self._knows_size(x, chunks):
             return options
         if family is UNET:
             call = Call(self, chunks, strengths, family, None)
             there, halvings = self._unet(network)
-            call.lay_out([halved(x.shape[-2:], level) for level in halvings], context.shape[1], x.device)
+            call.lay_out([halve(x.shape[-2:], level) for level in halvings], context.shape[1], x.device)
             for kind, now in zip(("attn2", "attn1"), call.on, strict=True):
                 if now:
                     make = partial(self._patch, kind, partial(ModulatedBlock, kind == "attn2"))
@@ -73,23 +76,19 @@ class Run:
         frames: int = 1,
     ) -> Layout:
         """The layout of all rows of some conditionings for queries on a (h, w) map; made once a run."""
-        images = [payload.images for payload in chunks]
-        key = cross, size, n_keys, device, frames, tuple((id(p.images), p.tokens, p.rows, p.area) for p in chunks)
-        if key not in self._layouts:
+
+        def batch() -> Batch:
+            self._alive += [payload.images for payload in chunks]
             rows = [(row, payload) for payload in chunks for row in payload.of_rows(self.latent_size)]
-            sets = [None if bound is None else bound.regions for bound, _ in rows]
-            if cross:
-                positions = [
-                    [] if bound is None else [_repeated(own, n_keys, payload.tokens) for own in bound.positions]
-                    for bound, payload in rows
-                ]
-                read = [_repeated(payload.read or range(payload.tokens), n_keys, payload.tokens) for _, payload in rows]
-                made = cross_layout(sets, positions, size, n_keys, self.settings, read)
-            else:
-                made = self_layout(sets, size, self.settings)
-            # With the images, which so stay alive and keep their ids.
-            self._layouts[key] = made.repeated(frames, keys=not cross).to(device), images
-        return self._layouts[key][0]
+            positions = [
+                [] if bound is None else [_repeated(tokens, n_keys, payload.tokens) for tokens in bound.positions]
+                for bound, payload in rows
+            ]
+            text = [_repeated(payload.read or range(payload.tokens), n_keys, payload.tokens) for _, payload in rows]
+            return Batch([None if bound is None else bound.regions for bound, _ in rows], positions, text)
+
+        key = tuple((id(p.images), p.tokens, p.rows, p.area) for p in chunks)
+        return self._layouts.get(cross, size, n_keys, device, batch, key, frames)
 
     def warn(self, why: str) -> None:
         """Say once a run why some calls are not modulated."""
@@ -129,7 +128,7 @@ class Call:
         self.modulated = [payload for payload in chunks if payload.active]
         whose = [payload for payload in chunks for _ in range(payload.rows)]
         self.n_rows = len(whose)
-        self.rows: Rows = span([row for row, payload in enumerate(whose) if payload.active])
+        self.rows: Rows = as_slice([row for row, payload in enumerate(whose) if payload.active])
 
     def lay_out(self, sizes: Sequence[tuple[int, int]], words: int, device: torch.device) -> None:
         """Have all masks laid out that the model's layers will ask for, or a compiled model would have it compiled."""
@@ -138,7 +137,7 @@ class Call:
                 n_keys = words if cross else self.frames * math.prod(size)
                 self.run.layout(cross, size, n_keys, device, self.modulated, self.frames)
 
-    def of_block(self, cross: bool, q: Tensor, k: Tensor, options: dict) -> list[Block]:
+    def of_block(self, cross: bool, q: Tensor, k: Tensor, options: dict) -> list[KeyBlock]:
         """How a UNet's attention of q to k [B, N, C] is modulated in the call's rows; not at all: no block."""
         size = tuple(options["activations_shape"][-2:])
         pixels = size[0] * size[1]
@@ -149,7 +148,7 @@ class Call:
         everything = slice(0, k.shape[1])
         return self._blocks(size, *((everything, None) if cross else (None, everything)), q.device)
 
-    def of_attention(self, q: Tensor, k: Tensor, axis: int, special: bool) -> tuple[slice, list[Block]]:
+    def of_attention(self, q: Tensor, k: Tensor, axis: int, special: bool) -> tuple[slice, list[KeyBlock]]:
         """Which queries of a transformer's attention of q to k are modulated in the call's rows, and how.
 
         axis: of the tokens. special: the attention has a mask, a scale of its own or fewer heads of keys.
@@ -169,17 +168,17 @@ class Call:
 
     def _blocks(
         self, size: tuple[int, int], words: slice | None, pixels: slice | None, device: torch.device
-    ) -> list[Block]:
+    ) -> list[KeyBlock]:
         blocks = []
         for now, keys in enumerate((words, pixels)):
             if keys is not None and self.on[now]:
                 n_keys = keys.stop - keys.start
                 layout = self.run.layout(now == 0, size, n_keys, device, self.modulated, self.frames)
-                if layout.active:
-                    blocks.append(Block(keys, layout, self.strengths[now]))
+                if layout.modulated:
+                    blocks.append(KeyBlock(keys, layout, self.strengths[now]))
         return blocks
 
-    def _left_alone(self, why: str) -> list[Block]:
+    def _left_alone(self, why: str) -> list[KeyBlock]:
         self.run.warn(why)
         return []
 

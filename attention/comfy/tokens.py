@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import RealignError
 from ...core.words import strip_weights
-from ..equation.tokens import alike, find_spelled, find_tokens, spelling
+from ..equation.tokens import common_prefix, decode_tokens, find_decoded_tokens, find_tokens
 
 CLIPS = ("l", "h", "g")
 """ComfyUI's names of the CLIPs."""
@@ -160,8 +160,8 @@ def _part(name: str, tokenizer: Any, windows: list, empty: list, from_end: bool)
     ]
     tokens = [token for token, _ in weighted]
     none = [token if isinstance(token, int) else None for window in empty for token, *_ in window]
-    begin = alike(tokens, none)
-    end = len(tokens) - alike(tokens[begin:][::-1], none[begin:][::-1])
+    begin = common_prefix(tokens, none)
+    end = len(tokens) - common_prefix(tokens[begin:][::-1], none[begin:][::-1])
     special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token, None}
     placed = [i for i, token in enumerate(tokens) if begin <= i < end and token not in special]
     first = -len(tokens) if from_end else 0
@@ -184,5 +184,5 @@ def _find_in(part: Part, words: Sequence[tuple[str, int]], text: str) -> list[li
         find = partial(find_tokens, prompt=written, ids=ids, tokenizer=tokenizer)
     else:
         decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # ComfyUI wraps sentencepiece's once more
-        find = partial(find_spelled, prompt=written, spelling=spelling(ids, decode))
+        find = partial(find_decoded_tokens, prompt=written, decoded=decode_tokens(ids, decode))
     return [[part.positions[i] for i in find(phrase, occurrence=occurrence)] for phrase, occurrence in words]

@@ -1,4 +1,4 @@
-"""Regions as an attention layer sees them: which query may see which key, and how strongly that is enforced."""
+"""Regions as R, S and B of eq. 7-9 for one attention layer; S·(1 − B) and R are all that the modulation needs."""
 
 from __future__ import annotations
 
@@ -13,139 +13,110 @@ from torch import Tensor
 
 from ...core.errors import RealignError
 from ...core.regions import RegionSet
+from .cells import mask_to_cells
+from .relation import Elements, Relation
 from .settings import ModulationSettings
 
-MAX_BITS = 31
-"""Of an int32, without its sign."""
 Positions = Sequence[Sequence[int]]
 """For each active region of a set, the positions of its phrase's tokens."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """R, S and B of eq. 8-9 in factors: R_ij = any_r query_regions_ir · key_regions_jr and
-    S·(1 − B) = query_gain_i · key_gain_j, for the B rows of a batch."""
+    """R, S and B of eq. 8-9 for B batch elements with Nq queries, which are image tokens, and Nk keys."""
 
-    query_regions: Tensor
-    """[B, Nq, R] bool: region r covers query i."""
-    key_regions: Tensor
-    """[B, Nk, R] bool: key j belongs to region r."""
-    query_gain: Tensor
-    """[B, Nq] float32, at least 0; 0 leaves the query alone."""
-    key_gain: Tensor
-    """[B, Nk] float32, at least 0; or [B, 1] when all keys share one."""
+    R: Relation
+    """[B, Nq, Nk]: query and key share a region."""
+    S: Tensor
+    """float32, at least 0; 0 switches the modulation off. Where keys are text tokens [B, 1, Nk]: the likelihood of the
+    phrase that the key is part of. Where keys are image tokens [B, Nq, 1]: that of the query's region."""
+    B: Tensor
+    """[B, Nq, 1] float32 in [0, 1]: the fraction of the image that the query's region covers."""
     gain_limit: float = math.inf
-    """The largest product of both gains and the strength."""
+    """The largest S·λ_t·(1 − B)."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, Nq, Nk)."""
-        return (*self.query_regions.shape[:2], self.key_regions.shape[1])
+        return (*self.R.queries.shape[:2], self.R.keys.shape[1])
+
+    @property
+    def per_query(self) -> bool:
+        """Whether S·(1 − B) is the same for all keys of a query."""
+        return self.S.shape[2] == 1
 
     @cached_property
-    def active(self) -> list[int]:
-        """The batch rows that are modulated at all."""
-        gains = self.query_gain.amax(1) * self.key_gain.amax(1)
-        return gains.nonzero().flatten().tolist()
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """S·(1 − B) as the product of one number per query [B, Nq] and one per key [B, Nk]; `per_query`: [B, 1]."""
+        weight = 1 - self.B
+        if self.per_query:
+            return (self.S * weight)[..., 0], torch.ones_like(self.S[:, 0])
+        return weight[..., 0], self.S[:, 0]
+
+    def a(self, strength: float | Tensor) -> Tensor:
+        """a = S·λ_t·(1 − B), at most `gain_limit`: [B, Nq, Nk], or [B, Nq, 1] where it is `per_query`."""
+        per_query, per_key = self.weights
+        return (strength * per_query[:, :, None] * per_key[:, None]).clamp(max=self.gain_limit)
 
     @cached_property
-    def _of_rows(self) -> dict[tuple[int, ...], Layout]:
+    def modulated(self) -> list[int]:
+        """The batch elements that are modulated at all."""
+        per_query, per_key = self.weights
+        return (per_query.amax(1) * per_key.amax(1)).nonzero().flatten().tolist()
+
+    def part(self, elements: Elements, queries: slice = slice(None)) -> Layout:
+        """The layout of some batch elements and some queries."""
+        S = self.S[elements] if self.S.shape[1] == 1 else self.S[elements, queries]
+        return Layout(self.R.part(elements, queries), S, self.B[elements, queries], self.gain_limit)
+
+    @cached_property
+    def _selected(self) -> dict[tuple[int, ...], Layout]:
         return {}
 
-    def of_rows(self, rows: Sequence[int]) -> Layout:
-        """The layout of some batch rows; made once."""
-        if len(rows) == len(self.query_gain):
+    def select(self, elements: Sequence[int]) -> Layout:
+        """The layout of some batch elements; made once."""
+        if len(elements) == len(self.B):
             return self
-        key = tuple(rows)
-        if key not in self._of_rows:
-            self._of_rows[key] = self.part(span(rows))
-        return self._of_rows[key]
+        key = tuple(elements)
+        if key not in self._selected:
+            self._selected[key] = self.part(as_slice(elements))
+        return self._selected[key]
 
-    @cached_property
-    def groups(self) -> tuple[Tensor, Tensor]:
-        """R once more, its keys sorted into groups that belong to the very same regions.
-
-        Returns `sees` [B, Nq, P] and `member` [B, Nk, P], bool, with R = sees @ memberᵀ an exact 0 or 1 also where
-        regions overlap, because a key is in one group at most.
-        """
-        keys = self.key_regions.flatten(0, 1)  # [B·Nk, R]
-        if self.bits is None:
-            kinds, kind = keys.unique(dim=0, return_inverse=True)  # [P, R], [B·Nk]
-        else:  # numbers are sorted sooner than rows
-            values, kind = self.bits[1].flatten().unique(return_inverse=True)
-            kinds = (values[:, None] >> torch.arange(keys.shape[1], device=keys.device)) % 2 > 0
-        member = torch.arange(len(kinds), device=kind.device) == kind[:, None]
-        sees = (self.query_regions.float() @ kinds.float().T) > 0
-        some = kinds.any(1)  # keys of no region need no group
-        return sees[..., some], member.view(*self.key_regions.shape[:2], -1)[..., some]
-
-    @cached_property
-    def bits(self) -> tuple[Tensor, Tensor] | None:
-        """R once more, a bit a region: R_ij = (queries_i & keys_j) != 0, int32 [B, Nq] and [B, Nk].
-
-        None with more regions than an int32 has bits.
-        """
-        regions = self.key_regions.shape[-1]
-        if regions > MAX_BITS:
-            return None
-        values = 2 ** torch.arange(regions, dtype=torch.int32, device=self.key_regions.device)
-        queries, keys = (x.to(torch.int32) * values for x in (self.query_regions, self.key_regions))
-        return queries.sum(-1, dtype=torch.int32), keys.sum(-1, dtype=torch.int32)
-
-    def gain(self, strength: float | Tensor) -> Tensor:
-        """a = S·λ_t·(1 − B): [B, Nq, Nk], or [B, Nq, 1] when all keys share one gain."""
-        return (strength * self.query_gain[:, :, None] * self.key_gain[:, None]).clamp(max=self.gain_limit)
-
-    def related(self) -> Tensor:
-        """R: [B, Nq, Nk] bool."""
-        return (self.query_regions.float() @ self.key_regions.float().mT) > 0
-
-    def part(self, rows: list[int] | slice, queries: slice = slice(None)) -> Layout:
-        """The layout of some batch rows and some queries."""
-        return Layout(
-            self.query_regions[rows, queries],
-            self.key_regions[rows],
-            self.query_gain[rows, queries],
-            self.key_gain[rows],
-            self.gain_limit,
-        )
-
-    def repeated(self, times: int, *, keys: bool) -> Layout:
-        """The layout of so many frames that share one map: each query, and on demand each key, that often."""
-        key_regions = self.key_regions.repeat(1, times, 1) if keys else self.key_regions
-        queries = self.query_regions.repeat(1, times, 1), self.query_gain.repeat(1, times)
-        return Layout(queries[0], key_regions, queries[1], self.key_gain, self.gain_limit)
+    def repeat(self, frames: int, *, keys: bool) -> Layout:
+        """The layout of a video whose frames share this one: queries, and on demand keys, once per frame."""
+        queries, B = (x.repeat(1, frames, 1) for x in (self.R.queries, self.B))
+        if keys:
+            return Layout(Relation(queries, queries), self.S.repeat(1, frames, 1), B, self.gain_limit)
+        return Layout(Relation(queries, self.R.keys), self.S, B, self.gain_limit)
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on another device, with what is derived from it: there that would wait for the queue."""
-        parts = (self.query_regions, self.key_regions, self.query_gain, self.key_gain)
-        moved = Layout(*(part.to(device) for part in parts), self.gain_limit)
-        for name in ("bits", "groups") if self.key_gain.shape[1] == 1 else ("bits",):
-            pair = getattr(self, name)
-            vars(moved)[name] = pair and tuple(x.to(device) for x in pair)
-        vars(moved)["active"] = self.active
-        if 0 < len(self.active) < len(self.query_gain):
-            moved._of_rows[tuple(self.active)] = self.of_rows(self.active).to(device)
+        """The same layout on another device, with what is derived from it: made there, it would wait for the queue."""
+        R = self.R.to(device, factors=self.per_query)
+        moved = Layout(R, self.S.to(device), self.B.to(device), self.gain_limit)
+        vars(moved)["weights"] = tuple(x.to(device) for x in self.weights)
+        vars(moved)["modulated"] = self.modulated
+        if 0 < len(self.modulated) < len(self.B):
+            moved._selected[tuple(self.modulated)] = self.select(self.modulated).to(device)
         return moved
 
 
-def span(rows: Sequence[int]) -> slice | list[int]:
-    """Rows as a slice where they are neighbours: a slice copies nothing and needs no index on the device."""
-    neighbours = rows[-1] - rows[0] == len(rows) - 1
-    return slice(rows[0], rows[-1] + 1) if neighbours else list(rows)
+def as_slice(elements: Sequence[int]) -> Elements:
+    """Batch elements as a slice where they are neighbours."""
+    neighbours = elements[-1] - elements[0] == len(elements) - 1
+    return slice(elements[0], elements[-1] + 1) if neighbours else list(elements)
 
 
-class Block(NamedTuple):
+class KeyBlock(NamedTuple):
     """Neighbouring keys that are modulated together: eq. 9 takes its extrema over these keys alone.
 
-    Cross- and self-attention have one block of all keys; joint attention has the words as one, the pixels as another.
+    Cross- and self-attention have one block of all keys; joint attention has one of text and one of image tokens.
     """
 
     keys: slice
     layout: Layout
     """[B, Nq, number of these keys]."""
     strength: float | Tensor
-    """λ_t, at least 0; a tensor without dimensions spares a compiled model a compilation a step."""
+    """λ_t, at least 0; as a tensor without dimensions it spares a compiled model one compilation per step."""
 
 
 def cross_layout(
@@ -156,101 +127,63 @@ def cross_layout(
     settings: ModulationSettings,
     text: Sequence[Sequence[int]] | None = None,
 ) -> Layout:
-    """Pixels of a (h, w) map against tokens; one region set a batch row, None for a row that is left alone.
+    """Image tokens on a (h, w) grid as queries, text tokens as keys.
 
-    token_positions: for each batch row, the token positions of each of its set's active regions. text: for each batch
-    row, the tokens that were made of its text; others, as those of images, are left alone. None: all were.
+    region_sets: one per batch element; None leaves it alone. token_positions: for each batch element, the token
+    positions of each of its active regions. text: for each batch element, the tokens that were made of its text;
+    others, as those of images, are left alone. None: all were.
+
+    Raises:
+        RealignError: a position is beyond the tokens.
     """
-    maps = _region_maps(region_sets, size, settings)  # [B, R, h·w]
-    keys = torch.zeros(*maps.shape[:2], n_tokens, dtype=torch.bool)  # [B, R, Nk]
-    scores = torch.zeros(maps.shape[:2])  # [B, R]
-    on = torch.zeros(len(maps), 1)  # [B, 1]
-    for row, regions in enumerate(_active(region_sets)):
-        for r, (region, positions) in enumerate(zip(regions, token_positions[row], strict=True)):
+    cells = _cells_of_regions(region_sets, size, settings)  # [B, regions, h·w]
+    tokens = torch.zeros(*cells.shape[:2], n_tokens, dtype=torch.bool)  # [B, regions, Nk]
+    likelihoods = torch.zeros(cells.shape[:2])
+    is_modulated = torch.zeros(len(cells), 1)
+    for element, regions in enumerate(_active(region_sets)):
+        for r, (region, positions) in enumerate(zip(regions, token_positions[element], strict=True)):
             _check_positions(region.phrase, positions, n_tokens)
-            keys[row, r, list(positions)] = True
-            scores[row, r] = region.likelihood
-        on[row] = bool(regions)
-    area = maps.float().mean(-1, keepdim=True)  # [B, R, 1]
-    B = (maps * area).amax(1)  # of overlapping regions, the largest counts
-    S = torch.where(keys.any(1), (keys * scores[:, :, None]).amax(1), settings.outside)
-    for row, own in enumerate(text or ()):
-        S[row, [token for token in range(n_tokens) if token not in own]] = 0
-    return Layout(maps.mT, keys.mT, 1 - B, on * S, _limit(settings))
+            tokens[element, r, list(positions)] = True
+            likelihoods[element, r] = region.likelihood
+        is_modulated[element] = bool(regions)
+    S = torch.where(tokens.any(1), (tokens * likelihoods[:, :, None]).amax(1), settings.outside) * is_modulated
+    for element, of_text in enumerate(text or ()):
+        S[element, [token for token in range(n_tokens) if token not in of_text]] = 0
+    return Layout(Relation(cells.mT, tokens.mT), S[:, None], _largest_area(cells), _limit(settings))
 
 
 def self_layout(region_sets: Sequence[RegionSet | None], size: tuple[int, int], settings: ModulationSettings) -> Layout:
-    """Pixels of a (h, w) map against each other; the pixels of no region are one more segment, with S = 1."""
-    maps = _region_maps(region_sets, size, settings)
-    background = ~maps.any(1, keepdim=True)
-    segments = torch.cat([maps, background], 1)  # [B, R + 1, h·w]
-    scores = torch.ones(segments.shape[:2])
-    on = torch.zeros(len(maps), 1)
-    for row, regions in enumerate(_active(region_sets)):
-        scores[row, : len(regions)] = torch.tensor([region.likelihood for region in regions])
-        on[row] = bool(regions)
-    area = segments.float().mean(-1, keepdim=True)
-    B = (segments * area).amax(1)
-    S = (segments * scores[:, :, None]).amax(1)
-    return Layout(segments.mT, segments.mT, S * (1 - B), on, _limit(settings))
-
-
-def mask_to_map(mask: Tensor, size: tuple[int, int], coverage: float = 0.5) -> Tensor:
-    """A mask [H, W] in [0, 1] as the cells [h, w] (bool) of which it covers at least `coverage`.
-
-    A mask with any pixel keeps at least the cell it covers most, so that no small thing is lost on a coarse map.
-    """
-    covered = cover(mask, size)
-    enough = covered.max().clamp(max=coverage)
-    return (covered >= enough * (1 - 1e-4)) & (covered > 0)  # 1e-4: for rounding, so that equal cells fare equally
-
-
-def cover(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask [H, W] in [0, 1] → the share of each cell that it covers, [h, w] in [0, 1]."""
-    rows, columns = (_overlap(n, m).to(mask.device) for n, m in zip(size, mask.shape, strict=True))
-    return rows @ mask.float() @ columns.T
-
-
-def _overlap(cells: int, pixels: int) -> Tensor:
-    """[cells, pixels]: the share of each cell that each pixel takes, both dividing the same unit length."""
-    cell = torch.arange(cells, dtype=torch.float64)[:, None] / cells
-    pixel = torch.arange(pixels, dtype=torch.float64) / pixels
-    shared = torch.minimum(cell + 1 / cells, pixel + 1 / pixels) - torch.maximum(cell, pixel)
-    return (shared.clamp(min=0) * cells).float()
-
-
-def map_size(n_queries: int, latent_size: tuple[int, int]) -> tuple[int, int]:
-    """The (h, w) of an attention map with `n_queries` pixels in a UNet that halves a latent (H, W) again and again."""
-    height, width = latent_size
-    for level in range(max(latent_size).bit_length() + 1):
-        size = halved(latent_size, level)
-        if math.prod(size) == n_queries:
-            return size
-    raise RealignError(
-        f"An attention layer has {n_queries} queries, which is no halving of the latent {height}x{width}; "
-        "give the size of the latent that the model is sampling."
-    )
-
-
-def halved(size: Sequence[int], times: int) -> tuple[int, int]:
-    """The (h, w) of what is left of (H, W) after so many halvings."""
-    return tuple(-(-side // 2**times) for side in size)
+    """Image tokens on a (h, w) grid as queries and keys; those of no region are one more segment, with S = 1."""
+    cells = _cells_of_regions(region_sets, size, settings)
+    segments = torch.cat([cells, ~cells.any(1, keepdim=True)], 1)  # [B, regions + 1, h·w]
+    likelihoods = torch.ones(segments.shape[:2])
+    is_modulated = torch.zeros(len(cells), 1)
+    for element, regions in enumerate(_active(region_sets)):
+        likelihoods[element, : len(regions)] = torch.tensor([region.likelihood for region in regions])
+        is_modulated[element] = bool(regions)
+    S = (segments * likelihoods[:, :, None]).amax(1) * is_modulated
+    return Layout(Relation(segments.mT, segments.mT), S[..., None], _largest_area(segments), _limit(settings))
 
 
 def _active(region_sets: Sequence[RegionSet | None]) -> list[tuple]:
     return [() if regions is None else regions.active for regions in region_sets]
 
 
-def _region_maps(
+def _cells_of_regions(
     region_sets: Sequence[RegionSet | None], size: tuple[int, int], settings: ModulationSettings
 ) -> Tensor:
-    """[B, R, h·w] bool; rows with fewer regions are filled up with empty ones."""
+    """Eq. 7: [B, regions, h·w] bool; batch elements with fewer regions are filled up with empty ones."""
     active = _active(region_sets)
-    maps = torch.zeros(len(active), max([1, *map(len, active)]), size[0] * size[1], dtype=torch.bool)
-    for row, regions in enumerate(active):
+    cells = torch.zeros(len(active), max([1, *map(len, active)]), size[0] * size[1], dtype=torch.bool)
+    for element, regions in enumerate(active):
         for r, region in enumerate(regions):
-            maps[row, r] = mask_to_map(region.mask, size, settings.coverage).flatten()
-    return maps
+            cells[element, r] = mask_to_cells(region.mask, size, settings.coverage).flatten()
+    return cells
+
+
+def _largest_area(cells: Tensor) -> Tensor:
+    """B: of the regions [B, regions, h·w] that cover a query, the largest one's fraction of the image, [B, h·w, 1]."""
+    return (cells * cells.float().mean(-1, keepdim=True)).amax(1)[..., None]
 
 
 def _check_positions(phrase: str, positions: Sequence[int], n_tokens: int) -> None:

@@ -10,12 +10,12 @@ from ...core.errors import RealignError
 
 @dataclass(frozen=True, kw_only=True)
 class ModulationSettings:
-    """λ_t of eq. 9 and what else the modulation leaves open; defaults are the paper's and DenseDiffusion's."""
+    """λ_t of eq. 9 and what the paper leaves open; the defaults are the paper's and DenseDiffusion's."""
 
     cross_strength: float = 1.0
-    """λ for cross-attention (pixels to words); 0 leaves it alone."""
+    """λ for cross-attention (image to text tokens); 0 leaves it alone."""
     self_strength: float = 0.3
-    """λ for self-attention (pixels to pixels); 0 leaves it alone."""
+    """λ for self-attention (image to image tokens); 0 leaves it alone."""
     power: float = 5.0
     """p in λ_t = λ·(t/T)^p: how fast the modulation fades as the noise does; 0 keeps it constant."""
     start: float = 0.0
@@ -23,12 +23,11 @@ class ModulationSettings:
     end: float = 0.3
     """The fraction of the run's steps from which it is off again, in [0, 1]."""
     outside: float = 1.0
-    """S of the tokens that belong to no phrase: 1 suppresses them like a phrase's own tokens outside its mask, 0 leaves
-    them alone."""
+    """S of text tokens in no phrase: 1 suppresses them like a phrase outside its mask, 0 leaves them alone."""
     coverage: float = 0.5
-    """The fraction of an attention map's cell that a mask must cover for the cell to count as inside, in (0, 1]."""
+    """The fraction of an image token's cell that a mask must cover for the token to be in the region, in (0, 1]."""
     gain_limit: float | None = None
-    """The largest a = S·λ_t·(1 − B); above 1 (with S = 2) scores go beyond the row's extremum. None: no limit."""
+    """The largest a = S·λ_t·(1 − B); above 1 (with S = 2) scores pass the extremum of their query. None: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("cross_strength", "self_strength", "power", "outside"):
@@ -43,23 +42,21 @@ class ModulationSettings:
         if self.gain_limit is not None:
             _check("gain_limit", self.gain_limit, 0, math.inf, "at least 0, or None")
 
+    def strengths(self, t: float, progress: float) -> tuple[float, float]:
+        """λ_t for cross- and for self-attention.
+
+        t: timestep / T, in [0, 1] (1 is pure noise). progress: step index / number of steps, in [0, 1).
+        """
+        if not self.start <= progress < self.end:
+            return 0.0, 0.0
+        fade = min(max(t, 0.0), 1.0) ** self.power  # (t/T)^p
+        return self.cross_strength * fade, self.self_strength * fade
+
     def acts(self, steps: int) -> bool:
         """Whether attention is re-weighted at any of so many steps."""
-        strengths = (strength(self, 1.0, step / steps) for step in range(steps))
-        return self.gain_limit != 0 and any(map(any, strengths))
+        return self.gain_limit != 0 and any(any(self.strengths(1.0, step / steps)) for step in range(steps))
 
 
 def _check(name: str, value: float, low: float, high: float, allowed: str) -> None:
     if not (low <= value <= high and math.isfinite(value)):
         raise RealignError(f"{name} is {value}; give a number {allowed}.")
-
-
-def strength(settings: ModulationSettings, t: float, progress: float) -> tuple[float, float]:
-    """λ_t for cross- and for self-attention.
-
-    t: timestep / T, in [0, 1] (1 is pure noise). progress: step index / number of steps, in [0, 1).
-    """
-    if not settings.start <= progress < settings.end:
-        return 0.0, 0.0
-    fade = min(max(t, 0.0), 1.0) ** settings.power  # (t/T)^p
-    return settings.cross_strength * fade, settings.self_strength * fade

@@ -1,4 +1,4 @@
-"""Where the words of a phrase are among the tokens of a prompt: by CLIP's ids, or by the letters that tokens spell."""
+"""Where the words of a phrase are among the tokens of a prompt: by CLIP's ids, or by the text that tokens decode to."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from ...core.words import mask_prompt_syntax, occurrences
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-Stretch = tuple[int, int]
-"""(start, stop) in letters of a text."""
+Span = tuple[int, int]
+"""(start, stop) in characters of a text."""
 
 
 def token_positions(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurrence: int = 0) -> list[int]:
     """Positions of the phrase's tokens in the prompt's padded encoding, where position 0 is the start token.
 
-    A phrase whose words the prompt does not have in this form stands for the prompt's nearest words. `occurrence` says
-    which of several equal phrases is meant, from 0. Of a phrase that the encoding's end cuts in two, the first tokens
-    remain.
+    A phrase that the prompt does not have in this form stands for the prompt's nearest words. `occurrence` selects one
+    of several equal phrases, from 0. Where the encoding ends within the phrase, its first tokens are returned.
 
     Raises:
         RealignError: the prompt has no word of the phrase, too few occurrences, or has it beyond the encoding's end.
@@ -50,73 +49,70 @@ def phrase_ids(phrase: str, prompt: str, tokenizer: CLIPTokenizer, occurrence: i
 def find_tokens(
     phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer, occurrence: int = 0
 ) -> Sequence[int]:
-    """Where among `ids`, the prompt's CLIP tokens without start, end and padding, the tokens of the phrase stand.
+    """Find the phrase's tokens among `ids`, the prompt's CLIP tokens without start, end and padding.
 
     Raises:
-        RealignError: as `_meant` does.
+        RealignError: the prompt has no word of the phrase, or too few occurrences.
     """
-    return _meant(phrase, prompt, occurrence, lambda words: _find(words, prompt, ids, tokenizer))
+    return _resolve_phrase(phrase, prompt, occurrence, lambda words: _find_all(words, prompt, ids, tokenizer))
 
 
-def find_spelled(phrase: str, prompt: str, spelling: Spelling, occurrence: int = 0) -> Sequence[int]:
-    """Where among the prompt's tokens those stand that spell any letter of the phrase.
+def find_decoded_tokens(phrase: str, prompt: str, decoded: DecodedTokens, occurrence: int = 0) -> Sequence[int]:
+    """Find the prompt's tokens that share a character with the phrase.
 
-    The brackets and weights of ComfyUI do not matter: an encoder that does not know them reads them as letters.
+    ComfyUI's brackets and weights do not matter: an encoder that does not know them reads them as text.
 
     Raises:
-        RealignError: as `_meant` does.
+        RealignError: the prompt has no word of the phrase, or too few occurrences.
     """
-    text = mask_prompt_syntax(spelling.text)
-    return _meant(
-        phrase,
-        prompt,
-        occurrence,
-        lambda words: _covering(occurrences(mask_prompt_syntax(words), text), spelling.stretches),
-    )
+    text = mask_prompt_syntax(decoded.text)
+
+    def find_all(words: str) -> list[Sequence[int]]:
+        return _overlapping(occurrences(mask_prompt_syntax(words), text), decoded.spans)
+
+    return _resolve_phrase(phrase, prompt, occurrence, find_all)
 
 
-class Spelling(NamedTuple):
-    """A text as its tokens spell it, and which of its letters each token stands for."""
+class DecodedTokens(NamedTuple):
+    """The text that tokens decode to, and which of its characters each token stands for."""
 
     text: str
-    stretches: list[Stretch]
+    spans: list[Span]
 
 
-def spelling(ids: Sequence[int], decode: Callable[[list[int]], str]) -> Spelling:
-    """What tokens spell, by any tokenizer's `decode`: a token stands for the letters that come with it.
+def decode_tokens(ids: Sequence[int], decode: Callable[[list[int]], str]) -> DecodedTokens:
+    """Decode tokens one by one, with any tokenizer's `decode`: a token stands for the characters that it adds.
 
-    One that ends within a letter's bytes, as tokens of Chinese may, stands for that letter too.
+    A token that ends within a character's bytes, as tokens of Chinese may, stands for that character too.
     """
-    texts = [decode(list(ids[:n])) for n in range(1, len(ids) + 1)]
-    text = texts[-1] if texts else ""
-    stretches, start = [], 0
-    for begun in texts:
-        stop = alike(begun, text)
-        stretches.append((start, max(stop + begun.endswith("\N{REPLACEMENT CHARACTER}"), start + 1)))
+    prefixes = [decode(list(ids[:n])) for n in range(1, len(ids) + 1)]
+    text = prefixes[-1] if prefixes else ""
+    spans, start = [], 0
+    for prefix in prefixes:
+        stop = common_prefix(prefix, text)
+        spans.append((start, max(stop + prefix.endswith("\N{REPLACEMENT CHARACTER}"), start + 1)))
         start = stop
-    return Spelling(text, stretches)
+    return DecodedTokens(text, spans)
 
 
-def alike(a: Sequence, b: Sequence) -> int:
-    """How many of their items two sequences begin with alike."""
+def common_prefix(a: Sequence, b: Sequence) -> int:
+    """The number of items with which both sequences begin."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _meant(phrase: str, prompt: str, occurrence: int, find: Callable[[str], list[Sequence[int]]]) -> Sequence[int]:
+def _resolve_phrase(
+    phrase: str, prompt: str, occurrence: int, find_all: Callable[[str], list[Sequence[int]]]
+) -> Sequence[int]:
     """The tokens of one occurrence of the phrase, or of the prompt's nearest words where it is not in the prompt.
 
-    find: words of the prompt → the tokens of each occurrence.
-
-    Raises:
-        RealignError: the prompt has no word of the phrase, or too few occurrences, or the tokenizer has joined the
-            phrase with its neighbours.
+    find_all: words of the prompt → the tokens of each occurrence.
     """
-    found = find(phrase)
+    found = find_all(phrase)
     if not found:
         nearest = nearest_span(phrase, prompt)
         if nearest is None:
             raise RealignError(f"No word of '{phrase}' is in the prompt '{prompt}'; use words of the prompt.")
-        found = find(nearest)
+        found = find_all(nearest)
         if not found:
             raise RealignError(
                 f"The tokenizer joins '{nearest}' with the signs around it, or does not know its letters, in the "
@@ -130,19 +126,19 @@ def _meant(phrase: str, prompt: str, occurrence: int, find: Callable[[str], list
     return found[occurrence]
 
 
-def _find(phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[Sequence[int]]:
+def _find_all(phrase: str, prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[Sequence[int]]:
     """The tokens of each occurrence of the phrase.
 
-    Letters are asked only where ids find another number of occurrences: a host may give a prompt whose letters are not
-    quite those that its ids were made of.
+    Characters are compared only where ids find another number of occurrences: a host may give a prompt that differs a
+    little from the one that its ids were made from.
     """
-    by_ids = _by_ids(phrase, ids, tokenizer)
-    places = occurrences(phrase, prompt)
-    return by_ids if len(by_ids) == len(places) else _by_letters(places, prompt, ids, tokenizer) or by_ids
+    by_ids = _find_ids(phrase, ids, tokenizer)
+    spans = occurrences(phrase, prompt)
+    return by_ids if len(by_ids) == len(spans) else _find_characters(spans, prompt, ids, tokenizer) or by_ids
 
 
-def _by_ids(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[Sequence[int]]:
-    """Wherever the phrase's own ids stand among the prompt's, at the beginning of a word."""
+def _find_ids(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[Sequence[int]]:
+    """Wherever the phrase's ids stand among the prompt's, at the beginning of a word."""
     wanted, ids = _ids(phrase, tokenizer), list(ids)
     if not wanted:
         return []
@@ -154,26 +150,26 @@ def _by_ids(phrase: str, ids: Sequence[int], tokenizer: CLIPTokenizer) -> list[S
     ]
 
 
-def _by_letters(
-    places: Sequence[Stretch], prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer
+def _find_characters(
+    spans: Sequence[Span], prompt: str, ids: Sequence[int], tokenizer: CLIPTokenizer
 ) -> list[Sequence[int]]:
-    """The tokens with any letter of each place in the prompt, also where they are not the phrase's own.
+    """The tokens with any character of each span, also where they are not those of the phrase alone.
 
-    CLIP reads `'square'` as `'s` and `quare`. Empty when the tokenizer does not tell where its tokens stand, or makes
-    other tokens of the prompt than `ids`.
+    CLIP reads `'square'` as `'s` and `quare`. Empty where the tokenizer gives no offsets, or makes other tokens of the
+    prompt than `ids`.
     """
     if not tokenizer.is_fast:
         return []
     encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if encoded.input_ids != list(ids):
         return []
-    return _covering(places, encoded.offset_mapping)
+    return _overlapping(spans, encoded.offset_mapping)
 
 
-def _covering(places: Sequence[Stretch], stretches: Sequence[Stretch]) -> list[Sequence[int]]:
-    """The tokens, of which each stands for a stretch of letters, that share a letter with each place."""
-    tokens = list(enumerate(stretches))
-    return [[i for i, (begin, end) in tokens if begin < stop and end > start] for start, stop in places]
+def _overlapping(spans: Sequence[Span], of_tokens: Sequence[Span]) -> list[Sequence[int]]:
+    """For each span, the tokens that share a character with it."""
+    tokens = list(enumerate(of_tokens))
+    return [[i for i, (begin, end) in tokens if begin < stop and end > start] for start, stop in spans]
 
 
 def _ids(text: str, tokenizer: CLIPTokenizer) -> list[int]:

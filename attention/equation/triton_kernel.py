@@ -5,15 +5,15 @@ block for the smallest and the largest score of each row, m and M; then once mor
 
     z' = z + a·((R ? M : m) − z)
 
-with R a bit a region and a = min(λ_t·query_gain·key_gain, gain_limit), both made on the spot from one number a query
-and one a key. Nothing of Nq x Nk numbers is ever in memory. z comes from the same product both times, so that m and M
-are among the scores to the last bit.
+with R as one bit per region and a = min(λ_t·query_weight·key_weight, gain_limit), both made on the spot from one number
+per query and one per key. Nothing of Nq x Nk numbers is ever in memory. z comes from the same product both times, so
+that m and M are among the scores to the last bit.
 
-What to expect: three products of 2·Nq·Nk·d operations (QKᵀ, QKᵀ again, PV) where plain attention makes two, and K read
-twice, V once: 1.5 times the operations and 1.5 times the bytes of plain attention, hence 1.5 times its time where
-these bound it. Besides, each score meets some six simple operations more (two comparisons for m and M, then bits,
-choice and product), which weigh the more the smaller d is. It has been compiled for GPUs and run in Triton's
-interpreter; it has not been timed on a GPU.
+It makes three products of 2·Nq·Nk·d operations (QKᵀ, QKᵀ again, PV) where plain attention makes two, and reads K twice,
+V once: 1.5 times the operations and bytes of plain attention, hence 1.5 times its time where these bound it. Each score
+takes some six simple operations more (two comparisons for m and M, then bits, choice and product); the smaller d is,
+the more these weigh. It is compiled for GPUs and run in Triton's interpreter by the tests; it has not been timed on a
+GPU.
 
 A head is cut into two powers of two, as 40 = 32 + 8 or 160 = 128 + 32: in one it would be padded to 64 or 256.
 """
@@ -28,18 +28,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import Block
+from .layout import KeyBlock
 
-LONGEST = 256
+MAX_HEAD = 256
 """The accumulators of longer heads do not fit into registers."""
 MOST_THREAD_BLOCKS = 2**16 - 1
-"""Along the second and third dimension of a grid on CUDA, which here are heads and batch rows."""
+"""Along the second and third dimension of a grid on CUDA, which are heads and batch elements here."""
 SIZES = ["start", "end", "start_2", "end_2", "rest", "Nq"]
 SIZES += [f"{x}_{dimension}" for x in ("q", "k", "v", "out") for dimension in "bhn"]
-"""The kernel is not compiled again for other sizes: what it gains from knowing them, ALIGNED tells it."""
+"""Arguments that Triton does not specialize on: the kernel is not compiled again for other sizes, ALIGNED suffices."""
 
 
-def supports(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> bool:
+def supports(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> bool:
     """Whether `triton_attention` takes these."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return False
@@ -47,11 +47,11 @@ def supports(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> bool:
         _runs_on(q.device)
         and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
         and q.dtype == k.dtype == v.dtype
-        and q.shape[-1] == v.shape[-1] <= LONGEST
+        and q.shape[-1] == v.shape[-1] <= MAX_HEAD
         and all(_offsets_fit(x) for x in (q, k, v))
         and max(q.shape[:2]) <= MOST_THREAD_BLOCKS
         and 1 <= len(blocks) <= 2
-        and all(block.layout.bits is not None for block in blocks)
+        and all(block.layout.R.bits is not None for block in blocks)
         and not any(isinstance(block.strength, Tensor) and block.strength.is_cuda for block in blocks)  # would wait
     )
 
@@ -64,18 +64,18 @@ def _offsets_fit(x: Tensor) -> bool:
 def _runs_on(device: torch.device) -> bool:
     """An NVIDIA GPU from Ampere on, or Triton's interpreter.
 
-    For older ones Triton 3.7 makes no use of tensor cores, and so long a program that compiling it takes minutes.
+    On older GPUs Triton 3.7 does not use tensor cores, and the program is so long that it takes minutes to compile.
     """
     if not isinstance(_kernel, triton.JITFunction):
         return True
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_properties(device).major >= 8
 
 
-def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
     """softmax(z') V with the keys of each block modulated, and all other keys plain.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, d] → [B, H, Nq, d], in memory ordered as q is. One or two blocks,
-    whose keys do not overlap. No view is copied, but one whose last dimension is spread out.
+    whose keys do not overlap. Views are copied only where their last dimension is not contiguous.
     """
     keys = range(k.shape[2])
     blocks = sorted(blocks, key=lambda block: keys[block.keys].start)
@@ -85,10 +85,10 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -
         q,
         k,
         v,
-        [layout.query_gain for layout in layouts],
-        [layout.bits[0] for layout in layouts],
-        [layout.key_gain for layout in layouts],
-        [layout.bits[1] for layout in layouts],
+        [layout.weights[0] for layout in layouts],
+        [layout.R.bits[0] for layout in layouts],
+        [layout.weights[1] for layout in layouts],
+        [layout.R.bits[1] for layout in layouts],
         [torch.as_tensor(block.strength, dtype=torch.float32, device="cpu") for block in blocks],
         [layout.gain_limit for layout in layouts],
         [keys[block.keys].start for block in blocks],
@@ -99,19 +99,19 @@ def _launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    query_gain: list[Tensor],
+    query_weight: list[Tensor],
     query_bits: list[Tensor],
-    key_gain: list[Tensor],
+    key_weight: list[Tensor],
     key_bits: list[Tensor],
     strength: list[Tensor],
     gain_limit: list[float],
     start: list[int],
 ) -> Tensor:
-    """A list holds one item a block: [B, Nq], [B, Nq], [B, keys] or [B, 1], [B, keys], [], number, first key."""
+    """A list has one item per block: [B, Nq], [B, Nq], [B, keys] or [B, 1], [B, keys], [], number, first key."""
     q, k, v = (_readable(x) for x in (q, k, v))
     out = torch.empty_like(q)
     grid, arguments, options = _call(
-        q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, gain_limit, start
+        q, k, v, out, query_weight, query_bits, key_weight, key_bits, strength, gain_limit, start
     )
     with torch.cuda.device_of(q):
         _kernel[grid](*arguments, **options)
@@ -123,13 +123,13 @@ def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _call(q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, gain_limit, start):
+def _call(q, k, v, out, query_weight, query_bits, key_weight, key_bits, strength, gain_limit, start):
     """The kernel's grid, its arguments and its options."""
     (B, H, Nq, d), Nk, n = q.shape, k.shape[2], len(start)
     blocks = []
     for b in [0, n - 1]:  # one block is passed twice
         keys = key_bits[b].shape[1]
-        vectors = (x[b].contiguous() for x in (query_gain, query_bits, key_gain, key_bits))
+        vectors = (x[b].contiguous() for x in (query_weight, query_bits, key_weight, key_bits))
         blocks += [*vectors, start[b], start[b] + keys, float(strength[b]), gain_limit[b]]
     rest = Nk - sum(x.shape[1] for x in key_bits)
     strides = [stride for x in (q, k, v, out) for stride in x.stride()[:3]]
@@ -141,8 +141,8 @@ def _call(q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, ga
         HEAD=head,
         TAIL=0 if d <= head else max(16, triton.next_power_of_2(d - head)),
         BLOCKS=n,
-        ONE_GAIN=key_gain[0].shape[1] == 1,
-        ONE_GAIN_2=key_gain[-1].shape[1] == 1,
+        PER_QUERY=key_weight[0].shape[1] == 1,
+        PER_QUERY_2=key_weight[-1].shape[1] == 1,
         REST=rest > 0,
         ALIGNED=8 if all(stride % 8 == 0 for stride in strides) else 1,
         enable_fp_fusion=True,  # what newer versions of Triton leave out unless they are asked
@@ -154,9 +154,9 @@ def _call(q, k, v, out, query_gain, query_bits, key_gain, key_bits, strength, ga
 def tile_of(d: int, bytes_each: int) -> dict[str, int]:
     """Queries and keys of a tile, warps and stages for heads of d numbers.
 
-    The more queries share a tile of keys the better, as far as registers reach: a row's accumulator takes d of them,
-    its scores BLOCK_N. Long heads so get fewer queries and keys or more warps, and float32, which no tensor core takes,
-    small tiles. Stages are as many as leave a thread block in the 99 KB of shared memory of consumer cards.
+    The more queries share a tile of keys the better, as far as registers reach: the accumulator of a query takes d of
+    them, its scores BLOCK_N. Long heads therefore get fewer queries and keys or more warps, and float32, which no
+    tensor core takes, small tiles. As many stages are used as fit into the 99 KB of shared memory of consumer cards.
     """
     if bytes_each == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 32 if d <= 128 else 16, "num_warps": 4, "num_stages": 2}
@@ -173,7 +173,7 @@ if hasattr(torch.library, "custom_op"):  # torch 2.4: compiled models take it as
         "realigndiff::modulated_attention",
         _launch,
         mutates_args=(),
-        schema="(Tensor q, Tensor k, Tensor v, Tensor[] query_gain, Tensor[] query_bits, Tensor[] key_gain, "
+        schema="(Tensor q, Tensor k, Tensor v, Tensor[] query_weight, Tensor[] query_bits, Tensor[] key_weight, "
         "Tensor[] key_bits, Tensor[] strength, float[] gain_limit, SymInt[] start) -> Tensor",
     )
     _operation.register_fake(lambda q, *others: torch.empty_like(_readable(q)))
@@ -185,17 +185,17 @@ def _kernel(
     k,
     v,
     out,
-    query_gain,  # of the first block of keys, which are start … end
+    query_weight,  # of the first block of keys, which are start … end
     query_bits,
-    key_gain,
+    key_weight,
     key_bits,
     start,
     end,
     strength,
     limit,
-    query_gain_2,  # of the second
+    query_weight_2,  # of the second
     query_bits_2,
-    key_gain_2,
+    key_weight_2,
     key_bits_2,
     start_2,
     end_2,
@@ -220,8 +220,8 @@ def _kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     BLOCKS: tl.constexpr,
-    ONE_GAIN: tl.constexpr,
-    ONE_GAIN_2: tl.constexpr,
+    PER_QUERY: tl.constexpr,
+    PER_QUERY_2: tl.constexpr,
     REST: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -244,13 +244,13 @@ def _kernel(
     head = tl.zeros([BLOCK_M, HEAD], tl.float32)
     tail = tl.zeros([BLOCK_M, TAIL if TAIL > 0 else 1], tl.float32)
     top, total, head, tail = _block(
-        q_head, q_tail, k, v, k_n, v_n, i, b, Nq, query_gain, query_bits, key_gain, key_bits, start, end, strength,
-        limit, scale, top, total, head, tail, D, HEAD, TAIL, ONE_GAIN, ALIGNED, BLOCK_M, BLOCK_N,
+        q_head, q_tail, k, v, k_n, v_n, i, b, Nq, query_weight, query_bits, key_weight, key_bits, start, end, strength,
+        limit, scale, top, total, head, tail, D, HEAD, TAIL, PER_QUERY, ALIGNED, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if BLOCKS == 2:
         top, total, head, tail = _block(
-            q_head, q_tail, k, v, k_n, v_n, i, b, Nq, query_gain_2, query_bits_2, key_gain_2, key_bits_2, start_2,
-            end_2, strength_2, limit_2, scale, top, total, head, tail, D, HEAD, TAIL, ONE_GAIN_2, ALIGNED, BLOCK_M,
+            q_head, q_tail, k, v, k_n, v_n, i, b, Nq, query_weight_2, query_bits_2, key_weight_2, key_bits_2, start_2,
+            end_2, strength_2, limit_2, scale, top, total, head, tail, D, HEAD, TAIL, PER_QUERY_2, ALIGNED, BLOCK_M,
             BLOCK_N,
         )  # fmt: skip
     if REST:
@@ -274,9 +274,9 @@ def _kernel(
 
 @triton.jit
 def _block(
-    q_head, q_tail, k, v, k_n, v_n, i, b, Nq, query_gain, query_bits, key_gain, key_bits, start, end, strength, limit,
-    scale, top, total, head, tail,
-    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ONE_GAIN: tl.constexpr, ALIGNED: tl.constexpr,
+    q_head, q_tail, k, v, k_n, v_n, i, b, Nq, query_weight, query_bits, key_weight, key_bits, start, end, strength,
+    limit, scale, top, total, head, tail,
+    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, PER_QUERY: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """All keys of a block: m and M first, then the softmax of z'."""
@@ -286,27 +286,27 @@ def _block(
         j = tl.minimum(first + tl.arange(0, BLOCK_N), end - 1)  # the last key once more changes no extremum
         s = _scores(q_head, q_tail, k, j, k_n, D, HEAD, TAIL, ALIGNED)
         low, high = tl.minimum(low, tl.min(s, 1)), tl.maximum(high, tl.max(s, 1))
-    a = strength * tl.load(query_gain + b * Nq + i)
+    a = strength * tl.load(query_weight + b * Nq + i)
     query_bits = tl.load(query_bits + b * Nq + i)
     key_bits += b * (end - start) - start
     keep = scale
     low, high = low * scale, high * scale
-    if ONE_GAIN:  # z' = (1 − a)·z + (R ? a·M : a·m)
-        a = tl.minimum(a * tl.load(key_gain + b), limit)
+    if PER_QUERY:  # z' = (1 − a)·z + (R ? a·M : a·m)
+        a = tl.minimum(a * tl.load(key_weight + b), limit)
         keep, low, high = (1 - a) * scale, a * low, a * high
     else:
-        key_gain += b * (end - start) - start
+        key_weight += b * (end - start) - start
     for first in range(start, end, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         j = tl.minimum(n, end - 1)
         s = _scores(q_head, q_tail, k, j, k_n, D, HEAD, TAIL, ALIGNED)
         related = (query_bits[:, None] & tl.load(key_bits + j)[None, :]) != 0
         target = tl.where(related, high[:, None], low[:, None])
-        if ONE_GAIN:
+        if PER_QUERY:
             z = s * keep[:, None] + target
         else:
             z = s * scale
-            z += tl.minimum(a[:, None] * tl.load(key_gain + j)[None, :], limit) * (target - z)
+            z += tl.minimum(a[:, None] * tl.load(key_weight + j)[None, :], limit) * (target - z)
         z = tl.where((n < end)[None, :], z, float("-inf"))
         top, total, head, tail = _attend(z, v, j, v_n, top, total, head, tail, D, HEAD, TAIL, ALIGNED)
     return top, total, head, tail

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ...attention.equation.layout import Block
+from ...attention.equation.layout import KeyBlock
 from ...attention.equation.settings import ModulationSettings
 from ...sampling.settings import SamplingSettings
 from ..attention import GB, MODELS, SCORES_HELD, WAYS, Figures, Layer, blocks_of, figures, regions_of, shape_of
@@ -55,7 +55,7 @@ def _layers(options: Options, name: str, size: str) -> Iterator[Result]:
     yield from _with_kernel(options, f"{name} {size}")
 
 
-def _figures(options: Options, layer: Layer, blocks: Sequence[Block]) -> Figures:
+def _figures(options: Options, layer: Layer, blocks: Sequence[KeyBlock]) -> Figures:
     """Of all ways; of plain and ours alone where memory was too little, though it had seemed enough."""
     measure = partial(figures, layer, blocks, HALF, repeats=3, seconds=0.0 if options.quick else 0.2)
     try:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.equation import modulated
-from ...attention.equation.layout import Block, cross_layout, self_layout
+from ...attention.equation.layout import KeyBlock, cross_layout, self_layout
 from ...attention.equation.reference import joint_reference
+from ...attention.equation.relation import Relation
 from ...attention.equation.settings import ModulationSettings
 from ...core.regions import RegionSet
 from ..attention import positions_of, regions_of
@@ -66,7 +67,7 @@ def _kinds(options: Options, dtype: torch.dtype, d: int) -> Iterator[Result]:
 
 def blocks_of(
     kind: str, options: Options, size: tuple[int, int] | None = None, regions: Sequence[int] | None = None
-) -> tuple[list[Block], int]:
+) -> tuple[list[KeyBlock], int]:
     """What is modulated in an attention of that kind, and its number of keys.
 
     size: of the map; odd lengths by default. regions: their number in each batch row; a row of 0 is left alone.
@@ -80,12 +81,12 @@ def blocks_of(
     pixels = self_layout(sets, size, settings).to(options.device)
     words = cross_layout(sets, words_of, size, n_words, settings).to(options.device)
     if kind == "self":
-        return [Block(slice(0, n_pixels), pixels, 0.8)], n_pixels
+        return [KeyBlock(slice(0, n_pixels), pixels, 0.8)], n_pixels
     if kind == "cross":
-        return [Block(slice(0, n_words), words, 0.9)], n_words
+        return [KeyBlock(slice(0, n_words), words, 0.9)], n_words
     others = 13 if kind == "joint and others" else 0  # as many between words and pixels, and behind these
     first = n_words + others
-    both = [Block(slice(0, n_words), words, 0.9), Block(slice(first, first + n_pixels), pixels, 0.3)]
+    both = [KeyBlock(slice(0, n_words), words, 0.9), KeyBlock(slice(first, first + n_pixels), pixels, 0.3)]
     return both, first + n_pixels + others
 
 
@@ -101,7 +102,9 @@ def positions_of_few(regions: RegionSet, n_words: int) -> list[tuple[int, ...]]:
     return [tuple({place % n_words for place in places}) for places in positions_of(regions)]
 
 
-def qkv(blocks: Sequence[Block], n_keys: int, d: int, dtype: torch.dtype, options: Options, sharp: float = 1.5) -> QKV:
+def qkv(
+    blocks: Sequence[KeyBlock], n_keys: int, d: int, dtype: torch.dtype, options: Options, sharp: float = 1.5
+) -> QKV:
     """As models make them: views of [B, N, heads · d], those of keys and values parts of a longer vector."""
     (rows, n_queries, _), heads = blocks[0].layout.shape, 1 if options.quick else 4
     g = torch.Generator().manual_seed(d)
@@ -113,7 +116,7 @@ def qkv(blocks: Sequence[Block], n_keys: int, d: int, dtype: torch.dtype, option
 
 
 def compared(
-    case: str, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]
+    case: str, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]
 ) -> Result:
     """What `attend` loses, beside what PyTorch's own attention does."""
     dtype = q.dtype
@@ -149,7 +152,7 @@ def _kernel() -> Callable[..., Tensor]:
     except ImportError as error:
         raise Lacking(f"the package triton ({error})") from error
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block]) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
         if not triton_attention.supports(q, k, v, blocks):
             raise Lacking("an NVIDIA GPU from Ampere on, which the kernel is for")
         return triton_attention.triton_attention(q, k, v, blocks)
@@ -191,8 +194,7 @@ def _many_regions(options: Options) -> Iterator[Result]:
         block._replace(
             layout=replace(
                 block.layout,
-                query_regions=filled(block.layout.query_regions),
-                key_regions=filled(block.layout.key_regions),
+                R=Relation(filled(block.layout.R.queries), filled(block.layout.R.keys)),
             )
         )
         for block in blocks

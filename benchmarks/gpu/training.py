@@ -6,7 +6,6 @@ its model but costs next to nothing in either. What is compared is told in `benc
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
 from ...training.loop.models import RunModels, make_trainable
-from ...training.settings.files import from_dict
 from ...training.settings.refl import ReflConfig
 from ..refl import EQUAL, measure, our_loop
 from . import diffusion, models
@@ -41,7 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours, 8-bit optimizer": {"optimizer_8bit": True},
     "ours, LoRA, fp16": LORA | {"precision": "fp16"},
 }
-FEW = {"rollout_steps": 2, "first_gradient_step": 0, "last_gradient_step": 1}
+FEW = {"rollout_steps": 2, "first_gradient_step": 0}
 
 
 def cases(options: Options) -> dict[str, Case]:
@@ -51,15 +49,15 @@ def cases(options: Options) -> dict[str, Case]:
 
 
 def _way(options: Options, way: str) -> Iterator[Result]:
-    config = config_of(options, way)
+    config, size = config_of(options, way), 64 if options.quick else 512
     try:
         random.seed(0)  # the steps at which the gradient enters, on which the time depends
         seen = measure(way, config, 1 if options.quick else 3, trained(config, options))
         total = torch.cuda.max_memory_allocated() if options.device.type == "cuda" else None
     finally:
         reset()
-    case = f"SD1.5 {config.resolution}x{config.resolution}, batch of {config.batch_size}"
-    fields = {"case": case, "way": way, "dtype": config.precision}
+    case = f"SD1.5 {size}x{size}, batch of {config.optimizer.batch_size}"
+    fields = {"case": case, "way": way, "dtype": config.model.precision}
     yield Result(quantity="throughput", value=1 / seen["seconds"], unit="images/s", **fields)
     yield Result(quantity="memory of a step", value=seen["bytes"] / 1e6, unit="MB", **fields)
     if total is not None:
@@ -68,11 +66,11 @@ def _way(options: Options, way: str) -> Iterator[Result]:
 
 def _loss_scale(options: Options) -> Iterator[Result]:
     """In fp16 the loss is scaled, and soon by a number with which gradients are finite and weights change."""
-    config = dataclasses.replace(config_of(options, "ours, LoRA, fp16"), **FEW)
+    config = config_of(options, "ours, LoRA, fp16").replace(**FEW)
     scales: list[float] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            step = our_loop(dataclasses.replace(config, output=folder), trained(config, options))
+            step = our_loop(config.replace(output=folder), trained(config, options))
             first = [weight.detach().clone() for weight in step().models.weights]
             for _ in range(2 if options.quick else 12):
                 run = step()
@@ -83,7 +81,7 @@ def _loss_scale(options: Options) -> Iterator[Result]:
     finally:
         reset()
     detail = f"loss scale by step: {', '.join(f'{scale:g}' for scale in scales)}"
-    fields = {"way": "ours", "quantity": "failures", "dtype": config.precision, "detail": detail}
+    fields = {"way": "ours", "quantity": "failures", "dtype": config.model.precision, "detail": detail}
     yield parity("loss scaling", float(not (finite and moved)), 0, **fields)
 
 
@@ -93,28 +91,28 @@ def config_of(options: Options, way: str) -> ReflConfig:
     Raises:
         Lacking: this machine has not what it takes.
     """
-    precision, size, batch = ("fp32", 64, 2) if options.quick else ("bf16", 512, 4)
+    precision, batch = ("fp32", 2) if options.quick else ("bf16", 4)
     base = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
-    base |= {"resolution": size, "precision": precision, "batch_size": batch, **EQUAL}
-    config = from_dict(ReflConfig, base | (FEW if options.quick else {}) | WAYS[way])
-    if config.optimizer_8bit and find_spec("bitsandbytes") is None:
+    base |= {"precision": precision, "batch_size": batch, **EQUAL}
+    config = ReflConfig(**(base | (FEW if options.quick else {}) | WAYS[way]))
+    if config.optimizer.optimizer_8bit and find_spec("bitsandbytes") is None:
         raise Lacking("the package bitsandbytes")
-    if config.precision == "fp16" and options.device.type == "cpu":
+    if config.model.precision == "fp16" and options.device.type == "cpu":
         raise Lacking("a GPU, on which alone fp16 trains")
     return config
 
 
 def trained(config: ReflConfig, options: Options) -> RunModels:
     """New models of a run, but for the captioner, which no run changes."""
-    sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.precision], options.quick)
-    captioner = _captioner(options, DTYPES[config.precision])
-    place = torch.device("cpu") if config.offload_captioner else options.device
+    sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.model.precision], options.quick)
+    captioner = _captioner(options, DTYPES[config.model.precision])
+    place = torch.device("cpu") if config.model.offload_captioner else options.device
     captioner.model.to(place)
     reward = CaptionReward(captioner, TextEncoder.load(embedded("text_encoder"), place))
     for network in reward.networks():
         network.requires_grad_(False)
     weights = make_trainable(sampler.unet, config)
-    return RunModels(sampler, {"caption": reward}, config.terms, weights, options.device)
+    return RunModels(sampler, {"caption": reward}, config.reward.terms, weights, options.device)
 
 
 @lru_cache(maxsize=1)

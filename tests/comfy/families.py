@@ -17,8 +17,8 @@ from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from realigndiff.attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
-from realigndiff.attention.equation.layout import mask_to_map
-from realigndiff.attention.equation.settings import ModulationSettings, strength
+from realigndiff.attention.equation.cells import mask_to_cells
+from realigndiff.attention.equation.settings import ModulationSettings
 from torch import Tensor
 
 from .tiny import REGIONS, patcher
@@ -388,7 +388,7 @@ def strengths(own: Family, settings: ModulationSettings, transformer_options: di
     """λ_t of a call of the model, for words and for pixels."""
     sigmas, sigma = transformer_options["sample_sigmas"], transformer_options["sigmas"][0]
     step = int((sigmas == sigma).nonzero()[0])
-    return strength(settings, own.t(float(sigma)), step / (len(sigmas) - 1))
+    return settings.strengths(own.t(float(sigma)), step / (len(sigmas) - 1))
 
 
 def weights(
@@ -415,7 +415,7 @@ def weights(
 
 def covered(regions: BoundRegions, size: tuple[int, int], frames: int, settings: ModulationSettings) -> Tensor:
     """Which pixels are inside each region, in all frames: [R, frames · h · w] bool."""
-    maps = [mask_to_map(region.mask, size, settings.coverage).flatten() for region in regions.regions]
+    maps = [mask_to_cells(region.mask, size, settings.coverage).flatten() for region in regions.regions]
     return torch.stack(maps).repeat(1, frames)
 
 

@@ -43,7 +43,6 @@ def brute_force(tiny, model, regions=None, images=1):
     from realigndiff.attention.comfy.conditioning import find_words
     from realigndiff.attention.equation.layout import cross_layout
     from realigndiff.attention.equation.reference import modulation
-    from realigndiff.attention.equation.settings import strength
 
     from .tiny import PROMPT, SETTINGS, sites, written_out
 
@@ -64,7 +63,7 @@ def brute_force(tiny, model, regions=None, images=1):
             if regions:
                 sigmas, sigma = options["sample_sigmas"], options["sigmas"][0]
                 t = float(model.get_model_object("model_sampling").timestep(sigma)) / 1000
-                now = strength(SETTINGS, t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0]
+                now = SETTINGS.strengths(t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0]
                 layout = cross_layout([regions] * len(rows), [own] * len(rows), (h, w), k.shape[1], SETTINGS)
                 QK = QK + modulation(QK, layout, now)
             A = torch.softmax(QK * (q.shape[-1] // heads) ** -0.5, dim=-1)

@@ -14,7 +14,7 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.model_patcher import ModelPatcher
 from realigndiff.attention.equation.layout import cross_layout, self_layout
 from realigndiff.attention.equation.reference import reference_attention
-from realigndiff.attention.equation.settings import ModulationSettings, strength
+from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.nodes.host import demo_host
 
@@ -110,7 +110,7 @@ def written_out(tiny: Tiny, model, regions: RegionSet, settings: ModulationSetti
             out = optimized_attention(q, k, v, heads)
             sigmas, sigma = options["sample_sigmas"], options["sigmas"][0]
             t = float(model.get_model_object("model_sampling").timestep(sigma)) / 1000
-            now = strength(settings, t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0 if cross else 1]
+            now = settings.strengths(t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0 if cross else 1]
             which = options["cond_or_uncond"]
             per = len(q) // len(which)
             rows = [c * per + i for c, kind in enumerate(which) for i in range(per) if kind == 0]

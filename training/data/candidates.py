@@ -98,10 +98,10 @@ def round_files(
 ) -> dict[Path, tuple[int, list[str]]]:
     """Each file of a round with its prompts and the index of the first of these in the round."""
     different = list(dict.fromkeys(texts))
-    rng = random.Random(f"{config.seed} round {number}")
-    chosen = rng.sample(different, min(config.prompts_per_round, len(different)))
-    size = max(1, max_batch // config.images_per_prompt)
-    folder = Path(config.output) / "rounds" / f"{number + 1:04d}"
+    rng = random.Random(f"{config.run.seed} round {number}")
+    chosen = rng.sample(different, min(config.rounds.prompts_per_round, len(different)))
+    size = max(1, max_batch // config.rounds.images_per_prompt)
+    folder = Path(config.run.output) / "rounds" / f"{number + 1:04d}"
     return {
         folder / f"{start:06d}.safetensors": (start, chosen[start : start + size])
         for start in range(0, len(chosen), size)
@@ -127,16 +127,17 @@ def _draw_file(
     file: Path,
     made_of: dict[str, object],
 ) -> None:
-    P, K = len(prompts), config.images_per_prompt
+    P, K = len(prompts), config.rounds.images_per_prompt
     repeated = [text for text in prompts for _ in range(K)]
-    first = config.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.prompts_per_round + start) * K
+    first = config.run.seed * 10**9 + SEED_OF_CANDIDATES + (number * config.rounds.prompts_per_round + start) * K
     noise = models.sampler.noise([first + i for i in range(P * K)])
     # P is 1 if a prompt has more images than fit into a batch
     batches = [slice(i, i + models.sampler.max_batch) for i in range(0, P * K, models.sampler.max_batch)]
     samples = [_sample_and_score(config, models, repeated[batch], noise[batch]) for batch in batches]
     latents, images = (torch.cat(parts) for parts in list(zip(*samples, strict=True))[:2])
     scores = {name: torch.cat([scores[name] for *_, scores in samples]).view(P, K) for name in models.rewards}
-    winners = pick_winners(list(scores.values()), config.winner, random.Random(f"{config.seed} {file.name} {number}"))
+    rng = random.Random(f"{config.run.seed} {file.name} {number}")
+    winners = pick_winners(list(scores.values()), config.rounds.winner, rng)
     best = latents.view(P, K, *latents.shape[1:])[torch.arange(P), winners]
     _write(file, {"winners": best.clone(), **scores}, made_of)
     if not start:
@@ -151,7 +152,7 @@ def _sample_and_score(
 
     An image that is not finite, which can happen in fp16, becomes black with NaN as scores, so that it ranks last.
     """
-    sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
+    sampling = SamplingSettings(steps=config.rollout.rollout_steps, cfg=config.rollout.cfg)
     latents = models.sampler.sample_latents(prompts, noise, sampling)
     images = models.sampler.decode(latents)
     broken = ~images.isfinite().flatten(1).all(1).cpu()
@@ -175,10 +176,10 @@ def fingerprint_weights(weights: Sequence[Tensor]) -> str:
 
 def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
     """What the images and scores of these prompts follow from: settings, prompts, weights and model files."""
-    needed = {"model", *models_of((term.name for term in config.terms), offline=True)}
-    if config.llm and not is_server(config.llm):
+    needed = {"model", *models_of((term.name for term in config.reward.terms), offline=True)}
+    if config.model.llm and not is_server(config.model.llm):
         needed |= {"llm"}
-    settings = {name: getattr(config, name) for name in MADE_OF if name not in needed}
+    settings = {name: config.to_dict()[name] for name in MADE_OF if name not in needed}
     made_of = settings | {"prompts": fingerprint_of_texts(prompts), "weights": weights}
     return made_of | {f"files of {name}": value for name, value in fingerprint_models(config, sorted(needed)).items()}
 

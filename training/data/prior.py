@@ -63,13 +63,14 @@ def prior_captioner(config: ReflConfig, models: RunModels) -> Captioner | None:
     Raises:
         RealignError: the folder `captioner` does not hold one.
     """
-    needed = config.prior_captions == "captioner" or config.prior_keep < 1
-    if not (config.prior_weight and config.prior == "frozen" and needed):
+    needed = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
+    if not (config.prior.prior_weight and config.prior.prior == "frozen" and needed):
         return None
     reward = models.rewards.get(CaptionReward.name)
     if reward is not None:
         return reward.captioner
-    return Captioner.load(model_path(config.captioner, "captioner"), *reward_device_and_dtype(config, models.device))
+    placement = reward_device_and_dtype(config, models.device)
+    return Captioner.load(model_path(config.model.captioner, "captioner"), *placement)
 
 
 def frozen_prior(
@@ -84,12 +85,12 @@ def frozen_prior(
 
     captioner: see `prior_captioner`. on_image: called with the number of images just made.
     """
-    file, made_of = Path(config.output) / "prior.safetensors", _made_of(config, prompts)
-    images = _load(file, made_of, scored=config.prior_keep < 1)
+    file, made_of = Path(config.run.output) / "prior.safetensors", _made_of(config, prompts)
+    images = _load(file, made_of, scored=config.prior.prior_keep < 1)
     if images is None:
         images = _sample(sampler, captioner, prompts, config, on_image)
         _save(file, made_of, images)
-    return Pairs(*images.select_likeliest(config.prior_keep), config.prior_min_timestep)
+    return Pairs(*images.select_likeliest(config.prior.prior_keep), config.prior.prior_min_timestep)
 
 
 @torch.no_grad()
@@ -100,16 +101,16 @@ def _sample(
     config: ReflConfig,
     on_image: Callable[[int], None],
 ) -> FrozenImages:
-    cycled = [prompts[i % len(prompts)] for i in range(config.prior_images)]
-    sampling = SamplingSettings(steps=config.prior_steps, cfg=config.cfg)
-    likelihood = PromptLikelihood(Speech(captioner)) if config.prior_keep < 1 else None
+    cycled = [prompts[i % len(prompts)] for i in range(config.prior.prior_images)]
+    sampling = SamplingSettings(steps=config.prior.prior_steps, cfg=config.rollout.cfg)
+    likelihood = PromptLikelihood(Speech(captioner)) if config.prior.prior_keep < 1 else None
     latents, captions, likelihoods = [], [], []
     for start in range(0, len(cycled), sampler.max_batch):
         texts = cycled[start : start + sampler.max_batch]
-        noise = sampler.noise([config.seed + 10**6 + start + i for i in range(len(texts))])
+        noise = sampler.noise([config.run.seed + 10**6 + start + i for i in range(len(texts))])
         drawn = sampler.sample_latents(texts, noise, sampling)
         latents.append(drawn.float().cpu())
-        relabelled = config.prior_captions == "captioner"
+        relabelled = config.prior.prior_captions == "captioner"
         images = sampler.decode(drawn) if relabelled or likelihood else None
         words = captioner.caption(images) if relabelled else texts
         captions += words
@@ -121,9 +122,9 @@ def _sample(
 
 def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, object]:
     """Settings, prompts, and fingerprints of the model and, if it is used, of the captioner."""
-    captioned = config.prior_captions == "captioner" or config.prior_keep < 1
+    captioned = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
     models = fingerprint_models(config, ["model", *(["captioner"] if captioned else [])])
-    return {name: getattr(config, name) for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
+    return {name: config.to_dict()[name] for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
 
 
 def _save(file: Path, made_of: dict[str, object], images: FrozenImages) -> None:

@@ -44,24 +44,23 @@ def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompt
 
 def load_prompts(config: TrainingConfig) -> tuple[Prompts, Prompts]:
     """The prompts of a run: (training, held out). Prompts in both files are only evaluated on."""
-    prompts = _read(config.prompts, config, held_out=False)
-    if not config.held_out_prompts:
-        return split(prompts, config.held_out, config.seed)
-    held_out = _read(config.held_out_prompts, config, held_out=True)
+    files = config.prompts
+    prompts = _read(files.prompts, config, held_out=False)
+    if not files.held_out_prompts:
+        return split(prompts, files.held_out, config.run.seed)
+    held_out = _read(files.held_out_prompts, config, held_out=True)
     keys = {_key(text) for text in held_out.texts}
     training = tuple(text for text in prompts.texts if _key(text) not in keys)
     if not training:
-        raise RealignError(
-            f"Every prompt in {config.prompts} is also in {config.held_out_prompts}; give other prompts."
-        )
+        raise RealignError(f"Every prompt in {files.prompts} is also in {files.held_out_prompts}; give other prompts.")
     left_out = len(prompts.texts) - len(training)
-    note = f"{config.prompts}: not trained on, because also in {config.held_out_prompts}: {left_out} of its prompts."
+    note = f"{files.prompts}: not trained on, because also in {files.held_out_prompts}: {left_out} of its prompts."
     return Prompts(training, (*prompts.problems, *([note] if left_out else []))), held_out
 
 
 def _read(path: str, config: TrainingConfig, held_out: bool) -> Prompts:
     if path != DEMO:
-        return read_prompts(path, config.prompt_column, config.strict)
+        return read_prompts(path, config.prompts.prompt_column)
     from ...demo.prompts import two_object_prompts
 
     return Prompts(tuple(text for text, _ in two_object_prompts(held_out)))

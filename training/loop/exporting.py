@@ -14,7 +14,6 @@ from ...core.files import mend, partial_of, reason
 from ...lora_files import export
 from ...sampling.sampler import DiffusersSampler
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 
 
 def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig, **about: Any) -> None:
@@ -27,14 +26,13 @@ def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig
     """
     header = export.run_metadata(
         f"{file.parent.name}-{file.stem}",
-        learning_rate=config.learning_rate,
-        config=to_dict(config),
-        resolution=config.resolution,
+        learning_rate=config.optimizer.learning_rate,
+        config=config.to_dict(),
         prediction_type=sampler.scheduler.config.prediction_type,
         **about,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    write = export.save_lora if config.train == "lora" else export.save_unet
+    write = export.save_lora if config.lora.train == "lora" else export.save_unet
     write(sampler.unet, file, header)
 
 

@@ -26,8 +26,8 @@ def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str,
 
 def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
     speech = Speech(reward.captioner)
-    if config.estimator == "score_function":
-        return ScoreFunction(speech, reward.similarity, config.samples_per_image)
-    if config.estimator == "prompt_likelihood":
+    if config.reward.estimator == "score_function":
+        return ScoreFunction(speech, reward.similarity, config.reward.samples_per_image)
+    if config.reward.estimator == "prompt_likelihood":
         return PromptLikelihood(speech)
     return StraightThrough(speech, reward.text_encoder, reward.similarity)

@@ -22,6 +22,7 @@ from ...rewards.loading import load_rewards
 from ...rewards.registry import all_models, reward_entry
 from ...rewards.reward import Reward
 from ...sampling.sampler import DiffusersSampler
+from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
 from .offload import on_device
 
@@ -40,6 +41,11 @@ class RunModels:
     device: torch.device
     """Where the run computes. With `offload_captioner` the rewards' networks stay on the CPU between uses."""
 
+    @property
+    def resolution(self) -> int:
+        """The side of the images in pixels: the size at which the UNet was trained."""
+        return self.sampler.latent_shape[-1] * self.sampler.vae_scale_factor
+
     @torch.no_grad()
     def reward(self, images: Tensor, prompts: Sequence[str], progress: float = 0.5) -> Tensor:
         """The weighted sum of the true rewards of images [B, H, W, 3] in [0, 1]: [B] on the CPU.
@@ -56,34 +62,36 @@ class RunModels:
 
 
 def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
-    """Read the run's models; all but the trained weights are frozen, in `precision` or `frozen_precision`.
+    """Read the run's models; all but the trained weights are frozen.
 
     Raises:
         RealignError: a folder is missing or holds another kind of model.
     """
-    names = [term.name for term in config.terms]
+    names = [term.name for term in config.reward.terms]
     entries = [reward_entry(name) for name in names]
-    if config.train == "lora":
+    if config.lora.train == "lora":
         import_module("peft")  # fails at once, not after minutes of reading models
-    sampler = DiffusersSampler.load(model_path(config.model, "model"), device, DTYPES[config.precision])
+    sampler = DiffusersSampler.load(model_path(config.model.model, "model"), device, DTYPES[config.model.precision])
     _check_against_model(config, sampler)
     placement = reward_device_and_dtype(config, device)
-    llm = config.llm if any(entry.asks_language_model for entry in entries) else ""
-    reader = load_language_model(llm, config.llm_model, Path(config.output) / "answers", *placement)
-    places = {name: path for name in all_models() if (path := getattr(config, name))}
-    if reader is not None and CaptionReward.name not in names and not model_path(config.text_encoder, "").exists():
-        places.pop("text_encoder", None)  # useful, but not required
-    rewards = load_rewards(names, places, *placement, language_model=reader)
+    paths = {name: path for name, path in config.to_dict().items() if name in all_models() and path}
+    language_model = None
+    if isinstance(config, ArlConfig) and any(entry.asks_language_model for entry in entries):
+        answers = Path(config.run.output) / "answers"
+        language_model = load_language_model(config.model.llm, config.model.llm_model, answers, *placement)
+        unread = language_model is not None and not model_path(config.model.text_encoder, "").exists()
+        if unread and CaptionReward.name not in names:
+            paths.pop("text_encoder", None)  # useful, but not required
+    rewards = load_rewards(names, paths, *placement, language_model=language_model)
     for reward in rewards.values():
         for network in reward.networks():
             network.requires_grad_(False)
-    return RunModels(sampler, rewards, config.terms, make_trainable(sampler.unet, config), device)
+    return RunModels(sampler, rewards, config.reward.terms, make_trainable(sampler.unet, config), device)
 
 
 def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
     """Where the rewards' networks are loaded, and in which precision."""
-    precision = config.precision if config.frozen_precision == "same" else config.frozen_precision
-    return torch.device("cpu") if config.offload_captioner else device, DTYPES[precision]
+    return torch.device("cpu") if config.model.offload_captioner else device, DTYPES[config.model.precision]
 
 
 def make_trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
@@ -93,20 +101,20 @@ def make_trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter
         RealignError: no module's name ends in one of `targets`.
     """
     unet.requires_grad_(False)
-    if config.gradient_checkpointing:
+    if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if config.train == "unet":
+    if config.lora.train == "unet":
         unet.float().requires_grad_(True)
         return list(unet.parameters())
     from peft import LoraConfig
 
-    torch.manual_seed(config.seed)
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
+    torch.manual_seed(config.run.seed)
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.rank, target_modules=list(config.lora.targets))
     try:
         unet.add_adapter(lora)
     except ValueError as error:
         raise RealignError(
-            f"No module of the UNet is called {', '.join(config.targets)}: give targets such as to_q, to_k."
+            f"No module of the UNet is called {', '.join(config.lora.targets)}: give targets such as to_q, to_k."
         ) from error
     weights = [weight for weight in unet.parameters() if weight.requires_grad]
     for weight in weights:
@@ -120,18 +128,16 @@ def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str
     Raises:
         RealignError: a file cannot be read.
     """
-    places = {name: model_path(path, name) for name in names if (path := getattr(config, name))}
+    settings = config.to_dict()
+    places = {name: model_path(path, name) for name in names if (path := settings[name])}
     return {name: fingerprint_of_files(path, READ_BESIDE) for name, path in places.items()}
 
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
-    """Check the settings that depend on the model: image size and timesteps."""
-    native = sampler.latent_shape[-1] * sampler.vae_scale_factor
-    if config.resolution != native:
-        raise RealignError(f"resolution is {config.resolution}, but this model is trained at {native}: set it to that.")
+    """Check the lowest timestep against those of the model."""
     levels = sampler.scheduler.config.num_train_timesteps
     for name in ("prior_min_timestep", "min_timestep"):
-        if (lowest := getattr(config, name, 0)) >= levels:
+        if (lowest := config.to_dict().get(name, 0)) >= levels:
             raise RealignError(
                 f"{name} is {lowest}, but this model's noise levels are 0 to {levels - 1}: set it to one of these."
             )

@@ -16,7 +16,6 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ...core.errors import RealignError
-from ...core.precision import checked_dtype
 from ..settings.common import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -30,12 +29,12 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Raises:
         RealignError: this device does not train in that precision.
     """
-    precision = config.precision
+    precision = config.model.precision
     try:
         host = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
-            log_with=None if config.log_with == "csv" else config.log_with,
-            project_dir=Path(config.output) / "tensorboard",
+            log_with=None if config.watch.log_with == "csv" else config.watch.log_with,
+            project_dir=Path(config.run.output) / "tensorboard",
             # the other processes wait while the main one draws images for L_pre or evaluates
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
@@ -43,8 +42,6 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error
     if precision == "fp16" and host.device.type == "cpu":  # accelerate would go on without autocast and scale
         raise RealignError("precision is fp16, which trains on a GPU only, and none was found: set it to fp32 or bf16.")
-    if config.frozen_precision != "same":
-        checked_dtype(config.frozen_precision, host.device, "frozen_precision")
     slow = host.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == SLOW_BF16
     if precision == "bf16" and slow and host.is_main_process:
         logger.warning("This CPU has no arithmetic in bf16, and may be many times slower at it: set precision to fp32.")
@@ -57,8 +54,8 @@ def make_optimizer(weights: Sequence[nn.Parameter], config: TrainingConfig) -> t
     Raises:
         RealignError: bitsandbytes is wanted and cannot be imported.
     """
-    if not config.optimizer_8bit:
-        return torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0)
+    if not config.optimizer.optimizer_8bit:
+        return torch.optim.AdamW(weights, lr=config.optimizer.learning_rate, weight_decay=0)
     try:
         from bitsandbytes.optim import AdamW8bit
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another CUDA
@@ -66,15 +63,15 @@ def make_optimizer(weights: Sequence[nn.Parameter], config: TrainingConfig) -> t
             f"optimizer_8bit needs the package bitsandbytes, which cannot be imported ({error}): pip install "
             "bitsandbytes, or set optimizer_8bit to false."
         ) from error
-    return AdamW8bit(weights, lr=config.learning_rate, weight_decay=0)
+    return AdamW8bit(weights, lr=config.optimizer.learning_rate, weight_decay=0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int) -> None:
     """The learning rate of a step (from 0): linear warm-up, constant, linear decay."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    fall = min(1.0, (config.steps - step) / max(1, config.decay_steps))
+    rise = min(1.0, (step + 1) / max(1, config.optimizer.warmup_steps))
+    fall = min(1.0, (config.optimizer.steps - step) / max(1, config.optimizer.decay_steps))
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * min(rise, fall)
+        group["lr"] = config.optimizer.learning_rate * min(rise, fall)
 
 
 def lower_scale(accelerator: Accelerator) -> bool:

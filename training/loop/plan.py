@@ -36,21 +36,22 @@ def plan(config: TrainingConfig) -> str:
     if isinstance(config, ReflConfig):  # for their errors
         make_estimators(config, models.rewards)
         prior_captioner(config, models)
-    batch, trained = config.batch_size * config.gradient_accumulation, sum(w.numel() for w in models.weights)
-    evaluated = min(config.evaluate_prompts, len(held_out.texts)) if config.evaluate_every else 0
+    batch = config.optimizer.batch_size * config.optimizer.gradient_accumulation
+    trained = sum(weight.numel() for weight in models.weights)
+    evaluated = min(config.watch.evaluate_prompts, len(held_out.texts)) if config.watch.evaluate_every else 0
     return "\n".join(
         [
             *training.problems,
             *held_out.problems,
-            f"trains {trained:,} parameters ({config.train}) of {config.model}",
-            f"{config.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
+            f"trains {trained:,} parameters ({config.lora.train}) of {config.model.model}",
+            f"{config.optimizer.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
             *_rounds(config, len(set(training.texts))),
             f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
             *_start(config, training, held_out),
             "",
             *_memory_in_words(config, models),
             "",
-            f"writes to {Path(config.output)}:",
+            f"writes to {Path(config.run.output)}:",
             *(f"    {name:<30}{text}" for name, text in _files(config, models, held_out).items()),
         ]
     )
@@ -59,15 +60,16 @@ def plan(config: TrainingConfig) -> str:
 def checkpoint_bytes(config: TrainingConfig, models: RunModels) -> float:
     """The size of a checkpoint."""
     weights = _bytes(models.weights)
-    return weights + _moments(models.weights, config.optimizer_8bit) + (weights if config.ema else 0)
+    average = weights if config.optimizer.ema else 0
+    return weights + _moments(models.weights, config.optimizer.optimizer_8bit) + average
 
 
 def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
     """For reward-ranked learning, the number of ranked images."""
     if not isinstance(config, ArlConfig):
         return []
-    count = min(config.prompts_per_round, prompts)
-    return [f"ranks {config.rounds} times {count} × {config.images_per_prompt} images by {config.reward}"]
+    rounds, count = config.rounds, min(config.rounds.prompts_per_round, prompts)
+    return [f"ranks {rounds.rounds} times {count} × {rounds.images_per_prompt} images by {config.reward.reward}"]
 
 
 def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
@@ -78,15 +80,16 @@ def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
         counted = {network for networks in parts.values() for network in networks}  # some rewards share one
         parts[f"{REWARD_PREFIX}{name}"] = [network for network in reward.networks() if network not in counted]
     count = sum(weight.numel() for weight in models.weights)
+    halved = config.lora.train == "unet" and config.model.precision != "fp32"  # by autocast
     return {
         **{
             name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in networks)
             for name, networks in parts.items()
         },
         "gradient": 4.0 * count,
-        "AdamW's moments": _moments(models.weights, config.optimizer_8bit),
-        "moving average": 4.0 * count if config.ema else 0.0,
-        "copy in half": 2.0 * count if config.train == "unet" and config.precision != "fp32" else 0.0,  # of autocast
+        "AdamW's moments": _moments(models.weights, config.optimizer.optimizer_8bit),
+        "moving average": 4.0 * count if config.optimizer.ema else 0.0,
+        "copy in half": 2.0 * count if halved else 0.0,
     }
 
 
@@ -94,14 +97,14 @@ def _memory_in_words(config: TrainingConfig, models: RunModels) -> list[str]:
     sizes = memory(config, models)
     lines = [f"memory of each device: {format_bytes(sum(sizes.values()))}, and activations"]
     for name, count in sizes.items():
-        away = config.offload_captioner and name.startswith(REWARD_PREFIX)
+        away = config.model.offload_captioner and name.startswith(REWARD_PREFIX)
         if count:
             lines.append(
                 f"    {name:<22}{format_bytes(count):>10}{'  only while rewards are computed' if away else ''}"
             )
     return [
         *lines,
-        "    Activations are not estimated: they grow with batch_size and resolution. Where they do not fit, halve",
+        "    Activations are not estimated: they grow with batch_size. Where they do not fit, halve",
         "    batch_size and double gradient_accumulation, or set gradient_checkpointing.",
     ]
 
@@ -121,7 +124,7 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         RealignError: it is of another run.
     """
     made_of, lines = provenance(config, training, held_out), []
-    files = checkpoints.list_checkpoints(config.resume, Path(config.output))
+    files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
     for file in files:
         try:
             state = checkpoints.read(file)
@@ -133,8 +136,8 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
     if files:
         lines.append("so that it would stop: restore a checkpoint, or set resume to never")
-    elif holds_a_run(Path(config.output)):
-        lines.append(f"keeps the files of the run that is in {config.output} in a folder {ASIDE}N of it")
+    elif holds_a_run(Path(config.run.output)):
+        lines.append(f"keeps the files of the run that is in {config.run.output} in a folder {ASIDE}N of it")
     return lines
 
 
@@ -142,22 +145,22 @@ def _files(config: TrainingConfig, models: RunModels, held_out: Prompts) -> dict
     """The files that the run would write, each with its size or content."""
     weights, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
     # as `export` writes them: a LoRA in float32, the UNet in float16
-    exported = format_bytes(weights if config.train == "lora" else weights / 2)
-    shown = config.sample_every and (config.sample_prompts or held_out.texts)
+    exported = format_bytes(weights if config.lora.train == "lora" else weights / 2)
+    every = config.watch.sample_every if held_out.texts else 0
     channels, height, width = models.sampler.latent_shape
     latents = 4.0 * channels * height * width
-    drawn = isinstance(config, ReflConfig) and config.prior == "frozen" and config.prior_weight > 0
-    ranked = config.rounds * config.prompts_per_round if isinstance(config, ArlConfig) else 0
+    drawn = isinstance(config, ReflConfig) and config.prior.prior == "frozen" and config.prior.prior_weight > 0
+    ranked = config.rounds.rounds * config.rounds.prompts_per_round if isinstance(config, ArlConfig) else 0
     files = {
         "log.csv": "a row per step",
-        "samples/step-*.png": f"grids, {1 + config.steps // config.sample_every} in all" if shown else "",
-        "prior.safetensors": format_bytes(latents * config.prior_images) if drawn else "",
+        "samples/step-*.png": f"grids, {1 + config.optimizer.steps // every} in all" if every else "",
+        "prior.safetensors": format_bytes(latents * config.prior.prior_images) if drawn else "",
         "rounds/": f"{format_bytes(latents * ranked)}, the winners and all scores" if ranked else "",
-        "checkpoints/step-*.pt": f"{format_bytes(checkpoint)} each, the last {config.keep_last} are kept",
+        "checkpoints/step-*.pt": f"{format_bytes(checkpoint)} each, the last {config.run.keep_last} are kept",
         "report.html": "the run in pictures",
         "last.safetensors": exported,
-        "best.safetensors": exported if config.evaluate_every and held_out.texts else "",
-        "unet/": f"{format_bytes(weights)}, the last weights in the diffusers layout" if config.train == "unet" else "",
+        "best.safetensors": exported if config.watch.evaluate_every and held_out.texts else "",
+        "unet/": f"{format_bytes(weights)}, in the diffusers layout" if config.lora.train == "unet" else "",
     }
     return {name: text for name, text in files.items() if text}
 

@@ -20,7 +20,6 @@ from ...core.images import to_pil
 from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 from ..state import checkpoints, provenance, validation
 from ..state.resuming import Resumption, make_room
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
@@ -40,6 +39,9 @@ from .optimization import (
 from .plan import checkpoint_bytes
 from .stopping import handle_stop_signals
 
+MAX_GRAD_NORM = 1.0
+MAX_NONFINITE_STEPS = 10
+"""A run ends after more steps in a row whose loss or gradient is not finite."""
 ADVICE = "lower learning_rate or train in fp32"
 
 
@@ -52,7 +54,7 @@ class Run:
     """
 
     def __init__(self, config: TrainingConfig) -> None:
-        self.config, self.output = config, Path(config.output)
+        self.config, self.output = config, Path(config.run.output)
         self.accelerator = make_accelerator(config)
         self.step, self.nonfinite, self.rewards, self.best = 0, 0, [], float("-inf")
         self.best_step = 0
@@ -76,11 +78,11 @@ class Run:
         processes = self.accelerator.num_processes
         self.origin = provenance.provenance(config, self.prompts, self.held_out, processes) if self._main else None
         self.resumption = Resumption(config, self.origin)
-        self.sampling = SamplingSettings(steps=config.rollout_steps, cfg=config.cfg)
+        self.sampling = SamplingSettings(steps=config.rollout.rollout_steps, cfg=config.rollout.cfg)
         self.models: RunModels = load_models(config, self.accelerator.device)
         self.optimizer = make_optimizer(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
-        self.average = make_average(self.models.weights, config.ema)
+        self.average = make_average(self.models.weights, config.optimizer.ema)
         self.resumption.validate({"step": self.step, **self._state()})
         self.accelerator.wait_for_everyone()  # all have read the checkpoint
         if self._main:
@@ -101,10 +103,10 @@ class Run:
                 self._loop()
                 kept = self._save()
                 self.watcher.end()
-                if self.step < self.config.steps:
+                if self.step < self.config.optimizer.steps:
                     self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {kept}.")
                     return
-                if self.config.train == "unet":
+                if self.config.lora.train == "unet":
                     self._export_folder()
                 name = "best" if self.best_step else "last"  # the best may be the model before training
                 self.accelerator.print(f"Trained; load {self.output / f'{name}.safetensors'} in ComfyUI.")
@@ -146,7 +148,7 @@ class Run:
             with self._save_on_failure("the evaluation before training"):
                 self._log_samples()
                 self.watcher.log({"step": 0, **self._evaluate()})
-        while self.step < config.steps and not self.stopping:
+        while self.step < config.optimizer.steps and not self.stopping:
             with self._save_on_failure(f"step {self.step + 1}"):
                 self.prepare_step()
                 began = time.monotonic()
@@ -158,11 +160,11 @@ class Run:
             with self._save_on_failure(f"the evaluation at step {self.step}"):
                 row |= {"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.nonfinite}
                 self.watcher.show(row)
-                if self._due(config.sample_every):
+                if self._due(config.watch.sample_every):
                     self._log_samples()  # before the evaluation: the best weights' thumbnail is then of their own step
-                row |= self._evaluate() if self._due(config.evaluate_every) else {}
+                row |= self._evaluate() if self._due(config.watch.evaluate_every) else {}
                 self.watcher.log(row)
-            if self._due(config.save_every):
+            if self._due(config.run.save_every):
                 self._save()
 
     @contextmanager
@@ -189,7 +191,7 @@ class Run:
         return f"step {self.saved} is saved, and {self._same_command()} goes on from it"
 
     def _same_command(self) -> str:
-        auto = self.config.resume == "auto"
+        auto = self.config.run.resume == "auto"
         return "the same command" if auto else "the same command with resume set to auto"
 
     def train_step(self) -> dict[str, float] | None:
@@ -199,14 +201,14 @@ class Run:
         set_learning_rate(self.optimizer, config, self.step)
         self.optimizer.zero_grad()
         totals = torch.zeros(4)
-        for part in range(config.gradient_accumulation):
+        for part in range(config.optimizer.gradient_accumulation):
             if self.asked_to_stop and self.accelerator.num_processes == 1:
                 return None
-            totals[:3] += self.add_gradient(part) / config.gradient_accumulation
+            totals[:3] += self.add_gradient(part) / config.optimizer.gradient_accumulation
         totals[3] = self.asked_to_stop
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # equal on all devices
         self.stopping = bool(totals[3])
-        norm = self.accelerator.clip_grad_norm_(self.models.weights, config.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
         finite = bool(torch.isfinite(totals[1:2]).all())
         if finite and torch.isfinite(norm):
             self.nonfinite, self.consistent = 0, False
@@ -216,7 +218,7 @@ class Run:
             self._check_weights()
         elif not (lower_scale(self.accelerator) and finite):
             self.nonfinite += 1
-            if self.nonfinite > config.max_bad_batches:
+            if self.nonfinite > MAX_NONFINITE_STEPS:
                 self.consistent = False  # these weights give no finite loss any more
                 raise RealignError(f"{self.nonfinite} batches in a row were not finite: {ADVICE}.")
         row = dict(zip(("reward", "loss", "prior_loss"), totals[:3].tolist(), strict=True))
@@ -228,14 +230,14 @@ class Run:
         Everything random in a step follows from them, and so from the seed, the step and the image's number: a run that
         is resumed, or split over more devices, draws the same.
         """
-        batch = (self.step * self.config.gradient_accumulation + part) * self.accelerator.num_processes
+        batch = (self.step * self.config.optimizer.gradient_accumulation + part) * self.accelerator.num_processes
         first = (batch + self.accelerator.process_index) * count
-        return [self.config.seed * 10**9 + first + i for i in range(count)]
+        return [self.config.run.seed * 10**9 + first + i for i in range(count)]
 
     def _evaluate(self) -> dict[str, float]:
         """The reward on held-out prompts; if it is the best so far, the weights are exported."""
-        texts = self.held_out.texts[: self.config.evaluate_prompts]
-        if not self._main or not texts or not self.config.evaluate_every:
+        texts = self.held_out.texts[: self.config.watch.evaluate_prompts]
+        if not self._main or not texts or not self.config.watch.evaluate_every:
             return {}
         with swap_in_average(self.models.weights, self.average):
             reward = mean_reward(self.models, texts, self.sampling)
@@ -247,8 +249,8 @@ class Run:
 
     def _log_samples(self) -> None:
         """A grid of samples for fixed prompts and seeds."""
-        if self.config.sample_every:
-            texts = self.config.sample_prompts or self.held_out.texts[:4]
+        if self.config.watch.sample_every:
+            texts = self.held_out.texts[:4]
             with swap_in_average(self.models.weights, self.average):
                 self.watcher.draw(self.step, texts, lambda: to_pil(sample(self.models, texts, self.sampling)))
 
@@ -265,13 +267,13 @@ class Run:
             weight.data.copy_(stored)
         groups = self.optimizer.state_dict()["param_groups"]  # AdamW's settings come from the configuration
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.average = make_average(self.models.weights, self.config.ema, state["average"])
+        self.average = make_average(self.models.weights, self.config.optimizer.ema, state["average"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.nonfinite, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
         self.best_step, self.saved = state.get("best_step", 0), self.step
         self.load_extra_state(state)
-        self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.steps}.")
+        self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.optimizer.steps}.")
         if self._main:
             self._report_changes()
 
@@ -297,7 +299,7 @@ class Run:
             "rewards": self.rewards,
             "best": self.best,
             "best_step": self.best_step,
-            "config": to_dict(self.config),
+            "config": self.config.to_dict(),
             provenance.KEY: self.origin,
             **self.extra_state(),
         }
@@ -317,7 +319,7 @@ class Run:
             validation.check_finite(state)
         except checkpoints.Unusable as why:
             raise RealignError(f"Step {self.step} is not kept, as {why}: {ADVICE}; {self._saved_so_far()}.") from why
-        file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.keep_last)
+        file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.run.keep_last)
         self.saved = self.step
         self._export("last")
         return file
@@ -331,6 +333,7 @@ class Run:
                 self.models.sampler,
                 self.config,
                 steps=self.step,
+                resolution=self.models.resolution,
                 prompts=self.prompts.texts,
                 reward_before=rewards[0],
                 reward_after=rewards[-1],

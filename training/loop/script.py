@@ -6,7 +6,7 @@ import sys
 
 from ...core.errors import RealignError
 from ..settings.common import TrainingConfig
-from ..settings.files import parse
+from ..settings.files import parse_command
 from ..watch import trackers
 from .plan import plan
 from .run import Run
@@ -18,9 +18,9 @@ INTERRUPTED = 130
 def main(run: type[Run], settings: type[TrainingConfig], name: str, description: str) -> None:
     """Parse the command line and train, or with `--dry-run` print the plan; errors become one line on stderr."""
     try:
-        config = parse(settings, description=description)
-        trackers.check(config.log_with)
-        if config.dry_run:
+        config, dry_run = parse_command(settings, description=description)
+        trackers.check(config.watch.log_with)
+        if dry_run:
             print(plan(config))
         else:
             run(config).train()

@@ -1,63 +1,115 @@
-"""The settings that only reward-ranked learning has; the others are in `settings.py`."""
+"""The settings that only reward-ranked learning has; the others are in `common.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from ...core.errors import RealignError
-from .common import TrainingConfig
-from .kinds import AT_LEAST_1, Range
+from .common import Group, ModelSettings, OptimizerSettings, Place, RewardSettings, RunSettings, Text, TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+class ArlRunSettings(RunSettings):
+    """Where a run writes, and how it goes on."""
+
+    output: Place = Field("out/arl", description="Folder for weights, samples, logs, checkpoints and rounds.")
+
+
+class ArlModelSettings(ModelSettings):
+    """The models, and what they compute in."""
+
+    tagger: Text = Field("", description='Tagger for the reward sam, a RAM or RAM++, or "demo".')
+    detector: Text = Field("", description='Detector for the reward sam, a GroundingDINO, or "demo".')
+    segmenter: Text = Field("", description='Segmenter for the reward sam, a SAM, or "demo".')
+    llm: Text = Field(
+        "",
+        description="Language model for the reward sam, the address of an OpenAI-compatible server or a Hugging Face "
+        "folder. Empty: the offline scorer.",
+    )
+    llm_model: Text = Field("", description="Name of the model on that server.")
+
+
+class ArlRewardSettings(RewardSettings):
+    """What the images are ranked by."""
+
+    reward: Text = Field(
+        "caption",
+        description="Rewards to rank a prompt's images by. caption: R_cap = cos(f_enc(caption), f_enc(prompt)) "
+        '(eq. 4). Or sam, clip, negclip, blip-itm, blip-itc, image-reward, or several: "caption, clip". Their ranks '
+        "are added, so no reward has a weight.",
+    )
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        weighted = [term.name for term in self.terms if (term.start, term.end) != (1, 1)]
+        if weighted:
+            raise RealignError(
+                f"The reward {weighted[0]} has a weight, but each reward ranks alike: write only its name."
+            )
+        return self
+
+
+class RoundSettings(Group):
+    """Rounds of sampling, ranking and learning from the winners."""
+
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Rounds of the run. In each one the current model draws new images, ranks them, and learns from "
+        "the winners for `steps` / `rounds` steps. Paper: 1.",
+    )
+    prompts_per_round: int = Field(
+        500, ge=1, description="Training prompts per round. All of them where there are fewer. Paper: open."
+    )
+    images_per_prompt: int = Field(10, ge=2, le=1000, description="K, images per prompt that are ranked. Paper: 10.")
+    winner: Literal["rank_sum", "random"] = Field(
+        "rank_sum",
+        description="How a prompt's winner is chosen. rank_sum: each reward ranks the images, and the smallest sum of "
+        "ranks wins. random: a control that shows the effect of learning from the model's own images.",
+    )
+    min_timestep: int = Field(
+        0,
+        ge=0,
+        le=999,
+        description="Lowest timestep that is learnt at, where 999 is all noise. High timesteps decide what goes where. "
+        "Paper: open.",
+    )
+
+
+class ArlOptimizerSettings(OptimizerSettings):
+    """Steps, batches and AdamW."""
+
+    learning_rate: float = Field(9e-6, gt=0, le=1, description="Learning rate of AdamW. Paper: 9e-6.")
+
+
 class ArlConfig(TrainingConfig):
     """Assemble reward-ranked learning (FineRewards, arXiv 2305.19599 v1): fine-tuning on the images that rank best.
 
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    output: str = "out/arl"
-    """The folder that the run writes: weights, samples, logs, checkpoints, and each round's winners."""
-    reward: str = "caption"
-    """What ranks a prompt's images: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4); sam, clip, negclip,
-    blip-itm, blip-itc or image-reward; or several, whose ranks are added: "caption, clip". Each ranks alike, so none
-    has a weight."""
+    run: ArlRunSettings = ArlRunSettings()
+    model: ArlModelSettings = ArlModelSettings()
+    reward: ArlRewardSettings = ArlRewardSettings()
+    optimizer: ArlOptimizerSettings = ArlOptimizerSettings()
+    rounds: RoundSettings = RoundSettings()
 
-    # Rounds
-    rounds: Annotated[int, AT_LEAST_1] = 1
-    """In each round the model as it then is draws new images, ranks them, and learns from the winners for `steps` /
-    `rounds` steps; at least 1. Paper: 1."""
-    prompts_per_round: Annotated[int, AT_LEAST_1] = 500
-    """How many training prompts a round draws images of, at least 1; all where there are fewer. Paper: open."""
-    images_per_prompt: Annotated[int, Range(2, 1000)] = 10
-    """K, the images of a prompt that are ranked, from 2 to 1000. Paper: 10."""
-    winner: Literal["rank_sum", "random"] = "rank_sum"
-    """rank_sum: each reward ranks a prompt's images for itself, and the smallest sum of ranks wins. random: a control
-    that shows what learning from one's own images does by itself."""
-    min_timestep: Annotated[int, Range(0, 999)] = 0
-    """The lowest of the noise levels that are learnt at, from 0 to 999; 999 is all noise. What goes where is decided at
-    high ones. Paper: open."""
-    learning_rate: Annotated[float, Range(0, 1, above=True)] = 9e-6
-    """AdamW's learning rate, above 0 and at most 1. Paper: 9e-6."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps % self.rounds:
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        steps, rounds = self.optimizer.steps, self.rounds.rounds
+        if steps % rounds:
             raise RealignError(
-                f"steps is {self.steps} and rounds {self.rounds}; give a multiple of the rounds, such as "
-                f"{-(-self.steps // self.rounds) * self.rounds}."
+                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as "
+                f"{-(-steps // rounds) * rounds}."
             )
-        weighted = [term.name for term in self.terms if (term.start, term.end) != (1, 1)]
-        if weighted:
-            raise RealignError(
-                f"The reward {weighted[0]} has a weight, but each reward ranks alike: write only its name."
-            )
+        return self
 
     @property
     def steps_per_round(self) -> int:
-        return self.steps // self.rounds
+        return self.optimizer.steps // self.rounds.rounds
 
 
 def ranked(settings: Mapping[str, Any]) -> bool:

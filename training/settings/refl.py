@@ -1,102 +1,150 @@
-"""The settings that only reward feedback learning has; the others are in `settings.py`."""
+"""The settings that only reward feedback learning has; the others are in `common.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from ...core.errors import RealignError
-from .common import TrainingConfig
-from .kinds import AT_LEAST_0, AT_LEAST_1, Range
+from .common import Group, Place, RewardSettings, RolloutSettings, RunSettings, Text, TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+class ReflRunSettings(RunSettings):
+    """Where a run writes, and how it goes on."""
+
+    output: Place = Field("out/refl", description="Folder for weights, samples, logs and checkpoints.")
+
+
+class ReflRewardSettings(RewardSettings):
+    """What is rewarded, and how it gets a gradient (eq. 4 and 5)."""
+
+    reward: Text = Field(
+        "caption",
+        description="Rewards to train with. caption: R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4). Or clip, "
+        'negclip, blip-itm, blip-itc, image-reward, or several with weights: "caption, clip=0.5". The reward sam has '
+        "no gradient: arl_train.py learns from it.",
+    )
+    reward_weight: float = Field(1e-3, ge=0, description="λ, weight of φ(R). Paper: 1e-3.")
+    margin: float = Field(
+        1.0,
+        description="Margin in φ(R) = ReLU(margin − R). An image whose reward reaches it gives no gradient. A cosine "
+        "is at most 1, so with 1 every image does. Paper: open.",
+    )
+    estimator: Literal["score_function", "prompt_likelihood", "straight_through"] = Field(
+        "score_function",
+        description="How R_cap gets a gradient through a discrete caption. score_function: from sampled captions, "
+        "unbiased. prompt_likelihood: the captioner's log p(prompt | image) instead, least noisy. straight_through: "
+        "the captioner's mean word. The reward that is logged is always R_cap. Paper: open.",
+    )
+    samples_per_image: int = Field(
+        4, ge=1, description="K, captions sampled per image by score_function, which needs 2. Paper: open."
+    )
+    schedule: Literal["steps", "timesteps"] = Field(
+        "steps",
+        description='What the weight of a reward such as "clip=0.8..0.2" follows. steps: from the first to the last '
+        "step of training. timesteps: with the rollout step at which the gradient enters, from pure noise to the last. "
+        "Paper: open.",
+    )
+
+    @model_validator(mode="after")
+    def _check_estimator(self) -> Self:
+        if any(term.name == "sam" for term in self.terms):
+            raise RealignError("The reward sam has no gradient: leave it out, or rank images by it with arl_train.py.")
+        if self.estimator == "score_function" and self.samples_per_image < 2:
+            raise RealignError(
+                "samples_per_image is 1; score_function compares captions of one image, so give at least 2."
+            )
+        return self
+
+
+class ReflRolloutSettings(RolloutSettings):
+    """How images are sampled, and where the gradient enters."""
+
+    judged: Literal["predicted", "finished"] = Field(
+        "predicted",
+        description="Image that is judged. predicted: what one step predicts, x_t → x_0' (ReFL, the paper). finished: "
+        "the result of all steps; the gradient goes to `gradient_steps` of them, and not through the UNet's input "
+        "(DRTune, arXiv 2405.00760), so that early steps learn from a sharp image.",
+    )
+    gradient_steps: int = Field(
+        1, ge=1, description="Steps per rollout that get a gradient. More than 1 only with judged = finished. Paper: 1."
+    )
+    first_gradient_step: int = Field(
+        30,
+        ge=0,
+        description="First step that may get a gradient, counted from 0 (pure noise). Each batch draws its steps from "
+        "here to the last. Paper: 30.",
+    )
+
+    @model_validator(mode="after")
+    def _check_window(self) -> Self:
+        window = self.rollout_steps - self.first_gradient_step
+        if window < 1:
+            raise RealignError(
+                f"first_gradient_step is {self.first_gradient_step} and rollout_steps {self.rollout_steps}; give a "
+                f"first_gradient_step of at most {self.rollout_steps - 1}."
+            )
+        if self.gradient_steps > (window if self.judged == "finished" else 1):
+            raise RealignError(
+                f"gradient_steps is {self.gradient_steps}; give at most 1 where judged is predicted, and at most "
+                f"{window} from step {self.first_gradient_step} to {self.rollout_steps - 1}."
+            )
+        return self
+
+
+class PriorSettings(Group):
+    """The denoising loss L_pre, which keeps the model what it was (eq. 5)."""
+
+    prior_weight: float = Field(1.0, ge=0, description="Weight of L_pre. Paper: 1.")
+    prior: Place = Field(
+        "frozen",
+        description='Images of L_pre. "frozen": sampled once from the untrained model. Or a folder of image files, '
+        "each beside a .txt file with its caption. Paper: open.",
+    )
+    prior_batch_size: int = Field(
+        0,
+        ge=0,
+        description="Image-caption pairs of L_pre per pass on each device. 0: as `batch_size`. A pair costs far less "
+        "than an image to judge, which has to be sampled.",
+    )
+    prior_images: int = Field(1000, ge=1, description='Images sampled for "frozen".')
+    prior_steps: int = Field(50, ge=1, le=1000, description="Denoising steps of these images. Guided as `cfg` says.")
+    prior_captions: Literal["prompt", "captioner"] = Field(
+        "prompt",
+        description="Captions of these images. prompt: the prompt of each. captioner: what the captioner says, which "
+        "is right even where the model mixed things up.",
+    )
+    prior_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of these images to learn from. Those whose captions the captioner finds likeliest are kept. "
+        "Paper: open.",
+    )
+    prior_min_timestep: int = Field(
+        0,
+        ge=0,
+        le=999,
+        description="Lowest timestep of L_pre, where 999 is all noise. High timesteps decide what goes where; at low "
+        "ones the loss is larger, and nearly the same whatever the caption. Paper: open.",
+    )
+
+
 class ReflConfig(TrainingConfig):
     """Reward feedback learning: L_total = λ·φ(R) + L_pre (eq. 5), R the caption reward or another.
 
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    output: str = "out/refl"
-    """The folder that the run writes: weights, samples, logs, checkpoints."""
-    reward: str = "caption"
-    """What is rewarded: caption, R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4); clip, negclip, blip-itm, blip-itc
-    or image-reward; or several, each with its weight: "caption, clip=0.5". The reward sam has no gradient: arl_train.py
-    learns from it."""
+    run: ReflRunSettings = ReflRunSettings()
+    reward: ReflRewardSettings = ReflRewardSettings()
+    rollout: ReflRolloutSettings = ReflRolloutSettings()
+    prior: PriorSettings = PriorSettings()
 
-    # Feedback
-    schedule: Literal["steps", "timesteps"] = "steps"
-    """Along what the weight of a reward such as "clip=0.8..0.2" goes from its first to its second value. steps: from
-    the first step of the training to the last. timesteps: with the step of the rollout at which the gradient enters,
-    from pure noise to the last. Paper: open."""
-    estimator: Literal["score_function", "prompt_likelihood", "straight_through"] = "score_function"
-    """How R_cap, which goes through a discrete caption, gets a gradient. score_function: from sampled captions,
-    unbiased. prompt_likelihood: the captioner's log p(prompt | image) instead, least noisy. straight_through: the
-    captioner's mean word. The reward that is logged is always R_cap. Paper: open."""
-    samples_per_image: Annotated[int, AT_LEAST_1] = 4
-    """K, the captions sampled for each image by score_function: at least 1, and there 2. Paper: open."""
-    margin: float = 1.0
-    """φ(R) = ReLU(margin − R): an image whose reward reaches the margin gives no gradient. A cosine is at most 1, so
-    with 1 every image does. Paper: open."""
-    reward_weight: Annotated[float, AT_LEAST_0] = 1e-3
-    """λ, the weight of φ(R_cap), at least 0. Paper: 1e-3."""
-
-    # Where the gradient enters
-    judged: Literal["predicted", "finished"] = "predicted"
-    """The image that is judged. predicted: what one step predicts, x_t → x_0' (ReFL, the paper). finished: what all
-    steps end with; the gradient goes to `gradient_steps` of them, and not through what the UNet reads (DRTune, arXiv
-    2405.00760), so that early steps, whose own predictions are blurred, learn from a sharp image."""
-    gradient_steps: Annotated[int, AT_LEAST_1] = 1
-    """The steps of a rollout that get a gradient, at least 1, and 1 where the image is predicted. Paper: 1."""
-    first_gradient_step: Annotated[int, AT_LEAST_0] = 30
-    """The gradient enters at random steps, the same for a batch: the first that it may be, counted from 0 (pure noise),
-    at least 0. Paper: 30."""
-    last_gradient_step: Annotated[int, AT_LEAST_0] = 49
-    """The last step that it may be, at least 0 and below `rollout_steps`. Paper: 49, the last."""
-
-    # Prior preservation
-    prior_weight: Annotated[float, AT_LEAST_0] = 1.0
-    """The weight of L_pre, the denoising loss that keeps the model what it was, at least 0. Paper: 1."""
-    prior: str = "frozen"
-    """The images of L_pre: "frozen", sampled once from the untrained model, or a folder of image files, each beside a
-    .txt file with its caption. They are turned as their EXIF says, and what is transparent becomes white. Paper:
-    open."""
-    prior_batch_size: Annotated[int, AT_LEAST_0] = 0
-    """The pairs of one pass of L_pre on one device, at least 0; 0 is `batch_size`. A pair costs far less than an image
-    to judge, which has to be sampled."""
-    prior_images: Annotated[int, AT_LEAST_1] = 1000
-    """How many images are sampled for "frozen", at least 1."""
-    prior_steps: Annotated[int, Range(1, 1000)] = 50
-    """The denoising steps with which they are sampled, from 1 to 1000; guided as `cfg` says."""
-    prior_captions: Literal["prompt", "captioner"] = "prompt"
-    """What a sampled image of "frozen" is paired with: the prompt that it was sampled for, or what the captioner says,
-    so that the pair is right even where the model mixed things up."""
-    prior_keep: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """The share of the images of "frozen" that is learnt from, above 0 and at most 1: those whose words the captioner
-    finds likeliest, so that images which it is unsure of are left out. Paper: open."""
-    prior_min_timestep: Annotated[int, Range(0, 999)] = 0
-    """The lowest of L_pre's noise levels, from 0 to 999; 999 is all noise. What goes where is decided at high ones; at
-    low ones the loss is larger, and nearly the same whatever the words. Paper: open."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.prior.strip():
-            raise RealignError("prior is empty; give a path, or frozen.")
-        if self.estimator == "score_function" and self.samples_per_image < 2:
-            raise RealignError(
-                "samples_per_image is 1; score_function compares captions of one image, so give at least 2."
-            )
-        if not self.reward_weight and not self.prior_weight:
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if not self.reward.reward_weight and not self.prior.prior_weight:
             raise RealignError("reward_weight and prior_weight are both 0, which trains nothing; raise one of them.")
-        if not self.first_gradient_step <= self.last_gradient_step < self.rollout_steps:
-            raise RealignError(
-                f"first_gradient_step is {self.first_gradient_step}, last_gradient_step {self.last_gradient_step} and "
-                f"rollout_steps {self.rollout_steps}; the first must not come after the last, nor the last after step "
-                f"{self.rollout_steps - 1}."
-            )
-        window = self.last_gradient_step - self.first_gradient_step + 1
-        if self.gradient_steps > (window if self.judged == "finished" else 1):
-            raise RealignError(
-                f"gradient_steps is {self.gradient_steps}; give at most 1 where judged is predicted, and at most "
-                f"{window} from step {self.first_gradient_step} to {self.last_gradient_step}."
-            )
+        return self

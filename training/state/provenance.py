@@ -11,21 +11,21 @@ from ...core.errors import RealignError
 from ...rewards.registry import models_of
 from ..data.prompts import Prompts, fingerprint
 from ..loop.models import fingerprint_models
+from ..settings import removed
 from ..settings.arl import ranked
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 
 KEY = "made_of"
 """The key under which a checkpoint stores its provenance."""
-FIXED = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
+FIXED = ("model", "train", "rank", "targets", "optimizer_8bit", "seed")
 """Settings that must not change when a run resumes."""
-PROMPTS = ("prompts", "prompt_column", "strict", "held_out", "held_out_prompts")
+PROMPTS = ("prompts", "prompt_column", "held_out", "held_out_prompts")
 """Settings that select the prompts; the prompts themselves are compared."""
 BEST = ("reward", "rollout_steps", "cfg", "evaluate_prompts", "ema", "llm", "llm_model")
 """Settings that must be equal for two held-out rewards to be comparable."""
 SILENT = (
-    *("output", "resume", "dry_run", "log_with", "keep_last", "save_every", "sample_every", "sample_prompts"),
-    *("evaluate_every", "max_bad_batches", "gradient_checkpointing", "offload_captioner"),
+    *("output", "resume", "log_with", "keep_last", "save_every", "sample_every"),
+    *("evaluate_every", "gradient_checkpointing", "offload_captioner"),
 )
 """Settings that change no weight."""
 
@@ -53,7 +53,7 @@ def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, proc
         "prompts_count": len(prompts.texts),
         "held_out": fingerprint(held_out.texts),
         "held_out_count": len(held_out.texts),
-        "models": fingerprint_models(config, ["model", *models_of(term.name for term in config.terms)]),
+        "models": fingerprint_models(config, ["model", *models_of(term.name for term in config.reward.terms)]),
         "processes": processes,
     }
 
@@ -66,12 +66,12 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     Raises:
         RealignError: it is another run: another script, model or prompts, or another value of a `FIXED` setting.
     """
-    before, settings, made_of = state["config"], to_dict(config), state.get(KEY, {})
+    before, settings, made_of = state["config"], config.to_dict(), state.get(KEY, {})
     models, models_now = made_of.get("models", {}), now["models"]
     known = [name for name in models_now if name in models]
     check_fixed_settings(file, {**before, **({"model": settings["model"]} if "model" in known else {})}, settings)
     if "model" in known and models["model"] != models_now["model"]:
-        _refuse(file, f"whose model had other weights than '{config.model}' has now", "give that")
+        _refuse(file, f"whose model had other weights than '{config.model.model}' has now", "give that")
     _check_prompts(file, before, settings, made_of, now)
     other = [name for name in known if models[name] != models_now[name]]
     moved = [name for name in models_now if name not in known and _differs(name, before, settings)]
@@ -95,6 +95,8 @@ def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
     if before and ranked(before) != ranked(now):
         script = "arl_train.py" if ranked(before) else "refl_train.py"
         raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
+    if difference := removed.other_weights(before):
+        _refuse(file, difference, "go on with the version that wrote it")
     for name in FIXED:
         if before.get(name, now[name]) != now[name]:
             _refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")

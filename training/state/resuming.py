@@ -10,7 +10,6 @@ from typing import Any
 from ...core.errors import RealignError
 from ..loop.plan import format_bytes
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 from . import checkpoints, provenance, validation
 from .run_folder import CHECKPOINTS, RESULTS, holds_a_run, set_aside
 
@@ -28,7 +27,7 @@ class Resumption:
         self.config, self.made_of = config, made_of
         self.changes = provenance.Changes((), True)
         """How this run differs from the one that wrote the checkpoint."""
-        files = checkpoints.list_checkpoints(config.resume, Path(config.output))
+        files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
         self._candidates = checkpoints.Candidates(files, self._check) if files else None
 
     @property
@@ -60,7 +59,7 @@ class Resumption:
         validation.check_settings(file, state)
         try:
             if self.made_of is None:
-                provenance.check_fixed_settings(file, state["config"], to_dict(self.config))
+                provenance.check_fixed_settings(file, state["config"], self.config.to_dict())
             else:
                 self.changes = provenance.compare(file, state, self.config, self.made_of)
         except RealignError:
@@ -77,9 +76,9 @@ def make_room(config: TrainingConfig, needed: float, file: Path | None) -> None:
     Raises:
         RealignError: a file cannot be moved.
     """
-    free = shutil.disk_usage(config.output).free
+    free = shutil.disk_usage(config.run.output).free
     if free < 2 * needed:
-        sizes = f"{format_bytes(free)} are free in '{config.output}', and a checkpoint takes {format_bytes(needed)}"
+        sizes = f"{format_bytes(free)} are free in '{config.run.output}', and a checkpoint takes {format_bytes(needed)}"
         print(f"Only {sizes}: make room.")
     if message := keep_earlier_run(config, file):
         print(message)
@@ -95,12 +94,12 @@ def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:
     Raises:
         RealignError: it cannot be moved.
     """
-    output = Path(config.output)
+    output = Path(config.run.output)
     if file is not None and file.resolve().parent == (output / CHECKPOINTS).resolve():
         checkpoints.set_later_aside(file)
         return None
     if not holds_a_run(output):
         return None
-    rounds = () if config.resume == "auto" else ("rounds",)
+    rounds = () if config.run.resume == "auto" else ("rounds",)
     aside = set_aside(output, (*RESULTS, *rounds))
     return f"The files of the run that was in '{output}' are kept in '{aside}'."

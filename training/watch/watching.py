@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from .. import report
 from ..settings.common import TrainingConfig
-from ..settings.files import to_dict
 from . import log, samples, trackers
 
 
@@ -28,12 +27,12 @@ class Watcher:
     """
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.accelerator, self.output = accelerator, Path(config.output)
-        self.images = config.batch_size * config.gradient_accumulation * accelerator.num_processes
-        self.steps = config.steps
+        self.accelerator, self.output = accelerator, Path(config.run.output)
+        self.images = config.optimizer.batch_size * config.optimizer.gradient_accumulation * accelerator.num_processes
+        self.steps = config.optimizer.steps
         self.unwritten: list[dict[str, Any]] = []
         self.bar: tqdm | None = None
-        trackers.start(accelerator, self.output, report.displayed_settings(to_dict(config)))
+        trackers.start(accelerator, self.output, report.displayed_settings(config.to_dict()))
 
     def begin(self, step: int) -> None:
         """Show the progress bar of a run that is at `step`."""
