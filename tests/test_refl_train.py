@@ -19,6 +19,7 @@ from realigndiff.core.errors import RealignError
 from realigndiff.tests.close import assert_close
 from realigndiff.tests.miniatures import save_sdxl
 from realigndiff.tests.short_runs import (
+    PRIOR_ALONE,
     ROOT,
     WITH_REWARD,
     Exit,
@@ -65,7 +66,7 @@ def sdxl(tmp_path_factory) -> tuple[list[str], Path]:
     return options, folder / "run"
 
 
-LITTLE = "--steps 2 --evaluate-every 0 --sample-every 0 --prior-steps 1 --rollout-steps 3 --first-gradient-step 1"
+LITTLE = "--steps 2 --evaluate-every 0 --sample-every 0 --prior-images 2 --prior-steps 1 --rollout-steps 3 --first-gradient-step 1"
 WAYS = {
     "predicted": (f"{LITTLE}", "--batch-size 4"),
     "finished": (
@@ -80,10 +81,10 @@ WAYS = {
 def processes(tmp_path_factory) -> Path:
     """The runs `killed`, `predicted` and `finished` of processes of their own."""
     folder = tmp_path_factory.mktemp("processes")
-    runs = {"killed": "", **{way: options for way, (options, _) in WAYS.items()}}
-    each = [f"{WITH_REWARD} {options} --output {shlex.quote(str(folder / way))}" for way, options in runs.items()]
+    runs = {"killed": PRIOR_ALONE, **{way: f"{WITH_REWARD} {options}" for way, (options, _) in WAYS.items()}}
+    each = [f"{options} --output {shlex.quote(str(folder / way))}" for way, options in runs.items()]
     command = [sys.executable, str(ROOT / "tests/train_in_turn.py"), *each]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -140,43 +141,42 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_pa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, processes):
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(three_steps, processes, capsys):
     """What a run that is stopped in order leaves: tests/test_how_runs_end.py."""
     killed = processes / "killed"
-    kept = steps(killed)[-1]
-    assert kept < 6
-    assert f"step {kept} of 6" in run_script(killed).stdout
-    assert same(killed / "last.safetensors", whole / "last.safetensors")
+    assert steps(killed) == [1]
+    run_in(killed).train()
+    assert "step 1 of 3" in capsys.readouterr().out
+    assert same(killed / "last.safetensors", three_steps / "last.safetensors")
 
 
 def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path, capsys):
     """The raw weights, their average and the optimiser's state all come back from a checkpoint."""
-    whole, settings = tmp_path / "whole", {"train": "unet", "ema": 0.5, "precision": "bf16"}
+    whole, settings = tmp_path / "whole", {"train": "unet", "ema": 0.5, "precision": "bf16", "steps": 2}
     run_in(whole, **settings).train()
-    run_in(copy_of(whole, tmp_path / "resumed", 2), **settings).train()
-    assert "step 2 of 3" in capsys.readouterr().out
+    run_in(copy_of(whole, tmp_path / "resumed", 1), **settings).train()
+    assert "step 1 of 2" in capsys.readouterr().out
     assert same(tmp_path / "resumed/last.safetensors", whole / "last.safetensors")
     losses = [float(row["loss"]) for row in csv.DictReader((whole / "log.csv").open()) if row["loss"]]
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert all(map(math.isfinite, losses))
-    two, three = (torch.load(checkpoint(whole, step), weights_only=True) for step in (2, 3))
-    conv = next(i for i, weight in enumerate(three["weights"]) if weight.dim() == 4)
-    before, raw = two["average"]["shadow_params"][conv], three["weights"][conv]
-    average = before + (raw - before) * (1 - 3 / 12)  # the third step's decay, still rising to 0.5
-    assert_close(three["average"]["shadow_params"][conv], average)
+    first, second = (torch.load(checkpoint(whole, step), weights_only=True) for step in (1, 2))
+    conv = next(i for i, weight in enumerate(second["weights"]) if weight.dim() == 4)
+    before, raw = first["average"]["shadow_params"][conv], second["weights"][conv]
+    average = before + (raw - before) * (1 - 2 / 11)  # the second step's decay, still rising to 0.5
+    assert_close(second["average"]["shadow_params"][conv], average)
     saved = load_file(whole / "last.safetensors")["input_blocks.0.0.weight"]
-    assert torch.equal(saved, three["average"]["shadow_params"][conv].half())
+    assert torch.equal(saved, second["average"]["shadow_params"][conv].half())
     assert not torch.equal(saved, raw.half())
     folder = load_file(whole / "unet/diffusion_pytorch_model.safetensors")
     assert torch.equal(folder["conv_in.weight"].half(), saved)
 
 
-def test_a_lora_trains_in_bf16(whole, tmp_path):
+def test_a_lora_trains_in_bf16(three_steps, tmp_path):
     """Frozen weights in bf16, the LoRA in fp32; the same run as in fp32, as far as bf16 goes."""
-    output = copy_of(whole, tmp_path / "bf16")
-    done = run_script(output, "--precision", "bf16", *ONE_STEP)
-    assert done.status == 0, done.stderr
-    assert first_loss(output) == pytest.approx(first_loss(whole), rel=0.05)
+    output = copy_of(three_steps, tmp_path / "bf16")
+    run_in(output, precision="bf16", steps=1).train()
+    assert first_loss(output) == pytest.approx(first_loss(three_steps), rel=0.05)
     tensors = load_file(output / "last.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     assert max(float(tensor.abs().max()) for name, tensor in tensors.items() if "lora_up" in name) > 1e-5

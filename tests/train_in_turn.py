@@ -3,7 +3,7 @@ once for all of them.
 
     python tests/train_in_turn.py KILLED TOGETHER ...
 
-KILLED: the options of a run that is killed once it has a checkpoint of step 2. TOGETHER: those of each run that two
+KILLED: the options of a run that is killed while it writes its second checkpoint. TOGETHER: those of each run that two
 processes train, one run after the other.
 """
 
@@ -13,14 +13,25 @@ import shlex
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 runpy.run_path(str(Path(__file__).parents[1] / "standalone.py"))["load_pack"]()
 
+import torch
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.files import parse
 from realigndiff.training.settings.refl import ReflConfig
+
+save, saved = torch.save, []
+
+
+def die_in_the_second(state: object, file: Path) -> None:
+    """In the place of `torch.save`."""
+    save(state, file)
+    saved.append(file)
+    if len(saved) == 2:
+        os.truncate(file, file.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fork(configs: list[ReflConfig], **environment: str) -> int:
@@ -38,11 +49,14 @@ with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
 launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-processes = [fork(together, RANK=rank, LOCAL_RANK=rank, **launched) for rank in "01"]
-assert all(os.waitpid(process, 0)[1] == 0 for process in processes)
+running = {fork(together, RANK=rank, LOCAL_RANK=rank, **launched) for rank in "01"}
+while running:
+    process, status = os.wait()
+    running.discard(process)
+    if status:
+        for other in running:  # which would wait for it
+            os.kill(other, signal.SIGKILL)
+        sys.exit(f"A process ended with the status {status}.")
 
-process = fork([killed])
-while not Path(killed.output, "checkpoints/step-00000002.pt").exists() and not os.waitpid(process, os.WNOHANG)[0]:
-    time.sleep(0.02)
-os.kill(process, signal.SIGKILL)
-os.waitpid(process, 0)
+torch.save = die_in_the_second
+assert os.waitpid(fork([killed]), 0)[1] == signal.SIGKILL

@@ -95,11 +95,11 @@ def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
     if before and ranked(before) != ranked(now):
         script = "arl_train.py" if ranked(before) else "refl_train.py"
         raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
-    if difference := removed.other_weights(before):
-        _refuse(file, difference, "go on with the version that wrote it")
     for name in FIXED:
         if before.get(name, now[name]) != now[name]:
             _refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")
+    if difference := removed.other_weights(before):
+        _refuse(file, difference, "go on with the version that wrote it")
 
 
 def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values, now: Values) -> None:
