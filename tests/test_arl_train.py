@@ -78,15 +78,15 @@ def test_a_run_writes_what_every_training_writes_and_its_rounds(whole):
 def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
     """Drawn, judged and ranked again, one image after the other."""
     (file,) = rounds(whole)[:1]
-    told = load_file(file)
+    stored = load_file(file)
     ((_, prompts),) = candidates.round_files(QUICK, TEXTS, 0, 32).values()
     for place, prompt in enumerate(prompts):
         first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
         noise = models.sampler.noise([first, first + 1, first + 2])
         latents = models.sampler.sample_latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.rollout.cfg))
-        assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], SAMPLING)
-        sums = sum(rankdata(-told[name][place].numpy()) for name in told if name != "winners")
-        assert_close(told["winners"][place], latents[sums.argmin()], SAMPLING)
+        assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), stored["caption"][place], SAMPLING)
+        sums = sum(rankdata(-stored[name][place].numpy()) for name in stored if name != "winners")
+        assert_close(stored["winners"][place], latents[sums.argmin()], SAMPLING)
 
 
 def test_winners_are_of_the_best_ranks_or_by_chance():
@@ -181,9 +181,9 @@ def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
 
 
 def test_the_plan_says_how_many_images_are_ranked(tmp_path):
-    told = plan(QUICK.replace(output=str(tmp_path / "none")))
-    assert "ranks 2 times 3 × 3 images by caption, sam" in told
-    assert "rounds/" in told and "prior.safetensors" not in told
+    text = plan(QUICK.replace(output=str(tmp_path / "none")))
+    assert "ranks 2 times 3 × 3 images by caption, sam" in text
+    assert "rounds/" in text and "prior.safetensors" not in text
 
 
 def test_the_papers_first_version_is_the_default():

@@ -132,7 +132,7 @@ def failing_at(step: int, error: Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), r"The memory did not suffice for step 2 \(MemoryError\): halve batch_size and double gradient"),
         (RuntimeError("CUDA error: an illegal access\nCompile with"), r"Step 2 failed on the GPU \(RuntimeError: CUDA"),
@@ -140,10 +140,10 @@ def failing_at(step: int, error: Exception):
     ],
 )
 def test_an_error_in_a_step_is_one_sentence_and_the_steps_before_are_saved(
-    error, told, three_steps, tmp_path, monkeypatch
+    error, message, three_steps, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(ReflRun, "add_gradient", failing_at(2, error))
-    with pytest.raises(RealignError, match=told) as failed:
+    with pytest.raises(RealignError, match=message) as failed:
         run_in(tmp_path, save_every=0).train()
     assert str(failed.value).endswith("; step 1 is saved, and the same command goes on from it.")
     assert "\n" not in str(failed.value)

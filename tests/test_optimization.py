@@ -38,30 +38,30 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog, tmp_path, ca
 
 
 def test_the_average_is_the_sum_of_the_equation_written_out():
-    own = weights()
-    average, expected = make_average(own, 0.3), [weight.detach().clone() for weight in own]
+    params = weights()
+    average, expected = make_average(params, 0.3), [weight.detach().clone() for weight in params]
     for step in range(6):
-        for weight in own:
+        for weight in params:
             weight.data += torch.randn_like(weight)
-        average.step(own)
+        average.step(params)
         decay = min(0.3, (1 + step) / (10 + step)) if step else 0
-        expected = [decay * old + (1 - decay) * new.detach() for old, new in zip(expected, own, strict=True)]
+        expected = [decay * old + (1 - decay) * new.detach() for old, new in zip(expected, params, strict=True)]
     for got, want in zip(average.shadow_params, expected, strict=True):
         torch.testing.assert_close(got, want)
 
 
 def test_the_average_stands_in_for_the_weights_and_makes_way_again():
-    own = weights()
-    average, before = make_average(own, 0.9), [weight.detach().clone() for weight in own]
-    for weight in own:
+    params = weights()
+    average, before = make_average(params, 0.9), [weight.detach().clone() for weight in params]
+    for weight in params:
         weight.data += 1
-    raw = [weight.detach().clone() for weight in own]
-    with pytest.raises(KeyError), swap_in_average(own, average):
-        assert all(map(torch.equal, own, before))
+    raw = [weight.detach().clone() for weight in params]
+    with pytest.raises(KeyError), swap_in_average(params, average):
+        assert all(map(torch.equal, params, before))
         raise KeyError
-    assert all(map(torch.equal, own, raw))
-    with swap_in_average(own, None):
-        assert all(map(torch.equal, own, raw))
+    assert all(map(torch.equal, params, raw))
+    with swap_in_average(params, None):
+        assert all(map(torch.equal, params, raw))
 
 
 def test_no_decay_is_no_average():

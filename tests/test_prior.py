@@ -246,16 +246,16 @@ class TestFolder:
             (tmp_path / name).write_bytes(b"x")
         sentences = []
         assert len(self.latents(sampler, tmp_path, sentences.append)) == 1
-        told = "\n".join(sentences)
-        assert "1 image without a .txt file beside it ('alone.jpg')" in told
-        assert "2 images that share a .txt file with another ('twice.jpg', 'twice.png')" in told
-        assert "1 image that cannot be read ('cut.png')" in told
-        assert "1 image whose .txt file is empty or not UTF-8 ('silent.png')" in told
-        assert "2 pictures of kinds that are not read (1 .heic, 1 .nef)" in told
-        assert "1 hidden file ('._good.png')" in told
+        message = "\n".join(sentences)
+        assert "1 image without a .txt file beside it ('alone.jpg')" in message
+        assert "2 images that share a .txt file with another ('twice.jpg', 'twice.png')" in message
+        assert "1 image that cannot be read ('cut.png')" in message
+        assert "1 image whose .txt file is empty or not UTF-8 ('silent.png')" in message
+        assert "2 pictures of kinds that are not read (1 .heic, 1 .nef)" in message
+        assert "1 hidden file ('._good.png')" in message
 
-    @pytest.mark.parametrize(("folder", "told"), [("nowhere", "no folder"), ("empty", "no image that can be read")])
-    def test_a_folder_without_pairs_is_one_sentence(self, sampler, tmp_path, folder, told):
+    @pytest.mark.parametrize(("folder", "message"), [("nowhere", "no folder"), ("empty", "no image that can be read")])
+    def test_a_folder_without_pairs_is_one_sentence(self, sampler, tmp_path, folder, message):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(RealignError, match=told):
+        with pytest.raises(RealignError, match=message):
             folder_prior(tmp_path / folder, sampler, 64)

@@ -66,11 +66,11 @@ def sdxl(tmp_path_factory) -> tuple[list[str], Path]:
     return options, folder / "run"
 
 
-LITTLE = "--steps 2 --evaluate-every 0 --sample-every 0 --prior-images 2 --prior-steps 1 --rollout-steps 3 --first-gradient-step 1"
+LITTLE = "--steps 2 --evaluate-every 0 --sample-every 0 --prior-images 2 --prior-steps 1 --rollout-steps 3"
 WAYS = {
-    "predicted": (f"{LITTLE}", "--batch-size 4"),
+    "predicted": (f"{LITTLE} --first-gradient-step 1", "--batch-size 4"),
     "finished": (
-        f"{LITTLE} --judged finished --gradient-steps 2 --prior-batch-size 3",
+        f"{LITTLE} --first-gradient-step 1 --judged finished --gradient-steps 2 --prior-batch-size 3",
         "--batch-size 4 --prior-batch-size 6",
     ),
 }
@@ -111,8 +111,8 @@ def test_it_writes_a_log_samples_checkpoints_and_the_weights(whole):
 
 
 def test_the_progress_bar_shows_reward_loss_and_speed(finished):
-    said = finished[1].stderr
-    assert re.search(r"6/6 .*reward 0\.\d+, loss 0\.\d+, \d+\.\d+ images/s", said), said
+    output = finished[1].stderr
+    assert re.search(r"6/6 .*reward 0\.\d+, loss 0\.\d+, \d+\.\d+ images/s", output), output
 
 
 def test_the_header_holds_the_newest_sample_as_a_thumbnail_and_stays_small(whole):
@@ -187,7 +187,7 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
     changes = "--reward caption=0.5,clip=0..4 --margin 1 --schedule timesteps --offload-captioner --prior-steps 1"
     settings = parse(ReflConfig, [*WITH_REWARD.split(), *changes.split(), "--output", str(tmp_path)])
     whole = ReflRun(settings)
-    told, loss, prior_loss = whole.add_gradient(0).tolist()
+    reward, loss, prior_loss = whole.add_gradient(0).tolist()
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
 
@@ -202,7 +202,7 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
         settings.reward.reward_weight * (settings.reward.margin - R).relu().mean() + settings.prior.prior_weight * L_pre
     )  # eq. 5
     L.backward()
-    assert (told, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
+    assert (reward, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
     assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
     for piece, weight in zip(pieces, whole.models.weights, strict=True):
         assert_close(piece, weight.grad, 1e-3)

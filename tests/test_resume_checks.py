@@ -1,4 +1,4 @@
-"""What made a run's state is kept with it: what changed is refused or said, and nothing of an earlier run is lost."""
+"""A checkpoint stores what made it: changes are refused or printed, and nothing of an earlier run is lost."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_what_changes_no_weight_is_taken_silently(changes, kept, config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
         ({"learning_rate": 1e-5}, "learning_rate 1e-05, which was 0.001"),
         ({"batch_size": 2}, "batch_size 2, which was 1"),
@@ -77,9 +77,9 @@ def test_what_changes_no_weight_is_taken_silently(changes, kept, config):
         ({"precision": "bf16"}, 'precision "bf16", which was "fp32"'),
     ],
 )
-def test_a_setting_that_changes_the_training_is_said(changes, said, kept, config):
+def test_a_setting_that_changes_the_training_is_said(changes, sentence, kept, config):
     changed = compare(kept, config.replace(**changes))
-    assert changed.sentences == (said,) and changed.best_is_comparable
+    assert changed.sentences == (sentence,) and changed.best_is_comparable
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_another_number_of_processes_is_said(kept, config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seed": 7}, "whose seed was 42, and now it is 7"),
         ({"rank": 4}, "whose rank was 2, and now it is 4"),
@@ -103,13 +103,13 @@ def test_another_number_of_processes_is_said(kept, config):
         ({"held_out": 0.5}, "with other held-out prompts"),
     ],
 )
-def test_another_run_is_refused(changes, told, kept, config):
-    with pytest.raises(RealignError, match=told):
+def test_another_run_is_refused(changes, message, kept, config):
+    with pytest.raises(RealignError, match=message):
         compare(kept, config.replace(**changes))
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (
             lambda text: text + "a green star\n",
@@ -120,10 +120,10 @@ def test_another_run_is_refused(changes, told, kept, config):
     ],
     ids=["one more", "another", "another order"],
 )
-def test_other_prompts_in_the_same_file_are_refused(edit, told, kept, config, words, tmp_path):
+def test_other_prompts_in_the_same_file_are_refused(edit, message, kept, config, words, tmp_path):
     changed = tmp_path / "prompts.txt"
     changed.write_text(edit(words.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(RealignError, match=told):
+    with pytest.raises(RealignError, match=message):
         compare(kept, config.replace(prompts=str(changed)))
 
 

@@ -74,8 +74,8 @@ def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(s
 
     def knowing(x, t, *_, **__):
         noise = (x - signal[t] * known) / spread[t]
-        said = {"epsilon": noise, "v_prediction": signal[t] * noise - spread[t] * known, "sample": known}[kind]
-        return SimpleNamespace(sample=said)
+        output = {"epsilon": noise, "v_prediction": signal[t] * noise - spread[t] * known, "sample": known}[kind]
+        return SimpleNamespace(sample=output)
 
     for index in (0, 4, 7):
         drawn = Rollout(sampler, 8, cfg).predicted(PROMPTS, sampler.noise([22, 3]), index, knowing)

@@ -115,10 +115,10 @@ def test_the_prior_learns_from_as_many_pairs_as_its_batch_size_says(run, monkeyp
         return sum(weight.sum() for weight in run.models.weights) * 0 + 1.0
 
     monkeypatch.setattr(run, "prior", SimpleNamespace(loss=loss))
-    told = losses(run, prior_batch_size=asked, prior_weight=0.25, reward_weight=1.0, margin=0.0)
+    values = losses(run, prior_batch_size=asked, prior_weight=0.25, reward_weight=1.0, margin=0.0)
     assert [len(seeds) for seeds in seen] == [count] * 5
     assert len({seed for seeds in seen for seed in seeds}) == 5 * count
-    assert told == pytest.approx([0.25] * 5)
+    assert values == pytest.approx([0.25] * 5)
 
 
 def gradients(run):
