@@ -139,12 +139,12 @@ def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp
 
 def test_more_images_of_a_prompt_than_are_sampled_at_once_are_drawn_in_parts(trained, tmp_path, monkeypatch):
     config = QUICK.replace(output=str(tmp_path), prompts_per_round=1)
-    counts, sample = [], trained.sampler.latents
+    counts, sample = [], trained.sampler.sample_latents
     candidates.draw_round(config, trained, TEXTS, 0, "whole")
     whole = candidates.read_round(config, trained, TEXTS, 0, "whole")
     monkeypatch.setattr(type(trained.sampler), "max_batch", 2)
     monkeypatch.setattr(
-        trained.sampler, "latents", lambda asked, *more: (counts.append(len(asked)), sample(asked, *more))[1]
+        trained.sampler, "sample_latents", lambda asked, *more: (counts.append(len(asked)), sample(asked, *more))[1]
     )
     candidates.draw_round(config, trained, TEXTS, 0, "parts")
     parts = candidates.read_round(config, trained, TEXTS, 0, "parts")

@@ -275,7 +275,7 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
         def __init__(self, _):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "parse", lambda *_, **__: type("C", (), {"log_with": "csv", "dry_run": False}))
+    monkeypatch.setattr(script, "parse_command", lambda *_, **__: (QUICK, False))
     with pytest.raises(SystemExit) as ended:
         script.main(Interrupted, None, "refl_train", "")
     assert ended.value.code == 130

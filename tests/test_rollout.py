@@ -22,7 +22,7 @@ def sampler():
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_the_last_step_predicts_the_image_that_sampling_ends_with(sampler, cfg):
     noise = sampler.noise([22, 3])
-    predicted = Rollout(sampler, 8, cfg).predicted(PROMPTS, noise, 7).detach().clamp(0, 1)
+    predicted = Rollout(sampler, 8, cfg).predict_x0(PROMPTS, noise, 7).detach().clamp(0, 1)
     sampled = sampler.sample(PROMPTS, noise, SamplingSettings(steps=8, cfg=cfg))
     assert (predicted - sampled).abs().mean() < 0.02  # sampling ends a step short of x_0
 
@@ -58,7 +58,7 @@ def test_gradients_reach_the_trained_weights_only(sampler):
     sampler.unet.zero_grad()
     sampler.unet.requires_grad_(False)
     sampler.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
-    Rollout(sampler, 4, 3.0).predicted(PROMPTS, sampler.noise([1, 2]), 2).sum().backward()
+    Rollout(sampler, 4, 3.0).predict_x0(PROMPTS, sampler.noise([1, 2]), 2).sum().backward()
     models = (sampler.unet, sampler.vae, sampler.text_encoder)
     reached = [n for m in models for n, p in m.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert reached
@@ -78,13 +78,13 @@ def test_a_model_that_knows_the_image_predicts_it_at_any_step_whatever_it_says(s
         return SimpleNamespace(sample=output)
 
     for index in (0, 4, 7):
-        drawn = Rollout(sampler, 8, cfg).predicted(PROMPTS, sampler.noise([22, 3]), index, knowing)
+        drawn = Rollout(sampler, 8, cfg).predict_x0(PROMPTS, sampler.noise([22, 3]), index, knowing)
         assert_close(drawn, sampler.decode_unclamped(known), SAMPLING)
 
 
 def test_the_finished_image_is_the_one_that_sampling_draws(sampler):
     noise = sampler.noise([22, 3])
-    finished = Rollout(sampler, 6, 3.0).finished(PROMPTS, noise, [0, 4]).detach().clamp(0, 1)
+    finished = Rollout(sampler, 6, 3.0).roll_out(PROMPTS, noise, [0, 4]).detach().clamp(0, 1)
     assert_close(finished, sampler.sample(PROMPTS, noise, SamplingSettings(steps=6, cfg=3.0)), SAMPLING)
 
 

@@ -59,7 +59,7 @@ def run(tmp_path_factory):
         weights = sum(weight.sum() for weight in made.models.weights)
         return 0.5 + 1e-3 * (weights - weights.detach()) * torch.ones(len(texts), 8, 8, 3)
 
-    made.rollout = SimpleNamespace(predicted=drawn)
+    made.rollout = SimpleNamespace(predict_x0=drawn)
     made.estimators = {"clip": lambda images, texts: images.mean((1, 2, 3))}
     made.models.rewards["clip"] = Brightness()
     return made
@@ -196,7 +196,7 @@ def test_no_two_images_of_a_trainings_rounds_have_the_same_noise(tmp_path, monke
         return noise(seeds)
 
     monkeypatch.setattr(models.sampler, "noise", noted)
-    monkeypatch.setattr(models.sampler, "latents", lambda prompts, noise, settings: noise)
+    monkeypatch.setattr(models.sampler, "sample_latents", lambda prompts, noise, settings: noise)
     monkeypatch.setattr(models.sampler, "decode", lambda latents: torch.zeros(len(latents), 8, 8, 3))
     monkeypatch.setattr(DiffusersSampler, "max_batch", 3)
     for number in (0, 1):

@@ -186,7 +186,7 @@ class Listening:
         self.scheduler = DDIMScheduler(num_train_timesteps=1000)
         self.texts, self.levels = [], []
 
-    def encode(self, texts):
+    def encode_prompts(self, texts):
         self.texts += texts
         return torch.zeros(len(texts), 1)
 

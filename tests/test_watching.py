@@ -176,7 +176,7 @@ def test_the_speed_counts_all_images_of_a_step(tmp_path):
 def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = ReflConfig(output=str(tmp_path / "run"), log_with="wandb")
-    monkeypatch.setattr(script, "parse", lambda *_, **__: config)
+    monkeypatch.setattr(script, "parse_command", lambda *_, **__: (config, False))
     with pytest.raises(SystemExit) as stopped:
         script.main(lambda config: pytest.fail("it was loaded"), ReflConfig, "refl_train", "")
     assert stopped.value.code == (

@@ -78,7 +78,7 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     skipped = (*PROMPTS, *SILENT, *models_now, *(() if ranked(settings) else ("steps",)))
     plain = [name for name in settings if name not in skipped and _differs(name, before, settings)]
     sentences = [
-        *(f"{name} {_shown(settings[name])}, which was {_shown(before[name])}" for name in (*plain, *moved)),
+        *(f"{name} {_quoted(settings[name])}, which was {_quoted(before[name])}" for name in (*plain, *moved)),
         *(f"other weights of the {name}" for name in other),
     ]
     if made_of.get("processes", now["processes"]) != now["processes"]:
@@ -107,12 +107,13 @@ def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values
     if "prompts" not in made_of:  # a checkpoint of an older version
         for name in ("held_out", "held_out_prompts"):
             if _differs(name, before, settings):
-                _refuse(file, f"whose {name} was {before[name]}, and now it is {settings[name]}")
+                _refuse(file, f"whose {name} was {_plain(before[name])}, and now it is {_plain(settings[name])}")
         return
     for name, words in (("held_out", "held-out prompts"), ("prompts", "training prompts")):
         if made_of[name] != now[name]:
             count = f"{name}_count"
-            causes = [f"{k} was {before[k]} and is {settings[k]} now" for k in PROMPTS if _differs(k, before, settings)]
+            differing = [k for k in PROMPTS if _differs(k, before, settings)]
+            causes = [f"{k} was {_plain(before[k])} and is {_plain(settings[k])} now" for k in differing]
             why = f", as {' and '.join(causes)}" if causes else ""
             order = ", or the same in another order" if made_of.get(count) == now[count] else ""
             _refuse(file, f"with other {words}{order} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
@@ -128,5 +129,9 @@ def _differs(name: str, before: Values, settings: Values) -> bool:
     return name in before and before[name] != settings[name]
 
 
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _quoted(value: Any) -> str:
+    return _plain(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
