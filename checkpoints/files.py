@@ -1,4 +1,4 @@
-"""One file of weights, read safely: safetensors, or a pickle from which nothing but tensors and plain values come."""
+"""One file of weights, read safely: safetensors, or a pickle from which only tensors and plain values are taken."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..core.errors import RealignError, first_line
 from ..core.files import is_weight_file
 from ..core.text import printable
 from .unpickling import Inert, read_pickle
-from .unwrapping import unwrapped
-from .values import check_number, plain
+from .unwrapping import unwrap
+from .values import check_count, plain_tensors
 
 logger = logging.getLogger(__name__)
 MAX_HEADER = 2**25
-"""Bytes of a safetensors header; those of large models have some hundred thousand."""
+"""Bytes of a safetensors header; large models' have some hundred thousand."""
 
 
 def weights_file(path: str | Path) -> Path | None:
-    """The file of weights that a path names, itself or as the only one in a folder; None for a Hugging Face folder.
+    """The file of weights at a path: the path itself, or the only one in a folder; None for a Hugging Face folder.
 
     Raises:
-        RealignError: a folder that is no Hugging Face folder holds several such files.
+        RealignError: another folder holds several such files.
     """
     path = Path(path)
     if not path.is_dir():
@@ -43,37 +43,37 @@ def weights_file(path: str | Path) -> Path | None:
 
 
 def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU, without what training scripts leave around them.
+    """A file's tensors by name, on the CPU, without what training scripts wrap around them.
 
-    What the file is, is read from its content, not from its name. Of a pickle no code ever runs; large files are mapped
-    into memory, not copied. What is skipped beside the weights, as an epoch or an optimizer, is logged.
+    The format is recognised by the content, not by the file's name. No code in a pickle ever runs. Large files are
+    mapped into memory, not copied. What is skipped, e.g. an epoch or an optimizer, is logged.
 
-    roots: how the names of the wanted model's tensors begin, by which its prefixes are known (see `unwrapped`).
+    roots: what the names of the wanted model's tensors begin with, to tell its names from prefixes (see `unwrap`).
 
     Raises:
-        RealignError: there is no such file, it is cut off, holds code, is larger than weights need, is a pickle and
-            torch too old to read it safely, or is no file of weights (and what it is).
+        RealignError: the file is missing, cut off, no file of weights or larger than weights need, holds code, or is a
+            pickle and torch is too old to read one safely.
     """
     file = Path(file)
     start = _start_of(file)
-    if (other := _no_weights(start)) is not None:
-        raise RealignError(f"'{file}' holds no weights but {other}: download the file itself again.")
+    if (content := _other_content(start)) is not None:
+        raise RealignError(f"'{file}' holds no weights but {content}: download the file itself again.")
     found = _safetensors(file) if _is_safetensors(start) else read_pickle(file)
-    weights = unwrapped(found, roots)
+    weights = unwrap(found, roots)
     if not weights.tensors:
         raise _no_tensors(file, found)
     if report := weights.report():
         logger.warning(printable(f"'{file}': {report}"))
     if weights.prefixes:
         logger.info(printable(f"'{file}': {', '.join(weights.prefixes)} was taken off the names of its tensors."))
-    return plain(weights.tensors, file)
+    return plain_tensors(weights.tensors, file)
 
 
 def check_header(file: Path) -> None:
-    """Whether a safetensors file has a header of the size and with the number of tensors that weights have.
+    """Check the size of a safetensors header and the number of tensors in it; broken JSON is left to safetensors.
 
     Raises:
-        RealignError: it has not, or is cut off; a header that is no JSON is left to safetensors.
+        RealignError: the header is too large, lists too many tensors, or is cut off.
     """
     with file.open("rb") as stream:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
@@ -83,7 +83,7 @@ def check_header(file: Path) -> None:
         tensors = 0
         with suppress(ValueError, RecursionError):
             tensors = len(json.loads(stream.read(length)))
-    check_number(tensors, file)
+    check_count(tensors, file)
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (RealignError, MemoryError):
         raise
-    except Exception as error:  # of SafetensorError, and of dtypes that this torch lacks
+    except Exception as error:  # a SafetensorError, or a dtype that this torch lacks
         raise RealignError(
             f"'{file}' is damaged, cut off or no file of weights ({first_line(error)}): copy or download it again."
         ) from error
@@ -119,8 +119,8 @@ def _start_of(file: Path) -> bytes:
         raise RealignError(f"The weights '{file}' cannot be read ({reason}): check the path.") from error
 
 
-def _no_weights(start: bytes) -> str | None:
-    """What a file that begins so is, where that is plain to see and no weights."""
+def _other_content(start: bytes) -> str | None:
+    """What the file is if its first bytes show that it holds no weights."""
     text = start.lstrip().lower()
     if not text:
         return "nothing (it is empty)"

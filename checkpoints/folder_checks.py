@@ -1,6 +1,6 @@
-"""What a Hugging Face folder asks for, looked at before a model is built: its size, what it names and holds.
+"""Checks of a Hugging Face folder before a model is built from it.
 
-A `config.json` may describe a model of a million layers, name code on a hub, or ask for a backbone that is fetched.
+A `config.json` may describe a model of a million layers, name code on a hub, or ask for a backbone to download.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import Any
 from ..core.errors import RealignError, first_line
 from ..core.files import is_weight_file
 from .files import check_header
-from .unpickling import check_only_tensors, check_torch
+from .unpickling import check_only_tensors
 
 MAX_CONFIG = 2**24
-"""Bytes of a config.json; the longest have the names of 21,000 classes."""
+"""Bytes of a config.json; the longest list the names of 21,000 classes."""
 MAX_TEXT = 2**28
 """Bytes of any other text file, such as a tokenizer's; the largest known have 33 MB."""
 MAX_LAYERS = 1000
 """Layers, blocks or stages in one list of them."""
 MAX_SIDE = 8192
-"""Pixels or latents on a side of the images that a model is made for."""
+"""Pixels or latents per side of a model's images."""
 ALWAYS = 2_000_000_000
-"""Weights that a config may describe whatever the files hold: parts that are not in them are made, and left out."""
+"""Weights that a config may always describe, because it may have parts that the files leave out."""
 TIMES = 8
-"""By how much a config's weights, counted roughly, may exceed those that the files have room for."""
+"""By what factor a config's weights, counted roughly, may exceed what the files have room for."""
 
 _LAYERS = re.compile(r"layer|depth|block|stage")
 _SIZES = re.compile(r"size|dim|width|channels|d_model|d_ff|d_kv|n_embd|n_inner|inner|features|queries|feed_forward|ffn")
 _SIDES = re.compile(r"(^|_)(image|sample|input)_size$")
 _NOT_SIZES = re.compile(r"token|_id$|index|norm|freq|position|n_ctx|seq|block_size|chunk|window|kernel|stride")
-_OBEYED = re.compile(r"_?(attn|experts)_implementation\w*|use_pretrained_backbone|use_kernels|kernel_config")
-"""What transformers would obey although it may name code on a hub, or weights to fetch."""
+_REFUSED = re.compile(r"_?(attn|experts)_implementation\w*|use_pretrained_backbone|use_kernels|kernel_config")
+"""Keys that transformers would obey although they may name code on a hub, or weights to download."""
 _PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "adapter_model.bin")
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The folder's `config.json`, empty where it has none.
+    """Check the folder's text files and return its `config.json`, empty if there is none.
 
     Raises:
-        RealignError: it is not JSON, asks for a model that the weights in the folder cannot fill, or names a backbone
-            to fetch; or a text file in the folder is larger than any that is known.
+        RealignError: the config is not JSON, describes a far larger model than the folder's weights, or names a
+            backbone to download; or a text file is larger than any known one.
     """
     for file in folder.iterdir():
         most = MAX_CONFIG if file.name == "config.json" else MAX_TEXT
@@ -57,45 +57,38 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 f"'{file}' has {file.stat().st_size / 2**20:.0f} MiB, and no such file needs more than "
                 f"{most // 2**20}: download it again."
             )
-    config = _config(folder / "config.json")
+    config = _read_json(folder / "config.json")
     _check_sizes(config, folder)
     return config
 
 
-def obeyed(config: Mapping[str, Any]) -> list[str]:
-    """The keys of a config, and of those inside it, that transformers must not obey."""
-    return sorted({key for inner in _dicts(config) for key in inner if _OBEYED.fullmatch(key)})
-
-
-def without_obeyed(config: Any) -> Any:
-    """The config without them."""
+def without_refused_keys(config: Any) -> Any:
+    """The config, and the configs nested in it, without the keys that transformers must not obey."""
     if isinstance(config, dict):
-        return {key: without_obeyed(value) for key, value in config.items() if not _OBEYED.fullmatch(key)}
-    return [without_obeyed(value) for value in config] if isinstance(config, list) else config
+        return {key: without_refused_keys(value) for key, value in config.items() if not _REFUSED.fullmatch(key)}
+    return [without_refused_keys(value) for value in config] if isinstance(config, list) else config
 
 
 def check_weights(folder: Path) -> None:
-    """Whether the weights of a folder are safetensors, or pickles that torch can read without running code.
+    """Check that a folder's weights are safetensors, or pickles that torch can read without running code.
 
     Raises:
-        RealignError: a file has more tensors than weights have, or they are pickles that hold more than tensors, or
-            torch is too old to read them safely.
+        RealignError: a file has more tensors than weights have, a pickle holds more than tensors, or torch is too old
+            to read pickles safely.
     """
     for file in folder.glob("*.safetensors"):
         check_header(file)
     for index in folder.glob("*.safetensors.index.json"):
-        named = _config(index).get("weight_map")
-        for file in sorted({str(name) for name in named.values()} if isinstance(named, dict) else ()):
+        shards = _read_json(index).get("weight_map")
+        for file in sorted({str(name) for name in shards.values()} if isinstance(shards, dict) else ()):
             if not file.lower().endswith(".safetensors"):
-                check_torch(folder / file)
                 check_only_tensors(folder / file)
     if not any(folder.glob("*.safetensors")):
         for file in sorted(file for pattern in _PICKLES for file in folder.glob(pattern)):
-            check_torch(file)
             check_only_tensors(file)
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
@@ -108,7 +101,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _dicts(config: Any) -> Iterator[dict[str, Any]]:
-    """The config and all that are inside it."""
+    """The config and all dicts nested in it."""
     queue = [config]
     for value in queue:
         if isinstance(value, dict):
@@ -119,7 +112,7 @@ def _dicts(config: Any) -> Iterator[dict[str, Any]]:
 
 def _check_sizes(config: dict[str, Any], folder: Path) -> None:
     files = [file for file in folder.iterdir() if is_weight_file(file) and file.is_file()]
-    room = max(ALWAYS, TIMES * 2 * sum(file.stat().st_size for file in files))  # 2: four bits a weight
+    room = max(ALWAYS, TIMES * 2 * sum(file.stat().st_size for file in files))  # 2: four bits per weight
     for inner in _dicts(config):
         layers, sizes, vocabulary = [1], [(1, ""), (1, "")], [(1, "")]
         for key, value in inner.items():
@@ -144,7 +137,7 @@ def _check_sizes(config: dict[str, Any], folder: Path) -> None:
 
 
 def _numbers(value: Any) -> Iterator[int]:
-    """A whole number, or those in a list and in the lists in it."""
+    """The value if it is a number, or the numbers in a list and in lists nested in it; as integers."""
     queue = [value]
     for item in queue:
         if isinstance(item, list):
@@ -162,10 +155,10 @@ def _check_most(folder: Path, key: str, number: int, most: int) -> None:
 
 
 def _check_backbone(config: Mapping[str, Any], folder: Path) -> None:
-    """One of timm, by its plain name, is made here; all others would be fetched by their names."""
+    """A timm backbone with a plain name is built from code; all others would be downloaded by their names."""
     name = config.get("backbone")
-    of_timm = config.get("use_timm_backbone") or str(config.get("model_type", "")).startswith("timm")
-    if isinstance(name, str) and name and (not of_timm or re.search(r"[/:]", name)):
+    from_timm = config.get("use_timm_backbone") or str(config.get("model_type", "")).startswith("timm")
+    if isinstance(name, str) and name and (not from_timm or re.search(r"[/:]", name)):
         raise RealignError(
             f"The config.json in '{folder}' names a backbone to fetch ('{name}'), and nothing is fetched: choose a "
             "folder with a backbone_config."

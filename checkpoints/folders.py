@@ -1,4 +1,4 @@
-"""Reading models from local folders, with one sentence when something is wrong. Never touches the network."""
+"""Models from local Hugging Face folders, with one sentence when something is wrong. Never uses the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import RealignError
-from .folder_checks import check_folder, check_weights, obeyed, without_obeyed
+from .folder_checks import check_folder, check_weights, without_refused_keys
 from .unpickling import reason
 from .values import check_finite
 
@@ -40,32 +40,33 @@ def existing_folder(folder: str | Path) -> Path:
 def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> T:
     """`kind.from_pretrained(folder)` for a tokenizer, processor, scheduler or model of transformers or diffusers.
 
-    dtype: for models: what the weights are read as, but for parts that the library keeps in fp32 because half
-        precision breaks them. options: more of `from_pretrained`.
+    Nothing that the folder's files name is downloaded or run (see `folder_checks`).
 
-    Nothing that the folder names is fetched or run, whatever its files say (see `folder_checks`).
+    dtype: for models only: the precision of the weights, except parts that the library keeps in fp32 because half
+        precision breaks them. options: passed to `from_pretrained`.
 
     Raises:
-        RealignError: the folder or a file is missing, a weight file is cut off or holds code, weights are not of this
-            model or not finite, or the config describes a model that they are not of.
+        RealignError: the folder or a file is missing, a weight file is cut off or holds code, or the weights are
+            another model's, not finite, or do not fit the config.
     """
     folder = existing_folder(folder)
     name = kind.__name__
     config = check_folder(folder)
     if name.startswith("Auto"):
-        options["trust_remote_code"] = False  # else transformers asks in the terminal what to do with a folder's code
+        options["trust_remote_code"] = False  # else transformers asks in the terminal
     if dtype is not None:
         check_weights(folder)
-        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to be told of them, not stopped
-        options = {**told, "torch_dtype": dtype, **options}
+        report = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reports them, does not raise
+        options = {**report, "torch_dtype": dtype, **options}
     try:
-        with reading():
-            if dtype is not None and kind.__module__.startswith("transformers.") and obeyed(config):
-                options = {"config": _read_config(kind, without_obeyed(config)), **options}
+        with quiet_loading():
+            safe_config = without_refused_keys(config)
+            if dtype is not None and kind.__module__.startswith("transformers.") and safe_config != config:
+                options = {"config": _config_object(kind, safe_config), **options}
             loaded = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
-    except ImportError as error:  # as for weights in a form that needs a package of its own
+    except ImportError as error:  # e.g. for a weight format that needs a package
         raise RealignError(
             f"Reading '{folder}' needs a package that is not here ({reason(error)}): install it, or choose "
             "another model."
@@ -82,8 +83,8 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     if dtype is None:
         return loaded
     model, info = loaded
-    missing, _, other = differences(model, info)
-    if wrong := missing + other:
+    missing, _, reshaped = differences(model, info)
+    if wrong := missing + reshaped:
         raise RealignError(
             f"The weights in '{folder}' are not those of {name}: {len(wrong)} tensors are missing or of another size, "
             f"'{wrong[0]}' first; choose the folder of a {name}."
@@ -92,8 +93,8 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
     return model
 
 
-def _read_config(kind: type, config: Mapping[str, Any]) -> Any:
-    """A configuration of transformers from what a `config.json` says."""
+def _config_object(kind: type, config: Mapping[str, Any]) -> Any:
+    """A transformers configuration with the content of a `config.json`."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         if kind.__name__.startswith("Auto"):
@@ -102,36 +103,36 @@ def _read_config(kind: type, config: Mapping[str, Any]) -> Any:
 
 
 def differences(model: nn.Module, info: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """What transformers reports after loading: the names of weights that are missing, unknown, or of another shape.
+    """The names of weights that are missing, unknown, or of another shape, from transformers' loading report.
 
-    Indices are not missed: they follow from the sizes, and only some versions of transformers save them.
+    Index buffers do not count as missing: they follow from the sizes, and not all versions of transformers save them.
     """
     indices = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
     missing = sorted(set(info["missing_keys"]) - indices)
-    other = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    return missing, sorted(info["unexpected_keys"]), sorted(other)
+    reshaped = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    return missing, sorted(info["unexpected_keys"]), sorted(reshaped)
 
 
 def pillow_processor(name: str) -> type:
-    """A class of image processors of transformers which scales with Pillow, as the weights were trained, whether or
-    not torchvision is there: with it, newer transformers scale some pixels to other values."""
-    own = f"{name}Pil"
-    return getattr(transformers, own if hasattr(transformers, own) else name)
+    """The transformers image processor that resizes with Pillow, as in training, even if torchvision is installed:
+    newer transformers would then resize with it, which gives some pixels other values."""
+    pillow = f"{name}Pil"
+    return getattr(transformers, pillow if hasattr(transformers, pillow) else name)
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Around everything that transformers and diffusers read."""
-    with _quiet(), _by_one_thread():
-        yield
+def quiet_loading() -> Iterator[None]:
+    """Inside, transformers and diffusers load in one thread, without progress bars or warnings of unused weights.
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no reports of unused weights: what matters is checked, and told, by who loads."""
+    The callers check and report what matters. transformers 5 reads weights in several threads, and glibc keeps up to
+    64 MB of each thread's heap after the model is gone; one thread takes longer and gives all memory back.
+    """
+    variable = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(variable)
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
     try:
+        os.environ[variable] = "1"
         transformers_logging.disable_progress_bar()
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -141,25 +142,13 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _by_one_thread() -> Iterator[None]:
-    """transformers 5 reads weights by several threads, and of each one's heap glibc keeps up to 64 MB when the model is
-    gone. By one thread reading takes longer, and all memory comes back."""
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[name]
+        del os.environ[variable]
         if before is not None:
-            os.environ[name] = before
+            os.environ[variable] = before
 
 
 def _damage(error: BaseException | None) -> SafetensorError | None:
-    """What safetensors found wrong; diffusers wraps it into an error of its own."""
+    """The safetensors error behind an error; diffusers wraps it."""
     while error is not None and not isinstance(error, SafetensorError):
         error = error.__cause__ or error.__context__
     return error

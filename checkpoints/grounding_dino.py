@@ -9,38 +9,33 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    BertConfig,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    SwinConfig,
-)
+from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 
 from .files import read_tensors
-from .filling import from_tensors, wrong_file
-from .kinds import looks_like
-from .names import count, renamed, window_of
+from .filling import from_tensors
+from .kinds import looks_like, wrong_file
+from .names import count, rename, split_qkv, window_of
 
 KIND = "a GroundingDINO detector"
 HEADS = 8
-"""Attention heads of every published GroundingDINO; no shape tells them."""
+"""Attention heads of every published GroundingDINO; they cannot be read from shapes."""
 BERT_HEAD = 64
-"""Channels of a head of every BERT; no shape tells them either."""
+"""Channels per attention head of every BERT; likewise."""
 
 ROOTS = (
     "backbone.", "transformer.", "bert.", "input_proj.", "feat_map.", "bbox_embed.", "class_embed.", "label_enc.",
 )  # fmt: skip
-"""How the names of its tensors begin."""
+"""What the names of its tensors begin with."""
 UNUSED = (
-    r"label_enc\.",  # labels of the noisy boxes, which only training has
-    r"bert\.pooler\.",  # the text as one vector
+    r"label_enc\.",  # labels of noised boxes, for training only
+    r"bert\.pooler\.",  # one vector per text
     r"bert\.embeddings\.position_ids$",  # 0, 1, 2, …
-    r"transformer\.decoder\.bbox_embed\.",  # `bbox_embed` once more
+    r"transformer\.decoder\.bbox_embed\.",  # a copy of `bbox_embed`
 )
-"""Regular expressions for the names of tensors that no detection needs."""
+"""Tensors that detection does not need, as regular expressions."""
 
 _LAYER = r".(\d+)."
-_MODULES = (  # (where, where in transformers, what of it has another name there)
+_MODULES = (  # (path, path in transformers, ((name in it, name in transformers), …))
     ("backbone.0.", "model.backbone.conv_encoder.model.", (
         ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
         ("patch_embed.norm", "embeddings.norm"),
@@ -100,36 +95,26 @@ _NAMES = [(old + part, new + other) for old, new, parts in _MODULES for part, ot
 
 
 def load_grounding_dino(file: str | Path, dtype: torch.dtype = torch.float32) -> GroundingDinoForObjectDetection:
-    """The GroundingDINO of a file, on the CPU; which Swin it sees with follows from the shapes.
+    """A GroundingDINO on the CPU; which Swin is its backbone follows from the tensors' shapes.
 
     Raises:
-        RealignError: the file cannot be read, or is no original GroundingDINO (and what it looks like).
+        RealignError: the file cannot be read, or is not an original GroundingDINO; the message says what it looks like.
     """
     tensors = read_tensors(file, ROOTS)
     if looks_like(tensors) != KIND:
         wanted = f"{KIND} of its authors (groundingdino_swint_ogc or groundingdino_swinb_cogcoor)"
         raise wrong_file(file, tensors, wanted)
-    return from_tensors(GroundingDinoForObjectDetection, config_of, converted, tensors, file, KIND, dtype)
+    return from_tensors(GroundingDinoForObjectDetection, config_of, convert, tensors, file, KIND, dtype)
 
 
-def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that transformers publishes them by, queries, keys and values apart."""
-    out = {}
-    for name, tensor in tensors.items():
-        if any(re.match(unused, name) for unused in UNUSED):
-            continue
-        name = renamed(name, _NAMES)
-        fused = re.fullmatch(r"(.+\.)(?:qkv\.|in_proj_)(weight|bias)", name)
-        if fused is None:
-            out[name] = tensor
-            continue
-        for part, own in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-            out[f"{fused[1]}{part}.{fused[2]}"] = own
-    return out
+def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of transformers' published folders; queries, keys and values are split."""
+    used = {name: tensor for name, tensor in tensors.items() if not any(re.match(unused, name) for unused in UNUSED)}
+    return split_qkv({rename(name, _NAMES): tensor for name, tensor in used.items()}, ("query", "key", "value"))
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> GroundingDinoConfig:
-    """The sizes, read from the tensors' shapes."""
+    """The model's sizes, read from the tensors' shapes."""
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     stages = [f"backbone.0.layers.{i}.blocks." for i in range(count(tensors, "backbone.0.layers."))]
     tables = [shape[f"{stage}0.attn.relative_position_bias_table"] for stage in stages]

@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from .files import read_tensors
-from .filling import empty_weights, fill, from_tensors, wrong_file
-from .kinds import looks_like
-from .names import count, renamed
+from .filling import empty_weights, fill, from_tensors
+from .kinds import looks_like, wrong_file
+from .names import count, rename
 from .values import check_finite
 
 KIND = "an ImageReward"
 ROOTS = ("blip.", "mlp.layers.")
-"""How the names of its tensors begin."""
+"""What the names of its tensors begin with."""
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
-"""How the names begin of what judging has no use for: BLIP's contrastive half, and 0, 1, 2, …"""
+"""What the names of tensors that scoring does not need begin with: BLIP's contrastive projections, and 0, 1, 2, …"""
 HEAD = 64
-"""Channels of an attention head in every ViT and BERT of BLIP; no shape tells them."""
+"""Channels per attention head in every ViT and BERT of BLIP; they cannot be read from shapes."""
 
 _VISION = "blip.visual_encoder."
 _TEXT = "blip.text_encoder."
 _MLP = "mlp.layers."
 _LAYERS = (0, 2, 4, 6, 7)
-"""Where the head has linear layers, and not dropout."""
+"""Places of the linear layers in the head; dropout is between them."""
 _WIDTHS = (1024, 128, 64, 16, 1)
 _BLOCK = r"blocks.(\d+)."
 _NAMES = (
@@ -46,7 +46,7 @@ _NAMES = (
 
 
 class ImageRewardNetworks(NamedTuple):
-    """What looks, what reads under its gaze, and what judges the first position of that."""
+    """Image encoder, text encoder with cross-attention to the image, and the head that scores its first position."""
 
     vision: BlipVisionModel
     text: BlipTextModel
@@ -55,34 +55,32 @@ class ImageRewardNetworks(NamedTuple):
 
 
 def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> ImageRewardNetworks:
-    """The ImageReward of a file, on the CPU; its sizes follow from the shapes.
+    """An ImageReward on the CPU; its sizes follow from the tensors' shapes.
 
     Raises:
-        RealignError: the file cannot be read, or is no ImageReward (and what it looks like).
+        RealignError: the file cannot be read, or is not an ImageReward; the message says what it looks like.
     """
     tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if not name.startswith(UNUSED)}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, KIND)
     check_finite(tensors.items(), file)
-    looks, reads = (
-        {name.removeprefix(half): tensor for name, tensor in tensors.items() if name.startswith(half)}
-        for half in (_VISION, _TEXT)
+    vision, text = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in (_VISION, _TEXT)
     )
-    judges = {
-        name.removeprefix(_MLP): tensor for name, tensor in tensors.items() if not name.startswith((_VISION, _TEXT))
-    }
-    vision = from_tensors(BlipVisionModel, vision_config, converted, looks, file, KIND, dtype)
-    text = from_tensors(BlipTextModel, text_config, dict, reads, file, KIND, dtype, add_pooling_layer=False)
-    return ImageRewardNetworks(vision, text, _head(judges, text.config.hidden_size, file))
+    head = {name.removeprefix(_MLP): x for name, x in tensors.items() if not name.startswith((_VISION, _TEXT))}
+    vision = from_tensors(BlipVisionModel, vision_config, convert_vision, vision, file, KIND, dtype)
+    text = from_tensors(BlipTextModel, text_config, dict, text, file, KIND, dtype, add_pooling_layer=False)
+    return ImageRewardNetworks(vision, text, _head(head, text.config.hidden_size, file))
 
 
-def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image half's tensors under the names of transformers; those of the text half are the same there."""
-    return {renamed(name, _NAMES): tensor for name, tensor in tensors.items()}
+def convert_vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder's tensors under transformers' names; the text encoder's are the same in both."""
+    return {rename(name, _NAMES): tensor for name, tensor in tensors.items()}
 
 
 def vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
-    """The image half's sizes, read from its tensors' shapes."""
+    """The image encoder's sizes, read from its tensors' shapes."""
     width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     return BlipVisionConfig(
         hidden_size=width,
@@ -96,7 +94,7 @@ def vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
 
 
 def text_config(tensors: Mapping[str, Tensor]) -> BlipTextConfig:
-    """The text half's sizes, read from its tensors' shapes."""
+    """The text encoder's sizes, read from its tensors' shapes."""
     words, width = tensors["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
         vocab_size=words,
@@ -110,7 +108,7 @@ def text_config(tensors: Mapping[str, Tensor]) -> BlipTextConfig:
 
 
 def _head(tensors: Mapping[str, Tensor], width: int, file: str | Path) -> nn.Sequential:
-    """Linear layers from `width` channels to one; the dropout between them does nothing after training."""
+    """Linear layers from `width` channels to one; the dropout between them only acts in training."""
     sizes = pairwise((width, *_WIDTHS))
     with empty_weights():
         layers = nn.Sequential(OrderedDict((str(i), nn.Linear(*size)) for i, size in zip(_LAYERS, sizes, strict=True)))

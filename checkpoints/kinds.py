@@ -1,8 +1,13 @@
-"""What a mapping of tensors is, told by their names: for the sentence that says why a file is the wrong one."""
+"""Which model a file's tensors belong to, recognised by their names; the error for the wrong model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core.errors import RealignError
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a RAM++ tagger", ("label_embed", "reweight_scale", "tagging_head.")),
@@ -32,9 +37,17 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def looks_like(names: Iterable[str]) -> str:
-    """A few words for what has tensors of these names: `a SAM segmenter`, `an unknown model (first tensor 'x')`."""
+    """The model whose tensors have these names: `a SAM segmenter`, `an unknown model (its first tensor is 'x')`."""
     names = list(names)
     for kind, marks in _KINDS:
         if all(any(name.startswith(mark) for name in names) for mark in marks):
             return kind
     return f"an unknown model (its first tensor is '{names[0]}')" if names else "nothing"
+
+
+def wrong_file(file: str | Path, tensors: Mapping[str, Tensor], wanted: str) -> RealignError:
+    """The error for an intact file of another model. wanted: e.g. `a SAM segmenter`."""
+    kind = looks_like(tensors)
+    if kind.endswith(" of transformers") and wanted.startswith(kind.removesuffix(" of transformers")):
+        return RealignError(f"'{file}' looks like {kind}, which needs its folder: put its config.json beside it.")
+    return RealignError(f"'{file}' looks like {kind}, but {wanted} is wanted: choose another file.")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
 
 MAX_LAYERS = 256
-"""In one list of layers of a single file; the models that are read so have up to 48."""
+"""Layers in one list of a single file; the supported models have up to 48."""
 MAX_WINDOW = 64
-"""Of a Swin; published ones have 7 or 12."""
+"""Side of a Swin's window; published ones have 7 or 12."""
+_FUSED = re.compile(r"(.+\.)(?:qkv\.|in_proj_)(weight|bias)")
 
 
-def renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
-    """The name after the first row that matches its beginning, up to a dot or its end; as it is where none does.
+def rename(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """Apply the first row of the table that matches the name's beginning, up to a dot or the end.
 
-    table: regular expressions, in which a dot stands for itself, and what takes their place.
+    A name that no row matches stays as it is.
+    table: (regular expression, in which a dot stands for itself; replacement, with `\\1` for groups).
     """
     for old, new in table:
         place = re.match(old.replace(".", r"\.") + r"(?=\.|$)", name)
@@ -24,20 +28,34 @@ def renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
     return name
 
 
+def split_qkv(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
+    """Split each fused projection (`x.qkv.weight`, `x.in_proj_bias`) [3 D, …] into three tensors [D, …].
+
+    parts: the names of queries, keys and values, e.g. `("q_proj", "k_proj", "v_proj")` → `x.q_proj.weight`, ….
+    """
+    out = {}
+    for name, tensor in tensors.items():
+        if fused := _FUSED.fullmatch(name):
+            out |= {f"{fused[1]}{part}.{fused[2]}": x for part, x in zip(parts, tensor.chunk(3), strict=True)}
+        else:
+            out[name] = tensor
+    return out
+
+
 def count(names: Iterable[str], start: str) -> int:
-    """How many layers a list of them has, whose names begin with `start` and a number.
+    """The number of layers whose tensors' names begin with `start` and the layer's number.
 
     Raises:
-        ValueError: more than any model has.
+        ValueError: more than `MAX_LAYERS`.
     """
     return check_layers(len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)}), start)
 
 
 def check_layers(number: int, start: str) -> int:
-    """The number of layers whose names begin with `start`, which would take hours to build if it were of no model.
+    """The number of layers, which would take hours to build if it came from a broken file.
 
     Raises:
-        ValueError: it is above `MAX_LAYERS`.
+        ValueError: more than `MAX_LAYERS`.
     """
     if number > MAX_LAYERS:
         raise ValueError(f"it has {number:,} layers '{start}…', more than {MAX_LAYERS}")
@@ -45,7 +63,7 @@ def check_layers(number: int, start: str) -> int:
 
 
 def window_of(rows: int) -> int:
-    """The side of a Swin's window, of whose table of biases with (2 window - 1)² rows the number is given.
+    """The side of a Swin's window, from the (2 side - 1)² rows of its table of relative position biases.
 
     Raises:
         ValueError: it is above `MAX_WINDOW`.
@@ -54,7 +72,7 @@ def window_of(rows: int) -> int:
 
 
 def check_window(side: int) -> int:
-    """The side of a Swin's window. The index of its table has side⁴ entries.
+    """The side of a Swin's window; the index into its bias table has side⁴ entries.
 
     Raises:
         ValueError: it is above `MAX_WINDOW`.

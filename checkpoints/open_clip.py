@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,22 +13,22 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..core.errors import RealignError
 from .files import read_tensors
-from .filling import from_tensors, wrong_file
-from .kinds import looks_like
-from .names import count, renamed
+from .filling import from_tensors
+from .kinds import looks_like, wrong_file
+from .names import count, rename, split_qkv
 
 KIND = "a CLIP of open_clip"
 UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
-"""Constants that some files hold; sizes follow from the shapes."""
+"""Constants in some files; sizes are read from the shapes."""
 ROOTS = (
     "visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
     "logit_scale", *UNUSED,
 )  # fmt: skip
-"""How the names of its tensors begin."""
+"""What the names of its tensors begin with."""
 HEAD = 64
-"""Channels of a head in every published text half; no shape tells them."""
+"""Channels per attention head of every published text tower; they cannot be read from shapes."""
 _VISION_HEADS = {1280: 80, 1408: 88, 1664: 104}
-"""Channels of a head in the widest image halves (ViT-H, g and bigG); `HEAD` in all others."""
+"""{width: channels per attention head} of the widest image towers (ViT-H, g and bigG); `HEAD` in all others."""
 
 _LAYER = r"transformer.resblocks.(\d+)"
 _PARTS = (
@@ -43,7 +42,7 @@ _NAMES = (
     ("visual.conv1", "vision_model.embeddings.patch_embedding"),
     ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
     ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    ("visual.ln_pre", "vision_model.pre_layrnorm"),  # spelled so there
+    ("visual.ln_pre", "vision_model.pre_layrnorm"),  # sic
     ("visual.ln_post", "vision_model.post_layernorm"),
     ("visual.proj", "visual_projection.weight"),
     *((rf"visual.{_LAYER}.{old}", rf"vision_model.encoder.layers.\1.{new}") for old, new in _PARTS),
@@ -58,47 +57,38 @@ _TRANSPOSED = ("visual.proj", "text_projection")
 
 
 def load_open_clip(file: str | Path, dtype: torch.dtype = torch.float32) -> CLIPModel:
-    """The CLIP of a file, on the CPU; its sizes follow from the shapes.
+    """A CLIP on the CPU; its sizes follow from the tensors' shapes.
 
-    Its activation is exact GELU, as open_clip has it, unless the `open_clip_config.json` beside it says QuickGELU.
+    Its activation is exact GELU, open_clip's default, unless the `open_clip_config.json` beside it says QuickGELU.
 
     Raises:
-        RealignError: the file cannot be read, or holds no such CLIP with a ViT (and what it looks like).
+        RealignError: the file cannot be read, or is not such a CLIP with a ViT; the message says what it looks like.
     """
     tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if name not in UNUSED}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, f"{KIND} with a ViT, such as negclip.pth,")
     config = partial(config_of, activation="quick_gelu" if _quick_gelu(Path(file)) else "gelu")
-    return from_tensors(CLIPModel, config, converted, tensors, file, KIND, dtype)
+    return from_tensors(CLIPModel, config, convert, tensors, file, KIND, dtype)
 
 
 def _quick_gelu(file: Path) -> bool:
     beside = file.with_name("open_clip_config.json")
     try:
-        said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        return bool(said.get("model_cfg", {}).get("quick_gelu", False))
+        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        return bool(config.get("model_cfg", {}).get("quick_gelu", False))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RealignError(f"'{beside}' cannot be read as JSON ({error}): download it again.") from error
 
 
-def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that transformers publishes them by, queries, keys and values apart."""
-    out = {}
-    for name, tensor in tensors.items():
-        if name in _TRANSPOSED:
-            tensor = tensor.T.contiguous()
-        name = renamed(name, _NAMES)
-        fused = re.fullmatch(r"(.+\.)in_proj_(weight|bias)", name)
-        if fused is None:
-            out[name] = tensor
-            continue
-        for part, own in zip("qkv", tensor.chunk(3), strict=True):
-            out[f"{fused[1]}{part}_proj.{fused[2]}"] = own
-    return out
+def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of transformers' published folders; queries, keys and values are split."""
+    upright = {name: x.T.contiguous() if name in _TRANSPOSED else x for name, x in tensors.items()}
+    renamed = {rename(name, _NAMES): tensor for name, tensor in upright.items()}
+    return split_qkv(renamed, ("q_proj", "k_proj", "v_proj"))
 
 
 def config_of(tensors: Mapping[str, Tensor], activation: str = "gelu") -> CLIPConfig:
-    """The sizes, read from the tensors' shapes. The mark at a text's end is the last word, as in CLIP's BPE."""
+    """The model's sizes, read from the tensors' shapes. The end token is the vocabulary's last, as in CLIP's BPE."""
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     width, _, patch, _ = shape["visual.conv1.weight"]
     places, _ = shape["visual.positional_embedding"]

@@ -1,4 +1,4 @@
-"""RAM and RAM++ as their authors published them (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`) → `Ram`."""
+"""RAM and RAM++ → `Ram`: published files (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`) and our folders."""
 
 from __future__ import annotations
 
@@ -8,42 +8,80 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..core.errors import RealignError
-from .files import read_tensors
-from .filling import empty_weights, fill, wrong_file
-from .kinds import looks_like
-from .names import check_layers, count, window_of
+from ..core.errors import RealignError, first_line
+from .files import read_tensors, weights_file
+from .filling import empty_weights, fill
+from .folder_checks import check_folder
+from .folders import existing_folder
+from .kinds import looks_like, wrong_file
+from .names import check_layers, check_window, count, window_of
 from .networks.ram import Ram, RamConfig, RamPlus
 from .networks.swin import PATCH
+from .values import plain_tensors
 
 ROOTS = (
     "visual_encoder.", "tagging_head.", "vision_multi.", "tag_encoder.", "text_decoder.", "label_embed", "image_proj.",
     "wordvec_proj.", "fc.", "reweight_scale",
 )  # fmt: skip
-"""How the names of its tensors begin."""
+"""What the names of its tensors begin with."""
 UNUSED = (
-    r"tag_encoder\.|text_decoder\.",  # the half of RAM that writes captions
-    r".*\.(relative_position_index|attn_mask)$",  # constants, which `Swin` makes itself
-    r"tagging_head\.(embeddings\.|encoder\.layer\.\d+\.attention\.)",  # parts of BERT that the head does without
+    r"tag_encoder\.|text_decoder\.",  # RAM's caption decoder
+    r".*\.(relative_position_index|attn_mask)$",  # constants; `Swin` makes its own
+    r"tagging_head\.(embeddings\.|encoder\.layer\.\d+\.attention\.)",  # parts of BERT that the head does not use
 )
-"""The names of published tensors that tagging has no use for, as patterns."""
+"""Published tensors that tagging does not need, as regular expressions."""
 DESCRIPTIONS = 51
-"""Texts a tag in a published RAM++."""
+"""Texts per tag in a published RAM++."""
 _KINDS = ("a RAM tagger", "a RAM++ tagger")
 _HEADS = 4
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+"""The files of our own layout: `RamConfig`'s fields, and the weights under `Ram`'s names."""
 _TABLE_NAME = "visual_encoder.layers.{}.blocks.{}.attn.relative_position_bias_table"
 _TABLE = re.compile(_TABLE_NAME.replace(".", r"\.").format(r"(\d+)", r"\d+"))
 
 
-def load_ram(file: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
-    """The tagger that a published file holds; its sizes are read from the tensors' shapes.
+def load_ram(path: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
+    """A RAM or RAM++ on the CPU.
+
+    path: a published file, a folder that holds one, or a folder with our `config.json` and `model.safetensors`.
 
     Raises:
-        RealignError: the file is damaged, no RAM, or of a RAM that is built otherwise.
+        RealignError: a file is missing or damaged, or is not a RAM of the known architecture.
     """
-    tensors = own_names(read_tensors(file, ROOTS))
+    file = weights_file(path)
+    folder = existing_folder(path) if file is None else file.parent
+    ours = all((folder / name).is_file() for name in (_CONFIG, _WEIGHTS))
+    if ours and (file is None or file.name == _WEIGHTS):
+        return _load_ours(folder, dtype)
+    if file is None:
+        raise RealignError(f"The folder '{folder}' holds no file of weights: put a RAM's or RAM++'s there.")
+    return _load_published(file, dtype)
+
+
+def _load_ours(folder: Path, dtype: torch.dtype) -> Ram:
+    try:
+        config = RamConfig(**check_folder(folder))
+        check_window(config.window_size)
+        with empty_weights():
+            model = Ram(config)
+        tensors = load_file(folder / _WEIGHTS)
+    except RealignError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise RealignError(
+            f"The files in '{folder}' are damaged or not a RAM ({first_line(error)}): copy or download them again."
+        ) from error
+    file = folder / _WEIGHTS
+    fill(model, plain_tensors(tensors, file), file, "a RAM tagger", dtype)
+    return model
+
+
+def _load_published(file: Path, dtype: torch.dtype) -> Ram:
+    tensors = convert(read_tensors(file, ROOTS))
     if (kind := looks_like(tensors)) not in _KINDS:
         raise wrong_file(file, tensors, "a RAM or RAM++ tagger")
     plus = kind == _KINDS[1]
@@ -62,19 +100,20 @@ def load_ram(file: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
     return model
 
 
-def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors that are used, by the names that `Ram` has for them."""
+def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published tensors that tagging uses, under `Ram`'s names."""
     older = {name.replace("vision_multi.", "tagging_head."): tensor for name, tensor in tensors.items()}
     used = {name: tensor for name, tensor in older.items() if not any(re.match(unused, name) for unused in UNUSED)}
     return {name.replace("tagging_head.encoder.layer.", "tagging_head."): tensor for name, tensor in used.items()}
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
-    """The sizes of a RAM, from its tensors in our names. The last map of a published Swin is one window wide, which
-    makes the image 384 pixels for a window of 12, and 224 for one of 7.
+    """The model's sizes, read from the shapes of its tensors under `Ram`'s names.
+
+    The last map of a published Swin is one window wide; so the image has 384 pixels for a window of 12, 224 for 7.
 
     Raises:
-        LookupError, ArithmeticError, TypeError, ValueError: a tensor that tells a size is missing or has an odd shape.
+        LookupError, ArithmeticError, TypeError, ValueError: a tensor that a size is read from is missing or misshapen.
     """
     depths = Counter(int(found[1]) for name in tensors if (found := _TABLE.fullmatch(name)))
     check_layers(max(len(depths), *depths.values(), 1), "visual_encoder.layers.")

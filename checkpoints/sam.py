@@ -10,17 +10,17 @@ from torch import Tensor
 from transformers import SamConfig, SamModel
 
 from .files import read_tensors
-from .filling import from_tensors, wrong_file
-from .kinds import looks_like
-from .names import count, renamed
+from .filling import from_tensors
+from .kinds import looks_like, wrong_file
+from .names import count, rename
 
 KIND = "a SAM segmenter"
 
 UNUSED = ("pixel_mean", "pixel_std")
-"""Constants that some files hold; the image processor has them."""
+"""Constants in some files; the image processor has them."""
 ROOTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.", *UNUSED)
-"""How the names of its tensors begin."""
-_NAMES = (  # those that differ
+"""What the names of its tensors begin with."""
+_NAMES = (  # only those that differ
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
@@ -48,30 +48,30 @@ _NAMES = (  # those that differ
 
 
 def load_sam(file: str | Path, dtype: torch.dtype = torch.float32) -> SamModel:
-    """The SAM of a file, on the CPU; whether it is B, L or H follows from the shapes.
+    """A SAM on the CPU; whether it is B, L or H follows from the tensors' shapes.
 
     Raises:
-        RealignError: the file cannot be read, or is no original SAM (and what it looks like).
+        RealignError: the file cannot be read, or is not an original SAM; the message says what it looks like.
     """
     tensors = read_tensors(file, ROOTS)
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, f"{KIND} of segment-anything (sam_vit_b, sam_vit_l or sam_vit_h)")
-    return from_tensors(SamModel, config_of, converted, tensors, file, KIND, dtype)
+    return from_tensors(SamModel, config_of, convert, tensors, file, KIND, dtype)
 
 
-def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that transformers publishes them by."""
-    return {renamed(name, _NAMES): tensor for name, tensor in tensors.items() if name not in UNUSED}
+def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of transformers' published folders."""
+    return {rename(name, _NAMES): tensor for name, tensor in tensors.items() if name not in UNUSED}
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> SamConfig:
-    """The sizes, read from the tensors' shapes."""
+    """The model's sizes, read from the tensors' shapes."""
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _, grid, _, width = shape["image_encoder.pos_embed"]
     patch = shape["image_encoder.patch_embed.proj.weight"][-1]
     layers = count(tensors, "image_encoder.blocks.")
     reach, head_width = zip(*(shape[f"image_encoder.blocks.{i}.attn.rel_pos_h"] for i in range(layers)), strict=True)
-    whole = [i for i in range(layers) if reach[i] == 2 * grid - 1]  # these look at the whole image
+    whole = [i for i in range(layers) if reach[i] == 2 * grid - 1]  # layers with global attention
     window = next(((reach[i] + 1) // 2 for i in range(layers) if i not in whole), 0)
     prompt = shape["prompt_encoder.no_mask_embed.weight"][1]
     head = "mask_decoder.iou_prediction_head.layers."

@@ -1,4 +1,4 @@
-"""The tokenizers that single files of weights lack: from a folder given, from beside the file, or from a cache."""
+"""The tokenizers that single files of weights lack: from a given folder, beside the file, or Hugging Face's cache."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _CONFIGS = ("tokenizer_config.json", "config.json")
 
 
 def bert_tokenizer(
-    file: str | Path, words: int, given: str | Path | None = None, added: Sequence[str] = ()
+    file: str | Path, size: int, given: str | Path | None = None, added: Sequence[str] = ()
 ) -> BertTokenizerFast:
     """The tokenizer of `bert-base-uncased` for a file of weights.
 
-    file: the weights; the tokenizer is searched for beside it, then among what transformers has downloaded.
-    words: how many the model knows.
+    file: the weights; the tokenizer is searched for beside them, then in Hugging Face's cache.
+    size: of the model's vocabulary.
     given: the tokenizer's folder, or a file in it; nothing else is searched then.
-    added: marks that the model has beside BERT's.
+    added: special tokens that the model has beside BERT's.
 
     Raises:
-        RealignError: there is none, or it is another model's.
+        RealignError: there is none, or only one of another size.
     """
 
     def read(folder: Path) -> BertTokenizerFast:
@@ -37,16 +37,16 @@ def bert_tokenizer(
         tokenizer.add_tokens(list(added), special_tokens=True)
         return tokenizer
 
-    return _first_that_fits(read, _bert_folders(Path(file), given), file, words, "bert-base-uncased")
+    return _first_that_fits(read, _bert_folders(Path(file), given), file, size, "bert-base-uncased")
 
 
-def clip_tokenizer(file: str | Path, words: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
+def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
     """CLIP's tokenizer for a file of weights: from beside the file, else from the folder `other`.
 
-    words: how many the model knows.
+    size: of the model's vocabulary.
 
     Raises:
-        RealignError: there is none, or it is another model's.
+        RealignError: there is none, or only one of another size.
     """
     places = [Path(file).parent] + ([Path(other)] if other is not None else [])
     places = [place.parent if place.is_file() else place for place in places]
@@ -59,17 +59,17 @@ def clip_tokenizer(file: str | Path, words: int, other: str | Path | None = None
         )
 
     def read(folder: Path) -> PreTrainedTokenizerBase:
-        # Where no config names the class, transformers guesses one or none, and it differs from version to version.
+        # If no config names the class, what transformers makes of the folder differs between its versions.
         return from_folder(AutoTokenizer if _has(folder, _CONFIGS) else CLIPTokenizerFast, folder)
 
-    return _first_that_fits(read, folders, file, words, "the CLIP that it was made from")
+    return _first_that_fits(read, folders, file, size, "the CLIP that it was made from")
 
 
-def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, words: int, whose: str) -> T:
-    """The first tokenizer with so many words: files of several models may lie in one folder, with one's tokenizer.
+def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, size: int, model: str) -> T:
+    """The first tokenizer of this size; a folder with files of several models may hold another one's tokenizer.
 
     Raises:
-        RealignError: none has; one that can be read, but is another model's, is blamed first.
+        RealignError: none fits; the message is about one that can be read but has another size, if there is one.
     """
     unreadable, misfits = [], []
     for folder in folders:
@@ -78,12 +78,12 @@ def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: s
         except RealignError as error:
             unreadable.append(error)
             continue
-        if len(tokenizer) == words:
+        if len(tokenizer) == size:
             return tokenizer
         misfits.append(
             RealignError(
-                f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the model '{file}' {words}: give it "
-                f"the one of {whose}."
+                f"The tokenizer in '{folder}' knows {len(tokenizer)} words, but the model '{file}' {size}: give it "
+                f"the one of {model}."
             )
         )
     raise (misfits + unreadable)[0]

@@ -1,4 +1,4 @@
-"""A pickle of weights, read by torch's restricted reader: only tensors and plain values come of it, no code runs."""
+"""A pickle of weights, read by torch's restricted reader: only tensors and plain values result, no code runs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any
 import torch
 
 from ..core.errors import RealignError, first_line
-from .pickles import Imports, imports
+from .pickle_scan import Imports, scan
 
 SAFE_TORCH = (2, 6)
-"""In older versions a pickle can run code although it is read with `weights_only` (CVE-2025-32434)."""
+"""Before this version a pickle can run code even if it is read with `weights_only` (CVE-2025-32434)."""
 SAFE_PROTOCOL = 2
-"""The highest that torch's restricted reader follows; what torch.save writes."""
+"""The highest protocol that torch's restricted reader supports; torch.save writes it."""
 MAX_CLASSES = 1000
-"""Of training scripts, in one file."""
+"""Classes of training scripts in one file."""
 _registered = threading.Lock()
 _ADVICE = re.compile(r"weights_only|add_safe_globals|safe_globals")
 
 
 class Inert:
-    """In the place of an object that is no tensor and no plain value: it takes what the pickle gives it, and drops it.
+    """Stands for an object that is neither tensor nor plain value; it accepts and drops what the pickle gives it.
 
-    The class has the name of the one whose place it takes.
+    Each subclass has the name of the class that it replaces.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
@@ -46,26 +46,26 @@ class Inert:
 def read_pickle(file: Path) -> Any:
     """A pickle's content, on the CPU; large files are mapped into memory, not copied.
 
-    Nothing in it is imported or run. A file that holds functions is refused; objects of other classes than tensors
-    and plain values become `Inert` (those which are filled like a dict or a list become that).
+    Nothing in it is imported or run. A file that holds functions is refused. Objects that are neither tensors nor
+    plain values become `Inert`, or a dict or a list if the pickle fills them like one.
 
     Raises:
-        RealignError: it holds code, is damaged, is larger than weights need, or torch is too old to read it safely.
+        RealignError: it holds code, is damaged or larger than weights need, or torch is too old to read it safely.
     """
     check_torch(file)
     found = Imports()
     try:
-        found = imports(file)
+        found = scan(file)
         _refuse_programs(file, found)
-        return _loaded(file, found)
+        return _load(file, found)
     except (RealignError, MemoryError):
         raise
-    except Exception as error:  # of a damaged pickle come errors of all kinds
+    except Exception as error:  # damaged pickles raise errors of all kinds
         raise _refusal(file, found, error) from error
 
 
 def _refusal(file: Path, found: Imports, error: Exception) -> RealignError:
-    """One sentence of our own: torch's advises to read the file with its code."""
+    """The error for a pickle that torch refused; torch's own message advises to run the file's code."""
     if found.protocol > SAFE_PROTOCOL:
         return RealignError(
             f"'{file}' is a pickle of protocol {found.protocol}, and torch reads only {SAFE_PROTOCOL} safely: save it "
@@ -82,11 +82,7 @@ def _refusal(file: Path, found: Imports, error: Exception) -> RealignError:
 
 
 def check_torch(file: Path | str) -> None:
-    """Whether this torch reads pickles safely.
-
-    Raises:
-        RealignError: it does not.
-    """
+    """Raise a RealignError if this torch cannot read pickles safely."""
     if version_of_torch() < SAFE_TORCH:
         least = ".".join(map(str, SAFE_TORCH))
         raise RealignError(
@@ -96,18 +92,19 @@ def check_torch(file: Path | str) -> None:
 
 
 def version_of_torch() -> tuple[int, ...]:
-    """Its two first numbers."""
+    """Its first two numbers."""
     return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def check_only_tensors(file: Path) -> None:
-    """Whether a pickle that a library is going to read holds nothing but tensors and plain values.
+    """Check that a pickle which a library is going to read holds only tensors and plain values.
 
     Raises:
         RealignError: it cannot be read, or holds something else.
     """
+    check_torch(file)
     try:
-        found = imports(file)
+        found = scan(file)
     except (OSError, zipfile.BadZipFile) as error:
         raise _refusal(file, Imports(), error) from error
     _refuse_programs(file, found)
@@ -119,7 +116,7 @@ def check_only_tensors(file: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of a library's error, or words of our own where it advises to read a file with its code."""
+    """The first line of a library's error, replaced if it advises to run a file's code."""
     return "no pickle that can be read safely" if _ADVICE.search(str(error)) else first_line(error)
 
 
@@ -142,7 +139,7 @@ def _refuse_programs(file: Path, found: Imports) -> None:
         raise RealignError(f"'{file}' is a tar archive: unpack it, and choose the file of weights inside.")
 
 
-def _loaded(file: Path, found: Imports) -> Any:
+def _load(file: Path, found: Imports) -> Any:
     classes = [_stand_in(name, found) for name in found.names]
     with _registered, torch.serialization.safe_globals(classes) if classes else nullcontext():
         try:
@@ -154,7 +151,7 @@ def _loaded(file: Path, found: Imports) -> Any:
 
 
 def _stand_in(name: str, found: Imports) -> type:
-    """A class of this name whose objects can be filled as the pickle wants to."""
+    """A class of this name whose objects can be filled in the way that the pickle does."""
     module, _, last = name.rpartition(".")
     names = {"__module__": module, "__qualname__": last}
     if name in found.mappings:

@@ -1,4 +1,4 @@
-"""Which of the things in a file are the weights, and what training scripts put before their names."""
+"""Which of a file's contents are the weights, and which prefixes training scripts put before their names."""
 
 from __future__ import annotations
 
@@ -13,36 +13,21 @@ from torch import Tensor
 from .kinds import looks_like
 
 WRAPPERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "module",
-    "net",
-    "network",
-    "weights",
-    "params",
-    "params_ema",
-    "model_ema",
-    "ema_model",
-    "state_dict_ema",
-    "ema_state_dict",
-    "ema",
-    "shadow",
-    "shadow_params",
-    "averaged_model",
-)
-"""Keys under which training scripts keep weights, the likelier ones first; averages come after what they are of."""
+    "model", "state_dict", "model_state_dict", "module", "net", "network", "weights", "params", "params_ema",
+    "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema", "shadow", "shadow_params", "averaged_model",
+)  # fmt: skip
+"""Keys under which training scripts keep weights, the likeliest first; averages come after plain weights."""
 OTHERS = (
     "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optim", "lr_scheduler", "lr_schedulers",
     "scheduler", "scaler", "amp", "callbacks", "loops", "hyper_parameters", "args", "config", "cfg", "opt", "meta",
     "message_hub", "rng_state", "_metadata",
 )  # fmt: skip
-"""Keys under which there are none, though there may be tensors."""
+"""Keys under which there are tensors that are no weights."""
 AVERAGES = ("ema", "model_ema", "ema_model", "shadow", "averaged_model", "teacher")
 PREFIXES = ("module", "model", "net", "network", "student", *AVERAGES)
-"""What a name may begin with, before a dot, because of what a model was trained in."""
+"""Prefixes, before a dot, that training wrappers add to names."""
 _NOISE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing add to names, anywhere in them; no model has it otherwise."""
+"""What torch.compile, FSDP and activation checkpointing add anywhere in names; no model's own names have it."""
 _DEEPEST = 8
 _MOST_MAPPINGS = 10_000
 _LISTED = 8
@@ -50,52 +35,51 @@ _LISTED = 8
 
 @dataclass
 class Weights:
-    """The weights of a file, and what was left out."""
+    """A file's weights, and what was skipped."""
 
     tensors: dict[str, Tensor]
     place: tuple[str, ...] = ()
-    """The keys under which they are; none where the file holds nothing else."""
+    """The keys that lead to them; none if they are the file's top level."""
     skipped: list[str] = field(default_factory=list)
-    """What else there is, e.g. `epoch` or `args (Namespace)`."""
+    """The other contents, e.g. `epoch` or `args (Namespace)`."""
     prefixes: list[str] = field(default_factory=list)
-    """What was taken off the names."""
+    """Prefixes that were stripped from the names."""
 
     def report(self) -> str:
-        """A sentence on what was skipped, without the file's name; empty where nothing was."""
+        """A sentence for the log on what was skipped; empty if nothing was."""
         if not self.skipped:
             return ""
         more = f" and {len(self.skipped) - _LISTED} more" if len(self.skipped) > _LISTED else ""
-        read = f"the weights under {' → '.join(self.place)}" if self.place else "the weights"
-        return f"{read} were read, and the rest was skipped: {', '.join(self.skipped[:_LISTED])}{more}."
+        weights = f"the weights under {' → '.join(self.place)}" if self.place else "the weights"
+        return f"{weights} were read, and the rest was skipped: {', '.join(self.skipped[:_LISTED])}{more}."
 
 
-def unwrapped(found: Any, roots: Sequence[str] = ()) -> Weights:
-    """The weights in what a file holds, under the names that their model has for them.
+def unwrap(content: Any, roots: Sequence[str] = ()) -> Weights:
+    """The weights in a file's content, under their model's own names.
 
-    roots: how the names of the wanted model begin. Without them, a prefix is taken off where all names have one, and
-        never from names by which a model is known (`kinds.looks_like`).
+    roots: what the wanted model's names begin with. Without them, a prefix is stripped only if all names have one, and
+        never from the names of a model that `kinds.looks_like` knows.
 
-    Of several mappings with tensors, the one with most names of the wanted model is taken; of equal ones, that under
-    the first key of `WRAPPERS`, so averages only where there is nothing else.
+    Of several mappings with tensors, the one with most names of the wanted model is taken; among equals the one under
+    the first key of `WRAPPERS`, so averages only if there is nothing else.
     """
     best: Weights | None = None
     most = -1
-    for path, mapping in sorted(_mappings(found), key=lambda item: _rank(*item)):
-        weights = _named({name: value for name, value in mapping.items() if _is_named(name, value)}, roots)
+    for path, mapping in sorted(_mappings(content), key=lambda item: _rank(*item)):
+        weights = _strip_prefixes({name: value for name, value in mapping.items() if _is_named(name, value)}, roots)
         known = sum(name.startswith(tuple(roots)) for name in weights.tensors) if roots else 0
         if known > most:
             most, best = known, weights
             best.place = path
     if best is None:
         return Weights({})
-    best.skipped = [*_beside(found, best.place), *best.skipped]
+    best.skipped = [*_beside(content, best.place), *best.skipped]
     return best
 
 
-def _mappings(found: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """The mappings that hold tensors by name, each with the keys that lead to it. One that contains itself is visited
-    once."""
-    queue: list[tuple[tuple[str, ...], Any]] = [((), found)]
+def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """(the keys that lead to it, mapping) of each mapping with named tensors; one that contains itself comes once."""
+    queue: list[tuple[tuple[str, ...], Any]] = [((), content)]
     seen: set[int] = set()
     for path, value in queue:
         if not isinstance(value, Mapping) or id(value) in seen or len(seen) >= _MOST_MAPPINGS:
@@ -116,7 +100,7 @@ def _is_named(name: Any, value: Any) -> bool:
 
 
 def _rank(path: tuple[str, ...], mapping: Mapping[Any, Any]) -> tuple[int, ...]:
-    """Lower for a mapping that is likelier the weights: under known keys, then the outermost."""
+    """A sort key: mappings under known keys first, then outer before inner ones."""
     if not path:
         wraps = any(key in WRAPPERS and isinstance(value, Mapping) for key, value in mapping.items())
         return (1, 0) if wraps else (0, 0)
@@ -125,11 +109,11 @@ def _rank(path: tuple[str, ...], mapping: Mapping[Any, Any]) -> tuple[int, ...]:
     return (1 if unknown in ranks else 0, max(ranks), *ranks)
 
 
-def _beside(found: Any, place: tuple[str, ...]) -> list[str]:
-    """What else stands at each level on the way to the weights, and among them."""
+def _beside(content: Any, place: tuple[str, ...]) -> list[str]:
+    """The other entries at each level on the way to the weights, and among them."""
     skipped = []
     for depth in range(len(place) + 1):
-        for key, value in found.items():
+        for key, value in content.items():
             if (depth < len(place) and key == place[depth]) or (depth == len(place) and isinstance(value, Tensor)):
                 continue
             if depth == len(place) and isinstance(key, str) and key.endswith(("_metadata", "_extra_state")):
@@ -138,20 +122,20 @@ def _beside(found: Any, place: tuple[str, ...]) -> list[str]:
             plain = kind.__module__ in ("builtins", "collections", "torch") and kind.__name__ != "type"
             skipped.append(".".join(map(str, (*place[:depth], key))) + ("" if plain else f" ({kind.__name__})"))
         if depth < len(place):
-            found = found[place[depth]]
+            content = content[place[depth]]
     return skipped
 
 
-def _named(tensors: Mapping[str, Tensor], roots: Sequence[str]) -> Weights:
-    """The tensors under the model's names; of two for one name, that with fewer prefixes, averages last."""
+def _strip_prefixes(tensors: Mapping[str, Tensor], roots: Sequence[str]) -> Weights:
+    """The tensors under the model's names; of two with one name, the one with fewer prefixes, averages last."""
     clean = {name: _NOISE.sub("", name) for name in tensors}
-    prefixes = _of_known(clean, tuple(roots)) if roots else {}
-    prefixes = prefixes if prefixes and not _hides(prefixes, clean) else _of_all(clean)
+    prefixes = _prefixes_of_known(clean, tuple(roots)) if roots else {}
+    prefixes = prefixes if prefixes and not _hides_other_model(prefixes, clean) else _prefixes_of_unknown(clean)
     outside: list[str] = []
-    if sum(map(bool, prefixes.values())) * 2 > len(prefixes):  # what lacks the prefix is not of the model that has it
+    if sum(map(bool, prefixes.values())) * 2 > len(prefixes):  # a tensor without the prefix belongs to something else
         outside = [name for name in tensors if name not in prefixes]
     full = {name: clean[name].removeprefix(prefixes.get(name, "")) for name in tensors}
-    order = sorted(tensors, key=lambda name: (_averaged(prefixes.get(name, "")), len(clean[name])))
+    order = sorted(tensors, key=lambda name: (_is_average(prefixes.get(name, "")), len(clean[name])))
     places: dict[str, str] = {}
     for name in order:
         if name in prefixes or not outside:
@@ -162,19 +146,19 @@ def _named(tensors: Mapping[str, Tensor], roots: Sequence[str]) -> Weights:
     return Weights(named, skipped=[name for name in tensors if name not in kept], prefixes=used)
 
 
-def _hides(prefixes: Mapping[str, str], clean: Mapping[str, str]) -> bool:
-    """Whether the names are another known model's as they are, and would not be without the prefixes."""
+def _hides_other_model(prefixes: Mapping[str, str], clean: Mapping[str, str]) -> bool:
+    """Whether the names belong to another known model as they are, but not without the prefixes."""
     before = looks_like(clean.values())
     after = looks_like(clean[name].removeprefix(prefix) for name, prefix in prefixes.items())
     return after.startswith("an unknown") and not before.startswith("an unknown")
 
 
-def _averaged(prefix: str) -> bool:
+def _is_average(prefix: str) -> bool:
     return any(part in AVERAGES for part in prefix.split("."))
 
 
-def _of_known(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:
-    """{tensor: prefix, perhaps empty} of those that are the wanted model's; per tensor, as files may be mixed."""
+def _prefixes_of_known(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:
+    """{tensor: prefix, perhaps empty} of the wanted model's tensors; per tensor, because files may be mixed."""
     prefixes = {}
     for name, rest in clean.items():
         prefix = ""
@@ -185,11 +169,11 @@ def _of_known(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str
             prefix, rest = f"{prefix}{part}.", after
         if rest.startswith(roots):
             prefixes[name] = prefix
-    return prefixes or _common(clean, roots)
+    return prefixes or _common_prefix(clean, roots)
 
 
-def _common(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:
-    """As `_of_known`, with whatever one to three words before the model's names, as of an attribute that holds it."""
+def _common_prefix(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:
+    """The same with any one to three words as the prefix, e.g. the attribute of a wrapper that holds the model."""
     for count in (1, 2, 3):
         starts = Counter(".".join(name.split(".")[:count]) + "." for name in clean.values())
         for start, _ in starts.most_common(2):
@@ -200,8 +184,8 @@ def _common(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:
     return {}
 
 
-def _of_all(clean: Mapping[str, str]) -> dict[str, str]:
-    """{tensor: prefix}, where the wanted model is not known: `module.` of any, others where all names have one."""
+def _prefixes_of_unknown(clean: Mapping[str, str]) -> dict[str, str]:
+    """{tensor: prefix} without knowing the wanted model: `module.` of any name, others only if all names have one."""
     prefixes = dict.fromkeys(clean, "")
 
     def rest(name: str) -> str:

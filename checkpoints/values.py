@@ -1,4 +1,4 @@
-"""What the tensors of a file are: plain numbers that the file really holds, none of them infinite or undefined."""
+"""Checks of a file's tensors: plain numbers that the file really holds, none of them infinite or undefined."""
 
 from __future__ import annotations
 
@@ -11,51 +11,59 @@ from torch import Tensor
 from ..core.errors import RealignError
 
 MAX_TENSORS = 20_000
-"""In a single file; the largest models that are read so have some two thousand."""
+"""Tensors in a single file; the largest supported models have some two thousand."""
 _SCALES = ("scale_weight", "weight_scale")
-"""Beside `x.weight` in 8 bits, `x.scale_weight` is what to multiply it with; ComfyUI and others call it so."""
+"""Beside an 8-bit `x.weight`, the names after `x.` of its scale factor, as ComfyUI and others write them."""
 _FOUR_BITS = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
-"""Two values in a byte, which torch holds but does not turn into others."""
+"""Two values per byte, which torch can hold but not convert."""
 _NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
-"""What else stands beside weights in 8 bits."""
+"""Other entries beside 8-bit weights, which are dropped."""
 
 
-def plain(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
-    """The tensors; those in float8 as float32, multiplied with their scales, which are left out.
+def plain_tensors(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
+    """The tensors, with float8 ones as float32 times their scales; the scales are dropped.
 
     Raises:
-        RealignError: there are more than `MAX_TENSORS`, or one is sparse, quantised, has no data, or is larger than
-            what the file holds of it.
+        RealignError: there are more than `MAX_TENSORS`, or one is sparse, quantised, has no data, or is larger
+            than the data that the file holds for it.
     """
-    check_number(len(tensors), file)
+    check_count(len(tensors), file)
     for name, tensor in tensors.items():
         if (kind := _unusual(tensor)) is not None:
             raise RealignError(f"'{name}' in '{file}' is {kind}: get the weights in fp32, fp16 or bf16.")
-    if not any(is_float8(tensor) for tensor in tensors.values()):
+    if not any(_is_float8(tensor) for tensor in tensors.values()):
         return dict(tensors)
     return _from_float8(tensors, file)
 
 
-def check_number(tensors: int, file: str | Path) -> None:
-    """Whether a file may hold so many tensors.
-
-    Raises:
-        RealignError: it is above `MAX_TENSORS`.
-    """
-    if tensors > MAX_TENSORS:
+def check_count(number: int, file: str | Path) -> None:
+    """Raise a RealignError if a file holds more than `MAX_TENSORS` tensors."""
+    if number > MAX_TENSORS:
         raise RealignError(
-            f"'{file}' holds {tensors:,} tensors, and no model that is read from one file has more than "
+            f"'{file}' holds {number:,} tensors, and no model that is read from one file has more than "
             f"{MAX_TENSORS:,}: choose a file of weights."
         )
 
 
-def is_float8(tensor: Tensor) -> bool:
-    """Whether its values have 8 bits, as floating point numbers."""
+def check_dtypes(tensors: Mapping[str, Tensor], file: str | Path) -> None:
+    """Raise a RealignError unless all weights are floating point numbers; indices, known by their names, need not be.
+
+    Integers and complex numbers belong to a quantised or another model.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and not name.endswith(("_index", "_ids")):
+            raise RealignError(
+                f"'{name}' in '{file}' holds {str(tensor.dtype).removeprefix('torch.')} where floating point numbers "
+                "are wanted: get the weights in fp32, fp16 or bf16."
+            )
+
+
+def _is_float8(tensor: Tensor) -> bool:
     return tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1
 
 
 def _unusual(tensor: Tensor) -> str | None:
-    """How a tensor is not just numbers in a row; None where it is."""
+    """In what way a tensor is more than an array of numbers; None for a plain one."""
     if tensor.is_quantized or tensor.dtype in _FOUR_BITS:
         return "quantised"
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -73,17 +81,17 @@ def _from_float8(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, T
         start, _, last = name.rpartition(".")
         if last in _NO_WEIGHTS or (last in _SCALES and f"{start}.weight" in tensors):
             continue
-        if is_float8(tensor):
+        if _is_float8(tensor):
             tensor = tensor.float()
             scales = [tensors[f"{start}.{scale}"] for scale in _SCALES if f"{start}.{scale}" in tensors]
             if last == "weight" and scales:
-                tensor = _scaled(tensor, scales[0], name, file)
+                tensor = _scale(tensor, scales[0], name, file)
         out[name] = tensor
     return out
 
 
-def _scaled(tensor: Tensor, scale: Tensor, name: str, file: str | Path) -> Tensor:
-    """The tensor times its scale: one number, or one for each row."""
+def _scale(tensor: Tensor, scale: Tensor, name: str, file: str | Path) -> Tensor:
+    """The tensor times its scale: one number, or one per row."""
     scale = scale.float()
     if scale.numel() == 1:
         return tensor * scale.reshape(())
@@ -96,12 +104,9 @@ def _scaled(tensor: Tensor, scale: Tensor, name: str, file: str | Path) -> Tenso
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], place: str | Path, among: str = "") -> None:
-    """Whether all floating point numbers are finite. One pass over them, without a copy.
+    """Raise a RealignError that names the first tensor with a NaN or infinite value. One pass, without a copy.
 
-    place: the file or folder, for the sentence. among: more for the sentence, e.g. ` as float16`.
-
-    Raises:
-        RealignError: one is not; the first tensor of this kind is named.
+    place: the file or folder, for the message. among: more for the message, e.g. ` as float16`.
     """
     if (name := not_finite(tensors)) is not None:
         raise RealignError(
@@ -116,7 +121,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         if tensor.is_meta or not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        values = values.detach().float() if is_float8(values) else values.detach()
+        values = values.detach().float() if _is_float8(values) else values.detach()
         if not _are_finite(values):
             return name
     return None
@@ -125,5 +130,5 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 def _are_finite(values: Tensor) -> bool:
     try:
         return bool(torch.stack(values.aminmax()).isfinite().all())
-    except RuntimeError:  # older torch has no such minimum of half precision on a CPU
+    except RuntimeError:  # older torch has no aminmax in half precision on a CPU
         return bool(values.isfinite().all())

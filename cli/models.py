@@ -117,12 +117,12 @@ def load_sampler(
     """
     import torch
 
-    from ..lora_files.load_back import load_back
+    from ..lora_files.loading import load_into_unet
     from ..sampling.sampler import DiffusersSampler
 
     sampler = DiffusersSampler.load(folder, device, dtype or torch.float32)
     if weights is not None:
-        load_back(sampler.unet, weights)
+        load_into_unet(sampler.unet, weights)
     return sampler
 
 

@@ -1,11 +1,11 @@
-"""A diffusers UNet's weights under the names of Stable Diffusion's own files (LDM), which ComfyUI's UNETLoader reads.
+"""Names of a diffusers UNet's weights → those of Stable Diffusion's own files (LDM), which ComfyUI's UNETLoader reads.
 
-LDM counts its blocks through all levels, diffusers anew in each level:
+LDM numbers its blocks through all levels, diffusers from 0 in each level:
 
     input_blocks.0          conv_in
-    input_blocks.1, 2 …     of each level: one for each resnet, with its transformer if any; one for the downsampler
+    input_blocks.1, 2 …     level by level: one per resnet, with its transformer if it has one; one per downsampler
     middle_block.0, 1, 2    resnet, transformer, resnet
-    output_blocks.0, 1 …    of each level, from the lowest: one for each resnet, likewise; the last has the upsampler
+    output_blocks.0, 1 …    likewise from the lowest level up; a level's last block has the upsampler
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _ENDS = {
 _IN_TRANSFORMER = re.compile(
     r"norm|proj_in|proj_out|transformer_blocks\.\d+\.(norm[123]|attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))"
 )
-"""Modules of a transformer, which both layouts call the same."""
+"""Modules of a transformer, which have the same names in both."""
 
 
 def ldm_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """{diffusers name: LDM name} of the weights `names` of the UNet with this config.
+    """{diffusers name: LDM name} for the given weights of a UNet with this config.
 
     Raises:
-        RealignError: LDM has no place for one of them.
+        RealignError: LDM has no name for one of them.
     """
     blocks = dict(_blocks(config))
-    return {name: _renamed(name, blocks) for name in names}
+    return {name: _rename(name, blocks) for name in names}
 
 
 def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -89,8 +89,8 @@ def _up(kinds: Iterable[str], layers: Iterable[int]) -> Iterator[tuple[str, str]
         yield f"{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{2 if attends else 1}.conv"
 
 
-def _renamed(name: str, blocks: Mapping[str, str]) -> str:
-    """One weight's name, e.g. `down_blocks.0.resnets.1.conv1.weight` → `input_blocks.2.0.in_layers.2.weight`."""
+def _rename(name: str, blocks: Mapping[str, str]) -> str:
+    """The LDM name of a weight: `down_blocks.0.resnets.1.conv1.weight` → `input_blocks.2.0.in_layers.2.weight`."""
     module, _, kind = name.rpartition(".")
     if module in _ENDS:
         return f"{_ENDS[module]}.{kind}"

@@ -1,53 +1,29 @@
-"""The ComfyUI face of the pack. Imported by the host only: see `comfy_entrypoint` in the root.
+"""The pack's ComfyUI nodes. Only ComfyUI imports this package: see `comfy_entrypoint` in the root.
 
-Nodes are thin: each turns its inputs into a call of the packages beside this one. Whatever is slow to import is
-imported when a node runs, so that the pack loads at once, and also where a library is missing.
+Each module here defines nodes and ends with the list NODES of them. A node turns its inputs into a call of the other
+packages. What is slow to import is imported when a node runs, so that the pack loads at once and without optional
+libraries.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from comfy_api.latest import ComfyExtension, io
 
-from .attention_maps import AttentionMaps
-from .caption import Caption, CaptionReward
-from .demo_models import LoadDemoModels
-from .host import model_folders, users
-from .host.faults import print_whatever_comes, printable_faults
-from .likelihoods import Likelihoods
-from .llm import LoadLlm
-from .loaders import LoadBlip2, LoadGroundedSam, LoadRam
-from .masks import GroundedSamMasks
-from .ranking import RankImages
-from .realign import ApplyRegions, RealignKSampler, RealignModel
-from .regions import EditRegions, PreviewRegions, RegionFromMask
-from .rewards import LoadReward, SamReward
-from .tags import RamTags
+from .host import model_folders, prompt_users
+from .host.printable_errors import escape_unprintable_output, with_printable_errors
 
-NODES: list[type[io.ComfyNode]] = [
-    RealignKSampler,
-    RealignModel,
-    ApplyRegions,
-    RegionFromMask,
-    EditRegions,
-    PreviewRegions,
-    AttentionMaps,
-    Caption,
-    CaptionReward,
-    RankImages,
-    RamTags,
-    Likelihoods,
-    GroundedSamMasks,
-    LoadBlip2,
-    LoadRam,
-    LoadGroundedSam,
-    LoadReward,
-    SamReward,
-    LoadLlm,
-    LoadDemoModels,
-]
-for node in NODES:
-    printable_faults(node)
-print_whatever_comes()
+
+def find_nodes() -> list[type[io.ComfyNode]]:
+    """The nodes of all modules in this folder."""
+    modules = [module.name for module in iter_modules(__path__) if not module.ispkg]
+    return [node for name in modules for node in import_module(f".{name}", __name__).NODES]
+
+
+escape_unprintable_output()
 model_folders.register()
-users.register()
+prompt_users.register()
+NODES = [with_printable_errors(node) for node in find_nodes()]
 
 
 class RealignExtension(ComfyExtension):

@@ -1,57 +1,54 @@
-"""Which words the pixels attend to, in pictures: a KSampler that looks at its model's cross-attention."""
+"""A KSampler that draws its model's cross-attention maps: which parts of the image attend to which words."""
 
 from __future__ import annotations
 
-import comfy.samplers
-import numpy as np
+from typing import Any
+
 import torch
 from comfy_api.latest import io, ui
-
-import nodes as comfy_nodes
 
 from ..core.errors import RealignError
 from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
 from ..core.words import strip_weights
-from .host.hosting import stopping
-from .host.pictures import SIDE
-from .host.sockets import chosen, text_input
-from .realign import ksampler_inputs
+from .host.inputs import text_input
+from .host.interrupts import interruptible
+from .host.ksampler import ksampler_inputs, run_ksampler
+from .host.region_outputs import MIN_SIDE, image_batch
 
-CELL = 8
-"""The pixels that one element of a latent becomes, as ComfyUI counts them."""
+VAE_SCALE_FACTOR = 8
+"""Pixels per element of a latent, as ComfyUI counts them."""
 
 
 class AttentionMaps(io.ComfyNode):
-    """Cross-attention as heat maps."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignAttentionMaps",
             display_name="Attention Maps",
             category="RealignDiff/look",
-            description="KSampler that shows where in the image each word is attended to. With a model from Realign "
-            "Model and a conditioning from Apply Regions it shows re-weighted attention, so two of these nodes show "
-            "before and after. The latent is KSampler's.",
+            description="A KSampler that shows which parts of the image attend to which words. With Realign Model and "
+            "Apply Regions it shows the re-weighted attention, so two of these nodes show before and after.",
             inputs=[
-                *ksampler_inputs("A Stable Diffusion 1, 2 or SDXL."),
-                io.Clip.Input("clip", tooltip="The text encoder that encoded the prompt: it knows where each word is."),
+                *ksampler_inputs("Stable Diffusion 1, 2 or XL, also from Realign Model."),
                 io.String.Input(
                     "words",
                     multiline=True,
                     default="",
-                    tooltip="Words of the prompt, separated by commas or lines; empty: each thing that it names.",
+                    tooltip="Words of the prompt, separated by commas or lines. Empty shows each object that the "
+                    "prompt names.",
                 ),
-                text_input("The encoded text; not needed where Apply Regions told it to the positive conditioning."),
-                io.Vae.Input("vae", optional=True, tooltip="Lets the image be seen through the maps."),
+                text_input("The text that was encoded. Not needed if positive comes from Apply Regions."),
+                io.Vae.Input("vae", optional=True, tooltip="Shows the sampled image, in grey, behind the maps."),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="What KSampler would give, bit for bit."),
-                io.Image.Output(display_name="heat_maps", tooltip="One picture a word, image by image."),
+                io.Latent.Output(display_name="latent", tooltip="Exactly what KSampler would output."),
+                io.Image.Output(
+                    display_name="heat_maps", tooltip="A picture per word, image by image, with its scale below."
+                ),
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="One map a word, image by image; 1 is each map's own largest value.",
+                    tooltip="A mask per word, image by image: the map divided by its largest value.",
                 ),
             ],
             is_output_node=True,
@@ -59,63 +56,49 @@ class AttentionMaps(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        positive,
-        negative,
-        latent_image: dict,
-        denoise: float,
-        clip,
-        words: str,
-        text: str = "",
-        vae=None,
+        cls, model, positive, latent_image: dict, clip, words: str, text: str = "", vae=None, **others: Any
     ) -> io.NodeOutput:
+        """others: the inputs that only KSampler uses."""
         from ..attention.comfy.conditioning import find_words, text_of
         from ..attention.comfy.maps import recording, with_words
         from ..attention.equation.maps import AttentionMaps, scale_to_max
 
-        chosen("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
-        chosen("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         text = text or text_of(positive) or ""
         if not text.strip():
             raise RealignError("The prompt is unknown: connect it to text, or a positive conditioning with regions.")
         check_prompt(text)
-        looked_at = parse_phrases(words, strip_weights(text))
-        check_count(len(looked_at), "words")
-        if not looked_at:
+        phrases = parse_phrases(words, strip_weights(text))
+        check_count(len(phrases), "words")
+        if not phrases:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
-        positions = find_words(looked_at, clip, text)
+        positions = find_words(phrases, clip, text)
         maps = AttentionMaps([positions] * len(latent_image["samples"]))
-        latent = comfy_nodes.common_ksampler(
-            recording(model, maps),
-            *(seed, steps, cfg, sampler_name, scheduler),
-            with_words(positive, clip, text, positions),
-            negative,
-            latent_image,
-            denoise=denoise,
-        )[0]
+        latent = run_ksampler(
+            model=recording(model, maps),
+            positive=with_words(positive, clip, text, positions),
+            latent_image=latent_image,
+            **others,
+        )
         image = None if vae is None else vae.decode(latent["samples"])
-        height, width = (CELL * side for side in latent["samples"].shape[-2:]) if image is None else image.shape[1:3]
-        heat = maps.mean((height, width))
-        pictures = _pictures(heat, [phrase for phrase, _ in looked_at], image)
+        latent_size = latent["samples"].shape[-2:]
+        size = [VAE_SCALE_FACTOR * side for side in latent_size] if image is None else image.shape[1:3]
+        heat = maps.mean(tuple(size))
+        pictures = _pictures(heat, [phrase for phrase, _ in phrases], image)
         preview = ui.PreviewImage(pictures, cls=cls).as_dict()
         return io.NodeOutput(latent, pictures, scale_to_max(heat).flatten(0, 1), ui=preview)
 
 
 def _pictures(heat: torch.Tensor, words: list[str], image: torch.Tensor | None) -> torch.Tensor:
-    """Maps [B, W, h, w] of W words, over images [B, h, w, 3] if there are any: [B·W, *, *, 3] in [0, 1]."""
+    """Maps [B, W, h, w] of W words as labelled pictures [B·W, *, *, 3] in [0, 1], over images [B, h, w, 3] if given."""
     from ..drawing.attention_map import draw_labelled_map
 
     height, width = heat.shape[-2:]
-    size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
-    drawn = [
-        draw_labelled_map(one, phrase, size, None if image is None else image[i])
-        for i, own in enumerate(heat)
-        for one, phrase in zip(stopping(own), words, strict=True)
-    ]
-    return torch.from_numpy(np.stack([np.asarray(picture, np.float32) / 255 for picture in drawn]))
+    size = round(MIN_SIDE * width / max(height, width)), round(MIN_SIDE * height / max(height, width))
+    return image_batch(
+        draw_labelled_map(word_map, phrase, size, None if image is None else image[i])
+        for i, image_maps in enumerate(heat)
+        for word_map, phrase in zip(interruptible(image_maps), words, strict=True)
+    )
+
+
+NODES = [AttentionMaps]

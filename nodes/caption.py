@@ -1,4 +1,4 @@
-"""What an image shows, in words, and whether these are the prompt's (eq. 4)."""
+"""BLIP-2 captions of images, and the caption reward: how well they match the prompt (eq. 4)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 
 from ..core.errors import RealignError
-from ..core.words import strip_weights
-from .host.hosting import in_batches
+from .host.inputs import batch_input, checked_prompt, prompt_input
+from .host.interrupts import in_batches
 from .host.sockets import Blip2
 
 if TYPE_CHECKING:
@@ -20,27 +20,31 @@ CATEGORY = "RealignDiff/look"
 
 
 class Caption(io.ComfyNode):
-    """t_g of eq. 4."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignCaption",
             display_name="BLIP-2 Caption",
             category=CATEGORY,
-            description="Says in words what each image of a batch shows.",
+            description="Describes each image of a batch in a sentence.",
             inputs=[
                 Blip2.Input("blip2", tooltip="From Load BLIP-2 or Load Demo Models."),
-                io.Image.Input("image", tooltip="One image or a batch."),
-                io.Int.Input("max_tokens", default=32, min=1, max=256, tooltip="Where a caption ends at the latest."),
+                batch_input(),
+                io.Int.Input(
+                    "max_tokens",
+                    default=32,
+                    min=1,
+                    max=256,
+                    tooltip="Maximum length of a caption. Raise it if captions are cut off.",
+                ),
                 io.Int.Input(
                     "num_beams",
                     optional=True,
                     default=1,
                     min=1,
                     max=16,
-                    tooltip="1 takes the likeliest token each time; more weigh that many captions against each other, "
-                    "which takes longer.",
+                    tooltip="Beams of the beam search. 1 takes the likeliest token each time; more beams find likelier "
+                    "captions, and cost time and memory.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -49,20 +53,21 @@ class Caption(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="Above 0 the tokens are drawn by chance, the more freely the higher.",
+                    tooltip="0 gives an image the same caption each time. Above 0, tokens are sampled: the higher, the "
+                    "more varied.",
                 ),
                 io.Int.Input(
-                    "caption_seed",  # not seed: newer frontends add to that what becomes of it after a run
+                    "caption_seed",  # newer frontends give an input named "seed" a control widget
                     optional=True,
                     default=0,
                     min=0,
                     max=2**63 - 1,
-                    tooltip="What is drawn, with a temperature above 0.",
+                    tooltip="Random seed, used if temperature is above 0.",
                 ),
             ],
             outputs=[
                 io.String.Output(
-                    display_name="captions", is_output_list=True, tooltip="One caption an image, in order."
+                    display_name="captions", is_output_list=True, tooltip="One caption per image, in order."
                 )
             ],
             is_output_node=True,
@@ -78,16 +83,16 @@ class Caption(io.ComfyNode):
         temperature: float = 0.0,
         caption_seed: int = 0,
     ) -> io.NodeOutput:
-        with blip2.at_work() as models:
+        with blip2.loaded() as models:
 
-            def work(part: slice, tell) -> list[str]:
+            def work(part: slice, report) -> list[str]:
                 return models.captioner.caption(
                     image[part],
                     max_tokens=max_tokens,
                     num_beams=num_beams,
                     temperature=temperature,
                     seed=caption_seed,
-                    on_token=lambda done, most: tell(done / most),
+                    on_token=lambda done, most: report(done / most),
                 )
 
             captions = in_batches(len(image), work)
@@ -95,65 +100,73 @@ class Caption(io.ComfyNode):
 
 
 class CaptionReward(io.ComfyNode):
-    """R_cap of eq. 4."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignCaptionReward",
             display_name="Caption Reward",
             category=CATEGORY,
-            description="Scores each image of a batch for how well its caption says what the prompt says (-1 to 1) "
-            "and sorts the batch, best first: best-of-N in one node.",
+            description="Scores how well each image's caption matches the prompt (-1 to 1) and sorts the batch, best "
+            "first. Use it to choose the best of several images.",
             inputs=[
-                Blip2.Input("blip2", tooltip="From Load BLIP-2 (with a text encoder) or Load Demo Models."),
-                io.Image.Input("image", tooltip="The images to compare."),
-                io.String.Input("prompt", multiline=True, default="", tooltip="What the images should show."),
+                Blip2.Input("blip2", tooltip="From Load BLIP-2, with a text encoder, or Load Demo Models."),
+                batch_input("The images to compare, as one batch."),
+                prompt_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="sorted", tooltip="The batch, best first."),
-                io.Image.Output(display_name="best", tooltip="The best image alone."),
-                io.Float.Output(display_name="scores", is_output_list=True, tooltip="-1 to 1, in the batch's order."),
-                io.String.Output(display_name="captions", is_output_list=True, tooltip="In the batch's order."),
-                io.Int.Output(display_name="best_index", tooltip="Of the best image in the batch, from 0."),
+                *best_first_outputs(),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="The score of each image, -1 to 1, in the order of the input batch.",
+                ),
+                io.String.Output(
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="The caption of each image, in the order of the input batch.",
+                ),
+                best_index_output(),
             ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, blip2, image: torch.Tensor, prompt: str) -> io.NodeOutput:
-        plain = wanted(prompt)
-        with blip2.turned_into(caption_reward).at_work() as reward:
+        prompt = checked_prompt(prompt)
+        with blip2.map(caption_reward).loaded() as reward:
 
-            def work(part: slice, tell) -> list[tuple[float, str]]:
-                judgement = reward.judge(image[part], [plain] * len(image[part]))
+            def work(part: slice, report) -> list[tuple[float, str]]:
+                judgement = reward.judge(image[part], [prompt] * len(image[part]))
                 return list(zip(judgement.scores.tolist(), judgement.captions, strict=True))
 
             scores, captions = map(list, zip(*in_batches(len(image), work), strict=True))
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the first
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equal scores the first image leads
         lines = [f"{scores[i]:.3f}  image {i}: {captions[i]}" for i in order]
         return io.NodeOutput(image[order], image[order[:1]], scores, captions, order[0], ui={"text": lines})
 
 
-def wanted(prompt: str) -> str:
-    """The prompt that rewards compare with, without its weights.
+def best_first_outputs() -> list:
+    return [
+        io.Image.Output(display_name="sorted", tooltip="The batch, best image first."),
+        io.Image.Output(display_name="best", tooltip="The best image."),
+    ]
 
-    Raises:
-        RealignError: it is empty.
-    """
-    if not prompt.strip():
-        raise RealignError("The prompt is empty: write what the images should show.")
-    return strip_weights(prompt)
+
+def best_index_output() -> io.Int.Output:
+    return io.Int.Output(display_name="best_index", tooltip="The index of the best image in the batch, from 0.")
 
 
 def caption_reward(models: Blip2Models) -> Reward:
-    """R_cap by these models.
+    """The caption reward of these models.
 
     Raises:
-        RealignError: they came without f_enc.
+        RealignError: they have no text encoder.
     """
     from ..rewards.caption import CaptionReward as Reward
 
     if models.text_encoder is None:
-        raise RealignError("Load BLIP-2 was told to load no text encoder: choose one there.")
+        raise RealignError("Load BLIP-2 loaded no text encoder: choose one there.")
     return Reward(models.captioner, models.text_encoder)
+
+
+NODES = [Caption, CaptionReward]

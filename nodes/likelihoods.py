@@ -1,47 +1,48 @@
-"""Which words of the prompt describe what was seen, and how likely is each thing (eq. 6)."""
+"""The LLM step (eq. 6): which words of the prompt describe each object, and how likely it is in the image."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..core.describe import table
-from ..core.errors import RealignError
-from ..core.words import strip_weights
 from .caption import CATEGORY
-from .host.hosting import each
+from .host.inputs import checked_prompt, prompt_input
+from .host.interrupts import map_with_progress
+from .host.language_models import FailFast, ManagedOfflineScorer
 from .host.sockets import Llm, Regions, Tags
-from .llm import HostedScorer, UntilSilent
 
 
 class Likelihoods(io.ComfyNode):
-    """Tags → regions with words and likelihoods."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignLikelihoods",
             display_name="Likelihoods",
             category=CATEGORY,
-            description="Binds the things that were seen to the words of the prompt that describe them and scores each "
-            "(2 certain, 0.5 may appear, 0 unlikely). Whoever answers, the answer is checked against the prompt.",
+            description="Makes regions of the objects that the prompt names and of the tags: which words of the "
+            "prompt describe each, and how likely it is in the image (2 certain, 0.5 may appear, 0 unlikely). Masks "
+            "come next, from Grounded-SAM Masks.",
             inputs=[
-                io.String.Input("prompt", multiline=True, default="", tooltip="What the image should show."),
+                prompt_input("What the image should show, in English. Weights are ignored."),
                 io.MultiType.Input(
                     "tags",
                     [Tags, io.String],
                     optional=True,
-                    tooltip="From RAM Tags, or a text of tags separated by commas; without, the prompt's own things.",
+                    tooltip="From RAM Tags, or a text of tags separated by commas. Without it, only the prompt's "
+                    "objects become regions.",
                 ),
                 io.MultiType.Input(
                     "llm",
                     [Llm, io.String],
                     optional=True,
-                    tooltip="From LLM, or JSON text that any other node wrote (the help page has an example); without, "
-                    "the offline scorer.",
+                    tooltip="From LLM, or JSON text from any other node (the help page has an example). Without it, "
+                    "the offline scorer answers.",
                 ),
             ],
             outputs=[
-                Regions.Output(display_name="regions"),
+                Regions.Output(
+                    display_name="regions", tooltip="One set of regions per tagged image, or one for all images."
+                ),
                 io.String.Output(display_name="text", tooltip="The regions as a readable table."),
             ],
             is_output_node=True,
@@ -52,20 +53,23 @@ class Likelihoods(io.ComfyNode):
         from ..language.answers import GivenAnswers
         from ..language.binding import bind_tags
 
-        if not prompt.strip():
-            raise RealignError("The prompt is empty: write what the image should show.")
-        offline = HostedScorer(None) if llm is None or isinstance(llm, str) else llm.offline
-        answerer = UntilSilent(GivenAnswers(llm) if isinstance(llm, str) else llm or offline)
-        seen, plain = _names(tags), strip_weights(prompt)
-        found = tuple(each(len(seen), lambda i: bind_tags(plain, seen[i], answerer, offline)))
-        told = table(found)
-        return io.NodeOutput(found, told, ui={"text": [told]})
+        prompt = checked_prompt(prompt)
+        given = isinstance(llm, str)
+        offline = ManagedOfflineScorer() if llm is None or given else llm.offline
+        model = FailFast(GivenAnswers(llm) if given else llm or offline)
+        names = _tag_names(tags)
+        regions = tuple(map_with_progress(len(names), lambda i: bind_tags(prompt, names[i], model, offline)))
+        text = table(regions)
+        return io.NodeOutput(regions, text, ui={"text": [text]})
 
 
-def _names(tags) -> list[list[str]]:
-    """The tags of each image as plain words."""
+def _tag_names(tags) -> list[list[str]]:
+    """The tags of each image as strings."""
     if tags is None:
         return [[]]
     if isinstance(tags, str):
         return [[tag.strip() for tag in tags.split(",") if tag.strip()]]
-    return [[tag.name for tag in own] for own in tags]
+    return [[tag.name for tag in group] for group in tags]
+
+
+NODES = [Likelihoods]

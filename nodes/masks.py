@@ -1,4 +1,4 @@
-"""Where each thing is (m_i): regions with words in, regions with masks out."""
+"""Where each object is (m_i): regions with phrases in, regions with boxes and masks out."""
 
 from __future__ import annotations
 
@@ -7,44 +7,42 @@ from comfy_api.latest import io
 
 from ..core.interchange import for_images, region_sets
 from .caption import CATEGORY
-from .host.hosting import each
-from .host.pictures import region_outputs, told
-from .host.sockets import GroundedSam, chosen, regions_input, text_input
+from .host.inputs import batch_input, check_choice, grounded_sam_input, image_size, regions_input, text_input
+from .host.interrupts import map_with_progress
+from .host.region_outputs import region_node_output, region_outputs
 
 BOXES = ("one", "all")
 
 
 class GroundedSamMasks(io.ComfyNode):
-    """Boxes by GroundingDINO, masks by SAM."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignGroundedSamMasks",
             display_name="Grounded-SAM Masks",
             category=CATEGORY,
-            description="Finds each region's words in its image and cuts the thing out. Two regions never share a box; "
-            "what is not found stays a region without a mask, and says so.",
+            description="Finds the phrase of each region in its image: GroundingDINO finds the box, SAM the mask. Two "
+            "regions never share a box; a region that is not found keeps no mask and says so.",
             inputs=[
-                GroundedSam.Input("grounded_sam", tooltip="From Load Grounded-SAM or Load Demo Models."),
-                io.Image.Input("image", tooltip="One image or a batch."),
-                regions_input(tooltip="What to look for, from Likelihoods."),
+                grounded_sam_input(),
+                batch_input(),
+                regions_input("What to look for, from Likelihoods: only the phrases count."),
                 io.Float.Input(
                     "threshold",
                     default=0.25,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How sure the detector must be that a box is what the words say.",
+                    tooltip="Minimum score of a box. Lower it if objects are not found; raise it if wrong ones are.",
                 ),
-                text_input("The prompt, where the regions do not bring one."),
+                text_input(),
                 io.Combo.Input(
                     "boxes_per_region",
                     options=list(BOXES),
                     default="one",
                     optional=True,
-                    tooltip="How many things a region's words may be: the best one, or all that they say better than "
-                    "another region's words do, as for “three red apples”.",
+                    tooltip="one: the best box for each region. all: every box that fits this region better than any "
+                    "other, for phrases such as 'three red apples'.",
                 ),
                 io.Float.Input(
                     "nms",
@@ -53,7 +51,8 @@ class GroundedSamMasks(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="Boxes that overlap more than this (IoU) are one thing found twice.",
+                    tooltip="Boxes that overlap more than this (IoU) count as one object. Lower it if an object is "
+                    "found twice; raise it if close objects become one.",
                 ),
                 io.Float.Input(
                     "min_area",
@@ -62,7 +61,8 @@ class GroundedSamMasks(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     optional=True,
-                    tooltip="A mask that covers less of the image than this is none.",
+                    tooltip="A mask that covers a smaller fraction of the image counts as not found. 0.001 removes "
+                    "specks.",
                 ),
             ],
             outputs=region_outputs(),
@@ -81,9 +81,12 @@ class GroundedSamMasks(io.ComfyNode):
         nms: float = 0.6,
         min_area: float = 0.0,
     ) -> io.NodeOutput:
-        boxes = chosen("boxes_per_region", boxes_per_region, BOXES)
-        how = {"box_threshold": threshold, "boxes": boxes, "nms": nms, "min_area": min_area}
-        sets = for_images(region_sets(regions, text=text, size=tuple(image.shape[1:3])), len(image))
-        with grounded_sam.at_work() as eyes:
-            found = each(len(image), lambda i: eyes.ground(image[i : i + 1], [sets[i]], **how)[0])
-        return told(found, image, cls, looked=True)
+        boxes = check_choice("boxes_per_region", boxes_per_region, BOXES)
+        options = {"box_threshold": threshold, "boxes": boxes, "nms": nms, "min_area": min_area}
+        sets = for_images(region_sets(regions, text=text, size=image_size(image)), len(image))
+        with grounded_sam.loaded() as model:
+            found = map_with_progress(len(image), lambda i: model.ground(image[i : i + 1], [sets[i]], **options)[0])
+        return region_node_output(found, image, cls, searched=True)
+
+
+NODES = [GroundedSamMasks]

@@ -1,4 +1,4 @@
-"""What images can be ranked by, besides the caption reward: published reward models, and what was found in an image."""
+"""Rewards for Rank Images besides the caption reward: published reward models, and the SAM reward."""
 
 from __future__ import annotations
 
@@ -13,41 +13,38 @@ from ..core.embedded import FOLDERS
 from ..core.errors import RealignError
 from ..rewards.registry import REWARDS, models_of
 from .host import model_folders
-from .host.hosting import PRECISIONS, Hosted, dtype_of
-from .host.sockets import GroundedSam, Llm, Reward, Tagger, chosen
-from .llm import HostedScorer, UntilSilent
-from .loaders import CATEGORY, read
+from .host.inputs import check_choice, grounded_sam_input, tagger_input
+from .host.language_models import FailFast, ManagedOfflineScorer
+from .host.managed_models import PRECISIONS, ManagedModel, dtype_of, load_shared
+from .host.sockets import Llm, Reward
+from .loaders import CATEGORY
 
 KINDS = tuple(name for name in REWARDS if len(models_of([name], offline=True)) == 1)
 """The rewards that are one model."""
-KEY, ALSO = "rewards", "blip"
-"""Where reward models lie; a retrieval BLIP-2 may lie among the other BLIP-2s."""
-PRECISE = PRECISIONS[1:]
-_CLIP_TOKENIZER = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
-"""ComfyUI's own, for files of open_clip that come without one."""
+KEY, BLIP_KEY = "rewards", "blip"
+"""The model folders of reward models; a retrieval BLIP-2 may be in the second one for Load BLIP-2."""
+REWARD_PRECISIONS = PRECISIONS[1:]
 
 
 class LoadReward(io.ComfyNode):
-    """A published reward model."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignLoadReward",
             display_name="Load Reward Model",
             category=CATEGORY,
-            description="Loads a model that scores how well an image shows what a prompt says: CLIP, NegCLIP, BLIP's "
-            "matching head (itm) or its cosine (itc), or ImageReward, which was trained on what people prefer.",
+            description="Loads a model that scores how well an image matches a prompt: CLIP, NegCLIP, BLIP's matching "
+            "head (itm) or cosine similarity (itc), or ImageReward, which was trained on human preferences.",
             inputs=[
                 io.Combo.Input(
                     "reward",
                     options=list(KINDS),
                     default=KINDS[0],
-                    tooltip="How images are judged, and by which kind of model.",
+                    tooltip="The kind of reward. The help page compares them.",
                 ),
                 io.Combo.Input(
                     "model",
-                    options=list(dict.fromkeys(name for key in (KEY, ALSO) for name in _models(key))),
+                    options=list(dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in _models(key))),
                     default=model_folders.DEMO,
                     tooltip="A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
                     "ImageReward.pt. Lists the folders with a config.json under models/rewards and models/blip, and "
@@ -55,10 +52,10 @@ class LoadReward(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(PRECISE),
-                    default=PRECISE[0],
-                    tooltip="The weights' number format; fp16 and bf16 halve the memory, and may swap images whose "
-                    "scores are close.",
+                    options=list(REWARD_PRECISIONS),
+                    default=REWARD_PRECISIONS[0],
+                    tooltip="Number format of the weights. fp16 and bf16 halve the memory and may swap images with "
+                    "close scores.",
                 ),
             ],
             outputs=[Reward.Output(display_name="reward", tooltip="For Rank Images.")],
@@ -66,77 +63,75 @@ class LoadReward(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, reward: str, model: str, precision: str) -> str:
-        return model_folders.stamp(_key(model), model)
+        return model_folders.stamp(_key_of(model), model)
 
     @classmethod
     def execute(cls, reward: str, model: str, precision: str) -> io.NodeOutput:
-        kind = chosen("reward", reward, KINDS)
-        dtype = dtype_of(chosen("precision", precision, PRECISE), halves=False)
-        return io.NodeOutput(reward_model(kind, _place(kind, model), dtype))
+        kind = check_choice("reward", reward, KINDS)
+        dtype = dtype_of(check_choice("precision", precision, REWARD_PRECISIONS), auto_half=False)
+        return io.NodeOutput(load_reward(kind, _locate(kind, model), dtype))
 
 
 def _models(key: str) -> list[str]:
     return model_folders.choices(key, "reward")
 
 
-def _key(model: str) -> str:
-    """The model folder in which a choice lies."""
-    return ALSO if model in _models(ALSO) and model not in _models(KEY) else KEY
+def _key_of(model: str) -> str:
+    """The model folder that an option of the input `model` is in."""
+    return BLIP_KEY if model in _models(BLIP_KEY) and model not in _models(KEY) else KEY
 
 
-def _place(kind: str, model: str) -> Path:
-    """The folder or file that a choice means.
+def _locate(kind: str, model: str) -> Path:
+    """The folder or file of an option of the input `model`.
 
     Raises:
-        RealignError: it is not there, or nothing that this kind could be read from.
+        RealignError: it is missing, or this kind of reward cannot be read from it.
     """
     (needed,) = models_of([kind])
     if model == model_folders.DEMO and needed not in FOLDERS:
         raise RealignError(f"There is no demo model for {kind}: choose a model of yours, or another reward.")
-    place = model_folders.locate(_key(model), model, needed)
-    if needed == "blip" and place.is_file():
+    path = model_folders.locate(_key_of(model), model, needed)
+    if needed == "blip" and path.is_file():
         raise RealignError(
             f"'{model}' is a single file, but {kind} reads folders: choose a retrieval BLIP or BLIP-2 as Hugging Face "
             "has them, e.g. blip-itm-large-coco."
         )
-    return place
+    return path
 
 
-def reward_model(kind: str, place: Path, dtype: torch.dtype = torch.float32) -> Hosted:
+def load_reward(kind: str, path: Path, dtype: torch.dtype = torch.float32) -> ManagedModel:
     """Load one of KINDS; the two of BLIP share one network."""
     from ..rewards.loading import RewardModels
 
     class SharedModels(RewardModels):
         def read(self, reader: type, model: str, **options: Any) -> Any:
-            return read(reader, self.paths[model], dtype=self.dtype, **options)
+            return load_shared(reader, self.paths[model], dtype=self.dtype, **options)
 
-    paths = dict.fromkeys(models_of([kind]), place)
-    reward = SharedModels(paths, dtype=dtype, clip_tokenizer=_CLIP_TOKENIZER).load(kind)
-    return Hosted(reward, *reward.networks())
+    paths = dict.fromkeys(models_of([kind]), path)
+    # ComfyUI's tokenizer is for open_clip's files, which come without one.
+    tokenizer = Path(comfy.model_management.__file__).with_name("sd1_tokenizer")
+    reward = SharedModels(paths, dtype=dtype, clip_tokenizer=tokenizer).load(kind)
+    return ManagedModel(reward, *reward.networks())
 
 
 class SamReward(io.ComfyNode):
-    """R_sam of the paper's first version."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignSamReward",
             display_name="SAM Reward",
             category=CATEGORY,
-            description="A reward that asks whether what is in an image belongs there: the mean likelihood of all "
-            "things that the tagger names and Grounded-SAM finds, minus 1 (-1 to 1). It does not ask whether "
-            "everything is there, nor which word goes with which thing, so give it another reward for company.",
+            description="A reward for images that show nothing out of place: the mean likelihood of all objects that "
+            "the tagger names and Grounded-SAM finds, minus 1 (-1 to 1). It does not check that everything is there or "
+            "which word goes with which object, so combine it with another reward.",
             inputs=[
-                Tagger.Input("tagger", tooltip="From Load RAM or Load Demo Models: names the things in an image."),
-                GroundedSam.Input(
-                    "grounded_sam", tooltip="From Load Grounded-SAM or Load Demo Models: says which of them are there."
-                ),
+                tagger_input(),
+                grounded_sam_input(),
                 Llm.Input(
                     "llm",
                     optional=True,
-                    tooltip="From LLM or Load Demo Models: says how likely each of them is in the prompted scene; "
-                    "without, the offline scorer.",
+                    tooltip="From LLM or Load Demo Models: says how likely each object is. Without it, the offline "
+                    "scorer does, which only knows the prompt's own words.",
                 ),
             ],
             outputs=[Reward.Output(display_name="reward", tooltip="For Rank Images.")],
@@ -144,30 +139,33 @@ class SamReward(io.ComfyNode):
 
     @classmethod
     def execute(cls, tagger, grounded_sam, llm=None) -> io.NodeOutput:
-        from ..rewards.sam import SamReward as Judge
+        from ..rewards.sam import SamReward as Reward
 
-        llm = llm or HostedScorer(None)
-        eyes = _TaggerAtWork(tagger), _GroundedSamAtWork(grounded_sam)
-        return io.NodeOutput(Hosted(Judge(*eyes, UntilSilent(llm), llm.offline)))
+        llm = llm or ManagedOfflineScorer()
+        models = _TaggerOnDemand(tagger), _GroundedSamOnDemand(grounded_sam)
+        return io.NodeOutput(ManagedModel(Reward(*models, FailFast(llm), llm.offline)))
 
 
-class _TaggerAtWork:
-    """A tagger that is on the device only while it works: a language model may need the room between the two."""
+class _TaggerOnDemand:
+    """A tagger that is on the device only while it runs: a language model may need the memory in between."""
 
-    def __init__(self, hosted: Hosted) -> None:
-        self.hosted = hosted
+    def __init__(self, managed: ManagedModel) -> None:
+        self.managed = managed
 
     def tag(self, images: torch.Tensor) -> list[Any]:
-        with self.hosted.at_work() as eyes:
-            return eyes.tag(images)
+        with self.managed.loaded() as model:
+            return model.tag(images)
 
 
-class _GroundedSamAtWork:
-    """The same of a Grounded-SAM."""
+class _GroundedSamOnDemand:
+    """The same for Grounded-SAM."""
 
-    def __init__(self, hosted: Hosted) -> None:
-        self.hosted = hosted
+    def __init__(self, managed: ManagedModel) -> None:
+        self.managed = managed
 
     def ground(self, images: torch.Tensor, region_sets: list[Any]) -> list[Any]:
-        with self.hosted.at_work() as eyes:
-            return eyes.ground(images, region_sets)
+        with self.managed.loaded() as model:
+            return model.ground(images, region_sets)
+
+
+NODES = [LoadReward, SamReward]

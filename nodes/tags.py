@@ -1,4 +1,4 @@
-"""What is in an image, by name (c_i)."""
+"""Tags: the names of the objects in an image (c_i)."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY
-from .host.hosting import in_batches
-from .host.sockets import Tagger, Tags
+from .host.inputs import batch_input, tagger_input
+from .host.interrupts import in_batches
+from .host.sockets import Tags
 
 
 class RamTags(io.ComfyNode):
-    """Tags of each image."""
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RealignRamTags",
             display_name="RAM Tags",
             category=CATEGORY,
-            description="Names the things in each image of a batch, with how sure the tagger is of them.",
+            description="Names the objects in each image of a batch, with the tagger's confidence.",
             inputs=[
-                Tagger.Input("tagger", tooltip="From Load RAM or Load Demo Models."),
-                io.Image.Input("image", tooltip="One image or a batch."),
+                tagger_input(),
+                batch_input(),
                 io.Float.Input(
                     "threshold",
                     default=0.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How sure the tagger must be of a tag; 0: the threshold that each tag was trained with.",
+                    tooltip="Minimum confidence of a tag; 0 uses the threshold that comes with each tag. Raise it if "
+                    "tags are wrong.",
                 ),
                 io.String.Input(
-                    "deny", default="", tooltip="Tags never to report, separated by commas: photo, background, …"
+                    "deny", default="", tooltip="Tags to leave out, separated by commas, e.g. photo, background."
                 ),
             ],
             outputs=[
-                Tags.Output(display_name="tags"),
+                Tags.Output(display_name="tags", tooltip="The tags of each image, for Likelihoods."),
                 io.String.Output(
-                    display_name="text", is_output_list=True, tooltip="One line an image: its tags, surest first."
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip="A line per image: its tags, most confident first, separated by commas.",
                 ),
             ],
             is_output_node=True,
@@ -47,10 +49,13 @@ class RamTags(io.ComfyNode):
     @classmethod
     def execute(cls, tagger, image: torch.Tensor, threshold: float, deny: str) -> io.NodeOutput:
         denied = deny.split(",")
-        with tagger.at_work() as eyes:
+        with tagger.loaded() as model:
             tags = in_batches(
-                len(image), lambda part, tell: eyes.tag(image[part], threshold=threshold or None, deny=denied)
+                len(image), lambda part, report: model.tag(image[part], threshold=threshold or None, deny=denied)
             )
-        shown = [", ".join(f"{tag.name} {tag.confidence:.2f}" for tag in own) or "nothing known" for own in tags]
-        texts = [", ".join(tag.name for tag in own) for own in tags]
-        return io.NodeOutput(tags, texts, ui={"text": [*shown, *eyes.notes]})
+        lines = [", ".join(f"{tag.name} {tag.confidence:.2f}" for tag in group) or "nothing known" for group in tags]
+        texts = [", ".join(tag.name for tag in group) for group in tags]
+        return io.NodeOutput(tags, texts, ui={"text": [*lines, *model.notes]})
+
+
+NODES = [RamTags]

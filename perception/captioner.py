@@ -1,4 +1,4 @@
-"""BLIP-2 as a captioner: images in, what they show in words out (t_g of eq. 4)."""
+"""BLIP-2: images → captions (t_g of eq. 4)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from ..core.images import to_pil
 
 MAX_TOKENS = 32
 MIN_TEMPERATURE = 1e-3
-"""It draws the likeliest token, as 0 does; logits divided by far less would leave the range of floats."""
+"""As good as greedy; logits divided by much less would overflow."""
 OnToken = Callable[[int, int], None]
-"""Called with (tokens written, at most) after each token of a batch; raise in it to interrupt."""
+"""Called with (tokens so far, max_tokens) after each token of a batch; raise an exception in it to interrupt."""
 
 
 class Captioner:
-    """A `Blip2ForConditionalGeneration`, its language model OPT or T5, with its tokenizer and image processor."""
+    """A `Blip2ForConditionalGeneration` with an OPT or T5 as its language model, its tokenizer and image processor."""
 
     def __init__(self, model: Blip2ForConditionalGeneration, tokenizer, processor) -> None:
         self.model, self.tokenizer, self.processor = model.eval(), tokenizer, processor
@@ -49,8 +49,8 @@ class Captioner:
     ) -> Captioner:
         """Read a Hugging Face folder of BLIP-2, e.g. `blip2-opt-2.7b` or `blip2-flan-t5-xl`.
 
-        eight_bit: hold the linear layers in 8 bits, by bitsandbytes, which cannot leave `device` any more; `dtype` is
-            that of the rest. Half precision leaves the Q-Former in fp32, as transformers does.
+        dtype: of the weights; in half precision the Q-Former stays in fp32, as transformers has it.
+        eight_bit: hold the linear layers in 8 bits (bitsandbytes), the rest in `dtype`; the model stays on `device`.
         """
         tokenizer, processor = from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder)
         if eight_bit:
@@ -70,54 +70,50 @@ class Captioner:
         seed: int = 0,
         on_token: OnToken | None = None,
     ) -> list[str]:
-        """images [B, H, W, 3] in [0, 1], or RGB pictures of any sizes → one caption an image.
+        """images [B, H, W, 3] in [0, 1], or RGB pictures of any sizes → one caption per image.
 
-        num_beams: 1 is greedy search, more is beam search. temperature: above 0 each token is drawn instead, from
-        the distribution softened (> 1) or sharpened (< 1) by it; what is drawn follows from `seed` and the batch.
+        num_beams: 1 is greedy search, more is beam search. temperature: if above 0, tokens are sampled from the
+        distribution at this temperature instead; the result depends on `seed` and the batch.
 
         Raises:
-            RealignError: one of these is out of its range (see `check_writing`).
+            RealignError: an option is out of its range (see `check_generation`).
         """
-        check_writing(max_tokens, num_beams, temperature, seed)
+        check_generation(max_tokens, num_beams, temperature, seed)
         pictures = to_pil(images) if isinstance(images, Tensor) else list(images)
-        seen = self.see(self.processor(images=pictures, return_tensors="pt").pixel_values)
-        seen = torch.cat([seen, self._start(len(seen))], dim=1)
-        drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        with _seeded(seed if temperature > 0 else None, seen.device):
+        embeds = self.encode_images(self.processor(images=pictures, return_tensors="pt").pixel_values)
+        embeds = torch.cat([embeds, self._start_token(len(embeds))], dim=1)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        with _seeded(seed if temperature > 0 else None, embeds.device):
             ids = self.model.language_model.generate(
-                inputs_embeds=seen,
-                attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
                 max_new_tokens=max_tokens,
                 num_beams=num_beams,
-                stopping_criteria=StoppingCriteriaList([_Counting(on_token, max_tokens)] if on_token else []),
-                **drawn,
+                stopping_criteria=StoppingCriteriaList([_Progress(on_token, max_tokens)] if on_token else []),
+                **sampling,
             )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def see(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] → what the language model reads of them: [B, Q, D], differentiable."""
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, S, S] → image embeds for the language model [B, Q, D], differentiable."""
         model = self.model
         pixels = pixel_values.to(model.vision_model.post_layernorm.weight)
-        looked = model.vision_model(pixel_values=pixels).last_hidden_state
-        queries = model.query_tokens.expand(len(pixels), -1, -1)  # fp32 when the rest is fp16: see `load`
-        asked = model.qformer(query_embeds=queries, encoder_hidden_states=looked.to(queries.dtype))[0]
-        return model.language_projection(asked.to(looked.dtype))
+        encoded = model.vision_model(pixel_values=pixels).last_hidden_state
+        queries = model.query_tokens.expand(len(pixels), -1, -1)  # fp32 even if the rest is fp16: see `load`
+        queried = model.qformer(query_embeds=queries, encoder_hidden_states=encoded.to(queries.dtype))[0]
+        return model.language_projection(queried.to(encoded.dtype))
 
-    def _start(self, count: int) -> Tensor:
-        """The token before the first word, as embeddings: [count, 1, D]."""
+    def _start_token(self, count: int) -> Tensor:
+        """The embedding of the token before the first word: [count, 1, D]."""
         text = self.model.config.text_config
-        names = ("bos_token_id", "decoder_start_token_id", "eos_token_id")  # a T5's folder may leave the first out
+        names = ("bos_token_id", "decoder_start_token_id", "eos_token_id")  # a T5's folder may lack the first
         start = next(token for name in names if (token := getattr(text, name, None)) is not None)
         embed = self.model.get_input_embeddings()
         return embed(torch.full((count, 1), start, device=embed.weight.device))
 
 
-def check_writing(max_tokens: int, num_beams: int, temperature: float, seed: int) -> None:
-    """Whether captions can be written so.
-
-    Raises:
-        RealignError: a value is out of its range.
-    """
+def check_generation(max_tokens: int, num_beams: int, temperature: float, seed: int) -> None:
+    """Raise a RealignError if an option of `Captioner.caption` is out of its range."""
     if max_tokens < 1:
         raise RealignError(f"max_tokens is {max_tokens}; give a whole number of at least 1.")
     if num_beams < 1:
@@ -128,8 +124,8 @@ def check_writing(max_tokens: int, num_beams: int, temperature: float, seed: int
         raise RealignError(f"seed is {seed}; give a whole number from 0 to 2^64 - 1.")
 
 
-class _Counting(StoppingCriteria):
-    """Stops nothing; tells of each token."""
+class _Progress(StoppingCriteria):
+    """Never stops; calls `on_token` after each token."""
 
     def __init__(self, on_token: OnToken, most: int) -> None:
         self.on_token, self.most, self.written = on_token, most, 0
@@ -141,10 +137,10 @@ class _Counting(StoppingCriteria):
 
 
 def _eight_bits() -> BitsAndBytesConfig:
-    """Linear layers in 8 bits, but those that are small and between number formats.
+    """Linear layers in 8 bits, except small ones between precisions.
 
     Raises:
-        RealignError: a package that it needs is not installed.
+        RealignError: a package is not installed.
     """
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
     if missing:
@@ -157,7 +153,7 @@ def _eight_bits() -> BitsAndBytesConfig:
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """PyTorch draws from `seed` inside and goes on afterwards as if nothing had been drawn; None changes nothing."""
+    """Inside, PyTorch's random numbers follow from `seed`; its state is restored afterwards. None changes nothing."""
     if seed is None:
         yield
         return

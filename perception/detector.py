@@ -1,4 +1,4 @@
-"""GroundingDINO: phrases in, boxes out."""
+"""GroundingDINO: images and phrases → boxes with scores."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from ..core.images import to_pil
 from ..core.words import content_words
 
 NMS = 0.6
-"""IoU: boxes that overlap more are one thing found twice."""
+"""Boxes with a higher IoU (intersection over union) count as one object found twice."""
 
 ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 
 
 class Candidates(NamedTuple):
-    """What the detector sees in one image: N boxes, each with a score for each of P phrases."""
+    """Boxes found in one image: N boxes, each with a score for each of P phrases."""
 
     boxes: Tensor
     """[N, 4]: x0, y0, x1, y1 as fractions of width and height."""
     scores: Tensor
-    """[N, P] in [0, 1]: the mean over the phrase's tokens; a box that is half of the phrase scores about half."""
+    """[N, P] in [0, 1]: the mean over the phrase's tokens; a box that matches half of the phrase scores about half."""
 
 
 class Detector:
@@ -56,44 +56,49 @@ class Detector:
 
         path: a Hugging Face folder, e.g. `grounding-dino-tiny`; or its authors' file, e.g.
             `groundingdino_swint_ogc.pth`, or the folder that holds it.
-        tokenizer: for such a file, the folder of bert-base-uncased's tokenizer; searched for where not given.
+        tokenizer: the folder of bert-base-uncased's tokenizer, for such a file; by default it is searched for.
         """
         file = weights_file(path)
         if file is None:
             model = from_folder(GroundingDinoForObjectDetection, path, dtype=dtype).to(device)
             return cls(model, from_folder(AutoTokenizer, path), from_folder(ImageProcessor, path))
         model = load_grounding_dino(file, dtype).to(device)
-        words = model.config.text_config.vocab_size
-        return cls(model, bert_tokenizer(file, words, tokenizer), ImageProcessor())
+        size = model.config.text_config.vocab_size
+        return cls(model, bert_tokenizer(file, size, tokenizer), ImageProcessor())
 
     @torch.inference_mode()
     def detect(self, images: Tensor, phrases: Sequence[Sequence[str]], *, nms: float = NMS) -> list[Candidates]:
-        """images [B, H, W, 3] in [0, 1] and each image's own phrases → each image's candidates, best first.
+        """images [B, H, W, 3] in [0, 1] and the phrases of each image → the candidates of each image, best first.
 
-        An image with more phrases than the model reads at once is shown to it several times.
+        An image with more phrases than the model reads at once takes several passes.
         nms: boxes with a higher IoU are one candidate; 1 keeps all.
+
+        Raises:
+            RealignError: the model's output is NaN.
         """
         pictures = to_pil(images)
-        tokens = [[self._tokens(phrase) for phrase in own] for own in phrases]
-        asked = [(i, some) for i, own in enumerate(tokens) for some in _passes(own, self._room)]
+        tokens = [[self._tokenize(phrase) for phrase in texts] for texts in phrases]
+        passes = [(i, part) for i, texts in enumerate(tokens) for part in _split_to_fit(texts, self._max_tokens)]
         found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in phrases]
-        if asked:
-            boxes, logits, spans = self._ask([pictures[i] for i, _ in asked], [tokens[i][some] for i, some in asked])
-            boxes, read = _corners(boxes), logits.sigmoid()
-            if boxes.isnan().any() or read.isnan().any():
+        if passes:
+            boxes, logits, spans = self._forward(
+                [pictures[i] for i, _ in passes], [tokens[i][part] for i, part in passes]
+            )
+            boxes, token_scores = _corners(boxes), logits.sigmoid()
+            if boxes.isnan().any() or token_scores.isnan().any():
                 raise RealignError("What the detector finds is no number (NaN): its weights are damaged; load others.")
-            for row, (i, some) in enumerate(asked):
+            for row, (i, part) in enumerate(passes):
                 scores = torch.zeros(boxes.shape[1], len(phrases[i]))  # [Q, P]: 0 for the phrases of other passes
-                own = torch.stack([read[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
-                scores[:, some] = own.nan_to_num(0.0)  # the mean over nothing: a phrase without any token is nowhere
+                means = torch.stack([token_scores[row][:, a:b].mean(-1) for a, b in spans[row]], dim=-1)
+                scores[:, part] = means.nan_to_num(0.0)  # a phrase without tokens scores 0
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
-        return [_merge(*map(torch.cat, zip(*own, strict=True)), nms) if own else nothing for own in found]
+        return [_merge(*map(torch.cat, zip(*parts, strict=True)), nms) if parts else nothing for parts in found]
 
-    def _ask(
+    def _forward(
         self, pictures: list[Image.Image], tokens: list[list[list[int]]]
     ) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Boxes [B, Q, 4] as cx, cy, w, h; each token's logits [B, Q, L]; and where each phrase's tokens are."""
+        """Boxes [B, Q, 4] as cx, cy, w, h; logits [B, Q, L] per token; (start, stop) of each phrase's tokens."""
         ids, mask, spans = self._encode(tokens)
         pixels = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
         with _OriginalLogit():
@@ -107,25 +112,22 @@ class Detector:
         return out.pred_boxes.float().cpu(), out.logits.float().cpu(), spans
 
     @property
-    def _room(self) -> int:
-        """How many tokens of phrases, each with its dot, the model reads between its start and its end token."""
+    def _max_tokens(self) -> int:
+        """Tokens of phrases and their dots that fit between the start and the end token."""
         return self.model.config.max_text_len - 2
 
-    def _tokens(self, phrase: str) -> list[int]:
-        """The phrase's own tokens, without articles; of an overlong phrase those that the model can read."""
+    def _tokenize(self, phrase: str) -> list[int]:
+        """The phrase's tokens without articles, cut to what the model can read."""
         words = " ".join(content_words(phrase)) or phrase
-        return self.tokenizer(words, add_special_tokens=False, verbose=False).input_ids[: self._room - 1]
+        return self.tokenizer(words, add_special_tokens=False, verbose=False).input_ids[: self._max_tokens - 1]
 
     def _encode(self, tokens: list[list[list[int]]]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Texts `phrase . phrase .` as ids and mask [B, L], and where in them each phrase's tokens are.
-
-        The text is put together from the phrases' own tokens, so no span has to be searched for.
-        """
+        """Ids and mask [B, L] of the texts `phrase . phrase .`, and (start, stop) of each phrase's tokens."""
         dot = self.tokenizer.convert_tokens_to_ids(".")
         rows, spans = [], []
-        for own in tokens:
+        for phrases in tokens:
             row, places = [self.tokenizer.cls_token_id], []
-            for phrase in own:
+            for phrase in phrases:
                 places.append((len(row), len(row) + len(phrase)))
                 row += [*phrase, dot]
             rows.append([*row, self.tokenizer.sep_token_id])
@@ -137,8 +139,8 @@ class Detector:
 
 
 class _OriginalLogit(TorchFunctionMode):
-    """Between two layers of the decoder, a box's sides pass through a logit. The weights were trained with one that
-    stays 1e-3 away from infinity, transformers' is 1e-5 away: thin boxes and those that fill the image differ."""
+    """Inside, `torch.special.logit` clips at 1e-3. Between decoder layers a box's sides pass through a logit; the
+    original clips it at 1e-3, transformers at 1e-5, which gives other boxes for thin or image-filling objects."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.special.logit:
@@ -146,12 +148,12 @@ class _OriginalLogit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _passes(tokens: list[list[int]], room: int) -> list[slice]:
-    """The phrases cut into runs, each as long as its tokens, with a dot each, have room."""
-    starts, used = [], room
+def _split_to_fit(tokens: list[list[int]], max_tokens: int) -> list[slice]:
+    """Slices of the phrases, each with at most `max_tokens` tokens, counting a dot per phrase."""
+    starts, used = [], max_tokens
     for i, phrase in enumerate(tokens):
         used += len(phrase) + 1
-        if used > room:
+        if used > max_tokens:
             starts.append(i)
             used = len(phrase) + 1
     return [slice(start, stop) for start, stop in pairwise([*starts, len(tokens)])]
@@ -164,33 +166,26 @@ def _corners(boxes: Tensor) -> Tensor:
 
 
 def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
-    """One candidate a thing: overlapping boxes [Q, 4] give their best scores [Q, P] to the surest of them."""
+    """One candidate per object: of overlapping boxes [Q, 4] the best stays, with the best of their scores [Q, P]."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
-    corners, merged = boxes.numpy(), scores.numpy().copy()
+    overlapping, merged = (box_iou(boxes, boxes) > nms).numpy(), scores.numpy().copy()
     kept: list[int] = []
     left = np.arange(len(boxes))
     while len(left):
         best, left = int(left[0]), left[1:]
         kept.append(best)
-        twins = _iou(corners[best], corners[left]) > nms
+        twins = overlapping[best, left]
         if twins.any():
             merged[best] = np.maximum(merged[best], merged[left[twins]].max(0))
             left = left[~twins]
     return Candidates(boxes[kept], torch.from_numpy(merged)[kept])
 
 
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`box_iou` of one box [4] with others [N, 4]."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    both = sides.clip(min=0).prod(-1)
-    areas = (others[:, 2:] - others[:, :2]).prod(-1)
-    return both / np.maximum((box[2:] - box[:2]).prod() + areas - both, 1e-9)
-
-
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes [N, 4] and [M, 4] → [N, M]."""
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = (high - low).clamp(min=0).prod(-1)
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    both = width * height
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
     return both / (area_a[:, None] + area_b - both).clamp(min=1e-9)

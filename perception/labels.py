@@ -1,4 +1,4 @@
-"""Free tags: label embeddings that replace those which a RAM or RAM++ was trained with."""
+"""Tags of one's own choice: label embeddings that replace those which a RAM or RAM++ was trained with."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..checkpoints.files import read_tensors
 from ..core.errors import RealignError
 
 ROOTS = ("label_embed", "thresholds")
-"""How the names of its tensors begin."""
+"""What the names of its tensors begin with."""
 MAX_LIST = 2**26
 """Bytes of a list of tags or thresholds."""
 THRESHOLD = 0.5
-"""The published one for tags that RAM was not trained with."""
+"""The published threshold for tags that RAM was not trained with."""
 
 
 class Labels(NamedTuple):
-    """K tags, each with N descriptions as CLIP's text encoder (ViT-B/16) sees them."""
+    """K tags, each with N descriptions embedded by CLIP's text encoder (ViT-B/16)."""
 
     tags: list[str]
     embed: Tensor
@@ -34,8 +34,9 @@ class Labels(NamedTuple):
 
 
 def read_labels(file: str | Path) -> Labels:
-    """Read `label_embed` ([K, W], [K · N, W] or [K, N, W]) and, where it is there, `thresholds` [K] from a file; the
-    tags' names stand beside it, one a line, in a text file of the same name.
+    """Read `label_embed` ([K, W], [K · N, W] or [K, N, W]) and, if present, `thresholds` [K] from a file.
+
+    The tags' names are in a .txt file of the same name beside it, one per line.
 
     Raises:
         RealignError: a file is missing or damaged, or its numbers do not belong to the names.
@@ -56,15 +57,15 @@ def read_labels(file: str | Path) -> Labels:
         raise RealignError(f"A label embedding in '{file}' holds values that are not numbers: make it again.")
     thresholds = tensors.get("thresholds", torch.full((len(tags),), THRESHOLD))
     if thresholds.shape != (len(tags),):
-        raise RealignError(f"'{file}' holds {thresholds.numel()} thresholds for {len(tags)} tags: give one a tag.")
+        raise RealignError(f"'{file}' holds {thresholds.numel()} thresholds for {len(tags)} tags: give one per tag.")
     return Labels(tags, F.normalize(embed, dim=-1), thresholds.float())
 
 
 def save_labels(file: str | Path, tags: list[str], embed: Tensor) -> None:
-    """Write what `read_labels` reads.
+    """Write the files that `read_labels` reads.
 
     Raises:
-        RealignError: the files cannot be written, or something else would be lost (see `check_place`).
+        RealignError: the files cannot be written, or would replace something else (see `check_place`).
     """
     file = check_place(file, tags)
     try:
@@ -77,11 +78,11 @@ def save_labels(file: str | Path, tags: list[str], embed: Tensor) -> None:
 
 
 def check_place(file: str | Path, tags: list[str]) -> Path:
-    """The file, where the label embeddings of these tags may be written to it, and their names beside it.
+    """The file's path, if label embeddings may be written to it and the tags to a .txt file beside it.
 
     Raises:
-        RealignError: its name does not end in .safetensors, its folder is not there, or the text file beside it holds
-            something else than the tags.
+        RealignError: its name does not end in .safetensors, its folder does not exist, or the .txt file beside it holds
+            other tags.
     """
     file = Path(file)
     if file.suffix.lower() != ".safetensors":
@@ -90,8 +91,8 @@ def check_place(file: str | Path, tags: list[str]) -> Path:
         raise RealignError(f"There is no folder '{file.parent}' for '{file.name}': make it, or give another.")
     names = file.with_suffix(".txt")
     if names.exists():
-        there = [line for line in read_lines(names, "What would be overwritten") if line]
-        if list(dict.fromkeys(there)) != tags:
+        present = [line for line in read_lines(names, "What would be overwritten") if line]
+        if list(dict.fromkeys(present)) != tags:
             raise RealignError(
                 f"'{names}' holds something else than these tags, whose place it is: move it away, or choose another "
                 f"name than '{file.name}'."
@@ -100,17 +101,17 @@ def check_place(file: str | Path, tags: list[str]) -> Path:
 
 
 def read_lines(file: Path, what: str) -> list[str]:
-    """The lines of a text file without blanks at their ends.
+    """The lines of a text file, stripped. what: the content, for the message.
 
     Raises:
-        RealignError: it cannot be read; `what` it holds is named.
+        RealignError: the file cannot be read.
     """
     try:
         if file.stat().st_size > MAX_LIST:
             raise RealignError(f"{what} cannot be read from '{file}': it has more than {MAX_LIST // 2**20} MiB.")
-        # only line feeds and carriage returns end a line, not U+0085 and others of str.splitlines
+        # StringIO splits at line feeds and carriage returns only; str.splitlines would at U+0085 and others, too
         return [line.strip() for line in io.StringIO(file.read_text(encoding="utf-8-sig").strip())]
     except (OSError, UnicodeDecodeError) as error:
         raise RealignError(
-            f"{what} cannot be read from '{file}': put a text file in UTF-8 there, with one a line."
+            f"{what} cannot be read from '{file}': put a text file in UTF-8 there, one per line."
         ) from error

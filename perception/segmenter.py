@@ -1,4 +1,4 @@
-"""SAM and SAM 2: boxes in, masks out."""
+"""SAM and SAM 2: images and boxes → masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..core.errors import RealignError
 from ..core.images import to_pil
 
 BOXES_AT_ONCE = 32
-"""So many masks are decoded together; more would only need more memory."""
+"""Masks decoded together; more would only need more memory."""
 
 ImageProcessor = pillow_processor("SamImageProcessor")
 
@@ -40,7 +40,7 @@ class Segmenter:
     ) -> Segmenter:
         """Read a SAM or a SAM 2.
 
-        path: a Hugging Face folder, e.g. `sam-vit-base` or `sam2.1-hiera-large`; or an original file of SAM, e.g.
+        path: a Hugging Face folder, e.g. `sam-vit-base` or `sam2.1-hiera-large`; or SAM's authors' file, e.g.
             `sam_vit_h_4b8939.pth`, or the folder that holds it.
         """
         file = weights_file(path)
@@ -53,18 +53,18 @@ class Segmenter:
         side = model.config.vision_config.image_size
         return cls(model, ImageProcessor(size={"longest_edge": side}, pad_size={"height": side, "width": side}))
 
-    def masks(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+    def segment(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
         """images [B, H, W, 3] in [0, 1], boxes [n_i, 4] as fractions → each image's masks [n_i, H, W], 0 or 1."""
         return [(logits > 0).float() for logits in self.logits(images, boxes)]
 
     @torch.inference_mode()
     def logits(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
-        """As `masks`, but what the model says of each pixel, which is the thing's where it is above 0.
+        """As `segment`, but logits: a pixel is the object's where its logit is above 0.
 
-        The images are encoded together; the mask of a box is decoded from its image's encoding.
+        The images are encoded together; each box's mask is decoded from its image's embedding.
         """
         height, width = images.shape[1:3]
-        wanted = [i for i, own in enumerate(boxes) if len(own)]
+        wanted = [i for i, of_image in enumerate(boxes) if len(of_image)]
         out = [torch.zeros(0, height, width) for _ in boxes]
         if not wanted:
             return out
@@ -74,18 +74,18 @@ class Segmenter:
         scale = torch.tensor([inside[1], inside[0]] * 2)
         for row, i in enumerate(wanted):
             parts = []
-            for some in (boxes[i] * scale).split(BOXES_AT_ONCE):
+            for chunk in (boxes[i] * scale).split(BOXES_AT_ONCE):
                 coarse = self.model(
                     image_embeddings=self._row(encoded, row),
-                    input_boxes=some[None].to(pixels),  # [1, n, 4]
+                    input_boxes=chunk[None].to(pixels),  # [1, n, 4]
                     multimask_output=False,
                 ).pred_masks[0, :, :1]  # [n, 1, h, w]
-                parts.append(self._enlarged(coarse.float(), pixels.shape[-2:], inside, (height, width))[:, 0].cpu())
+                parts.append(self._upscale(coarse.float(), pixels.shape[-2:], inside, (height, width))[:, 0].cpu())
             out[i] = torch.cat(parts)
         return out
 
     def _pixels(self, pictures: list[Image.Image]) -> tuple[Tensor, tuple[int, int]]:
-        """What the model sees [B, 3, S, S], and the height and width that the image has in it."""
+        """Pixels [B, 3, S, S] for the model, and the height and width of the image inside them, without padding."""
         inputs = self.processor(images=pictures, return_tensors="pt")
         height, width = inputs["reshaped_input_sizes"][0].tolist()
         return inputs["pixel_values"].to(self.model.device, self.model.dtype), (height, width)
@@ -93,16 +93,16 @@ class Segmenter:
     def _row(self, encoded: Tensor, row: int) -> Tensor:
         return encoded[row : row + 1]
 
-    def _enlarged(self, coarse: Tensor, seen: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Logits [n, 1, h, w] of the padded square that was seen → [n, 1, H, W] of the image."""
-        padded = F.interpolate(coarse, seen, mode="bilinear")
-        return F.interpolate(padded[..., : inside[0], : inside[1]], size, mode="bilinear")
+    def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Logits [n, 1, h, w] of the padded square → [n, 1, H, W] of the image."""
+        square = F.interpolate(coarse, padded, mode="bilinear")
+        return F.interpolate(square[..., : inside[0], : inside[1]], size, mode="bilinear")
 
 
 class Sam2Segmenter(Segmenter):
-    """A `Sam2Model`, which sees the image stretched to a square.
+    """A `Sam2Model`; the image is stretched to a square.
 
-    transformers' image processor for it needs torchvision; two lines of torch do the same.
+    transformers' image processor for it needs torchvision; `_pixels` does the same without.
     """
 
     def __init__(self, model) -> None:
@@ -119,12 +119,12 @@ class Sam2Segmenter(Segmenter):
     def _row(self, encoded: list[Tensor], row: int) -> list[Tensor]:
         return [level[row : row + 1] for level in encoded]
 
-    def _enlarged(self, coarse: Tensor, seen: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return F.interpolate(coarse, size, mode="bilinear")
 
 
 def _model_type(folder: str | Path) -> str:
-    """What a folder's `config.json` says it holds; nothing where it says nothing."""
+    """The `model_type` in a folder's `config.json`; empty if there is none."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

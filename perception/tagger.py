@@ -1,4 +1,4 @@
-"""RAM or RAM++ as a tagger: images in, the names of what they show out (c_i)."""
+"""RAM and RAM++: images → tags, the names of what they show (c_i)."""
 
 from __future__ import annotations
 
@@ -9,45 +9,36 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from ..checkpoints.files import weights_file
-from ..checkpoints.filling import empty_weights, fill
-from ..checkpoints.folder_checks import check_folder
-from ..checkpoints.folders import existing_folder
-from ..checkpoints.names import check_window
-from ..checkpoints.networks.ram import Ram, RamConfig, RamPlus
+from ..checkpoints.networks.ram import Ram, RamPlus
 from ..checkpoints.ram import load_ram
-from ..checkpoints.values import plain
-from ..core.errors import RealignError, first_line
+from ..core.errors import RealignError
 from ..core.images import to_pil
 from .labels import Labels, read_labels, read_lines
 
 TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
-"""What stands beside the weights; the published ones are in `ram/data` of github.com/xinyu1205/recognize-anything."""
+"""Files beside the weights; published in `ram/data` of github.com/xinyu1205/recognize-anything."""
 THRESHOLD = 0.68
-"""The published one for tags without their own."""
-_OWN = "model.safetensors"
+"""The published threshold for tags without one."""
 
 
 class Tag(NamedTuple):
-    """A tag and how sure the tagger is of it, in [0, 1]."""
+    """A tag and its confidence in [0, 1]."""
 
     name: str
     confidence: float
 
 
 class Tagger:
-    """A `Ram` or `RamPlus` with its list of tags and its threshold for each."""
+    """A `Ram` or `RamPlus` with its tags and a threshold per tag."""
 
     def __init__(self, model: Ram, tags: list[str], thresholds: Tensor, notes: tuple[str, ...] = ()) -> None:
         self.model, self.tags, self.thresholds = model.eval(), tags, thresholds
         self.notes = notes
-        """What a user should know of how it was loaded."""
+        """Messages for the user about how it was loaded."""
 
     @classmethod
     def load(
@@ -58,36 +49,29 @@ class Tagger:
         *,
         labels: str | Path | None = None,
     ) -> Tagger:
-        """Read a tagger and, from beside its weights, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`.
+        """Read a tagger and, beside its weights, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`.
 
         path: a published file (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`), a folder that holds one, or a
             folder with our `config.json` and `model.safetensors`.
-        labels: a file of label embeddings (`labels.read_labels`) whose tags replace the model's own.
+        labels: a file of label embeddings whose tags replace the model's own; see `labels.read_labels`.
 
         Raises:
             RealignError: a file is missing, damaged, or does not belong to the others.
         """
-        file = weights_file(path)
-        folder = existing_folder(path) if file is None else file.parent
-        own = all((folder / name).is_file() for name in ("config.json", _OWN))
-        if own and (file is None or file.name == _OWN):
-            model = _from_folder(folder, dtype)
-        elif file is None:
-            raise RealignError(f"The folder '{folder}' holds no file of weights: put a RAM's or RAM++'s there.")
-        else:
-            model = load_ram(file, dtype)
+        model = load_ram(path, dtype)
         if labels is not None:
-            chosen = read_labels(labels)
-            _replace_labels(model, chosen, labels)
-            return cls(model.to(device), chosen.tags, chosen.thresholds)
-        tags, thresholds, notes = _lists(folder, len(model.label_embed))
+            replacement = read_labels(labels)
+            _replace_labels(model, replacement, labels)
+            return cls(model.to(device), replacement.tags, replacement.thresholds)
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        tags, thresholds, notes = _read_lists(folder, len(model.label_embed))
         return cls(model.to(device), tags, thresholds, notes)
 
     def tag(self, images: Tensor, *, threshold: float | None = None, deny: Collection[str] = ()) -> list[list[Tag]]:
-        """images [B, H, W, 3] in [0, 1] → the tags of each, surest first; an empty list where none is found.
+        """images [B, H, W, 3] in [0, 1] → each image's tags, the most confident first; perhaps none.
 
-        threshold: one for all tags, in [0, 1]; by default each tag's own. deny: tags never reported, in
-            capitals or not.
+        threshold: one for all tags, in [0, 1]; by default each tag has its own. deny: tags never to report; case does
+            not matter.
 
         Raises:
             RealignError: the threshold is out of its range.
@@ -112,32 +96,14 @@ class Tagger:
         return self.model(pixels.to(weight.device, weight.dtype)).float().cpu()
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Ram:
-    """Our own layout: `config.json` with `RamConfig`'s fields and `model.safetensors`."""
-    try:
-        config = RamConfig(**check_folder(folder))
-        check_window(config.window_size)
-        with empty_weights():
-            model = Ram(config)
-        tensors = load_file(folder / _OWN)
-    except RealignError:
-        raise
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise RealignError(
-            f"The files in '{folder}' are damaged or not a RAM ({first_line(error)}): copy or download them again."
-        ) from error
-    fill(model, plain(tensors, folder / _OWN), folder / _OWN, "a RAM tagger", dtype)
-    return model
-
-
 def check_threshold(threshold: float | None) -> None:
-    """Raise a RealignError where a threshold for all tags is out of its range."""
-    if threshold is not None and not 0 <= threshold <= 1:  # also NaN
+    """Raise a RealignError if a threshold for all tags is out of its range."""
+    if threshold is not None and not 0 <= threshold <= 1:  # also for NaN
         raise RealignError(f"The tags' threshold is {threshold}; give a number from 0 to 1.")
 
 
-def _lists(folder: Path, count: int) -> tuple[list[str], Tensor, tuple[str, ...]]:
-    """The names and thresholds of `count` tags from the folder, and what to tell where there are no thresholds."""
+def _read_lists(folder: Path, count: int) -> tuple[list[str], Tensor, tuple[str, ...]]:
+    """The names and thresholds of `count` tags from the folder, and a note if it has no thresholds."""
     if not (folder / TAG_LIST).is_file():
         raise RealignError(
             f"The names of the tagger's {count} tags are missing: put {TAG_LIST} (from ram/data of the repository "
@@ -174,14 +140,15 @@ def _replace_labels(model: Ram, labels: Labels, file: str | Path) -> None:
     many = isinstance(model, RamPlus)
     if descriptions > 1 and not many:
         raise RealignError(
-            f"'{file}' holds {descriptions} descriptions a tag, which only a RAM++ can read: give one embedding a tag."
+            f"'{file}' holds {descriptions} descriptions per tag, which only a RAM++ can read: give one embedding per "
+            "tag."
         )
     embed = labels.embed if many else labels.embed[:, 0]
     model.label_embed = nn.Parameter(embed.to(model.label_embed), requires_grad=False)
 
 
 def _pixels(picture: Image.Image, size: int) -> Tensor:
-    """[3, size, size], ImageNet's mean and spread; stretched, not cropped, and bilinear, as RAM was trained."""
+    """[3, size, size], normalised with ImageNet's statistics; stretched bilinearly, not cropped, as in training."""
     array = np.asarray(picture.resize((size, size), Image.BILINEAR), np.float32) / 255
     array = (array - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     return torch.from_numpy(array).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""f_enc of eq. 4: the text tower of BLIP-2's Q-Former."""
+"""BLIP-2's text tower: texts → vectors whose cosine says how alike two texts are (f_enc of eq. 4)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """N texts → unit vectors [N, D], float32: the projected [CLS] position."""
+        """N texts → unit vectors [N, D], float32, from the [CLS] position."""
         limit = self.model.config.qformer_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
         tokens = tokens.to(self.model.device)
@@ -36,10 +36,10 @@ class TextEncoder:
         return torch.nn.functional.normalize(out.text_embeds[:, 0].float(), dim=-1)
 
     def embed_vectors(self, words: Tensor, mask: Tensor) -> Tensor:
-        """The same of texts given as word embeddings [N, L, E], differentiable in them: [N, D].
+        """As `embed`, but from word embeddings [N, L, E] and differentiable in them → [N, D].
 
         mask: [N, L], 1 for each text's words, then 0 for padding. The end token comes right after the last word, as in
-        a tokenized text, so a text's vector does not depend on what it is padded to.
+        a tokenized text, so a text's vector does not depend on its padding.
         """
         model, tokenizer = self.model, self.tokenizer
         table, places = model.embeddings.word_embeddings, model.embeddings.position_embeddings
@@ -49,6 +49,6 @@ class TextEncoder:
         words = torch.cat([first, words.to(first.dtype), last], dim=1)
         place, end = torch.arange(words.shape[1], device=mask.device), mask.sum(1, keepdim=True) + 1  # [L + 2], [N, 1]
         words = torch.where((place == end)[..., None], last, words) + places.weight[: words.shape[1]]
-        read = (place <= end).to(mask.dtype)
-        out = model.qformer(query_embeds=words, query_length=0, attention_mask=read)[0]
+        attention_mask = (place <= end).to(mask.dtype)
+        out = model.qformer(query_embeds=words, query_length=0, attention_mask=attention_mask)[0]
         return torch.nn.functional.normalize(model.text_projection(out[:, 0]).float(), dim=-1)

@@ -24,7 +24,7 @@ from ..language.binding import bind_tags
 from ..language.model import LanguageModel
 from ..language.offline_scorer import OfflineScorer
 from ..perception.detector import NMS
-from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_settings
+from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_grounding
 from ..perception.tagger import Tagger, check_threshold
 from ..rewards.caption import CaptionReward
 from ..rewards.gate import passes_gate, replaces
@@ -83,7 +83,7 @@ class RealignSettings:
         Raises:
             RealignError: a value is out of its range.
         """
-        check_settings(**self.grounding)
+        check_grounding(**self.grounding)
         if self.gate is not None and not math.isfinite(self.gate):
             raise RealignError(f"gate is {self.gate}; give a number from -1 to 1, or none.")
         check_threshold(self.tag_threshold)

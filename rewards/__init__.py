@@ -1,1 +1,1 @@
-"""What the method judges with: each reward is a batched function of images and prompts."""
+"""Rewards: each scores images by their prompts, in batches."""

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from ..checkpoints.files import read_tensors, weights_file
-from ..checkpoints.filling import wrong_file
 from ..checkpoints.folders import existing_folder, from_folder
+from ..checkpoints.kinds import wrong_file
 from ..core.errors import RealignError
 from .preprocessing import Preprocessing
 from .reward import Judgement, Reward, check_pairs

@@ -1,8 +1,8 @@
 """Several rewards as one number: a weighted sum whose weights may change while training goes on.
 
-A term is written `clip`, `clip=0.5`, or `clip=0.8..0.2`, whose weight goes from 0.8 at the beginning to 0.2 at the end.
-When which reward should count is open in the paper; a schedule over the training's steps, or over the noise levels of
-a rollout, asks it.
+A term is written `clip`, `clip=0.5` or `clip=0.8..0.2`; the last one's weight goes from 0.8 at the start to 0.2 at the
+end. The paper leaves open when which reward should count: the schedule may follow the training steps or the timesteps
+of a rollout.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Term(NamedTuple):
-    """A reward's name and its weight at the beginning and at the end."""
+    """A reward's name, and its weight at the start and at the end."""
 
     name: str
     start: float = 1.0
     end: float = 1.0
 
     def weight(self, progress: float) -> float:
-        """The weight at `progress` in [0, 1], on the line between the two."""
+        """The weight at `progress` in [0, 1], linear between the two."""
         return self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0)
 
 
@@ -33,7 +33,7 @@ def parse_terms(text: str) -> tuple[Term, ...]:
     """The terms of a text such as `caption, clip=0.8..0.2`.
 
     Raises:
-        RealignError: there is none, one is not of this form, or a reward is named twice.
+        RealignError: there is no term, one cannot be read, or a reward is named twice.
     """
     if not text.strip():
         raise RealignError("reward is empty: name at least one, such as caption.")
@@ -46,7 +46,7 @@ def parse_terms(text: str) -> tuple[Term, ...]:
 
 
 def weighted_sum(terms: Sequence[Term], scores: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
-    """Σ w·R over the terms, at `progress` in [0, 1]: scores [B] a reward → [B]; gradient goes through."""
+    """Σ w·R over the terms, at `progress` in [0, 1]: scores [B] per reward → [B]; keeps the gradient."""
     return sum(term.weight(progress) * scores[term.name] for term in terms)
 
 

@@ -1,4 +1,4 @@
-"""Images into what a network sees, as the model's own processor does it, but by torch: gradient reaches the pixels."""
+"""Images to a network's input, as the model's image processor does it, but in torch, so that pixels get a gradient."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor
 from ..core.images import resize
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of each colour, in [0, 1]: what CLIP, BLIP and most models after them were trained with."""
+"""Per colour channel, in [0, 1]: CLIP, BLIP and most models after them were trained with these."""
 _FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers for them."""
+"""By Pillow's numbers."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, crop the middle, normalise.
 
-    Processors of transformers and torchvision scale 8-bit pictures and round and clip after each direction; here
-    nothing is rounded, and what is clipped keeps its gradient. So a value may differ by 2/255, and by 6/255 at sharp
-    edges of black or white that are enlarged. Where an odd number of pixels is cut off, torchvision's crop may lie one
-    pixel farther.
+    The processors of transformers and torchvision resize 8-bit images, and round and clip after each direction. Here
+    nothing is rounded, and clipped values keep their gradient. So values differ by up to 2/255, and by 6/255 at
+    enlarged sharp edges of black or white. Where an odd number of pixels is cropped, torchvision's crop may be off by
+    one pixel.
     """
 
     size: tuple[int, int] | int
-    """Height and width to resize to; one number is that of the shorter side, and the other keeps its ratio."""
+    """Height and width to resize to. One number is the length of the shorter side; the aspect ratio is kept."""
     crop: tuple[int, int] | None = None
-    """Height and width of the middle that is kept; None keeps all."""
+    """Height and width of the centre crop; None keeps all."""
     mean: Sequence[float] = OPENAI_MEAN
     std: Sequence[float] = OPENAI_STD
     filter: str = "bicubic"
 
     @classmethod
     def of(cls, processor: Any) -> Preprocessing:
-        """What an image processor of transformers for CLIP or BLIP does."""
+        """The same steps as an image processor of transformers for CLIP or BLIP."""
         size, crop = processor.size, getattr(processor, "crop_size", None)
         edge = size.get("shortest_edge")
         cropped = getattr(processor, "do_center_crop", None) and crop
@@ -50,9 +50,9 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """images [B, H, W, 3] → normalised pixels [B, 3, h, w], float32, differentiable.
+        """Images [B, H, W, 3] → normalised pixels [B, 3, h, w], float32, differentiable.
 
-        Values beyond [0, 1] count as 0 or 1, and have a gradient all the same.
+        Values outside [0, 1] count as 0 or 1, but keep their gradient.
         """
         x = images.permute(0, 3, 1, 2).float()
         size = self._resized(*x.shape[-2:])

@@ -1,7 +1,7 @@
-"""Assemble reward-ranked learning's order (FineRewards, arXiv 2305.19599 v1): each reward ranks for itself.
+"""Rank images by several rewards (assemble reward-ranked learning, FineRewards, arXiv 2305.19599 v1).
 
-Rewards have different ranges, so their values are not added; their ranks are. Rank 1 is the highest reward, equal
-rewards share the mean of their ranks, and the image with the smallest sum of ranks is the best.
+Rewards have different ranges, so their ranks are added, not their values. Rank 1 is the highest reward, equal rewards
+share the mean of their ranks, and the image with the smallest sum of ranks is the best.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ..core.errors import RealignError
 def ranks(scores: Tensor) -> Tensor:
     """Scores [..., N] → ranks [..., N] along the last dimension, float64; 1 is the highest, ties are averaged.
 
-    A score that is no number ranks below all others.
+    NaN ranks below all others.
     """
     values = np.nan_to_num(scores.detach().double().cpu().numpy(), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     return torch.from_numpy(rankdata(-values, method="average", axis=-1)).view(scores.shape)
 
 
 def rank_sum(rewards: Sequence[Tensor]) -> Tensor:
-    """The sum of each image's ranks: one [..., N] a reward → [..., N], float64; the smallest is the best.
+    """The sum of each image's ranks: scores [..., N] per reward → [..., N], float64; the smallest is the best.
 
     Raises:
-        RealignError: there is no reward, or they judged different numbers of images.
+        RealignError: there is no reward, or the numbers of images differ.
     """
     if not rewards:
         raise RealignError("There is no reward to rank by: give at least one.")
@@ -41,8 +41,8 @@ def rank_sum(rewards: Sequence[Tensor]) -> Tensor:
 
 
 def best_first(rewards: Sequence[Tensor]) -> Tensor:
-    """The indices of N images, best first, by the sum of ranks: one [..., N] a reward → [..., N], int64.
+    """The indices of N images, best first, by the sum of ranks: scores [..., N] per reward → [..., N], int64.
 
-    Of images with equal sums the one that stands first comes first.
+    Images with equal sums keep their order.
     """
     return rank_sum(rewards).argsort(dim=-1, stable=True)

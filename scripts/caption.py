@@ -56,10 +56,10 @@ def main() -> None:
 def run(options: argparse.Namespace) -> int:
     """Caption what has no caption yet; returns how many images could not be read."""
     from ..cli.hardware import chosen
-    from ..perception.captioner import Captioner, check_writing
+    from ..perception.captioner import Captioner, check_generation
 
     writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
-    check_writing(**writing)
+    check_generation(**writing)
     found = images_in(options.folder, options.recursive)
     todo = [file for file in found if options.overwrite or not text_of(file).exists()]
     print(f"{len(found)} images, {len(found) - len(todo)} of them with a caption.")

@@ -51,7 +51,7 @@ def three_steps(tmp_path_factory):
 
 
 @pytest.fixture
-def heeded_signals():
+def default_signals():
     """For tests that send signals: a shell has what it runs in the background ignore Ctrl-C, and nohup a closed
     terminal, and a process inherits that."""
     defaults = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}

@@ -126,6 +126,6 @@ def test_the_tag_threshold_decides_which_tags_become_regions(models, alone):
 def test_a_pixel_is_in_a_mask_where_the_segmenter_finds_it_likelier_than_not(models, alone):
     segmenter, image = models.grounded_sam.segmenter, alone[0].before.image[None]
     boxes = [torch.tensor([[0.1, 0.1, 0.6, 0.6], [0.3, 0.2, 1.0, 0.9]])]
-    (logits,), (masks,) = segmenter.logits(image, boxes), segmenter.masks(image, boxes)
+    (logits,), (masks,) = segmenter.logits(image, boxes), segmenter.segment(image, boxes)
     assert torch.equal(masks, (logits.sigmoid() > 0.5).float())
     assert ((logits > 0) & (logits < 1)).any()

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from realigndiff.benchmarks.published import layouts as published_layouts
-from realigndiff.checkpoints import folder_checks, pickles, unpickling, values
+from realigndiff.checkpoints import folder_checks, pickle_scan, unpickling, values
 from realigndiff.checkpoints.files import read_tensors, weights_file
 from realigndiff.checkpoints.sam import load_sam
 from realigndiff.core.embedded import WEIGHTS
@@ -59,7 +59,7 @@ def test_tuples_that_double_with_each_instruction_are_refused(tmp_path):
 
 
 def test_a_pickle_of_too_many_instructions_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(pickle_scan, "MAX_INSTRUCTIONS", 1000)
     with pytest.raises(RealignError, match="a pickle of more than 1,000 instructions"):
         read_tensors(saved(tmp_path, {**TENSORS, "numbers": list(range(1000))}))
 
@@ -290,7 +290,7 @@ def test_an_error_without_text_is_named_by_its_class(message, tmp_path, monkeypa
     def fail(*_, **__):
         raise OSError(message)
 
-    monkeypatch.setattr("realigndiff.perception.tagger.load_file", fail)
+    monkeypatch.setattr("realigndiff.checkpoints.ram.load_file", fail)
     with pytest.raises(RealignError, match=r"damaged or not a RAM \(OSError\)"):
         Tagger.load(WEIGHTS / "ram")
 
@@ -304,5 +304,5 @@ def test_a_file_of_weights_is_known_by_its_ending_in_capitals_or_not(name, tmp_p
 
 def test_the_limits_of_the_checks_are_those_of_the_docs():
     text = (WEIGHTS.parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    for limit in (values.MAX_TENSORS, folder_checks.MAX_LAYERS, pickles.MAX_INSTRUCTIONS, pickles.MAX_TUPLE):
+    for limit in (values.MAX_TENSORS, folder_checks.MAX_LAYERS, pickle_scan.MAX_INSTRUCTIONS, pickle_scan.MAX_TUPLE):
         assert f"{limit:,}" in text

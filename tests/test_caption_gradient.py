@@ -7,7 +7,7 @@ import pytest
 import torch
 from realigndiff.core.errors import RealignError
 from realigndiff.rewards.caption_gradient import PromptLikelihood, ScoreFunction, StraightThrough
-from realigndiff.rewards.caption_likelihood import Captions, Speech
+from realigndiff.rewards.caption_likelihood import CaptionLikelihood, Captions
 from realigndiff.tests.close import NETWORK, assert_close
 
 PROMPTS = ["a red circle and a blue square", "a green ring"]
@@ -18,26 +18,26 @@ class TwoTokens:
 
     words = ("A", "B")
 
-    def see(self, images):
+    def encode_images(self, images):
         return images.flatten(1).mean(1)[:, None, None]  # [B, 1, 1]
 
-    def log_p(self, seen, first=None):
+    def log_p(self, image_embeds, first=None):
         tilt = 0.0 if first is None else 0.7 * (2 * first.float() - 1)
-        odds = 1.5 * seen[:, 0, 0] - 0.4 + tilt
+        odds = 1.5 * image_embeds[:, 0, 0] - 0.4 + tilt
         return torch.stack([-odds, odds], -1).log_softmax(-1)  # [N, 2]
 
     @torch.no_grad()
-    def sample(self, seen, count=1):
-        seen = seen.repeat_interleave(count, 0)
-        one = torch.multinomial(self.log_p(seen).exp(), 1)[:, 0]
-        two = torch.multinomial(self.log_p(seen, one).exp(), 1)[:, 0]
+    def sample(self, image_embeds, count=1):
+        image_embeds = image_embeds.repeat_interleave(count, 0)
+        one = torch.multinomial(self.log_p(image_embeds).exp(), 1)[:, 0]
+        two = torch.multinomial(self.log_p(image_embeds, one).exp(), 1)[:, 0]
         ids = torch.stack([torch.zeros_like(one), one, two], 1)
         return Captions(ids, torch.ones_like(ids))
 
-    def log_prob(self, seen, captions):
+    def log_prob(self, image_embeds, captions):
         one, two = captions.ids[:, 1], captions.ids[:, 2]
-        first = self.log_p(seen).gather(1, one[:, None])
-        return torch.cat([first, self.log_p(seen, one).gather(1, two[:, None])], 1)
+        first = self.log_p(image_embeds).gather(1, one[:, None])
+        return torch.cat([first, self.log_p(image_embeds, one).gather(1, two[:, None])], 1)
 
     def decode(self, captions):
         return [self.words[one] + self.words[two] for _, one, two in captions.ids.tolist()]
@@ -53,7 +53,7 @@ def exact_gradient(image):
     total = 0.0
     for one, two in itertools.product((0, 1), repeat=2):
         ids = torch.tensor([[0, one, two]])
-        p = toy.log_prob(toy.see(image), Captions(ids, torch.ones_like(ids))).sum().exp()
+        p = toy.log_prob(toy.encode_images(image), Captions(ids, torch.ones_like(ids))).sum().exp()
         total = total + p * reward([toy.words[one] + toy.words[two]], [""])[0]
     return torch.autograd.grad(total, image)[0]
 
@@ -85,8 +85,8 @@ def test_one_caption_alone_cannot_be_compared():
 
 
 @pytest.fixture(scope="module")
-def speech(models):
-    return Speech(models.reward.captioner)
+def likelihood(models):
+    return CaptionLikelihood(models.reward.captioner)
 
 
 @pytest.fixture(scope="module")
@@ -107,46 +107,46 @@ def mixed_up(models):
     return models.sampler.sample(prompts, models.sampler.noise(range(12)), sampling).clone(), prompts
 
 
-def estimators(models, speech):
+def estimators(models, likelihood):
     similarity = models.reward.similarity
     return {
-        "score_function": ScoreFunction(speech, similarity, 8),
-        "prompt_likelihood": PromptLikelihood(speech),
-        "straight_through": StraightThrough(speech, models.reward.text_encoder, similarity),
+        "score_function": ScoreFunction(likelihood, similarity, 8),
+        "prompt_likelihood": PromptLikelihood(likelihood),
+        "straight_through": StraightThrough(likelihood, models.reward.text_encoder, similarity),
     }
 
 
-def test_greedy_speech_is_what_the_captioner_says(models, speech, images):
-    said = speech.decode(speech.sample(speech.see(images), greedy=True))
+def test_a_greedy_caption_is_what_the_captioner_says(models, likelihood, images):
+    said = likelihood.decode(likelihood.sample(likelihood.encode_images(images), greedy=True))
     assert said == models.reward.captioner.caption(images)
 
 
-def test_the_likelihoods_of_sampled_captions_are_those_they_were_drawn_with(speech, images):
+def test_the_likelihoods_of_sampled_captions_are_those_they_were_drawn_with(likelihood, images):
     """Log-likelihoods under teacher forcing agree with those of the words one by one."""
-    seen = speech.see(images)
-    captions = speech.sample(seen)
-    log_p = speech.log_prob(seen, captions)
-    p = speech.probabilities(seen, captions).gather(2, captions.ids[:, 1:, None])[..., 0]
+    image_embeds = likelihood.encode_images(images)
+    captions = likelihood.sample(image_embeds)
+    log_p = likelihood.log_prob(image_embeds, captions)
+    p = likelihood.probabilities(image_embeds, captions).gather(2, captions.ids[:, 1:, None])[..., 0]
     assert_close(log_p.exp() * captions.mask[:, 1:], p * captions.mask[:, 1:], NETWORK)
     assert (log_p[captions.mask[:, 1:] == 0] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["score_function", "prompt_likelihood", "straight_through"])
 class TestOnTheDemoCaptioner:
-    def test_gradients_reach_the_images_and_no_weight(self, models, speech, mixed_up, name):
+    def test_gradients_reach_the_images_and_no_weight(self, models, likelihood, mixed_up, name):
         torch.manual_seed(0)
-        seen = mixed_up[0].clone().requires_grad_()
-        estimators(models, speech)[name](seen, mixed_up[1]).sum().backward()
-        assert seen.grad.isfinite().all()
-        assert seen.grad.abs().max() > 0
-        weights = [*speech.model.parameters(), *models.reward.text_encoder.model.parameters()]
+        image_embeds = mixed_up[0].clone().requires_grad_()
+        estimators(models, likelihood)[name](image_embeds, mixed_up[1]).sum().backward()
+        assert image_embeds.grad.isfinite().all()
+        assert image_embeds.grad.abs().max() > 0
+        weights = [*likelihood.model.parameters(), *models.reward.text_encoder.model.parameters()]
         assert all(weight.grad is None for weight in weights)
 
-    def test_following_the_gradient_raises_the_reward_of_a_fixed_batch(self, models, speech, mixed_up, name):
+    def test_following_the_gradient_raises_the_reward_of_a_fixed_batch(self, models, likelihood, mixed_up, name):
         """25 steps on the pixels; the reward is the true one, of freely generated captions."""
         torch.manual_seed(0)
         images, prompts = mixed_up
-        estimate = estimators(models, speech)[name]
+        estimate = estimators(models, likelihood)[name]
         x = images.clone().requires_grad_()
         optimizer = torch.optim.Adam([x], lr=0.005)
         for _ in range(25):
@@ -157,20 +157,20 @@ class TestOnTheDemoCaptioner:
         assert after > before + 0.01
 
 
-def test_straight_through_is_worth_the_true_reward(models, speech, images):
-    estimate = StraightThrough(speech, models.reward.text_encoder, models.reward.similarity)
+def test_straight_through_is_worth_the_true_reward(models, likelihood, images):
+    estimate = StraightThrough(likelihood, models.reward.text_encoder, models.reward.similarity)
     assert_close(estimate(images, PROMPTS), models.reward(images, PROMPTS).clone(), NETWORK)
 
 
-def test_a_prompt_is_as_likely_in_either_order(speech, images):
+def test_a_prompt_is_as_likely_in_either_order(likelihood, images):
     turned = ["a blue square and a red circle", "a green ring"]
-    likely = PromptLikelihood(speech)
+    likely = PromptLikelihood(likelihood)
     assert_close(likely(images, PROMPTS), likely(images, turned), NETWORK)
 
 
-def test_a_list_of_the_same_thing_has_one_order(speech, images):
+def test_a_list_of_the_same_thing_has_one_order(likelihood, images):
     twice = "a red circle and a red circle"
-    captions = speech.encode([twice], images.device)
+    captions = likelihood.encode([twice], images.device)
     with torch.no_grad():
-        log_p = speech.log_prob(speech.see(images[:1]), captions).sum() / captions.mask[:, 1:].sum()
-        assert_close(PromptLikelihood(speech)(images[:1], [twice])[0], log_p, NETWORK)
+        log_p = likelihood.log_prob(likelihood.encode_images(images[:1]), captions).sum() / captions.mask[:, 1:].sum()
+        assert_close(PromptLikelihood(likelihood)(images[:1], [twice])[0], log_p, NETWORK)

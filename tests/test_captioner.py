@@ -102,8 +102,8 @@ def test_half_precision_sees_nearly_the_same(models, dtype):
         assert reduced.model.qformer.layernorm.weight.dtype == torch.float32
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        exact = whole.see(pixels)
-        assert (reduced.see(pixels).float() - exact).norm() / exact.norm() < 0.05
+        exact = whole.encode_images(pixels)
+        assert (reduced.encode_images(pixels).float() - exact).norm() / exact.norm() < 0.05
     assert len(reduced.caption(IMAGES)) == 3
 
 
@@ -139,17 +139,17 @@ def test_each_token_is_told_and_may_interrupt(folder):
     class Interrupt(Exception):
         pass
 
-    told = []
+    progress = []
 
     def on_token(done, most):
-        told.append((done, most))
+        progress.append((done, most))
         if done == 2:
             raise Interrupt
 
     captioner = Captioner.load(folder)
     with pytest.raises(Interrupt):
         captioner.caption(IMAGES, max_tokens=6, on_token=on_token)
-    assert told == [(1, 6), (2, 6)]
+    assert progress == [(1, 6), (2, 6)]
 
 
 def test_eight_bits_are_read_or_what_is_missing_is_named(folder, monkeypatch):

@@ -59,3 +59,12 @@ def test_a_checkpoint_of_the_other_script_is_refused(tmp_path):
         check_fixed_settings(tmp_path, of_refl, of_arl)
     with pytest.raises(RealignError, match=r"is of arl_train.py: give another output"):
         check_fixed_settings(tmp_path, of_arl, of_refl)
+
+
+@pytest.mark.parametrize("was", [{"alpha": 8.0}, {"last_gradient_step": 4}, {"max_grad_norm": 0.5}])
+def test_a_run_whose_weights_follow_from_a_setting_that_is_gone_is_refused(was, tmp_path):
+    now = dict.fromkeys(FIXED, 1) | {"rank": 16, "rollout_steps": 6}
+    as_fixed = {"alpha": 16.0, "last_gradient_step": 5, "max_grad_norm": 1.0, "keep_last": 9, "strict": True}
+    check_fixed_settings(tmp_path, {**now, **as_fixed}, now)
+    with pytest.raises(RealignError, match=rf"whose {next(iter(was))} was .*go on with the version that wrote it"):
+        check_fixed_settings(tmp_path, {**now, **was}, now)

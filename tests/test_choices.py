@@ -111,7 +111,7 @@ def ground(regions, scores, **options):
             return [Candidates(boxes, torch.tensor(scores))]
 
     class Segmenter:
-        def masks(self, images, boxes):
+        def segment(self, images, boxes):
             return [torch.ones(len(boxes[0]), 8, 8)]
 
     images, sets = torch.zeros(1, 8, 8, 3), [RegionSet("prompt", regions)]

@@ -21,14 +21,9 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLL
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from realigndiff.core.errors import RealignError
 from realigndiff.lora_files import export
-from realigndiff.lora_files.export import (
-    lora_state_dict,
-    merged,
-    run_metadata,
-    save_lora,
-    save_unet,
-    unet_ldm_state_dict,
-)
+from realigndiff.lora_files.export import save_lora, save_unet
+from realigndiff.lora_files.metadata import base_model, run_metadata
+from realigndiff.lora_files.state_dicts import lora_state_dict, merge_lora, unet_ldm_state_dict
 from realigndiff.tests.close import CALL, apart, assert_close
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -177,16 +172,16 @@ def test_the_file_holds_the_adapter_as_trained_whatever_its_present_strength():
     unet.set_adapters("default", 0.25)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in lora_state_dict(unet).items())
     quarter = output(unet)
-    assert apart(output(merged(unet)), quarter) > 1e-2
+    assert apart(output(merge_lora(unet)), quarter) > 1e-2
     unet.set_adapters("default", 1.0)
-    assert_close(output(merged(unet)), output(unet))
+    assert_close(output(merge_lora(unet)), output(unet))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_merging_leaves_the_unet_as_it_was(kind):
     unet = with_lora(make_unet(kind), use_rslora=True, **PATTERNS)
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    copy = merged(unet)
+    copy = merge_lora(unet)
     assert set(copy.state_dict()) == set(make_unet(kind).state_dict())
     assert_close(output(copy), output(unet))
     after = unet.state_dict()
@@ -197,7 +192,7 @@ def test_a_compiled_unet_has_the_names_of_a_plain_one():
     unet = with_lora(make_unet(), targets=ATTENTION)
     compiled = torch.compile(unet)
     assert set(lora_state_dict(compiled)) == set(lora_state_dict(unet))
-    assert set(unet_ldm_state_dict(torch.compile(merged(compiled)))) == set(unet_ldm_state_dict(make_unet()))
+    assert set(unet_ldm_state_dict(torch.compile(merge_lora(compiled)))) == set(unet_ldm_state_dict(make_unet()))
 
 
 def test_one_of_two_adapters_is_exported():
@@ -222,12 +217,12 @@ def test_diffusers_own_reader_of_ldm_files_gives_the_unet_back(kind, layers):
 def test_a_file_of_the_whole_unet(dtype, tmp_path):
     unet, file = make_unet("sdxl"), tmp_path / "new folder" / "unet.safetensors"
     save_unet(unet, file, run_metadata("shapes", **RUN), dtype=dtype)
-    weights, told = load_file(file), header(file)
+    weights, about = load_file(file), header(file)
     assert weights["input_blocks.0.0.weight"].dtype == dtype
     assert torch.equal(weights["out.2.weight"], unet.conv_out.weight.to(dtype))
-    assert told["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
-    assert told["ss_output_name"] == told["modelspec.title"] == "shapes"
-    assert "ss_network_module" not in told
+    assert about["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+    assert about["ss_output_name"] == about["modelspec.title"] == "shapes"
+    assert "ss_network_module" not in about
 
 
 def test_the_header_tells_of_the_run(tmp_path):
@@ -249,15 +244,15 @@ def test_the_header_tells_of_the_run(tmp_path):
     )
     file = tmp_path / "lora.safetensors"
     save_lora(with_lora(make_unet()), file, about)
-    told = header(file)
-    assert told.pop("modelspec.thumbnail") == about["modelspec.thumbnail"]
-    assert told.pop("modelspec.hash_sha256").startswith("0x")
-    assert json.loads(told.pop("realigndiff.config")) == {
+    written = header(file)
+    assert written.pop("modelspec.thumbnail") == about["modelspec.thumbnail"]
+    assert written.pop("modelspec.hash_sha256").startswith("0x")
+    assert json.loads(written.pop("realigndiff.config")) == {
         "prompts": "prompts.txt",
         "learning_rate": 1e-5,
         "targets": ["to_q", "to_k"],
     }
-    assert told == {
+    assert written == {
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -286,15 +281,15 @@ def test_what_is_not_known_is_not_told_and_the_caller_knows_better(tmp_path):
     assert not {key for key in about if "reward" in key or key.endswith(("thumbnail", "resolution", "description"))}
     file = tmp_path / "lora.safetensors"
     save_lora(with_lora(make_unet("sd2"), **PATTERNS), file, {**about, "ss_base_model_version": "sd_v2_v"})
-    told = header(file)
-    assert told["ss_base_model_version"] == "sd_v2_v"
-    assert told["modelspec.architecture"] == "stable-diffusion-v2-512/lora"
-    assert told["ss_v2"] == "True"
-    assert told["ss_network_dim"] == told["ss_network_alpha"] == "Dynamic"
+    about = header(file)
+    assert about["ss_base_model_version"] == "sd_v2_v"
+    assert about["modelspec.architecture"] == "stable-diffusion-v2-512/lora"
+    assert about["ss_v2"] == "True"
+    assert about["ss_network_dim"] == about["ss_network_alpha"] == "Dynamic"
 
 
 def test_the_large_stable_diffusion_2_is_named_as_the_one_that_predicts_v():
-    assert export.base_model(make_unet("sd2", sample_size=96).config) == ("sd_v2_v", "stable-diffusion-v2-768-v")
+    assert base_model(make_unet("sd2", sample_size=96).config) == ("sd_v2_v", "stable-diffusion-v2-768-v")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
@@ -337,7 +332,7 @@ def test_values_that_half_precision_cannot_hold_are_told(tmp_path):
     save_lora(unet, tmp_path / "lora.safetensors")
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_fill_in_hash", "os.replace"])
+@pytest.mark.parametrize("failing", ["save_file", "os.fsync", "os.replace"])
 @pytest.mark.parametrize(
     "error", [OSError("No space left on device"), KeyboardInterrupt()], ids=["full", "interrupted"]
 )
@@ -348,7 +343,7 @@ def test_a_write_that_fails_leaves_the_old_file(failing, error, tmp_path, monkey
 
     def fail(*arguments):
         for path in arguments:
-            if isinstance(path, Path) and path.suffix == ".part":
+            if isinstance(path, Path) and path.suffix == ".partial":
                 path.write_bytes(b"half")
         raise error
 
@@ -373,7 +368,7 @@ def test_a_new_file_can_be_read_by_whom_new_files_can_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "about"),
     [
         ({"use_dora": True}, "DoRA"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
@@ -381,11 +376,11 @@ def test_a_new_file_can_be_read_by_whom_new_files_can_be_read(tmp_path):
         ({"modules_to_save": ["conv_out"]}, "modules_to_save"),
     ],
 )
-def test_an_adapter_that_a_lora_file_cannot_hold_is_refused(options, told):
+def test_an_adapter_that_a_lora_file_cannot_hold_is_refused(options, about):
     unet = make_unet()
     unet.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q"], **options))
-    for export_it in (lora_state_dict, merged):
-        with pytest.raises(RealignError, match=told):
+    for export_it in (lora_state_dict, merge_lora):
+        with pytest.raises(RealignError, match=about):
             export_it(unet)
 
 
@@ -393,18 +388,18 @@ def test_an_adapter_that_is_not_there_is_told():
     with pytest.raises(RealignError, match=r"no LoRA 'default' \(its adapters: none\)"):
         lora_state_dict(make_unet())
     with pytest.raises(RealignError, match=r"no LoRA 'shapes' \(its adapters: 'default'\)"):
-        merged(with_lora(make_unet(), targets=ATTENTION), "shapes")
+        merge_lora(with_lora(make_unet(), targets=ATTENTION), "shapes")
 
 
 def test_a_fused_adapter_is_not_merged_twice():
     unet = with_lora(make_unet(), targets=ATTENTION)
     unet.fuse_lora()
     with pytest.raises(RealignError, match="unfuse_lora"):
-        merged(unet)
+        merge_lora(unet)
 
 
 def test_a_unet_with_an_adapter_is_not_written_whole(tmp_path):
-    with pytest.raises(RealignError, match=r"merged\(unet\)"):
+    with pytest.raises(RealignError, match=r"merge_lora\(unet\)"):
         save_unet(with_lora(make_unet(), targets=ATTENTION), tmp_path / "unet.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ class Detector:
 class Segmenter:
     """Fills each box."""
 
-    def masks(self, images, boxes):
+    def segment(self, images, boxes):
         out = torch.zeros(len(boxes[0]), 64, 64)
         for mask, box in zip(out, boxes[0], strict=True):
             mask[:, int(box[0] * 64) : int(box[2] * 64)] = 1
@@ -121,7 +121,7 @@ def test_a_mask_that_is_too_small_is_not_found_and_the_note_says_why():
 
 def test_an_empty_mask_is_none():
     class Blind(Segmenter):
-        def masks(self, images, boxes):
+        def segment(self, images, boxes):
             return [torch.zeros(len(boxes[0]), 64, 64)]
 
     sets = [RegionSet("prompt", (RED,))]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from realigndiff.benchmarks.published import layouts as layouts
 from realigndiff.checkpoints import grounding_dino, tokenizers
 from realigndiff.core.embedded import WEIGHTS
@@ -45,11 +44,14 @@ def at_small_size(detector):
     return detector
 
 
-@torch.inference_mode()
 def ask(detector, *which, phrases=layouts.PHRASES):
-    pictures = [Image.fromarray(layouts.picture(*layouts.PICTURES[i])) for i in which]
-    boxes, logits, _ = detector._ask(pictures, [[detector._tokens(phrase) for phrase in phrases]] * len(which))
-    return boxes, logits
+    """The model's boxes and logits while the detector looks for the phrases."""
+    images = torch.stack([torch.from_numpy(layouts.picture(*layouts.PICTURES[i])) for i in which]) / 255
+    outputs = []
+    hook = detector.model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    detector.detect(images, [phrases] * len(which))
+    hook.remove()
+    return outputs[0].pred_boxes.float(), outputs[0].logits.float()
 
 
 @pytest.mark.parametrize("which", [(0, 3), (1,), (2,)], ids=["two 96 × 128", "150 × 100", "64 × 64"])
@@ -79,7 +81,7 @@ def test_every_tensor_of_the_file_is_used_or_known_to_be_unused(tensors, detecto
     unused = {name for name in tensors if any(re.match(pattern, name) for pattern in grounding_dino.UNUSED)}
     assert {name.split(".")[0] for name in unused} == {"label_enc", "bert", "transformer"}
     fused = [name for name in tensors if "in_proj" in name or ".qkv." in name]
-    renamed = grounding_dino.converted(tensors)
+    renamed = grounding_dino.convert(tensors)
     assert len(renamed) == len(tensors) - len(unused) + 2 * len(fused)
     assert sum(value.numel() for value in renamed.values()) == sum(
         value.numel() for name, value in tensors.items() if name not in unused
@@ -138,17 +140,17 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_file_of_another_model_is_named(kind, tmp_path):
     torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    told = (
+    message = (
         "which needs its folder"
         if kind == "a GroundingDINO detector of transformers"
         else "but a GroundingDINO detector of its authors"
     )
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {told}"):
+    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
         Detector.load(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
-    ("lost", "told"),
+    ("lost", "message"),
     [
         ("backbone.0.", r"\(list index out of range\)|it has no"),
         (
@@ -158,10 +160,10 @@ def test_the_file_of_another_model_is_named(kind, tmp_path):
         ("transformer.decoder.norm.weight", "1 tensors are missing, .*'model.decoder.layer_norm.weight' first"),
     ],
 )
-def test_a_detector_that_does_not_fit_is_refused(tensors, lost, told, tmp_path):
+def test_a_detector_that_does_not_fit_is_refused(tensors, lost, message, tmp_path):
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
     torch.save(rest | {"backbone.0.body.x": torch.zeros(1)} if lost == "backbone.0." else rest, tmp_path / "x.pth")
-    with pytest.raises(RealignError, match=f"not a GroundingDINO detector of a known size.*{told}") as error:
+    with pytest.raises(RealignError, match=f"not a GroundingDINO detector of a known size.*{message}") as error:
         Detector.load(tmp_path / "x.pth", tokenizer=VOCABULARY)
     assert "\n" not in str(error.value)
 
@@ -173,7 +175,8 @@ class Answers(torch.nn.Module):
         super().__init__()
         self.config, self.places, self.dtype, self.device = config, places, torch.float32, torch.device("cpu")
 
-    def forward(self, pixel_values, **_):
+    def forward(self, pixel_values, input_ids, **_):
+        self.text = input_ids[0]
         out = torch.full((len(pixel_values), len(self.places), self.config.max_text_len), -20.0)
         for box, place in enumerate(self.places):
             out[:, box, place] = 20.0
@@ -184,12 +187,11 @@ class Answers(torch.nn.Module):
 def test_tags_that_share_words_in_one_caption_are_not_mixed_up(detector):
     """`red circle . circle . red`: each tag is read at its own place, not where its words stand first."""
     tags = ["red circle", "circle", "red"]
-    ids, _, spans = detector._encode([[detector._tokens(tag) for tag in tags]])
-    read = [detector.tokenizer.decode(ids[0, a:b]) for a, b in spans[0]]
-    assert read == tags
-    circle, red = spans[0][1][0], spans[0][2][0]  # the box of the second tag, and that of the third
+    circle, red = 4, 6  # the places of the second tag and of the third
     alone = Detector(Answers(detector.model.config, [circle, red]), detector.tokenizer, detector.processor)
     found = alone.detect(torch.zeros(1, 64, 64, 3), [tags])[0]
+    words = detector.tokenizer.convert_ids_to_tokens(alone.model.text)
+    assert words == ["[CLS]", "red", "circle", ".", "circle", ".", "red", ".", "[SEP]"]
     left, right = found.scores[found.boxes[:, 0].argsort()]
     assert_close(left, torch.tensor([0.0, 1.0, 0.0]))
     assert_close(right, torch.tensor([0.0, 0.0, 1.0]))

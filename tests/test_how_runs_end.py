@@ -205,7 +205,7 @@ def test_memory_that_does_not_suffice_is_known_by_any_name(error, is_one):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
 def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, tmp_path, capsys):
     before = [signal.getsignal(each) for each in stopping.SIGNALS]
@@ -227,7 +227,7 @@ def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("heeded_signals")
+@pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_acts_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
     asked = []
     with pytest.raises(KeyboardInterrupt), stopping.handle_stop_signals(lambda: asked.append(1)):

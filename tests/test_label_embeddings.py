@@ -35,12 +35,12 @@ def run(monkeypatch, *arguments):
 
 @torch.inference_mode()
 def features(clip, texts):
-    """CLIP's own text features of unit length, one text at a time, so that nothing is padded."""
+    """CLIP's row text features of unit length, one text at a time, so that nothing is padded."""
     model, folder = clip
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     pixels = torch.zeros(1, 3, 32, 32)
     tokens = [tokenizer([text], truncation=True, max_length=77, return_tensors="pt") for text in texts]
-    return torch.cat([model(**own, pixel_values=pixels).text_embeds for own in tokens])
+    return torch.cat([model(**row, pixel_values=pixels).text_embeds for row in tokens])
 
 
 def test_a_tag_is_the_mean_of_clips_features_of_its_sentences(tmp_path, monkeypatch, clip):
@@ -109,14 +109,14 @@ def test_a_text_of_something_else_is_never_overwritten(tmp_path, monkeypatch, cl
 
 
 def test_the_sentences_are_those_of_ram():
-    said = label_embeddings.sentences("Ice_cream/Sorbet.")
-    assert len(said) == len(set(said)) == 63
+    sentences = label_embeddings.sentences("Ice_cream/Sorbet.")
+    assert len(sentences) == len(set(sentences)) == 63
     assert {
         "There is an ice cream or sorbet in the scene.",
         "itap of my ice cream or sorbet.",
         "This is a close-up photo of an ice cream or sorbet.",
         "This is a photo of the hard to see ice cream or sorbet.",
-    } <= set(said)
+    } <= set(sentences)
 
 
 @pytest.mark.parametrize("letter", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])

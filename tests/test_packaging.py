@@ -1,4 +1,4 @@
-"""The pack as a folder: any name, light to import, safe to install."""
+"""The pack runs from a folder of any name, is light to import, safe to install, and can be built as a wheel."""
 
 import fnmatch
 import json
@@ -8,28 +8,20 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = (
-    ".git",
-    ".venv",
-    ".venv-oldest",
-    "out",
-    "build",
-    "weights",
-    "__pycache__",
-    ".pytest_cache",
-    ".ruff_cache",
-    ".hypothesis",
-)
-SCRIPTS = [
-    file.relative_to(ROOT)
+SKIPPED = (".*", "out", "build", "__pycache__", "*.egg-info")
+SOURCES = [
+    file
     for file in sorted(ROOT.rglob("*.py"))
-    if file.relative_to(ROOT).parts[0] not in (*SKIPPED, "tests") and "ArgumentParser(" in file.read_text("utf-8")
+    if not any(fnmatch.fnmatch(part, pattern) for part in file.relative_to(ROOT).parts for pattern in SKIPPED)
+    and file.relative_to(ROOT).parts[0] != "tests"
 ]
+SCRIPTS = [file.relative_to(ROOT) for file in SOURCES if "ArgumentParser(" in file.read_text("utf-8")]
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -40,7 +32,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module", params=["ComfyUI-RealignDiff", "my nodes v1.2"])
 def clone(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("custom_nodes") / request.param
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*SKIPPED))
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*SKIPPED, "weights"))
     return folder
 
 
@@ -85,39 +77,50 @@ def test_requirements_have_lower_bounds_only():
     assert re.findall(r'"([^"]+)"', listed.group(1)) == wanted
 
 
-def test_only_nodes_and_the_adapter_import_the_host_and_only_their_places_import_diffusers():
-    for file in ROOT.rglob("*.py"):
-        place = file.relative_to(ROOT)
-        if place.parts[0] in SKIPPED or place.parts[0] == "tests":
-            continue
-        text = file.read_text(encoding="utf-8")
-        if place.parts[0] != "nodes" and not place.name.startswith("comfy_"):
-            assert not re.search(r"^\s*(from|import) (comfy|comfy_api|folder_paths)\b", text, re.M), place
-        places = ("demo", "training", "pipeline", "benchmarks")
-        if place.parts[0] not in places and not place.name.startswith("diffusers_"):
-            assert not re.search(r"^\s*(from|import) diffusers\b", text, re.M), place
+def test_only_the_folders_for_comfyui_import_comfyui():
+    for file in SOURCES:
+        place = file.relative_to(ROOT).as_posix()
+        if not place.startswith(("nodes/", "attention/comfy/", "benchmarks/")):
+            assert not re.search(
+                r"^\s*(from|import) (comfy|comfy_api|folder_paths)\b", file.read_text("utf-8"), re.M
+            ), place
 
 
-def test_a_wheel_holds_every_package_and_all_that_they_read():
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    table = project[project.index("[tool.setuptools]") : project.index("[tool.comfy]")]
-    assert 'package-dir = { "realigndiff" = "." }' in table
-    packages, data = (re.findall(r'^    "([^"]+)",', part, re.M) for part in table.split("package-data"))
-    folders = {
-        file.parent.relative_to(ROOT)
-        for file in ROOT.rglob("__init__.py")
-        if file.relative_to(ROOT).parts[0] not in (*SKIPPED, "tests")
-    }
-    assert {package.removeprefix("realigndiff").lstrip(".").replace(".", "/") or "." for package in packages} == {
-        folder.as_posix() for folder in folders
-    }
-    suffixes = {".json", ".toml", ".css", ".html", ".js", ".safetensors", ".jpg"}
-    rooms = {*(package.split(".")[1] for package in packages[1:]), "web", "locales", "example_workflows", "subgraphs"}
-    for room in rooms:
-        for file in (ROOT / room).rglob("*.*"):
-            name = file.relative_to(ROOT).as_posix()
-            if file.suffix in suffixes and "__pycache__" not in name:
-                assert any(fnmatch.fnmatch(name, pattern) for pattern in data), name
+def test_a_wheel_holds_every_package_and_all_that_they_read(tmp_path):
+    """Built from a copy without .git, so that nothing is taken from version control or left in the tree."""
+    pytest.importorskip("setuptools", minversion="70.1")
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*SKIPPED))
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(tmp_path))
+    done = python("-m", "pip", "wheel", *options, str(source), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        packed = {name.removeprefix("realigndiff/") for name in wheel.namelist()}
+        wheel.extractall(tmp_path / "installed")
+    suffixes = {".py", ".json", ".toml", ".css", ".html", ".js", ".md", ".safetensors", ".jpg"}
+    for folder in [file.parent for file in source.glob("*/__init__.py")] + [
+        source / name for name in ("web", "locales")
+    ]:
+        if folder.name not in ("tests", "benchmarks"):
+            needed = {file.relative_to(source).as_posix() for file in folder.rglob("*") if file.suffix in suffixes}
+            assert needed <= packed | {"README.md", "demo/README.md"}, needed - packed
+    code = f"""
+import importlib, sys
+sys.path.insert(0, {str(tmp_path / "installed")!r})
+import realigndiff
+assert realigndiff.__file__.startswith({str(tmp_path)!r})
+for module in ("pipeline.realign", "rewards.loading", "demo.models", "training.refl_train"):
+    importlib.import_module("realigndiff." + module)
+"""
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_extras_are_the_requirements_files():
+    extras = re.search(r"^training = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    lines = (ROOT / "requirements-train.txt").read_text(encoding="utf-8").splitlines()
+    required = [line for line in lines if line and not line.startswith(("#", "-r"))]
+    assert re.findall(r'"([^"]+)"', extras.group(1).replace("'", "")) == [line.replace('"', "") for line in required]
 
 
 def test_a_script_that_lacks_a_package_says_how_to_install_it():

@@ -38,7 +38,7 @@ def eyes(models):
         "captioner": models.reward.captioner.caption,
         "tagger": models.tagger.tag,
         "detector": lambda images: models.grounded_sam.detector.detect(images, [["a red circle"]] * len(images)),
-        "segmenter": lambda images: models.grounded_sam.segmenter.masks(
+        "segmenter": lambda images: models.grounded_sam.segmenter.segment(
             images, [torch.tensor([[0.2, 0.2, 0.8, 0.8]])] * len(images)
         ),
     }
@@ -58,7 +58,7 @@ def test_tags_name_what_is_there(models, scenes, images):
         for own, things in zip(tags, scenes.things, strict=True)
     )
     assert wrong <= 0.1 * COUNT * len(world.TAGS)
-    assert all(a.confidence >= b.confidence for own in tags for a, b in itertools.pairwise(own))
+    assert all(a.confidence >= b.confidence for of_image in tags for a, b in itertools.pairwise(of_image))
 
 
 def test_boxes_and_masks_lie_on_their_things(grounded, scenes):
@@ -80,18 +80,18 @@ def test_two_phrases_of_one_image_never_share_a_box(grounded):
 
 
 def test_the_text_encoder_tells_a_swap_from_another_order(models):
-    said = ["a red circle and a blue square", "a blue square and a red circle", "a blue circle and a red square"]
-    embedded = models.reward.text_encoder.embed(said)
+    texts = ["a red circle and a blue square", "a blue square and a red circle", "a blue circle and a red square"]
+    embedded = models.reward.text_encoder.embed(texts)
     assert_close(embedded.norm(dim=-1), torch.ones(3))
     assert embedded[0] @ embedded[1] > embedded[0] @ embedded[2] + 0.1
 
 
 def test_the_caption_reward_is_high_for_the_right_prompt_only(models, scenes, images):
     right = [world.caption([t.pair for t in things]) for things in scenes.things]
-    own = models.reward(images, right)
+    matching = models.reward(images, right)
     other = models.reward(images, right[1:] + right[:1])
-    assert own.mean() > 0.9 > 0.6 > other.mean()
-    assert own.abs().max() <= 1 + CALL
+    assert matching.mean() > 0.9 > 0.6 > other.mean()
+    assert matching.abs().max() <= 1 + CALL
 
 
 def test_a_batch_sees_what_each_image_alone_shows(models, images):
@@ -151,9 +151,9 @@ def test_more_prompts_than_images_are_refused(models, images):
 
 def test_more_phrases_than_the_detector_reads_at_once_are_asked_for_in_several_passes(models, scenes, images):
     detector = models.grounded_sam.detector
-    own = [world.phrase(thing.pair) for thing in scenes.things[0]]
+    phrases = [world.phrase(thing.pair) for thing in scenes.things[0]]
     others = ["a grey whale"] * 30
-    alone, among = (detector.detect(images[:1], [asked])[0] for asked in (own, [own[0], *others, own[1]]))
+    alone, among = (detector.detect(images[:1], [asked])[0] for asked in (phrases, [phrases[0], *others, phrases[1]]))
     assert among.scores.shape == (len(among.boxes), 32)
     for column, place in ((0, 0), (1, -1)):  # each phrase's best box is the one it has alone
         boxes = [found.boxes[found.scores[:, p].argmax()][None] for found, p in ((alone, column), (among, place))]
@@ -161,9 +161,9 @@ def test_more_phrases_than_the_detector_reads_at_once_are_asked_for_in_several_p
 
 
 def test_phrases_of_several_passes_share_no_box(models, scenes, images):
-    own = [Region(tag=thing.shape, phrase=world.phrase(thing.pair)) for thing in scenes.things[0]]
+    regions = [Region(tag=thing.shape, phrase=world.phrase(thing.pair)) for thing in scenes.things[0]]
     whales = [Region(tag="whale", phrase="a grey whale")] * 30
-    found = models.grounded_sam.ground(images[:1], [RegionSet("", (*own[:1], *whales, *own[1:]))])[0]
+    found = models.grounded_sam.ground(images[:1], [RegionSet("", (*regions[:1], *whales, *regions[1:]))])[0]
     boxes = [region.box for region in found if region.box is not None]
     assert found.regions[0].box is not None
     assert found.regions[-1].box is not None
@@ -181,8 +181,10 @@ def test_no_phrases_give_no_candidates(models, images):
 
 
 def test_a_phrase_without_any_word_is_nowhere_and_spoils_no_other(models, scenes, images):
-    own = world.phrase(scenes.things[0][0].pair)
-    alone, beside = (models.grounded_sam.detector.detect(images[:1], [asked])[0] for asked in ([own], [own, "\u200b"]))
+    phrase = world.phrase(scenes.things[0][0].pair)
+    alone, beside = (
+        models.grounded_sam.detector.detect(images[:1], [asked])[0] for asked in ([phrase], [phrase, "\u200b"])
+    )
     assert beside.scores[:, 1].max() == 0
     assert torch.isfinite(beside.scores).all()
     assert len(beside.boxes) == len(alone.boxes)

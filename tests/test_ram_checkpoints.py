@@ -14,7 +14,7 @@ import pytest
 import torch
 from realigndiff.benchmarks.published import ram as published_ram
 from realigndiff.checkpoints.networks.ram import RamPlus
-from realigndiff.checkpoints.ram import own_names
+from realigndiff.checkpoints.ram import convert
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import labels
@@ -24,7 +24,7 @@ from realigndiff.tests.close import NETWORK, assert_close
 from safetensors.torch import save_file
 
 ORIGINALS = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))["ram"]
-LOGITS = {(name, kind == "RAM++"): said[kind] for name, said in ORIGINALS.items() for kind in said}
+LOGITS = {(name, kind == "RAM++"): logits[kind] for name, logits in ORIGINALS.items() for kind in logits}
 TAGS = ["apple", "Boat", "cat", "dog", "elm"]
 OTHER_PIXELS = 0 if int(PIL.__version__.partition(".")[0]) >= 13 else 0.02
 """What Pillow below 13 adds to the second size's distance: it scales that picture to pixels that differ by 1 of 255."""
@@ -71,7 +71,7 @@ def test_the_logits_at_true_size_are_those_of_the_published_code(tmp_path, name,
 def test_each_published_tensor_is_used_or_known_to_be_of_no_use(plus):
     published = published_ram.shapes(plus=plus, **published_ram.SMALL["window 4"])
     left = {name.replace("tagging_head.encoder.layer.", "tagging_head.") for name in published} - set(
-        own_names(published)
+        convert(published)
     )
     captions = {name for name in left if name.startswith(("tag_encoder.", "text_decoder."))}
     assert {name.rsplit(".", 1)[1] for name in left - captions} == {"relative_position_index", "attn_mask"}
@@ -99,7 +99,7 @@ def test_half_precision_says_the_same(tmp_path, plus, dtype):
 def test_each_tag_has_its_own_threshold_and_denied_tags_are_never_told(tmp_path, plus):
     tagger = Tagger.load(publish(tmp_path, plus))
     images = published_ram.images(48, 80, 2)
-    assert [{tag.name for tag in own} for own in tagger.tag(images)] == [{"apple", "Boat", "dog"}] * 2
+    assert [{tag.name for tag in tags} for tags in tagger.tag(images)] == [{"apple", "Boat", "dog"}] * 2
     assert {tag.name for tag in tagger.tag(images, threshold=0.2, deny=["boat ", "ELM"])[0]} == {"apple", "cat", "dog"}
     assert tagger.tag(images, threshold=0.9) == [[], []]
     assert tagger.notes == ()
@@ -213,7 +213,7 @@ class TestLabels:
         assert isinstance(two.model, RamPlus)
         images = published_ram.images(48, 80, 2)
         assert_close(two.logits(images), one.logits(images), NETWORK)  # both say the same twice
-        with pytest.raises(RealignError, match=r"2 descriptions a tag, which only a RAM\+\+ can read"):
+        with pytest.raises(RealignError, match=r"2 descriptions per tag, which only a RAM\+\+ can read"):
             Tagger.load(publish(tmp_path, plus=False), labels=file)
 
     def test_thresholds_of_their_own_are_used(self, tmp_path, words):

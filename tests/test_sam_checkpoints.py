@@ -1,4 +1,4 @@
-"""SAM's original files give the masks that the original implementation gives; what is no SAM is told."""
+"""SAM's original files give the masks that the original implementation gives; what is no SAM is message."""
 
 import json
 import types
@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from realigndiff.benchmarks.published import layouts as layouts
-from realigndiff.checkpoints.sam import config_of, converted
+from realigndiff.checkpoints.sam import config_of, convert
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module
 from realigndiff.perception.segmenter import Sam2Segmenter, Segmenter
@@ -67,7 +67,7 @@ def test_the_size_follows_from_the_shapes(name):
 
 def test_every_tensor_of_the_file_has_its_place(tensors, segmenter):
     held = {name: value for name, value in segmenter.model.state_dict().items() if "shared_embedding" not in name}
-    assert len(converted(tensors)) == len(tensors) == len(held)
+    assert len(convert(tensors)) == len(tensors) == len(held)
 
 
 def test_many_boxes_are_decoded_as_few(segmenter):
@@ -78,14 +78,14 @@ def test_many_boxes_are_decoded_as_few(segmenter):
 
 @pytest.mark.parametrize("dtype", [half.fp16, half.bf16])
 def test_half_precision_gives_nearly_the_same_masks(file, segmenter, dtype):
-    found = Segmenter.load(file, dtype=dtype).masks(pictures(0), [BOXES])[0]
-    assert (found != segmenter.masks(pictures(0), [BOXES])[0]).float().mean() < 0.05
+    found = Segmenter.load(file, dtype=dtype).segment(pictures(0), [BOXES])[0]
+    assert (found != segmenter.segment(pictures(0), [BOXES])[0]).float().mean() < 0.05
 
 
 def test_the_folder_of_one_file_and_safetensors_are_read(tensors, segmenter, tmp_path):
     save_file(tensors, tmp_path / "sam.safetensors")
-    found = Segmenter.load(tmp_path).masks(pictures(2), [BOXES])[0]
-    assert torch.equal(found, segmenter.masks(pictures(2), [BOXES])[0])
+    found = Segmenter.load(tmp_path).segment(pictures(2), [BOXES])[0]
+    assert torch.equal(found, segmenter.segment(pictures(2), [BOXES])[0])
     save_file(tensors, tmp_path / "another.safetensors")
     with pytest.raises(RealignError, match=r"several files of weights \(another.safetensors, sam.safetensors\)"):
         Segmenter.load(tmp_path)
@@ -104,12 +104,12 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_file_of_another_model_is_named(kind, tmp_path):
     torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    told = (
+    message = (
         "which needs its folder"
         if kind == "a SAM segmenter of transformers"
         else "but a SAM segmenter of segment-anything"
     )
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {told}"):
+    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
         Segmenter.load(tmp_path / "x.pth")
 
 
@@ -127,7 +127,7 @@ def spoiled(tensors, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ("without its neck", r"it has no 'image_encoder.neck.0.weight'"),
         ("without a layer norm", r"1 tensors are missing, .*'vision_encoder.layers.1.layer_norm1.weight' first"),
@@ -135,9 +135,9 @@ def spoiled(tensors, how):
         ("of another shape", r"1 of another shape, 'mask_decoder.iou_token.weight' first"),
     ],
 )
-def test_a_sam_that_does_not_fit_is_refused(tensors, how, told, tmp_path):
+def test_a_sam_that_does_not_fit_is_refused(tensors, how, message, tmp_path):
     torch.save(spoiled(tensors, how), tmp_path / "x.pth")
-    with pytest.raises(RealignError, match=rf"not a SAM segmenter of a known size.*{told}") as error:
+    with pytest.raises(RealignError, match=rf"not a SAM segmenter of a known size.*{message}") as error:
         Segmenter.load(tmp_path / "x.pth")
     assert "\n" not in str(error.value)
 
@@ -191,7 +191,7 @@ def test_a_sam_2_folder_gives_a_mask_a_box(sam2_folder):
     assert isinstance(segmenter, Sam2Segmenter)
     together = segmenter.logits(pictures(0, 3), [BOXES, BOXES[:1]])
     alone = segmenter.logits(pictures(3), [BOXES[:1]])[0]
-    assert [tuple(own.shape) for own in together] == [(3, 96, 128), (1, 96, 128)]
+    assert [tuple(masks.shape) for masks in together] == [(3, 96, 128), (1, 96, 128)]
     assert_close(together[1], alone, NETWORK)
     assert apart(together[0][0], together[0][1]) > 10 * NETWORK
 

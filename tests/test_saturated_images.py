@@ -4,7 +4,7 @@ import pytest
 import torch
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.perception.captioner import Captioner
-from realigndiff.rewards.caption_likelihood import Speech
+from realigndiff.rewards.caption_likelihood import CaptionLikelihood
 from realigndiff.rewards.clip import ClipReward
 from realigndiff.rewards.preprocessing import Preprocessing
 from torch.nn.functional import interpolate
@@ -50,9 +50,9 @@ def test_what_is_within_the_range_is_seen_as_resizing_and_clipping_make_it(size)
 
 @pytest.mark.parametrize("side", [64, 128])
 def test_the_captioner_and_clip_give_a_saturated_image_the_value_of_the_clipped_one_and_a_gradient_everywhere(side):
-    speech, clip = Speech(Captioner.load(WEIGHTS / "blip2_captioner")), ClipReward.load(WEIGHTS / "clip")
+    likelihood, clip = CaptionLikelihood(Captioner.load(WEIGHTS / "blip2_captioner")), ClipReward.load(WEIGHTS / "clip")
     image = noisy((side, side))
     clipped = image.detach().clamp(0, 1)
-    for judge in (speech.see, clip.embed_images):
+    for judge in (likelihood.encode_images, clip.embed_images):
         torch.testing.assert_close(judge(image), judge(clipped))
         assert share_with_gradient(judge(image), image) > 0.999

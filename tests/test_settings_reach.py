@@ -130,7 +130,7 @@ class Detector:
 class Segmenter:
     """Fills each box."""
 
-    def masks(self, images, boxes):
+    def segment(self, images, boxes):
         masks = torch.zeros(len(boxes[0]), 16, 16)
         for mask, (x0, _, x1, _) in zip(masks, boxes[0].tolist(), strict=True):
             mask[:, int(16 * x0) : int(16 * x1)] = 1

@@ -231,7 +231,7 @@ def test_a_removed_setting_with_the_value_that_is_fixed_now_is_fine(tmp_path):
         ("max_grad_norm", 0.5, "clipped to 1"),
         ("frozen_precision", "fp32", "all models compute in precision"),
         ("sample_prompts", ["a ring", "a cross"], "the first four held-out prompts"),
-        ("max_bad_batches", 3, "after more than 10"),
+        ("max_bad_batches", 3, "more than 10 non-finite"),
     ],
 )
 def test_a_removed_setting_with_another_value_says_what_happens_now(name, value, now, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from realigndiff.core.errors import RealignError
-from realigndiff.lora_files.export import run_metadata
+from realigndiff.lora_files.metadata import run_metadata
 from realigndiff.training import report
 from realigndiff.training.watch import curves, log, samples
 from safetensors.numpy import save_file

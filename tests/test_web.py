@@ -1,23 +1,50 @@
-"""What people read beside the nodes: help pages and translations, held against the frozen names of the nodes."""
+"""What people read beside the nodes follows from the nodes' schemas: help pages, translations, and the frozen names."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
+from realigndiff.scripts import make_docs
+from realigndiff.scripts.node_schemas import PACK, nodes_without_comfyui, object_info
+from realigndiff.tests.comfy.schemas import GOLDEN, schemas
 
 ROOT = Path(__file__).parents[1]
-NODES = json.loads((ROOT / "tests" / "golden" / "nodes.json").read_text(encoding="utf-8"))
 LOCALES = sorted(file.name for file in (ROOT / "locales").iterdir() if file.is_dir())
+MADE_UP = f"""
+from comfy_api.latest import io
+from {PACK}.nodes.host.sockets import Regions
 
 
-def names(node: str, kind: str) -> list[str]:
-    """The inputs or outputs of a node, in order."""
-    return [one["name"] for one in NODES[node][kind]]
+class MadeUp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealignMadeUp",
+            display_name="Made Up",
+            category="RealignDiff",
+            description="Does nothing.",
+            inputs=[io.Int.Input("count", default=1, min=0, max=9, tooltip="How often.")],
+            outputs=[Regions.Output(display_name="regions", tooltip="None.")],
+        )
+
+    @classmethod
+    def execute(cls, count):
+        return io.NodeOutput(())
 
 
-def node_texts(locale: str) -> dict:
-    return json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
+NODES = [MadeUp]
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict:
+    return object_info()
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[Path, str]:
+    return make_docs.generated()
 
 
 def sections(node: str) -> dict[str, str]:
@@ -27,12 +54,6 @@ def sections(node: str) -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def rows(table: str) -> list[list[str]]:
-    """The cells of each row of a page's table, without its head."""
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
 def messages(texts: object) -> list[str]:
     """All texts in a locale file."""
     if isinstance(texts, dict):
@@ -40,59 +61,54 @@ def messages(texts: object) -> list[str]:
     return [texts]
 
 
-def test_there_are_the_four_languages():
+def test_the_schemas_are_those_that_workflows_were_saved_with(nodes):
+    assert schemas(nodes) == json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_generated_texts_are_up_to_date(generated):
+    stale = [str(file) for file, text in generated.items() if file.read_text(encoding="utf-8") != text]
+    assert not stale, "run `make docs`"
+
+
+def test_every_locale_and_help_page_is_generated(nodes, generated):
+    pages = set((ROOT / "web" / "docs").glob("*.md"))
+    assert {page.stem for page in pages} == set(nodes)
     assert {"en", "zh", "ja", "ko"} <= set(LOCALES)
+    assert pages | set((ROOT / "locales").glob("*/nodeDefs.json")) <= set(generated)
 
 
-def test_every_help_page_is_a_nodes():
-    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(NODES)
+def test_every_node_input_and_output_has_a_text(nodes):
+    for name, info in nodes.items():
+        assert info["description"].strip() and all(info["output_tooltips"]), name
+        assert all(options["tooltip"].strip() for kind in info["input"].values() for _, options in kind.values()), name
 
 
-@pytest.mark.parametrize("kind", ["inputs", "outputs"])
-def test_a_help_page_tells_each_input_and_output_in_the_nodes_order(kind):
-    for node in NODES:
-        told = rows(sections(node)[kind.capitalize()])
-        required = [f"`{name}`" for name in names(node, kind)]
-        assert [cells[0] for cells in told] == required, node
-        assert all(all(cells[i] for i in (0, 1, -1)) for cells in told), node
+def test_a_node_is_one_file(tmp_path):
+    (tmp_path / "made_up.py").write_text(MADE_UP, encoding="utf-8")
+    with nodes_without_comfyui() as package:
+        package.__path__.append(str(tmp_path))
+        assert "RealignMadeUp" in [node.define_schema().node_id for node in package.find_nodes()]
 
 
-@pytest.mark.parametrize("kind", ["inputs", "outputs"])
-def test_a_help_page_tells_each_sockets_types(kind):
-    for node in NODES:
-        for one, cells in zip(NODES[node][kind], rows(sections(node)[kind.capitalize()]), strict=True):
-            wanted = set(one["type"].split(",")) | ({"list"} if one.get("list") else set())
-            wanted |= {"optional"} if one.get("optional") else set()
-            assert set(re.findall(r"[\w-]+", cells[1])) - {"or", "a"} == wanted, (node, one["name"], cells[1])
+def test_a_new_node_gets_its_texts(monkeypatch, nodes):
+    new = {**nodes["RealignRamTags"], "display_name": "Made Up", "description": "Does nothing."}
+    monkeypatch.setattr(make_docs, "object_info", lambda: {**nodes, "RealignMadeUp": new})
+    files = make_docs.generated()
+    page = files[ROOT / "web" / "docs" / "RealignMadeUp.md"]
+    assert page.startswith(
+        "Does nothing.\n\n## Inputs\n\n| name | type | default | what it does |\n|---|---|---|---|\n"
+    )
+    assert "\n\n## Outputs\n\n| name | type | what it is |\n" in page
+    for locale in LOCALES:
+        texts = json.loads(files[ROOT / "locales" / locale / "nodeDefs.json"])
+        assert texts["RealignMadeUp"]["description"] == "Does nothing."
 
 
-def test_a_help_pages_tables_are_whole():
-    for node in NODES:
+def test_a_help_pages_tables_are_whole(nodes):
+    for node in nodes:
         for heading, text in sections(node).items():
             widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
             assert len(widths) <= 1, (node, heading)
-
-
-@pytest.mark.parametrize("locale", LOCALES)
-def test_a_locale_names_every_node_input_and_output_and_no_others(locale):
-    texts = node_texts(locale)
-    assert set(texts) == set(NODES)
-    for node, own in texts.items():
-        assert own["display_name"].strip() and own["description"].strip()
-        assert list(own.get("inputs", {})) == names(node, "inputs"), node
-        assert list(own["outputs"]) == [str(i) for i in range(len(names(node, "outputs")))], node
-        parts = [*own.get("inputs", {}).values(), *own["outputs"].values()]
-        assert all(part["name"].strip() and set(part) <= {"name", "tooltip"} for part in parts), node
-        assert set(own) <= {"display_name", "description", "inputs", "outputs"}
-
-
-@pytest.mark.parametrize("locale", [locale for locale in LOCALES if locale != "en"])
-def test_a_locale_has_a_tooltip_where_english_has_one(locale):
-    texts = node_texts(locale)
-    for node, english in node_texts("en").items():
-        for kind in ("inputs", "outputs"):
-            for name, part in english.get(kind, {}).items():
-                assert ("tooltip" in part) <= ("tooltip" in texts[node][kind][name]), (node, name)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "locales").rglob("*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")

@@ -88,7 +88,7 @@ def test_a_damaged_file_is_told_wherever_it_is_damaged(tmp_path, zipped):
     file, chance = tmp_path / "x.pth", random.Random(4)
     torch.save({"model": TENSORS}, file, _use_new_zipfile_serialization=zipped)
     whole = file.read_bytes()
-    told = 0
+    refused = 0
     for _ in range(200):
         damaged = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
@@ -97,12 +97,12 @@ def test_a_damaged_file_is_told_wherever_it_is_damaged(tmp_path, zipped):
         try:
             read_tensors(file)
         except RealignError:
-            told += 1
-    assert 0 < told < 200  # some bytes matter to nobody
+            refused += 1
+    assert 0 < refused < 200  # some bytes do not matter
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "it is empty"),
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
@@ -114,10 +114,10 @@ def test_a_damaged_file_is_told_wherever_it_is_damaged(tmp_path, zipped):
     ],
     ids=["empty", "page", "page with space", "LFS", "text", "half a zip", "half a header"],
 )
-def test_what_holds_no_weights_is_told(tmp_path, content, told):
+def test_what_holds_no_weights_is_told(tmp_path, content, message):
     file = tmp_path / "x.pth"
     file.write_bytes(content)
-    with pytest.raises(RealignError, match=told) as error:
+    with pytest.raises(RealignError, match=message) as error:
         read_tensors(file)
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
@@ -150,9 +150,9 @@ def test_whoever_reads_a_single_file_tells_what_is_wrong_with_it(tmp_path, reade
     torch.save(TENSORS, file)
     whole = file.read_bytes()
     contents = {whole[: len(whole) // 2]: "cut off", b"<!doctype html>": "a web page", whole: "looks like an unknown"}
-    for content, told in contents.items():
+    for content, message in contents.items():
         file.write_bytes(content)
-        with pytest.raises(RealignError, match=told):
+        with pytest.raises(RealignError, match=message):
             reader.load(file)
     with pytest.raises(RealignError, match="cannot be read"):
         reader.load(tmp_path / "nowhere.pth")
@@ -175,15 +175,15 @@ def test_a_model_is_filled_without_being_initialised_first():
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "message"),
     [
         ({"weight": TENSORS["a.weight"]}, "1 tensors are missing, 0 unknown and 0 of another shape, 'bias' first"),
         ({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, "1 of another shape, 'weight' first"),
         ({"weight": TENSORS["a.weight"], "bias": torch.ones(2), "x": torch.ones(1)}, "1 unknown"),
     ],
 )
-def test_no_tensor_is_left_out_in_silence(tensors, told):
-    with pytest.raises(RealignError, match=f"x.pth' is not a layer of a known size: .*{told}"):
+def test_no_tensor_is_left_out_in_silence(tensors, message):
+    with pytest.raises(RealignError, match=f"x.pth' is not a layer of a known size: .*{message}"):
         fill(torch.nn.Linear(3, 2), tensors, "x.pth", "a layer", torch.float32)
 
 

@@ -1,1 +1,1 @@
-"""Small files in the layouts that the models' authors publish, with weights from seeds."""
+"""Files in the layouts that the models' authors publish, with weights from seeds, at full size or small."""

@@ -1,4 +1,4 @@
-"""What the original files of SAM and GroundingDINO hold, in any size: names, shapes, and weights from a seed.
+"""SAM's and GroundingDINO's original files, at any size: names, shapes, and weights from a seed.
 
 `golden/originals.py` checks these layouts against the original implementations.
 """
@@ -15,20 +15,20 @@ import torch
 Shapes = dict[str, tuple[int, ...]]
 
 PICTURES = ((1, 96, 128), (2, 150, 100), (3, 64, 64), (4, 96, 128))
-"""Seed, height and width of each picture that the numbers in `golden/originals.json` are about."""
+"""(seed, height, width) of the pictures behind `golden/originals.json`."""
 BOXES = ((0.1, 0.2, 0.7, 0.9), (0.4, 0.05, 0.95, 0.6), (0.0, 0.0, 1.0, 1.0))
-"""x0, y0, x1, y1 as fractions: what SAM is asked for in each."""
+"""x0, y0, x1, y1 as fractions: SAM's input for each picture."""
 PHRASES = ("red circle", "blue square", "circle")
-"""What GroundingDINO is asked for in each."""
+"""GroundingDINO's input for each picture."""
 EDGES = (96, 160)
-"""The shortest side that GroundingDINO gets in place of 800, and the longest in place of 1333."""
+"""GroundingDINO's shortest image side, in place of 800, and its longest, in place of 1333."""
 EVERY = 997
-"""So many logits apart are those that the numbers keep."""
+"""The step between logits that `golden/originals.json` keeps."""
 
 
 @dataclass(frozen=True)
 class SamSize:
-    """A SAM: `depth` layers of `width` channels in `heads` heads, those in `whole` look at the whole image."""
+    """A SAM: `depth` layers of `width` channels in `heads` heads; those in `whole` have global attention."""
 
     width: int
     depth: int
@@ -42,7 +42,7 @@ class SamSize:
 
 @dataclass(frozen=True)
 class DinoSize:
-    """A GroundingDINO on a Swin with `depths` layers of `heads` heads; the text has `words` and `text` channels."""
+    """A GroundingDINO on a Swin with `depths` layers of `heads` heads; its BERT has `words` tokens, `text` channels."""
 
     swin: int
     depths: tuple[int, ...]
@@ -196,7 +196,7 @@ def sam_weights(size: SamSize) -> dict[str, torch.Tensor]:
 
 
 def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
-    """Some boxes fill the image and some are lines; all layers share a box head, which files hold for each."""
+    """Weights that give some image-filling and some line-like boxes. All layers share one box head, stored for each."""
     tensors = seeded(dino_layout(size), gain=1.0)
     for name in tensors:
         if name.endswith("position_ids"):
@@ -211,7 +211,7 @@ def dino_weights(size: DinoSize) -> dict[str, torch.Tensor]:
 
 
 def seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
-    """Weights that are the same on every machine: norms near 0.5, and matrices whose rows have the length `gain`."""
+    """Weights that are the same on every machine: norms near 0.5, matrices with rows of length `gain`."""
     draw = np.random.RandomState(0)
     tensors = {}
     for name in sorted(layout):
@@ -226,14 +226,14 @@ def seeded(layout: Shapes, gain: float) -> dict[str, torch.Tensor]:
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """Coloured squares of 8 × 8 pixels under some noise. [height, width, 3], uint8"""
+    """Coloured squares of 8 × 8 pixels with noise. [height, width, 3], uint8"""
     draw = np.random.RandomState(seed)
     squares = draw.randint(0, 200, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
     return (squares + draw.randint(0, 56, (height, width, 3))).astype(np.uint8)
 
 
 def _relative_positions(window: int) -> torch.Tensor:
-    """Which row of Swin's table of biases is for each two of a window's pixels. [window², window²]"""
+    """The row of Swin's bias table for each pair of a window's pixels. [window², window²]"""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     down, right = y[:, None] - y[None, :] + window - 1, x[:, None] - x[None, :] + window - 1

@@ -1,5 +1,6 @@
-"""What the published files of ImageReward and of open_clip's CLIPs hold, in any size: names, shapes, and weights from
-a seed. `golden/originals.py` asks the original implementations about them.
+"""ImageReward's and open_clip's published files, at any size: names, shapes, and weights from a seed.
+
+`golden/originals.py` runs the original implementations on them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from .layouts import Shapes, affine, norms, seeded
 
 PROMPTS = ("a red circle", "a blue square and a red circle", "a green triangle")
-"""Each picture is judged with each."""
+"""Each picture is scored with each prompt."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ImageRewardSize:
 
 @dataclass(frozen=True)
 class ClipSize:
-    """A ViT of `depth` layers of `width` channels, a text half of `text_depth` layers of `text` channels."""
+    """A ViT of `depth` layers of `width` channels, a text tower of `text_depth` layers of `text` channels."""
 
     width: int
     depth: int
@@ -54,37 +55,37 @@ CLIP = {
 
 
 def pictures(side: int) -> tuple[tuple[int, int, int], ...]:
-    """Seed, height and width: two that the model takes as they are but for a crop, and two that it scales."""
+    """(seed, height, width): two pictures that the model only crops, and two that it resizes."""
     return (1, side, side), (2, side + 20, side), (3, 96, 128), (4, 2 * side, 2 * side)
 
 
 def image_reward_layout(size: ImageRewardSize) -> Shapes:
     """`ImageReward.pt`."""
     w, t = size.width, size.text
-    eye, text = "blip.visual_encoder", "blip.text_encoder"
+    vision, text = "blip.visual_encoder", "blip.text_encoder"
     out: Shapes = {
-        f"{eye}.cls_token": (1, 1, w),
-        f"{eye}.pos_embed": (1, (size.image // 16) ** 2 + 1, w),
+        f"{vision}.cls_token": (1, 1, w),
+        f"{vision}.pos_embed": (1, (size.image // 16) ** 2 + 1, w),
         f"{text}.embeddings.word_embeddings.weight": (size.words, t),
         f"{text}.embeddings.position_embeddings.weight": (size.places, t),
         f"{text}.embeddings.position_ids": (1, size.places),
     }
-    affine(out, f"{eye}.patch_embed.proj", w, 3, 16, 16)
+    affine(out, f"{vision}.patch_embed.proj", w, 3, 16, 16)
     for i in range(size.depth):
-        block = f"{eye}.blocks.{i}"
+        block = f"{vision}.blocks.{i}"
         affine(out, f"{block}.attn.qkv", 3 * w, w)
         affine(out, f"{block}.attn.proj", w, w)
         affine(out, f"{block}.mlp.fc1", 4 * w, w)
         affine(out, f"{block}.mlp.fc2", w, 4 * w)
         norms(out, block, w, "norm1", "norm2")
-    norms(out, eye, w, "norm")
+    norms(out, vision, w, "norm")
     norms(out, f"{text}.embeddings", t, "LayerNorm")
     for i in range(size.text_depth):
         layer = f"{text}.encoder.layer.{i}"
-        for attention, seen in (("attention", t), ("crossattention", w)):
+        for attention, key_width in (("attention", t), ("crossattention", w)):
             affine(out, f"{layer}.{attention}.self.query", t, t)
-            affine(out, f"{layer}.{attention}.self.key", t, seen)
-            affine(out, f"{layer}.{attention}.self.value", t, seen)
+            affine(out, f"{layer}.{attention}.self.key", t, key_width)
+            affine(out, f"{layer}.{attention}.self.value", t, key_width)
             affine(out, f"{layer}.{attention}.output.dense", t, t)
             norms(out, f"{layer}.{attention}.output", t, "LayerNorm")
         affine(out, f"{layer}.intermediate.dense", 4 * t, t)
@@ -93,8 +94,8 @@ def image_reward_layout(size: ImageRewardSize) -> Shapes:
     affine(out, "blip.vision_proj", 256, w)
     affine(out, "blip.text_proj", 256, t)
     widths = (t, 1024, 128, 64, 16, 1)
-    for i, (into, of) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
-        affine(out, f"mlp.layers.{i}", of, into)
+    for i, (before, after) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
+        affine(out, f"mlp.layers.{i}", after, before)
     return out
 
 
@@ -111,9 +112,9 @@ def clip_layout(size: ClipSize) -> Shapes:
     }
     norms(out, "visual", size.width, "ln_pre", "ln_post")
     affine(out, "ln_final", size.text)
-    for half, w, depth in (("visual.", size.width, size.depth), ("", size.text, size.text_depth)):
+    for tower, w, depth in (("visual.", size.width, size.depth), ("", size.text, size.text_depth)):
         for i in range(depth):
-            block = f"{half}transformer.resblocks.{i}"
+            block = f"{tower}transformer.resblocks.{i}"
             out[f"{block}.attn.in_proj_weight"], out[f"{block}.attn.in_proj_bias"] = (3 * w, w), (3 * w,)
             affine(out, f"{block}.attn.out_proj", w, w)
             affine(out, f"{block}.mlp.c_fc", 4 * w, w)
@@ -123,7 +124,7 @@ def clip_layout(size: ClipSize) -> Shapes:
 
 
 def image_reward_weights(size: ImageRewardSize) -> dict[str, torch.Tensor]:
-    """Of which scores differ from picture to picture and from prompt to prompt."""
+    """Weights whose scores differ between pictures and between prompts."""
     tensors = seeded(image_reward_layout(size), gain=1.5)
     tensors["blip.text_encoder.embeddings.position_ids"] = torch.arange(size.places)[None]
     tensors["blip.text_encoder.embeddings.word_embeddings.weight"] *= 4

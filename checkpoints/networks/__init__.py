@@ -1,1 +1,1 @@
-"""The networks of published checkpoints that transformers has no class for."""
+"""Architectures of published checkpoints for which transformers has no class."""

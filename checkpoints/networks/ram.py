@@ -1,11 +1,11 @@
 """RAM and RAM++ (Recognize Anything): the architectures, with the parameter names of the published checkpoints.
 
 Papers: "Recognize Anything: A Strong Image Tagging Model" (arXiv 2306.03514) and "Open-Set Image Tagging with
-Multi-Grained Text Supervision" (RAM++, arXiv 2310.15200). The image tokens of a Swin are asked, by one label query a
-tag, whether the tag is there. In RAM the query comes from one text embedding a tag; in RAM++ from several, each of
-another description of the tag, of which those count most that are nearest to the image.
+Multi-Grained Text Supervision" (RAM++, arXiv 2310.15200). One query per tag attends to a Swin's image tokens and
+becomes the tag's logit. RAM makes the query from one text embedding per tag; RAM++ from several, each of another
+description of the tag, weighted by their similarity to the image.
 
-Shapes: B images, T image tokens (the first is the mean of the others), K tags, N descriptions a tag, D the width of
+Shapes: B images, T image tokens (the first is the mean of the others), K tags, N descriptions per tag, D the width of
 the tagging head.
 """
 
@@ -42,14 +42,14 @@ class RamConfig:
             "intermediate_size": 3072,
         }
     )
-    """The tagging head, as BERT's configurations name it."""
+    """The tagging head's sizes, with the keys of a BERT config."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class CrossAttention(nn.Module):
-    """Label queries look at image tokens; the block that BERT calls `crossattention.self`."""
+    """Label queries attend to image tokens; BERT calls this block `crossattention.self`."""
 
     def __init__(self, width: int, heads: int, encoder_width: int) -> None:
         super().__init__()
@@ -68,15 +68,15 @@ class CrossAttention(nn.Module):
 
 
 class AddNorm(nn.Module):
-    """A linear layer, the sum with what came before, a normalisation: how BERT ends both parts of a layer."""
+    """A linear layer, the residual sum, a normalisation: the end of both parts of a BERT layer."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width_in, width)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        return self.LayerNorm(self.dense(x) + before)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x) + residual)
 
 
 class TaggingLayer(nn.Module):
@@ -91,12 +91,12 @@ class TaggingLayer(nn.Module):
         self.output = AddNorm(inner_width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        seen = self.crossattention["output"](self.crossattention["self"](queries, tokens), queries)
-        return self.output(F.gelu(self.intermediate["dense"](seen)), seen)
+        x = self.crossattention["output"](self.crossattention["self"](queries, tokens), queries)
+        return self.output(F.gelu(self.intermediate["dense"](x)), x)
 
 
 class Ram(nn.Module):
-    """Images → one logit a tag."""
+    """Images → one logit per tag."""
 
     def __init__(self, config: RamConfig) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Ram(nn.Module):
         return self.image_proj(torch.cat([encoded.mean(dim=1, keepdim=True), encoded], dim=1))
 
     def label_vectors(self, tokens: Tensor) -> Tensor:
-        """What each tag is called, for these image tokens: [1 or B, K, label_width]."""
+        """The tags' text embeddings for these image tokens: [1 or B, K, label_width]."""
         return self.label_embed[None]
 
     def classify(self, tokens: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Ram(nn.Module):
 
 
 class RamPlus(Ram):
-    """RAM++: several descriptions a tag, weighted for each image by how near they are to it."""
+    """RAM++: several descriptions per tag, weighted for each image by their similarity to it."""
 
     def __init__(self, config: RamConfig, descriptions: int = 51) -> None:
         super().__init__(config)
@@ -146,11 +146,12 @@ class RamPlus(Ram):
         self.reweight_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def label_vectors(self, tokens: Tensor) -> Tensor:
-        """The tags' descriptions, mixed for each image: [B, K, label_width].
+        """The tags' descriptions, averaged with weights for each image: [B, K, label_width].
 
-        The weights are a softmax of cosines times a large scale, so they are computed in fp32 whatever the model is.
+        The weights are a softmax of cosines times a large scale, so they are always computed in fp32.
         """
         image = F.normalize(tokens[:, 0].float(), dim=-1).to(tokens.dtype)  # [B, W]
-        near = (image @ self.label_embed.flatten(0, 1).T).float().unflatten(1, self.label_embed.shape[:2])  # [B, K, N]
-        weights = (self.reweight_scale.float().exp() * near).softmax(dim=-1).to(tokens.dtype)
+        cosines = (image @ self.label_embed.flatten(0, 1).T).float()  # [B, K · N]
+        cosines = cosines.unflatten(1, self.label_embed.shape[:2])  # [B, K, N]
+        weights = (self.reweight_scale.float().exp() * cosines).softmax(dim=-1).to(tokens.dtype)
         return torch.einsum("bkn,knw->bkw", weights, self.label_embed)

@@ -1,10 +1,10 @@
-"""Swin: an image → tokens, by attention inside windows that shift from block to block.
+"""Swin: an image → tokens, by self-attention in windows that shift from block to block.
 
 Paper: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (arXiv 2103.14030). transformers has
-one too, but renames its parameters from version to version; here they have the names of the published checkpoints, so
-a file of weights is read whatever is installed.
+one too, but its parameter names differ between versions; here they are those of the published checkpoints, so files
+are read with any version.
 
-Shapes: B images, H × W the map of a stage, C its channels, N = window² tokens a window.
+Shapes: B images, H × W a stage's feature map, C its channels, N = window² tokens per window.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH = 4
-"""Pixels a side."""
+"""Pixels per side of a patch."""
 _APART = -100.0
-"""Added to the score of two tokens that a shift brought into one window though they are not neighbours."""
+"""Added to the score of two tokens that a shift brought into one window but that are not neighbours."""
 
 
 class PatchEmbed(nn.Module):
@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside each window, with a learned bias for each offset of two tokens (eq. 4)."""
+    """Self-attention inside each window, with a learned bias per offset between two tokens (eq. 4)."""
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on normalised input and added to it; [B, H, W, C] → the same."""
+    """Attention, then an MLP, both pre-norm and residual; [B, H, W, C] → the same."""
 
     def __init__(self, channels: int, heads: int, side: int, window: int, shift: int) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class Block(nn.Module):
         self.register_buffer("mask", _shift_mask(side, window, shift), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        near = self.norm1(x).roll((-self.shift, -self.shift), (1, 2))
-        near = _whole(self.attn(_windows(near, self.window), self.mask), x.shape[1] // self.window)
-        x = x + near.roll((self.shift, self.shift), (1, 2))
+        shifted = self.norm1(x).roll((-self.shift, -self.shift), (1, 2))
+        shifted = _unwindow(self.attn(_windows(shifted, self.window), self.mask), x.shape[1] // self.window)
+        x = x + shifted.roll((self.shift, self.shift), (1, 2))
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token: [B, H, W, C] → [B, H / 2, W / 2, 2 C]."""
+    """Merge 2 × 2 tokens into one: [B, H, W, C] → [B, H / 2, W / 2, 2 C]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks whose windows shift by half a window in every second one, then, but for the last stage, a merging."""
+    """Blocks, every second one shifted by half a window, then a patch merging except in the last stage."""
 
     def __init__(self, channels: int, depth: int, heads: int, side: int, window: int, last: bool) -> None:
         super().__init__()
@@ -138,14 +138,14 @@ def _windows(x: Tensor, window: int) -> Tensor:
     return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def _whole(x: Tensor, rows: int) -> Tensor:
-    """[B, windows, N, C] of `rows` rows of windows → [B, H, W, C]."""
+def _unwindow(x: Tensor, rows: int) -> Tensor:
+    """[B, windows, N, C], `rows` rows of windows → [B, H, W, C]."""
     window = round(x.shape[2] ** 0.5)
     return x.unflatten(2, (window, window)).unflatten(1, (rows, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _offsets(window: int) -> Tensor:
-    """[N, N]: for each two tokens of a window, the row of the bias table that holds their offset."""
+    """[N, N]: the row of the bias table for each pair of tokens in a window."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     place = torch.stack([rows, columns], dim=-1).flatten(0, 1)  # [N, 2]
     offset = place[:, None] - place[None] + window - 1
@@ -153,8 +153,8 @@ def _offsets(window: int) -> Tensor:
 
 
 def _shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """[windows, N, N]: 0 for two tokens that are neighbours in the image, `_APART` for those that the roll wrapped
-    around its border; [1, 1, 1] of 0 without a shift."""
+    """[windows, N, N]: 0 for tokens that are neighbours in the image, `_APART` for pairs that only the shift
+    brought together; [1, 1, 1] of 0 without a shift."""
     if not shift:
         return torch.zeros(1, 1, 1)
     band = torch.zeros(side, dtype=torch.long)

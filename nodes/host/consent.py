@@ -1,7 +1,7 @@
-"""Which servers may be asked: this machine's, and those that their user named.
+"""Which language model servers may be used: those on this machine, and those that the user has allowed.
 
-A workflow names the server and may come from anyone; what it asks is the prompt and what was seen in the picture. So a
-host of another machine is asked only after the user, or whoever runs ComfyUI, has allowed it.
+A workflow names the server and may come from anyone, and the server gets the prompt and the tags of the image. So a
+server on another machine is used only after the user, or the administrator of ComfyUI, has allowed its host.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import re
 
 from ...core.errors import RealignError
 from ...language.server.keys import is_for, is_this_machine, origin
-from .secrets import HOST_SETTING, user_settings
-from .users import current_user, prompt_server
+from .api_keys import HOST_SETTING, user_settings
+from .prompt_users import current_user, prompt_server
 
 SETTING, VARIABLE = "RealignDiff.LLM.AllowedHosts", "REALIGN_LLM_ALLOWED_HOSTS"
 EVENT = "realigndiff.consent"
-"""Sent to the page whose prompt stopped for want of a consent; it asks its user."""
+"""Sent to the browser page whose prompt was stopped; the page asks its user for consent."""
 
 
 class NotAllowed(RealignError):
-    """A host that its user has not allowed."""
+    """The user has not allowed this host."""
 
 
 def check_allowed(base_url: str) -> None:
-    """Raise `NotAllowed` where a server must not be asked, and let the page that queued the prompt ask its user."""
+    """Raise `NotAllowed` for a server that must not be used, and let the page that queued the prompt ask its user."""
     if allowed(base_url, user_settings()):
         return
     host = origin(base_url)
@@ -34,7 +34,7 @@ def check_allowed(base_url: str) -> None:
             f"prompt this is, so no user's settings count. Name the host in {VARIABLE} in ComfyUI's environment."
         )
     server = prompt_server()
-    if server is not None and server.client_id is not None:  # None would tell everybody
+    if server is not None and server.client_id is not None:  # None would send it to all pages
         server.send_sync(EVENT, {"host": host, "setting": SETTING}, server.client_id)
     raise NotAllowed(
         f"{host} was not asked: it would get the prompt and the tags of the image. To allow it, add it to Allowed "
@@ -43,7 +43,7 @@ def check_allowed(base_url: str) -> None:
 
 
 def allowed(base_url: str, settings: dict[str, str]) -> bool:
-    """Whether a server may be asked: one of this machine, or one that the environment or a user's settings name."""
+    """Whether a server may be used: it is on this machine, or named in the environment or in the user's settings."""
     lists = (os.environ.get("REALIGN_LLM_HOST"), os.environ.get(VARIABLE), *map(settings.get, (HOST_SETTING, SETTING)))
-    hosts = [host for listed in lists if listed for host in re.split(r"[,;\s]+", listed) if host]
+    hosts = [host for names in lists if names for host in re.split(r"[,;\s]+", names) if host]
     return is_this_machine(base_url) or any(is_for(host, base_url) for host in hosts)

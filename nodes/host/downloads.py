@@ -1,4 +1,4 @@
-"""Models from Hugging Face: whole or not there at all, stopped by an interrupt, gone on with where they stopped."""
+"""Downloads of models from Hugging Face. An interrupt stops them; the next run resumes them."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.errors import RealignError
-from .hosting import each, waiting
+from .interrupts import map_with_progress, run_interruptibly
 
 PARTIAL = ".partial"
-"""How the name of a folder ends while its download is not complete."""
-_WANTED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+"""The suffix of a folder while its download is incomplete."""
+_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
-def fetched(repository: str, target: Path) -> Path:
-    """Fetch a repository's files into `<target>.partial`, which becomes `target` when all are there.
+def download(repository: str, target: Path) -> Path:
+    """Download a repository's files into `<target>.partial`, which becomes `target` once all are there.
 
-    Files that are already there are not fetched again. An interrupt stops it between two files and does not wait for
-    the one that is being fetched.
+    Files that are already there are not downloaded again. An interrupt stops between two files and does not wait for
+    the current one.
 
     Raises:
-        RealignError: the repository or one of its files could not be fetched or written.
+        RealignError: the repository or one of its files could not be downloaded or written.
     """
     from huggingface_hub import hf_hub_download
 
     partial = target.with_name(target.name + PARTIAL)
-    revision, files = waiting(lambda: _contents(repository))
+    revision, files = run_interruptibly(lambda: _files_of(repository))
 
     def fetch(i: int) -> None:
-        with _telling(repository):
+        with _download_errors(repository):
             hf_hub_download(repository, files[i], revision=revision, local_dir=partial)
 
-    with _telling(repository):
-        if target.is_dir() and not partial.exists():  # begun by hand, without a config.json
+    with _download_errors(repository):
+        if target.is_dir() and not partial.exists():  # a manual copy without a config.json
             target.rename(partial)
-    each(len(files), lambda i: waiting(lambda: fetch(i)))
-    with _telling(repository):
+    map_with_progress(len(files), lambda i: run_interruptibly(lambda: fetch(i)))
+    with _download_errors(repository):
         partial.rename(target)
     return target
 
 
-def _contents(repository: str) -> tuple[str | None, list[str]]:
-    """The newest revision of a repository, and its files that are wanted."""
+def _files_of(repository: str) -> tuple[str | None, list[str]]:
+    """The newest revision of a repository, and the names of the files to download."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import filter_repo_objects
 
-    with _telling(repository):
-        found = HfApi().model_info(repository)
-        names = [file.rfilename for file in found.siblings or ()]
-        return found.sha, list(filter_repo_objects(names, allow_patterns=_WANTED))
+    with _download_errors(repository):
+        info = HfApi().model_info(repository)
+        names = [file.rfilename for file in info.siblings or ()]
+        return info.sha, list(filter_repo_objects(names, allow_patterns=_PATTERNS))
 
 
 @contextmanager
-def _telling(repository: str) -> Iterator[None]:
-    """Whatever goes wrong, on the network or on the disk, in one sentence."""
+def _download_errors(repository: str) -> Iterator[None]:
+    """Turn every error of the network or the disk into one sentence."""
     try:
         yield
     except Exception as error:

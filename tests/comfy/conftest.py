@@ -1,11 +1,12 @@
-"""A ComfyUI to test the nodes in: as a server over HTTP (`server`, `client`), or imported here (`comfy`).
+"""Fixtures that run the nodes in ComfyUI: in a server over HTTP (`server`, `client`), or in this process (`comfy`).
 
-COMFYUI_PATH names a checkout; a pack that stands in a checkout's custom_nodes/ needs no name. The server runs on
-COMFYUI_PYTHON, by default on the Python that runs the tests. Nothing is written into the checkout.
+COMFYUI_PATH names a checkout of ComfyUI; a pack inside a checkout's custom_nodes/ is tested in that one. The server
+runs on COMFYUI_PYTHON, by default the Python that runs the tests. Nothing is written into the checkout.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -20,18 +21,19 @@ from types import ModuleType
 
 import pytest
 from realigndiff.tests.comfy.client import Client, FakeLlm
+from realigndiff.tests.comfy.torch_stand_ins import add_stand_ins
 
 PACK = Path(__file__).absolute().parents[2]
 FOLDER = "ComfyUI-RealignDiff"
-ABSENT = "needs ComfyUI: set COMFYUI_PATH to a checkout of it"
+SKIP_REASON = "needs ComfyUI: run `make test-comfy`"
 PLANTED = {
     "OPENAI_API_KEY": "sk-planted-openai-4f1d09",
     "OPENAI_ADMIN_KEY": "sk-planted-admin-90c1e2",
     "REALIGN_LLM_API_KEY": "sk-planted-own-77ab3e",
 }
-"""Keys in the server's environment; nothing that it writes or tells may hold one of them."""
-PAYERS = {"OPENAI_ORG_ID": "org-planted-51bc", "OPENAI_PROJECT_ID": "proj-planted-3d08"}
-"""Also there, and no secret, but nobody's business."""
+"""Keys in the server's environment; no file, log or response of the server may contain one."""
+BILLING_IDS = {"OPENAI_ORG_ID": "org-planted-51bc", "OPENAI_PROJECT_ID": "proj-planted-3d08"}
+"""Not secret, but private: the same holds for these."""
 START_SECONDS = 120
 
 
@@ -42,14 +44,14 @@ def _checkout() -> Path | None:
 
 
 COMFYUI = _checkout()
-_ELSEWHERE = tempfile.TemporaryDirectory(prefix="comfyui", ignore_cleanup_errors=True)
+_BASE = tempfile.TemporaryDirectory(prefix="comfyui", ignore_cleanup_errors=True)
 
 
 class _Skipped(pytest.Module):
     """A test module that is not even imported."""
 
     def collect(self):
-        pytest.skip(ABSENT, allow_module_level=True)
+        pytest.skip(SKIP_REASON, allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent) -> pytest.Module | None:
@@ -57,18 +59,19 @@ def pytest_pycollect_makemodule(module_path: Path, parent) -> pytest.Module | No
 
 
 def _enter(checkout: Path) -> None:
-    """Make `comfy` and the host's other modules importable, on the CPU and away from the checkout's own folders.
+    """Make ComfyUI's modules importable, on the CPU and with its folders in a temporary directory.
 
-    The checkout goes first: the host's `nodes` must win over the pack's folder of that name, should the tests have been
-    started from there.
+    The checkout comes first on the path, so that `import nodes` finds ComfyUI's module and not the pack's folder.
     """
+    with contextlib.suppress(ModuleNotFoundError):  # without torch the tests are skipped
+        add_stand_ins()
     sys.path.insert(0, str(checkout))
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    arguments, sys.argv = sys.argv, ["comfy", "--cpu", "--base-directory", _ELSEWHERE.name]
+    arguments, sys.argv = sys.argv, ["comfy", "--cpu", "--base-directory", _BASE.name]
     try:
-        import comfy.cli_args  # it reads them once
+        import comfy.cli_args  # reads sys.argv when it is imported
     finally:
         sys.argv = arguments
 
@@ -79,18 +82,18 @@ if COMFYUI is not None:
 
 @pytest.fixture(scope="session")
 def comfy() -> ModuleType:
-    """ComfyUI's own package, imported into the tests; `import nodes` is then the host's, `realigndiff.nodes` ours."""
-    pytest.importorskip("comfy.samplers", reason="needs the Python that ComfyUI runs on", exc_type=ImportError)
+    """ComfyUI's package, imported into the tests; `import nodes` is then ComfyUI's, `realigndiff.nodes` is ours."""
+    pytest.importorskip("comfy.samplers", reason="needs a Python with ComfyUI's requirements", exc_type=ImportError)
     import comfy
 
     return comfy
 
 
 class Server:
-    """A running ComfyUI with the pack, in a base directory of its own."""
+    """A running ComfyUI with the pack, in a temporary base directory."""
 
     folder = FOLDER
-    """The pack's folder in custom_nodes, and so a part of its web addresses."""
+    """Name of the pack's folder in custom_nodes, which is part of its URLs."""
 
     def __init__(
         self, base: Path, environment: Mapping[str, str], packs: Mapping[str, str], arguments: Sequence[str] = ()
@@ -107,12 +110,13 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         command = [
             os.environ.get("COMFYUI_PYTHON", sys.executable),
+            str(PACK / "tests" / "comfy" / "torch_stand_ins.py"),
             *("main.py", "--cpu", "--port", str(port), "--base-directory", str(base)),
             *("--user-directory", str(base / "user"), "--database-url", f"sqlite:///{base / 'user' / 'db.sqlite'}"),
             *arguments,
         ]
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "REALIGN_"))}
-        quiet = {
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "REALIGN_"))}
+        offline = {
             "HF_HUB_OFFLINE": "1",
             "NO_PROXY": "*",
             "no_proxy": "*",
@@ -121,17 +125,17 @@ class Server:
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=COMFYUI, stdout=log, stderr=log, env={**own, **quiet, **environment}
+                command, cwd=COMFYUI, stdout=log, stderr=log, env={**inherited, **offline, **environment}
             )
         self._wait()
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Process id."""
         return self._process.pid
 
     def log(self) -> str:
-        """Everything that the server has printed."""
+        """Everything that the server has printed so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def close(self) -> None:
@@ -139,12 +143,12 @@ class Server:
         self._process.wait()
 
     def _wait(self) -> None:
-        """Until it answers."""
-        ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        """Wait until the server responds."""
+        request = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                ask(f"{self.url}/system_stats", timeout=5).close()
+                request(f"{self.url}/system_stats", timeout=5).close()
                 return
             except (urllib.error.URLError, OSError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
@@ -176,7 +180,7 @@ FORMS = {
 
 
 class OtherBoxes:
-    """Bounding boxes as another pack would give them out."""
+    """Bounding boxes in the forms that other packs return."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("BOUNDING_BOX",), "run", "other"
 
@@ -189,7 +193,7 @@ class OtherBoxes:
 
 
 class OtherImages:
-    """Images that no picture file can hold."""
+    """Images with values that no image file can hold."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "other"
 
@@ -202,7 +206,7 @@ class OtherImages:
 
 
 class OtherAttention:
-    """Cross-attention replaced in every block, as by IPAdapter: half of it."""
+    """Replaces cross-attention in every block, as IPAdapter does: by `strength` times its output."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "other"
 
@@ -223,19 +227,19 @@ class OtherAttention:
 
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (OtherBoxes, OtherImages, OtherAttention)}
 '''
-"""Another author's pack, with which ours must get along."""
+"""Source of another author's pack, beside which ours must work."""
 MINIATURES = f"""
 import runpy
 
 runpy.run_path({str(PACK / "standalone.py")!r})["load_pack"]()
 from realigndiff.tests.comfy.miniature_pack import NODE_CLASS_MAPPINGS
 """
-"""Loaders of models that are too large to test with, in miniature."""
+"""Source of a pack that loads miniatures of models that are too large for tests."""
 
 
 @pytest.fixture(scope="session")
 def llm() -> Iterator[FakeLlm]:
-    """The LLM server that REALIGN_LLM_API_KEY is for."""
+    """A fake LLM server, which REALIGN_LLM_API_KEY is for."""
     fake = FakeLlm()
     yield fake
     fake.close()
@@ -243,7 +247,7 @@ def llm() -> Iterator[FakeLlm]:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Starts servers that end with the tests."""
+    """A function that starts a server, which is stopped at the end of the test session."""
     running = []
 
     def start(
@@ -251,8 +255,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
         packs: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> Server:
-        """environment: added to this process's. packs: further custom nodes, as {name: source of its __init__}.
-        arguments: of main.py."""
+        """environment: variables beside those of this process. packs: more custom nodes, {name: source of __init__.py}.
+        arguments: for main.py."""
         running.append(Server(tmp_path_factory.mktemp("server"), environment or {}, packs or {}, arguments))
         return running[-1]
 
@@ -263,20 +267,22 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
 @pytest.fixture(scope="session")
 def server(serve: Callable[..., Server], llm: FakeLlm) -> Server:
-    """A ComfyUI with the pack, another author's and miniatures, and with keys planted in its environment."""
-    return serve({**PLANTED, **PAYERS, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK, "miniatures": MINIATURES})
+    """A ComfyUI with this pack, another author's pack, miniature models, and keys planted in its environment."""
+    return serve(
+        {**PLANTED, **BILLING_IDS, "REALIGN_LLM_HOST": llm.host}, {"other": OTHER_PACK, "miniatures": MINIATURES}
+    )
 
 
 @pytest.fixture(scope="session")
 def planted() -> Mapping[str, str]:
-    """The keys in `server`'s environment."""
+    """The secret keys in `server`'s environment."""
     return PLANTED
 
 
 @pytest.fixture(scope="session")
-def payers() -> Mapping[str, str]:
-    """Who pays at OpenAI, in `server`'s environment."""
-    return PAYERS
+def billing_ids() -> Mapping[str, str]:
+    """OpenAI's organisation and project, from `server`'s environment."""
+    return BILLING_IDS
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from realigndiff.lora_files.export import merged, save_lora, save_unet, unet_ldm_state_dict
+from realigndiff.lora_files.export import save_lora, save_unet
 from realigndiff.lora_files.ldm_keys import ldm_names
+from realigndiff.lora_files.state_dicts import merge_lora, unet_ldm_state_dict
 from realigndiff.tests.close import CALL, apart, assert_close
 from realigndiff.tests.test_export import (
     ALL,
@@ -108,7 +109,7 @@ def test_a_lora_has_the_effect_that_it_has_in_training(kind, targets, tmp_path, 
 @pytest.mark.parametrize("options", [PATTERNS, {"use_rslora": True, **PATTERNS}], ids=["patterns", "rslora"])
 def test_each_layer_may_have_a_rank_and_an_alpha_of_its_own(options, caplog):
     import comfy.lora
-    from realigndiff.lora_files.export import lora_state_dict
+    from realigndiff.lora_files.state_dicts import lora_state_dict
 
     unet = make_unet("sdxl")
     model = in_comfy("sdxl", unet_ldm_state_dict(unet))
@@ -163,7 +164,7 @@ def test_all_of_a_unet_computes_the_same_at_any_depth(kind, changes):
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_merged_unet_computes_what_the_adapter_does(kind):
     unet = with_lora(make_unet(kind), **PATTERNS)
-    model = in_comfy(kind, unet_ldm_state_dict(merged(unet)))
+    model = in_comfy(kind, unet_ldm_state_dict(merge_lora(unet)))
     assert_close(output_in_comfy(model, unet), output(unet))
 
 

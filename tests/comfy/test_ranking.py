@@ -53,13 +53,13 @@ class Scores(Reward):
 @pytest.fixture
 def rank(comfy):
     """Rank as many images as the first reward has scores for; gives the node's outputs and what it shows."""
-    from realigndiff.nodes.host.hosting import Hosted
+    from realigndiff.nodes.host.managed_models import ManagedModel
     from realigndiff.nodes.ranking import RankImages
 
     def run(*rewards, prompt=PROMPT):
         count = len(rewards[0].scores)
         images = (torch.arange(count) / 100).view(-1, 1, 1, 1).expand(-1, 8, 8, 3)
-        sockets = {f"reward_{i}": Hosted(reward) for i, reward in enumerate(rewards, 1)}
+        sockets = {f"reward_{i}": ManagedModel(reward) for i, reward in enumerate(rewards, 1)}
         out = RankImages.execute(images, prompt, **sockets)
         sorted_, best, table, sums, index = out.result
         assert out.ui["text"] == [table] and torch.equal(best, sorted_[:1])
@@ -118,7 +118,7 @@ class TestJudging:
         assert [count for count, _ in large.runs] == [8, 1]
 
     def test_the_progress_bar_goes_once_through_all_rewards(self, rank, monkeypatch):
-        from realigndiff.nodes.host import hosting
+        from realigndiff.nodes.host import interrupts
 
         told = []
 
@@ -129,7 +129,7 @@ class TestJudging:
             def update_absolute(self, value, total):
                 told.append(value / total)
 
-        monkeypatch.setattr(hosting.comfy.utils, "ProgressBar", Bar)
+        monkeypatch.setattr(interrupts.comfy.utils, "ProgressBar", Bar)
         rank(*[Scores(*range(9))] * 3)
         assert told == pytest.approx([8 / 27, 9 / 27, 17 / 27, 18 / 27, 26 / 27, 1], abs=1e-3)
 
@@ -143,21 +143,21 @@ class TestJudging:
     )
     def test_images_that_no_reward_can_judge_are_told(self, rank, images, said):
         from realigndiff.core.errors import RealignError
-        from realigndiff.nodes.host.hosting import Hosted
+        from realigndiff.nodes.host.managed_models import ManagedModel
         from realigndiff.nodes.ranking import RankImages
 
         with pytest.raises(RealignError, match=said):
-            RankImages.execute(images, PROMPT, reward_1=Hosted(Scores(1.0, 2.0)))
+            RankImages.execute(images, PROMPT, reward_1=ManagedModel(Scores(1.0, 2.0)))
 
     def test_a_blip_2_without_a_text_encoder_is_told_before_anything_is_judged(self, rank):
         from realigndiff.core.errors import RealignError
-        from realigndiff.nodes.host.hosting import Hosted
+        from realigndiff.nodes.host.managed_models import ManagedModel
         from realigndiff.nodes.loaders import Blip2Models
         from realigndiff.nodes.ranking import RankImages
 
         reward = Scores(1.0)
         with pytest.raises(RealignError, match="no text encoder: choose one there"):
-            sockets = {"reward_1": Hosted(reward), "reward_2": Hosted(Blip2Models(None))}
+            sockets = {"reward_1": ManagedModel(reward), "reward_2": ManagedModel(Blip2Models(None))}
             RankImages.execute(torch.zeros(1, 8, 8, 3), PROMPT, **sockets)
         assert not reward.runs
 
@@ -170,44 +170,47 @@ class TestSamReward:
         from realigndiff.nodes import loaders
         from realigndiff.nodes.rewards import SamReward
 
-        eyes = loaders.tagger(WEIGHTS / "ram"), loaders.grounded_sam(WEIGHTS / "grounding_dino", WEIGHTS / "sam")
-        return lambda llm=None: SamReward.execute(*eyes, llm).result[0]
+        models = (
+            loaders.load_tagger(WEIGHTS / "ram"),
+            loaders.load_grounded_sam(WEIGHTS / "grounding_dino", WEIGHTS / "sam"),
+        )
+        return lambda llm=None: SamReward.execute(*models, llm).result[0]
 
     def test_each_model_is_on_the_device_only_while_it_works(self, reward, monkeypatch):
         """So a language model that needs all the memory may push the others out."""
-        from realigndiff.nodes.host import hosting
-        from realigndiff.nodes.llm import HostedScorer
+        from realigndiff.nodes.host import interrupts
+        from realigndiff.nodes.host.language_models import ManagedOfflineScorer
 
         seen = []
-        load = hosting.comfy.model_management.load_models_gpu
+        load = interrupts.comfy.model_management.load_models_gpu
         watched = lambda models, **options: (seen.append(len(models)), load(models, **options))  # noqa: E731
-        monkeypatch.setattr(hosting.comfy.model_management, "load_models_gpu", watched)
+        monkeypatch.setattr(interrupts.comfy.model_management, "load_models_gpu", watched)
 
-        class Asked(HostedScorer):
+        class Asked(ManagedOfflineScorer):
             def score(self, prompt, tags):
                 seen.append("asked")
                 return super().score(prompt, tags)
 
         asked = Asked(None)
-        asked.offline = HostedScorer(None)
-        with reward(asked).at_work() as judge:
+        asked.offline = ManagedOfflineScorer()
+        with reward(asked).loaded() as judge:
             judge(image_of("all"), [PROMPT])
         assert seen == [0, 1, "asked", 2]
 
     def test_a_server_that_is_silent_is_asked_once_for_a_batch_and_it_is_told(self, reward):
         from realigndiff.core.errors import NoAnswer
-        from realigndiff.nodes.llm import HostedScorer
+        from realigndiff.nodes.host.language_models import ManagedOfflineScorer
         from realigndiff.nodes.ranking import RankImages
 
         asked = []
 
-        class Silent(HostedScorer):
+        class Silent(ManagedOfflineScorer):
             def bind(self, prompt, tags):
                 asked.append(tags)
                 raise NoAnswer("The server is gone.")
 
         silent = Silent(None)
-        silent.offline = HostedScorer(None)
+        silent.offline = ManagedOfflineScorer()
         out = RankImages.execute(image_of("all").repeat(3, 1, 1, 1), PROMPT, reward_1=reward(silent))
         assert len(asked) == 1
         assert out.result[2].splitlines()[-1] == (

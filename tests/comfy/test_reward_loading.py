@@ -57,7 +57,7 @@ def load(comfy, saved, tmp_path, monkeypatch):
 
 
 def judged(hosted):
-    with hosted.at_work() as reward:
+    with hosted.loaded() as reward:
         return reward.name, reward(torch.rand(2, 40, 40, 3), ["a red circle", "a blue square"])
 
 

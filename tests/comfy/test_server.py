@@ -634,12 +634,12 @@ class TestKeys:
         assert not sent_to(stranger, planted)
 
     @pytest.mark.parametrize("own", [True, False])
-    def test_who_pays_at_openai_is_told_to_no_other_server(self, client, llm, stranger, payers, own):
+    def test_who_pays_at_openai_is_told_to_no_other_server(self, client, llm, stranger, billing_ids, own):
         asked = llm if own else stranger
         llm.reply = knowing
         llm.forget()
         assert client.run(asking(asked.host)).status == "success"
-        assert asked.asked and not sent_to(asked, payers)
+        assert asked.asked and not sent_to(asked, billing_ids)
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
     def test_a_server_that_refuses_and_repeats_it_is_told_without_it(self, client, llm, planted, status):
@@ -665,7 +665,7 @@ class TestKeys:
         assert re.search("did not answer .*timed out.*: check that it runs", told(run))
 
     def test_openais_own_is_for_openai_alone_and_never_sent_unencrypted(self, comfy, monkeypatch):
-        from realigndiff.nodes.host.secrets import api_key_for
+        from realigndiff.nodes.host.api_keys import api_key_for
 
         monkeypatch.setenv("OPENAI_API_KEY", "sk-theirs")
         assert api_key_for("https://api.openai.com/v1") == "sk-theirs"

@@ -16,7 +16,7 @@ from realigndiff.attention.equation.layout import cross_layout, self_layout
 from realigndiff.attention.equation.reference import reference_attention
 from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.regions import Region, RegionSet
-from realigndiff.nodes.host import demo_host
+from realigndiff.nodes.host import demo_diffusion
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights" / "stable_diffusion"
 PROMPT = "a red circle and a blue square"
@@ -45,11 +45,11 @@ class Tiny:
 
     @cached_property
     def model(self):
-        return demo_host.load_model(WEIGHTS / "unet")
+        return demo_diffusion.load_model(WEIGHTS / "unet")
 
     @cached_property
     def clip(self):
-        return demo_host.load_clip(WEIGHTS / "text_encoder", WEIGHTS / "tokenizer")
+        return demo_diffusion.load_clip(WEIGHTS / "text_encoder", WEIGHTS / "tokenizer")
 
     def encode(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))

@@ -1,4 +1,4 @@
-"""What the original implementations say of models with seeded weights → originals.json, beside this file.
+"""The outputs of the original implementations with seeded weights → originals.json, beside this file.
 
 SAM and GroundingDINO, where `segment-anything` 1.0 and `groundingdino-py` 0.4.0 are installed, which need torchvision
 and an old transformers (4.46.3), so not in the pack's own environment:
@@ -158,9 +158,9 @@ def original_image_reward(size: published_rewards.ImageRewardSize, checkout: Pat
 def original_clip(size: published_rewards.ClipSize) -> torch.nn.Module:
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    eyes = CLIPVisionCfg(layers=size.depth, width=size.width, patch_size=size.patch, image_size=size.image)
+    vision = CLIPVisionCfg(layers=size.depth, width=size.width, patch_size=size.patch, image_size=size.image)
     text = CLIPTextCfg(size.places, size.words, width=size.text, heads=size.text // 64, layers=size.text_depth)
-    return CLIP(size.shared, eyes, text, quick_gelu=False).eval()
+    return CLIP(size.shared, vision, text, quick_gelu=False).eval()
 
 
 def ram_width(size: dict) -> int:
@@ -168,7 +168,7 @@ def ram_width(size: dict) -> int:
 
 
 def ram_edge(size: dict) -> int:
-    """Of the images that a Swin sees, of which the last layer's map is one window."""
+    """The side of a Swin's images; the last layer's map is one window."""
     return 4 * size["window"] * 2 ** (len(size["depths"]) - 1)
 
 
@@ -179,23 +179,23 @@ def fill(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.M
 
 @torch.no_grad()
 def masks() -> list:
-    """Of each picture: every so-manieth of the logits [3 boxes, H, W]."""
+    """For each picture: every `EVERY`th of the logits [3 boxes, H, W]."""
     from segment_anything import SamPredictor
 
     predictor = SamPredictor(fill(original_sam(layouts.SAM["small"]), layouts.sam_weights(layouts.SAM["small"])))
-    said = []
+    results = []
     for seed, height, width in layouts.PICTURES:
         predictor.set_image(layouts.picture(seed, height, width))
         boxes = torch.tensor(layouts.BOXES) * torch.tensor([width, height, width, height])
         asked = predictor.transform.apply_boxes_torch(boxes, (height, width))
         logits, _, _ = predictor.predict_torch(None, None, asked, multimask_output=False, return_logits=True)
-        said.append(numbers(logits.flatten()[:: layouts.EVERY]))
-    return said
+        results.append(numbers(logits.flatten()[:: layouts.EVERY]))
+    return results
 
 
 @torch.no_grad()
 def boxes() -> list:
-    """Of each picture: the boxes [24, 4], and the logits of the text's tokens for each [24, L]."""
+    """For each picture: the boxes [24, 4] and the logits per token [24, L]."""
     from groundingdino.datasets import transforms
 
     size = layouts.DINO["small"]
@@ -205,22 +205,22 @@ def boxes() -> list:
     steps = [transforms.RandomResize([shortest], max_size=longest), transforms.ToTensor(), normalize]
     caption = " . ".join(layouts.PHRASES) + " ."
     length = len(model.tokenizer(caption).input_ids)
-    said = []
+    results = []
     for picture in layouts.PICTURES:
         pixels, _ = transforms.Compose(steps)(Image.fromarray(layouts.picture(*picture)), None)
         out = model(pixels[None], captions=[caption])
-        said.append({"boxes": numbers(out["pred_boxes"][0]), "logits": numbers(out["pred_logits"][0, :, :length])})
-    return said
+        results.append({"boxes": numbers(out["pred_boxes"][0]), "logits": numbers(out["pred_logits"][0, :, :length])})
+    return results
 
 
 @torch.no_grad()
 def tags(checkout: Path) -> dict:
-    """Of each size, RAM's and RAM++'s logits of three pictures [3, K]."""
-    said = {}
+    """For each size: RAM's and RAM++'s logits of three pictures [3, K]."""
+    results = {}
     for name, size in {**published_ram.SMALL, **published_ram.TRUE}.items():
-        said[name] = {kind: tag_logits(size, kind == "RAM++", checkout) for kind in ("RAM", "RAM++")}
-        print(name, said[name], flush=True)
-    return said
+        results[name] = {kind: tag_logits(size, kind == "RAM++", checkout) for kind in ("RAM", "RAM++")}
+        print(name, results[name], flush=True)
+    return results
 
 
 def tag_logits(size: dict, plus: bool, checkout: Path) -> list:
@@ -228,8 +228,8 @@ def tag_logits(size: dict, plus: bool, checkout: Path) -> list:
     tensors = published_ram.tensors(size, plus)
     # What the published files do not hold or the published code computes by itself.
     other = ("tag_encoder.", "text_decoder."), ("relative_position_index", "attn_mask")
-    own = [key for key in model.state_dict() if not (key.startswith(other[0]) or key.endswith(other[1]))]
-    model.load_state_dict({key: tensors[key] for key in own}, strict=False)
+    names = [key for key in model.state_dict() if not (key.startswith(other[0]) or key.endswith(other[1]))]
+    model.load_state_dict({key: tensors[key] for key in names}, strict=False)
     transform = importlib.import_module("ram.transform").get_transform(ram_edge(size))
     logits = []
     model.fc.register_forward_hook(lambda module, inputs, out: logits.append(out.reshape(-1)))
@@ -241,7 +241,7 @@ def tag_logits(size: dict, plus: bool, checkout: Path) -> list:
 
 @torch.no_grad()
 def preferences(size: published_rewards.ImageRewardSize, checkout: Path, vocabulary: Path) -> list:
-    """Of each picture: the score with each prompt."""
+    """For each picture: the score with each prompt."""
     model = original_image_reward(size, checkout, vocabulary)
     fill(model, published_rewards.image_reward_weights(size))
     seen = [Image.fromarray(layouts.picture(*picture)) for picture in published_rewards.pictures(size.image)]
@@ -250,7 +250,7 @@ def preferences(size: published_rewards.ImageRewardSize, checkout: Path, vocabul
 
 @torch.no_grad()
 def cosines(size: published_rewards.ClipSize, tokenizer) -> list:
-    """Of each picture: the cosine with each prompt; the tokenizer gives ids [N, L]."""
+    """For each picture: the cosine with each prompt; the tokenizer gives ids [N, L]."""
     from open_clip.transform import image_transform
 
     model = fill(original_clip(size), published_rewards.clip_weights(size))
@@ -266,7 +266,7 @@ def small_clip_tokenizer(texts: list[str]) -> torch.Tensor:
 
     ids = CLIPTokenizer.from_pretrained(CLIP_TOKENIZER)(texts).input_ids
     places = published_rewards.CLIP["small"].places
-    return torch.tensor([own + [0] * (places - len(own)) for own in ids])
+    return torch.tensor([row + [0] * (places - len(row)) for row in ids])
 
 
 def numbers(values: torch.Tensor) -> list:
@@ -276,7 +276,7 @@ def numbers(values: torch.Tensor) -> list:
 
 
 def check() -> None:
-    """The layouts are those of the original classes; what else the published files hold is listed."""
+    """Compare the layouts with the original classes, and list what else the published files hold."""
     for name, size in layouts.SAM.items():
         compare(f"SAM {name}", original_sam(size), layouts.sam_layout(size))
     for name, size in layouts.DINO.items():
@@ -284,16 +284,16 @@ def check() -> None:
 
 
 def compare(name: str, model: torch.nn.Module, layout: layouts.Shapes) -> None:
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    wrong = [key for key, shape in own.items() if layout.get(key) != shape]
-    more = [key for key in layout if key not in own]
-    print(f"{name}: {len(own)} tensors, {len(wrong)} of them differ; a published file also has {more}")
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [key for key, shape in shapes.items() if layout.get(key) != shape]
+    more = [key for key in layout if key not in shapes]
+    print(f"{name}: {len(shapes)} tensors, {len(wrong)} of them differ; a published file also has {more}")
 
 
-def write(said: dict) -> None:
-    """Put these models' numbers in the place of their old ones."""
+def write(results: dict) -> None:
+    """Replace these models' numbers."""
     file = HERE / "originals.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | said) + "\n")
+    file.write_text(json.dumps(json.loads(file.read_text()) | results) + "\n")
 
 
 if __name__ == "__main__":

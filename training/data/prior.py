@@ -25,7 +25,7 @@ from ...core.pictures import counted, listed, opened, pictures_in
 from ...perception.captioner import Captioner
 from ...rewards.caption import CaptionReward
 from ...rewards.caption_gradient import PromptLikelihood
-from ...rewards.caption_likelihood import Speech
+from ...rewards.caption_likelihood import CaptionLikelihood
 from ...sampling.sampler import DiffusersSampler
 from ...sampling.settings import SamplingSettings
 from ..loop.models import RunModels, fingerprint_models, reward_device_and_dtype
@@ -103,7 +103,7 @@ def _sample(
 ) -> FrozenImages:
     cycled = [prompts[i % len(prompts)] for i in range(config.prior.prior_images)]
     sampling = SamplingSettings(steps=config.prior.prior_steps, cfg=config.rollout.cfg)
-    likelihood = PromptLikelihood(Speech(captioner)) if config.prior.prior_keep < 1 else None
+    likelihood = PromptLikelihood(CaptionLikelihood(captioner)) if config.prior.prior_keep < 1 else None
     latents, captions, likelihoods = [], [], []
     for start in range(0, len(cycled), sampler.max_batch):
         texts = cycled[start : start + sampler.max_batch]

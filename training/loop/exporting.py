@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 
 from ...core.errors import RealignError
 from ...core.files import mend, partial_of, reason
-from ...lora_files import export
+from ...lora_files.export import save_lora, save_unet
+from ...lora_files.metadata import run_metadata
 from ...sampling.sampler import DiffusersSampler
 from ..settings.common import TrainingConfig
 
@@ -19,12 +20,12 @@ from ..settings.common import TrainingConfig
 def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig, **about: Any) -> None:
     """Write the LoRA or the whole UNet as one file that ComfyUI loads, whole or not at all.
 
-    about: further arguments of `export.run_metadata`, which go into the header.
+    about: further arguments of `run_metadata`, which go into the header.
 
     Raises:
         RealignError: it cannot be written.
     """
-    header = export.run_metadata(
+    header = run_metadata(
         f"{file.parent.name}-{file.stem}",
         learning_rate=config.optimizer.learning_rate,
         config=config.to_dict(),
@@ -32,7 +33,7 @@ def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig
         **about,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    write = export.save_lora if config.lora.train == "lora" else export.save_unet
+    write = save_lora if config.lora.train == "lora" else save_unet
     write(sampler.unet, file, header)
 
 

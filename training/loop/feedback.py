@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...core.errors import RealignError
 from ...rewards.caption import CaptionReward
 from ...rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
-from ...rewards.caption_likelihood import Speech
+from ...rewards.caption_likelihood import CaptionLikelihood
 from ...rewards.reward import Reward
 from ..settings.refl import ReflConfig
 
@@ -25,9 +25,9 @@ def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str,
 
 
 def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
-    speech = Speech(reward.captioner)
+    likelihood = CaptionLikelihood(reward.captioner)
     if config.reward.estimator == "score_function":
-        return ScoreFunction(speech, reward.similarity, config.reward.samples_per_image)
+        return ScoreFunction(likelihood, reward.similarity, config.reward.samples_per_image)
     if config.reward.estimator == "prompt_likelihood":
-        return PromptLikelihood(speech)
-    return StraightThrough(speech, reward.text_encoder, reward.similarity)
+        return PromptLikelihood(likelihood)
+    return StraightThrough(likelihood, reward.text_encoder, reward.similarity)

@@ -200,7 +200,7 @@ def _removed_options(words: Sequence[str], options: Collection[str]) -> dict[str
     """
     values: dict[str, list[str]] = {}
     for word in words:
-        if word.startswith("-") and not _is_number(word):
+        if word.startswith("-") and not word[1:2].isdigit():
             option, equals, value = word.partition("=")
             name = option.strip("-").replace("-", "_")
             no, name = name.startswith("no_"), name.removeprefix("no_")
@@ -226,14 +226,6 @@ def _any_value(words: Sequence[str]) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _metavar(field: FieldInfo) -> str:

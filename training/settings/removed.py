@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...core.embedded import model_path
 from ...core.errors import RealignError
 
-
-class Removed(NamedTuple):
-    """A setting that was removed."""
-
-    fits: Callable[[Any, Mapping[str, Any]], bool]
-    """Whether a value asks for what is done now, given the other settings."""
-    now: str
-    """What is done now."""
-    changes_weights: bool = False
-    """Whether a run that was begun with another value must not go on."""
-
-
-def _always(fixed: Any) -> Callable[[Any, Mapping[str, Any]], bool]:
-    return lambda value, settings: value == fixed
+Fits = Callable[[Any, Mapping[str, Any]], bool]
+"""Whether a value asks for what is done now, given the other settings."""
 
 
 def _native_size(value: Any, settings: Mapping[str, Any]) -> bool:
@@ -35,29 +23,29 @@ def _native_size(value: Any, settings: Mapping[str, Any]) -> bool:
         return True
 
 
-_NEVER_ACTED = Removed(lambda value, settings: True, "only arl_train.py has it, for the reward sam")
-REMOVED = {
-    "alpha": Removed(
-        lambda value, settings: value == settings["rank"], "the alpha of a LoRA is its rank", changes_weights=True
-    ),
-    "last_gradient_step": Removed(
+OF_WEIGHTS: dict[str, tuple[Fits, str]] = {
+    "alpha": (lambda value, settings: value == settings["rank"], "the alpha of a LoRA is its rank"),
+    "last_gradient_step": (
         lambda value, settings: value == settings["rollout_steps"] - 1,
         "gradient enters from first_gradient_step to the last step",
-        changes_weights=True,
     ),
-    "max_grad_norm": Removed(_always(1), "the gradient's norm is clipped to 1", changes_weights=True),
-    "frozen_precision": Removed(
+    "max_grad_norm": (lambda value, settings: value == 1, "the gradient's norm is clipped to 1"),
+    "frozen_precision": (
         lambda value, settings: value in ("same", settings["precision"]),
         "all models compute in precision",
-        changes_weights=True,
     ),
-    "resolution": Removed(_native_size, "images have the size that the model was trained at"),
-    "strict": Removed(_always(False), "broken prompts are reported and skipped"),
-    "sample_prompts": Removed(lambda value, settings: not value, "samples show the first four held-out prompts"),
-    "max_bad_batches": Removed(_always(10), "a run ends after more than 10 non-finite steps in a row"),
-    "dry_run": Removed(_always(False), "give --dry-run on the command line"),
-    **dict.fromkeys(("tagger", "detector", "segmenter", "llm", "llm_model"), _NEVER_ACTED),
 }
+"""Each removed setting that weights depend on, whether a value fits, and what is done now."""
+REMOVED: dict[str, tuple[Fits, str]] = {
+    **OF_WEIGHTS,
+    "resolution": (_native_size, "images have the size that the model was trained at"),
+    "strict": (lambda value, settings: not value, "broken prompts are reported and skipped"),
+    "sample_prompts": (lambda value, settings: not value, "samples show the first four held-out prompts"),
+    "max_bad_batches": (lambda value, settings: value == 10, "more than 10 non-finite steps in a row end a run"),
+    "dry_run": (lambda value, settings: not value, "give --dry-run on the command line"),
+    **dict.fromkeys(("tagger", "detector", "segmenter", "llm", "llm_model"), (lambda *_: True, "never used here")),
+}
+"""All of them."""
 
 
 def check(settings: Mapping[str, Any], old: Mapping[str, Any]) -> None:
@@ -67,15 +55,14 @@ def check(settings: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         RealignError: one does not.
     """
     for name, value in old.items():
-        if not REMOVED[name].fits(value, settings):
-            raise RealignError(
-                f"{name} is {value!r}, but this is no longer a setting: {REMOVED[name].now}; leave it out."
-            )
+        fits, now = REMOVED[name]
+        if not fits(value, settings):
+            raise RealignError(f"{name} is {value!r}, but this is no longer a setting: {now}; leave it out.")
 
 
 def other_weights(before: Mapping[str, Any]) -> str:
     """What a run did by a setting that was removed, if its weights follow from it; otherwise nothing."""
-    for name, setting in REMOVED.items():
-        if setting.changes_weights and name in before and not setting.fits(before[name], before):
-            return f"whose {name} was {before[name]}, and now {setting.now}"
+    for name, (fits, now) in OF_WEIGHTS.items():
+        if name in before and not fits(before[name], before):
+            return f"whose {name} was {before[name]}, and now {now}"
     return ""

@@ -1,7 +1,7 @@
-"""The demo Stable Diffusion as ComfyUI's own MODEL, CLIP and VAE.
+"""The demo Stable Diffusion as a MODEL, CLIP and VAE of ComfyUI.
 
-ComfyUI knows Stable Diffusion 1.5 by its sizes and refuses smaller ones, so its classes are told the demo's sizes here;
-the weights are read from the diffusers folders that the headless loop reads.
+ComfyUI recognizes Stable Diffusion 1.5 by its sizes and refuses smaller models, so its classes are built here with the
+demo's sizes. The weights are those of the diffusers folders that the headless loop reads.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_model(folder: Path) -> ModelPatcher:
         "transformer_depth_output": [1] * (depth + 1) * levels,
         "transformer_depth_middle": 1,
         "context_dim": config["cross_attention_dim"],
-        "num_heads": config["attention_head_dim"],  # diffusers' name for the number of heads
+        "num_heads": config["attention_head_dim"],  # diffusers calls the number of heads so
         "num_head_channels": -1,
         "use_spatial_transformer": True,
         "use_linear_in_transformer": False,
@@ -51,10 +51,10 @@ def load_model(folder: Path) -> ModelPatcher:
         "use_temporal_attention": False,
         "legacy": False,
     }
-    known = comfy.supported_models.SD15(unet_config)
-    known.unet_config.update(unet_config)  # SD15 sets eight heads
-    known.set_inference_dtype(torch.float32, None)
-    model = known.get_model({}, "")
+    architecture = comfy.supported_models.SD15(unet_config)
+    architecture.unet_config.update(unet_config)  # SD15 sets eight heads
+    architecture.set_inference_dtype(torch.float32, None)
+    model = architecture.get_model({}, "")
     names = comfy.utils.unet_to_diffusers(unet_config)
     weights = _weights(folder / "diffusion_pytorch_model.safetensors")
     _fill(model.diffusion_model, {names[name]: tensor for name, tensor in weights.items()}, folder)
@@ -67,7 +67,7 @@ def load_model(folder: Path) -> ModelPatcher:
 
 
 def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
-    """The text encoder in `folder` with the tokenizer in another, as a CLIP, float32."""
+    """The text encoder in `folder` and the tokenizer in `tokenizer` as a CLIP, float32."""
     config = _config(folder)
     start, end = config["bos_token_id"], config["eos_token_id"]
 
@@ -102,13 +102,13 @@ def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
     )
     transformer = clip.cond_stage_model.clip_l.transformer
     weights = _weights(folder / "model.safetensors")
-    weights["text_projection.weight"] = torch.eye(config["hidden_size"])  # Stable Diffusion 1 has none
+    weights["text_projection.weight"] = torch.eye(config["hidden_size"])  # Stable Diffusion 1 has no projection
     _fill(transformer, weights, folder)
     return clip
 
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
-    """The autoencoder in `folder` as a VAE, float32; its latent is 4 times smaller than the image, not 8."""
+    """The autoencoder in `folder` as a VAE, float32. Its latents are 4 times smaller than the image, not 8."""
     config = _config(folder)
     widths = config["block_out_channels"]
     factor = 2 ** (len(widths) - 1)
@@ -125,7 +125,7 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
         "dropout": 0.0,
     }
     weights = comfy.diffusers_convert.convert_vae_state_dict(_weights(folder / "diffusion_pytorch_model.safetensors"))
-    # ComfyUI numbers the decoder's levels for four of them.
+    # ComfyUI numbers the decoder's levels as if there were four.
     weights = {
         re.sub(r"(?<=decoder\.up\.)\d", lambda level: str(int(level[0]) - 4 + len(widths)), name): tensor
         for name, tensor in weights.items()
@@ -154,7 +154,7 @@ def _weights(file: Path) -> dict[str, Tensor]:
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Load all weights; ComfyUI's layers start with whatever is in memory, so none may be missing."""
+    """Load the weights. None may be missing: ComfyUI's layers are not initialized."""
     missing, unused = module.load_state_dict(weights, strict=False)
     if missing or unused:
         raise RealignError(
@@ -164,7 +164,7 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
 
 
 def _regroup(network: nn.Module, groups: int) -> None:
-    """Stable Diffusion's group norms have 32 groups; in a network as narrow as the demo's that is one channel each."""
+    """Set the groups of all group norms: Stable Diffusion's 32 would be one channel each in the narrow demo network."""
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
             module.num_groups = groups

@@ -1,4 +1,4 @@
-"""API keys: from the environment or ComfyUI's user settings, never from a widget, and only to the host they are for."""
+"""API keys, from the environment or ComfyUI's user settings: never from a widget, and sent only to their own host."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from pathlib import Path
 
 import folder_paths
 
-from ...language.server import keys as api_keys
-from .users import current_user
+from ...language.server import keys
+from .prompt_users import current_user
 
 KEY_SETTING, HOST_SETTING = "RealignDiff.LLM.ApiKey", "RealignDiff.LLM.Host"
 
 
 def api_key_for(base_url: str) -> str | None:
-    """The key for a server, or None: see `perception.api_keys`; the user setting's is for the host that its own setting
-    names."""
+    """The key for a server, or None: see `language.server.keys`. The key in the user's settings is for the host that
+    they name."""
     settings = user_settings()
-    return api_keys.api_key_for(base_url, (settings.get(HOST_SETTING), settings.get(KEY_SETTING)))
+    return keys.api_key_for(base_url, (settings.get(HOST_SETTING), settings.get(KEY_SETTING)))
 
 
 def user_settings() -> dict[str, str]:
-    """The settings of the user whose prompt runs; empty when there are none, they cannot be read, or ComfyUI does not
-    say whose prompt it is."""
+    """The settings of the user whose prompt runs; empty if they cannot be read or the user is unknown."""
     user = current_user()
     if user is None:
         return {}

@@ -1,4 +1,4 @@
-"""What a pickle would import when it is loaded, read from its instructions: nothing in it runs."""
+"""What a pickle would import if it were loaded, read from its instructions; nothing in it runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import IO, Any
 from ..core.errors import RealignError
 
 MAX_INSTRUCTIONS = 500_000
-"""Of a file's pickles; a checkpoint with its optimizer has some thirty for each tensor."""
+"""In all pickles of a file; a checkpoint with its optimizer has some thirty per tensor."""
 MAX_BYTES = 2**28
-"""Of a pickle in torch's zip, where tensors lie beside it."""
+"""Of the pickles in torch's zip, beside which the tensors lie."""
 MAX_TUPLE = 10_000
-"""Values in a tuple and in the tuples inside it. Nested ones double with each instruction, and hashing visits all."""
+"""Values in a tuple, with nested tuples. Nesting can double them with each instruction, and hashing visits all."""
 _EXPANSION = 20
-"""How much larger than its file the content of a zip may be; torch does not compress it."""
+"""By what factor a zip's content may exceed the file; torch does not compress."""
 _LEGACY_PICKLES = 5
-"""Before torch 1.6: magic number, version, machine, content, names of the storages; the bytes of tensors follow."""
+"""Before torch 1.6: magic number, version, machine, content, storage names; then the tensors' bytes."""
 
 _TENSORS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
@@ -35,7 +35,7 @@ _TENSORS = re.compile(
     r"|b?float\d+\w*|bits\d+(x\d+)?|per_(tensor|channel)_\w+)"
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|bytearray|complex)"
 )
-"""What tensors and plain values are made of; torch's own safe reader decides on each of them again."""
+"""Imports that tensors and plain values need; torch's restricted reader checks each of them again."""
 _PLAIN = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w*Path|pathlib\._local\.\w*Path|datetime\.\w+|zoneinfo\.\w+"
     r"|collections\.(defaultdict|deque|ChainMap|UserDict|UserList)|typing\.\w+|decimal\.Decimal|fractions\.Fraction"
@@ -45,28 +45,29 @@ _PLAIN = re.compile(
     r"|timedelta64)|numpy\.(_core|core)\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)"
     r"|numpy\.random\._pickle\.__\w+|numpy\.random\.\w+\.__pyx_unpickle_\w+|numpy\.dtypes\.\w+|numpy\.ma\.core\._mareconstruct"
 )
-"""Values that training scripts keep beside weights. They are not needed: something inert takes their place."""
+"""Values that training scripts keep beside weights; they are replaced by inert objects."""
 
 
 @dataclass
 class Imports:
-    """What a pickle would import beside what tensors are made of, as `module.name`, in the order of the file."""
+    """What a file's pickles would import."""
 
     names: dict[str, None] = field(default_factory=dict)
+    """`module.name` of each import that tensors do not need, in the order of the file."""
     mappings: set[str] = field(default_factory=set)
-    """Those whose objects are then filled like a dict."""
+    """Names whose objects are filled like a dict."""
     lists: set[str] = field(default_factory=set)
-    """Those whose objects are then filled like a list."""
+    """Names whose objects are filled like a list."""
     protocol: int = 0
-    """The pickles' highest."""
+    """The highest protocol of the pickles."""
 
     def code(self) -> str | None:
-        """The first that is a function, or a class of Python's own that is no plain value; None if there is none."""
+        """The first name of a function, or of a standard library class that is no plain value."""
         return next((name for name in self.names if not is_data(name)), None)
 
 
 class _Import(str):
-    """The name of an import on the pickle's stack, and of what was made by calling it."""
+    """On the pickle's stack: the name of an import, or of the object that calling it makes."""
 
 
 _MARK = object()
@@ -76,24 +77,24 @@ _IMPORTING = ("GLOBAL", "STACK_GLOBAL", "INST")
 _CALLING = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "BUILD")
 _FILLING = ("SETITEM", "SETITEMS", "APPEND", "APPENDS", "ADDITEMS")
 _TUPLES = ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-_BEFORE = {code.name: [item.name for item in code.stack_before] for code in pickletools.opcodes}
-_LEFT = {code.name: len(code.stack_after) for code in pickletools.opcodes}
+_OPERANDS = {code.name: [item.name for item in code.stack_before] for code in pickletools.opcodes}
+_RESULTS = {code.name: len(code.stack_after) for code in pickletools.opcodes}
 _TAKEN = {
     name: (before.index("mark") if "mark" in before else len(before), "mark" in before)
-    for name, before in _BEFORE.items()
+    for name, before in _OPERANDS.items()
 }
-"""Of each instruction, how many operands it takes, and whether it also takes all down to the last mark."""
+"""{instruction: (number of operands, whether it also takes everything down to the last mark)}"""
 _PUSHED = {
     name
-    for name, before in _BEFORE.items()
-    if not before and _LEFT[name] == 1 and name not in (*_GET, *_IMPORTING, *_TUPLES, "MARK")
+    for name, before in _OPERANDS.items()
+    if not before and _RESULTS[name] == 1 and name not in (*_GET, *_IMPORTING, *_TUPLES, "MARK")
 }
 
 
 def is_data(name: str) -> bool:
     """Whether the import `module.name` can only be a value: plain data, or a class of some training script.
 
-    Its name decides, as nothing is imported to look at it. A function's name begins with a small letter.
+    Only the name decides, because nothing is imported; a function's name begins with a small letter.
     """
     if _PLAIN.fullmatch(name):
         return True
@@ -102,24 +103,24 @@ def is_data(name: str) -> bool:
     return module.partition(".")[0] not in sys.stdlib_module_names and public[:1].isupper()
 
 
-def imports(file: Path) -> Imports:
-    """What a file would import.
+def scan(file: Path) -> Imports:
+    """What a file's pickles would import.
 
     Raises:
         OSError, zipfile.BadZipFile: it cannot be read.
-        RealignError: it is larger than anything that weights need.
+        RealignError: it is larger than weights need.
     """
     found = Imports()
     with _pickles(file) as streams:
         counted = 0
         for stream in streams:
-            counted = _read(stream, found, file, counted)
+            counted = _follow_pickle(stream, found, file, counted)
     return found
 
 
 @contextmanager
 def _pickles(file: Path) -> Iterator[Iterator[IO[bytes]]]:
-    """The pickles in a file: those in torch's zip, or the file itself, which may be several in a row."""
+    """The pickles in a file: those in torch's zip, or the file itself, which may be several pickles in a row."""
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
             yield (stream for _ in range(_LEGACY_PICKLES))
@@ -139,8 +140,8 @@ def too_large(file: Path, what: str) -> RealignError:
     return RealignError(f"'{file}' holds {what}, which no file of weights does: get the model from its own authors.")
 
 
-def _read(stream: IO[bytes], found: Imports, file: Path, counted: int) -> int:
-    """Follow one pickle on a stack of names and sizes, as far as its instructions can be read; count on."""
+def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counted: int) -> int:
+    """Follow a pickle as far as it can be read; `counted` instructions came before. Returns the new count."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     try:
@@ -159,7 +160,7 @@ def _read(stream: IO[bytes], found: Imports, file: Path, counted: int) -> int:
 
 
 def _follow(name: str, argument: Any, stack: list[Any], memo: dict[Any, Any], found: Imports) -> None:
-    """One instruction. On the stack are strings, imports, and for all else how many values hashing it would visit."""
+    """Follow one instruction. The stack holds strings, imports, and for all else how many values hashing it visits."""
     if name in _PUT:
         memo[len(memo) if argument is None else argument] = stack[-1]
     elif name in _GET:
@@ -171,12 +172,12 @@ def _follow(name: str, argument: Any, stack: list[Any], memo: dict[Any, Any], fo
 
 
 def _operands(name: str, stack: list[Any]) -> list[Any]:
-    """Take what an instruction works on off the stack."""
+    """Take an instruction's operands off the stack."""
     fixed, marked = _TAKEN[name]
     operands: list[Any] = []
     if marked:
         at = len(stack) - 1
-        while stack[at] is not _MARK:  # ends in an IndexError where there is none
+        while stack[at] is not _MARK:  # an IndexError if there is none
             at -= 1
         operands = stack[at + 1 :]
         del stack[at:]
@@ -187,10 +188,10 @@ def _operands(name: str, stack: list[Any]) -> list[Any]:
 
 
 def _results(name: str, argument: Any, operands: list[Any], found: Imports) -> list[Any]:
-    """What an instruction leaves on the stack in the place of its operands."""
+    """What an instruction puts on the stack in place of its operands."""
     if name in _IMPORTING:
         module, _, last = argument.partition(" ") if argument else (str(operands[0]), "", str(operands[1]))
-        return [_imported(module, last, found)]
+        return [_add_import(module, last, found)]
     if name == "MARK":
         return [_MARK]
     if name == "DUP":
@@ -205,11 +206,11 @@ def _results(name: str, argument: Any, operands: list[Any], found: Imports) -> l
         return [1 + sum(item if type(item) is int else 1 for item in operands)]
     if name == "PROTO":
         found.protocol = max(found.protocol, argument)
-    return [1] * _LEFT[name]
+    return [1] * _RESULTS[name]
 
 
-def _imported(module: str, last: str, found: Imports) -> _Import:
-    """The import under its name in Python 3, as torch's reader knows it."""
+def _add_import(module: str, last: str, found: Imports) -> _Import:
+    """Note an import under its name in Python 3, as torch's reader does."""
     module, last = NAME_MAPPING.get((module, last), (IMPORT_MAPPING.get(module, module), last))
     name = _Import(f"{module}.{last}")
     if not _TENSORS.fullmatch(name):

@@ -22,7 +22,7 @@ comfy.options.enable_args_parsing()
 import comfy.model_management
 
 runpy.run_path({str(ROOT / "standalone.py")!r})["load_pack"]()
-from realigndiff.nodes.host.hosting import waiting
+from realigndiff.nodes.host.interrupts import run_interruptibly
 
 
 def work():
@@ -31,7 +31,7 @@ def work():
 
 
 try:
-    waiting(work)
+    run_interruptibly(work)
 except comfy.model_management.InterruptProcessingException:
     print("interrupted")
 """
@@ -39,10 +39,10 @@ except comfy.model_management.InterruptProcessingException:
 
 
 @pytest.fixture
-def hosting(comfy):
-    from realigndiff.nodes.host import hosting
+def interrupts(comfy):
+    from realigndiff.nodes.host import interrupts
 
-    return hosting
+    return interrupts
 
 
 @pytest.fixture
@@ -54,20 +54,20 @@ def interrupt(comfy):
     management.interrupt_current_processing(False)
 
 
-def test_the_result_and_the_error_come_back(hosting):
-    assert hosting.waiting(lambda: 3) == 3
+def test_the_result_and_the_error_come_back(interrupts):
+    assert interrupts.run_interruptibly(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        hosting.waiting(lambda: 1 / 0)
+        interrupts.run_interruptibly(lambda: 1 / 0)
 
 
-def test_an_interrupt_does_not_wait(hosting, interrupt):
+def test_an_interrupt_does_not_wait(interrupts, interrupt):
     from comfy.model_management import InterruptProcessingException
 
     answered = threading.Event()
     threading.Timer(0.2, interrupt).start()
     began = time.monotonic()
     with pytest.raises(InterruptProcessingException):
-        hosting.waiting(lambda: answered.wait(30))
+        interrupts.run_interruptibly(lambda: answered.wait(30))
     assert time.monotonic() - began < 5
     answered.set()
 
@@ -97,33 +97,33 @@ class TestLikelihoods:
 
         score = bind
 
-    def test_the_offline_scorer_loads_its_models_in_comfyuis_own_thread(self, hosting, monkeypatch):
+    def test_the_offline_scorer_loads_its_models_in_comfyuis_own_thread(self, interrupts, monkeypatch):
         from realigndiff.nodes.demo_models import LoadDemoModels
         from realigndiff.nodes.likelihoods import Likelihoods
 
         loading = set()
-        load = hosting.comfy.model_management.load_models_gpu
+        load = interrupts.comfy.model_management.load_models_gpu
 
         def watched(*models, **options):
             loading.add(threading.current_thread())
             return load(*models, **options)
 
-        monkeypatch.setattr(hosting.comfy.model_management, "load_models_gpu", watched)
+        monkeypatch.setattr(interrupts.comfy.model_management, "load_models_gpu", watched)
         scorer = LoadDemoModels.execute().result[6]
         Likelihoods.execute(self.PROMPT, tags="whale", llm=scorer)
         assert loading == {threading.current_thread()}
 
-    def test_a_server_is_asked_in_another(self, hosting):
+    def test_a_server_is_asked_in_another(self, interrupts):
+        from realigndiff.nodes.host.language_models import InterruptibleServer, ManagedOfflineScorer
         from realigndiff.nodes.likelihoods import Likelihoods
-        from realigndiff.nodes.llm import AwaitedServer, HostedScorer
 
         asked = self.Asked()
         Likelihoods.execute(
-            self.PROMPT, tags="whale", llm=AwaitedServer(asked, HostedScorer(None), "http://127.0.0.1:9/v1")
+            self.PROMPT, tags="whale", llm=InterruptibleServer(asked, ManagedOfflineScorer(), "http://127.0.0.1:9/v1")
         )
         assert asked.threads and threading.current_thread() not in asked.threads
 
-    def test_a_server_is_asked_nothing_more_after_an_interrupt(self, hosting, interrupt):
+    def test_a_server_is_asked_nothing_more_after_an_interrupt(self, interrupts, interrupt):
         from comfy.model_management import InterruptProcessingException
         from realigndiff.nodes.likelihoods import Likelihoods
         from realigndiff.nodes.llm import SERVER, LoadLlm
@@ -138,30 +138,31 @@ class TestLikelihoods:
         assert len(server.asked) == asked
         server.close()
 
-    def test_a_server_that_is_not_there_is_asked_once_for_a_batch(self, hosting):
+    def test_a_server_that_is_not_there_is_asked_once_for_a_batch(self, interrupts):
         from realigndiff.core.errors import NoAnswer
-        from realigndiff.nodes.llm import HostedScorer, UntilSilent
+        from realigndiff.nodes.host.language_models import FailFast, ManagedOfflineScorer
 
         asked = []
 
-        class Silent(HostedScorer):
+        class Silent(ManagedOfflineScorer):
             def bind(self, prompt, tags):
                 asked.append(tags)
                 raise NoAnswer("gone")
 
-        model = UntilSilent(Silent(None))
+        model = FailFast(Silent(None))
         for _ in range(3):
             with pytest.raises(NoAnswer):
                 model.bind(self.PROMPT, ["whale"])
         assert len(asked) == 1
 
-    def test_the_llm_node_gives_out_one_that_is_awaited(self, hosting):
-        from realigndiff.nodes.llm import SERVER, AwaitedServer, LoadLlm
+    def test_the_llm_node_gives_out_one_that_is_awaited(self, interrupts):
+        from realigndiff.nodes.host.language_models import InterruptibleServer
+        from realigndiff.nodes.llm import SERVER, LoadLlm
 
         (llm,) = LoadLlm.execute(SERVER, "http://127.0.0.1:9/v1", "m", 1).result
-        assert isinstance(llm, AwaitedServer)
+        assert isinstance(llm, InterruptibleServer)
 
-    def test_a_server_that_did_not_answer_is_asked_again_when_queued_again(self, hosting):
+    def test_a_server_that_did_not_answer_is_asked_again_when_queued_again(self, interrupts):
         from realigndiff.core.errors import NoAnswer
         from realigndiff.nodes.llm import OFFLINE, SERVER, LoadLlm
 
@@ -207,7 +208,7 @@ class TestStopping:
         from comfy.model_management import InterruptProcessingException
         from realigndiff.core.regions import Region
         from realigndiff.drawing.overlay import overlay
-        from realigndiff.nodes.host.hosting import stopping
+        from realigndiff.nodes.host.interrupts import interruptible
 
         def regions():
             yield Region(tag="a", mask=torch.ones(16, 16))
@@ -215,11 +216,11 @@ class TestStopping:
             yield Region(tag="b", mask=torch.ones(16, 16))
 
         with pytest.raises(InterruptProcessingException):
-            overlay(torch.zeros(16, 16, 3), stopping(regions()))
+            overlay(torch.zeros(16, 16, 3), interruptible(regions()))
 
-    def test_a_file_that_is_read_without_end_is_not_waited_for(self, hosting, interrupt, tmp_path):
+    def test_a_file_that_is_read_without_end_is_not_waited_for(self, interrupts, interrupt, tmp_path):
         from comfy.model_management import InterruptProcessingException
-        from realigndiff.nodes.loaders import read
+        from realigndiff.nodes.host.managed_models import load_shared
 
         ended = threading.Event()
 
@@ -232,11 +233,11 @@ class TestStopping:
         file = tmp_path / "model.safetensors"
         file.touch()
         with pytest.raises(InterruptProcessingException):
-            read(Endless, file)
+            load_shared(Endless, file)
         ended.set()
 
-    def test_an_error_of_a_file_comes_back(self, hosting, tmp_path):
-        from realigndiff.nodes.loaders import read
+    def test_an_error_of_a_file_comes_back(self, interrupts, tmp_path):
+        from realigndiff.nodes.host.managed_models import load_shared
 
         class Broken:
             @classmethod
@@ -244,7 +245,7 @@ class TestStopping:
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
-            read(Broken, tmp_path)
+            load_shared(Broken, tmp_path)
 
     def test_a_prompt_is_bound_image_by_image_until_it_comes(self, interrupted):
         from realigndiff.attention.comfy.conditioning import attach
@@ -253,8 +254,8 @@ class TestStopping:
         interrupted(lambda: attach([], None, [RegionSet("a")] * 3))
 
 
-def test_what_waits_knows_whose_prompt_runs(hosting):
+def test_what_waits_knows_whose_prompt_runs(interrupts):
     from comfy_execution.utils import CurrentNodeContext, get_executing_context
 
     with CurrentNodeContext("a prompt", "1"):
-        assert hosting.waiting(get_executing_context).prompt_id == "a prompt"
+        assert interrupts.run_interruptibly(get_executing_context).prompt_id == "a prompt"

@@ -5,9 +5,10 @@ import pytest
 import torch
 from realigndiff.core.embedded import COARSE_LORA, WEIGHTS
 from realigndiff.core.errors import RealignError
-from realigndiff.lora_files.export import merged, save_lora, save_unet
+from realigndiff.lora_files.export import save_lora, save_unet
 from realigndiff.lora_files.ldm_keys import ldm_names
-from realigndiff.lora_files.load_back import load_back
+from realigndiff.lora_files.loading import load_into_unet
+from realigndiff.lora_files.state_dicts import merge_lora
 from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.close import assert_close
 from safetensors.torch import save_file
@@ -28,32 +29,35 @@ def trained(unet):
 
 @pytest.mark.parametrize("kind", ["lora", "unet"])
 def test_it_has_the_weights_that_were_trained(kind, unet, tmp_path):
-    whole = merged(trained(unet))
+    whole = merge_lora(trained(unet))
     if kind == "lora":
         save_lora(unet, tmp_path / "file.safetensors")
     else:
         save_unet(whole, tmp_path / "file.safetensors", dtype=torch.float32)
     fresh = DiffusersSampler.load(WEIGHTS / "stable_diffusion").unet
     assert not torch.equal(fresh.mid_block.resnets[0].conv1.weight, whole.mid_block.resnets[0].conv1.weight)
-    load_back(fresh, tmp_path / "file.safetensors")
+    load_into_unet(fresh, tmp_path / "file.safetensors")
     for name, weight in whole.state_dict().items():
         assert_close(fresh.state_dict()[name], weight)
 
 
 def test_a_file_of_another_model_is_one_sentence(unet, tmp_path):
     lora = {f"lora_unet_elsewhere.{part}": torch.ones(2, 2) for part in ("lora_down.weight", "lora_up.weight", "alpha")}
-    for name, tensors, told in (("a", lora, "LoRA of another model"), ("b", {"x": torch.ones(1)}, "no UNet of this")):
+    for name, tensors, why in (
+        ("a", lora, "LoRA of another model"),
+        ("b", {"x": torch.ones(1)}, "no UNet of this"),
+    ):
         save_file(tensors, tmp_path / name)
-        with pytest.raises(RealignError, match=told):
-            load_back(unet, tmp_path / name)
+        with pytest.raises(RealignError, match=why):
+            load_into_unet(unet, tmp_path / name)
     (tmp_path / "c").write_text("<html>")
     with pytest.raises(RealignError, match="holds no weights but a web page"):
-        load_back(unet, tmp_path / "c")
+        load_into_unet(unet, tmp_path / "c")
 
 
 def test_the_shipped_lora_fits_the_demo_model(unet):
     before = unet.mid_block.resnets[0].conv1.weight.clone()
-    load_back(unet, COARSE_LORA)
+    load_into_unet(unet, COARSE_LORA)
     assert not torch.equal(unet.mid_block.resnets[0].conv1.weight, before)
 
 
@@ -102,7 +106,7 @@ def test_a_lora_without_alpha_is_at_its_rank_whatever_names_it_has(naming, unet,
     tensors, changes = a_lora(unet, NAMINGS[naming])
     save_file(tensors, tmp_path / "lora.safetensors")
     before = {path: unet.get_submodule(path).weight.detach().clone() for path in changes}
-    load_back(unet, tmp_path / "lora.safetensors")
+    load_into_unet(unet, tmp_path / "lora.safetensors")
     for path, change in changes.items():
         torch.testing.assert_close(unet.get_submodule(path).weight, before[path] + change)
 
@@ -114,7 +118,7 @@ def test_a_lora_with_ldms_names_for_its_layers_is_read(unet, tmp_path):
     )
     torch.save(tensors, tmp_path / "lora.pt")
     before = {path: unet.get_submodule(path).weight.detach().clone() for path in changes}
-    load_back(unet, tmp_path / "lora.pt")
+    load_into_unet(unet, tmp_path / "lora.pt")
     for path, change in changes.items():
         torch.testing.assert_close(unet.get_submodule(path).weight, before[path] + change)
 
@@ -123,15 +127,15 @@ def test_a_loras_layers_of_a_text_encoder_are_skipped_and_that_is_said(unet, tmp
     tensors, _ = a_lora(unet, kohya)
     text = {f"lora_te_text_model.{part}": torch.ones(2, 2) for part in ("lora_down.weight", "lora_up.weight")}
     save_file({**tensors, **text}, tmp_path / "lora.safetensors")
-    load_back(unet, tmp_path / "lora.safetensors")
+    load_into_unet(unet, tmp_path / "lora.safetensors")
     assert "its 2 tensors for a text encoder were skipped" in caplog.text
     save_file(text, tmp_path / "text.safetensors")
     with pytest.raises(RealignError, match="a LoRA for a text encoder only"):
-        load_back(unet, tmp_path / "text.safetensors")
+        load_into_unet(unet, tmp_path / "text.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda name, tensors: tensors.pop(name), "has no down matrix"),
         (lambda name, tensors: tensors.update({name: tensors[name][:1]}), "LoRA of another model"),
@@ -142,13 +146,13 @@ def test_a_loras_layers_of_a_text_encoder_are_skipped_and_that_is_said(unet, tmp
     ],
     ids=["no down", "other rank", "NaN", "unknown layer", "LoHa", "DoRA"],
 )
-def test_a_lora_that_does_not_fit_changes_nothing_and_is_one_sentence(change, told, unet, tmp_path):
+def test_a_lora_that_does_not_fit_changes_nothing_and_is_one_sentence(change, message, unet, tmp_path):
     tensors, _ = a_lora(unet, kohya)
     change(kohya(LAYERS["output"], "down"), tensors)
     save_file(tensors, tmp_path / "lora.safetensors")
     before = {name: weight.clone() for name, weight in unet.state_dict().items()}
-    with pytest.raises(RealignError, match=told):
-        load_back(unet, tmp_path / "lora.safetensors")
+    with pytest.raises(RealignError, match=message):
+        load_into_unet(unet, tmp_path / "lora.safetensors")
     assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
 
 
@@ -164,5 +168,5 @@ def test_a_unet_is_read_out_of_a_checkpoint_and_with_diffusers_names(kind, unet,
         tensors = {f"model.diffusion_model.{ldm[name]}": weight for name, weight in changed.items()}
         tensors["first_stage_model.x"] = torch.ones(1)
     save_file(tensors, tmp_path / "unet.safetensors")
-    load_back(unet, tmp_path / "unet.safetensors")
+    load_into_unet(unet, tmp_path / "unet.safetensors")
     assert all(torch.equal(weight, changed[name]) for name, weight in unet.state_dict().items())

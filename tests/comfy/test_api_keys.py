@@ -8,18 +8,18 @@ KEY = "sk-own"
 
 
 @pytest.fixture
-def secrets(comfy, monkeypatch, tmp_path):
+def api_keys(comfy, monkeypatch, tmp_path):
     import folder_paths
-    from realigndiff.nodes.host import secrets
+    from realigndiff.nodes.host import api_keys
 
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     for name in ("REALIGN_LLM_HOST", "REALIGN_LLM_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    return secrets
+    return api_keys
 
 
 @pytest.fixture(params=["environment", "settings"])
-def key_for(request, secrets, monkeypatch, tmp_path):
+def key_for(request, api_keys, monkeypatch, tmp_path):
     """What an address gets when the key is for `owner`."""
 
     def ask(owner, base_url):
@@ -28,9 +28,9 @@ def key_for(request, secrets, monkeypatch, tmp_path):
             monkeypatch.setenv("REALIGN_LLM_API_KEY", KEY)
         else:
             (tmp_path / "default").mkdir()
-            own = {secrets.KEY_SETTING: KEY, secrets.HOST_SETTING: owner}
+            own = {api_keys.KEY_SETTING: KEY, api_keys.HOST_SETTING: owner}
             (tmp_path / "default" / "comfy.settings.json").write_text(json.dumps(own), encoding="utf-8")
-        return secrets.api_key_for(base_url)
+        return api_keys.api_key_for(base_url)
 
     return ask
 
@@ -92,8 +92,8 @@ def test_no_other_gets_it_and_none_unencrypted(key_for, owner, base_url):
     assert key_for(owner, base_url) is None
 
 
-def test_openais_own_is_for_openai_alone(secrets, monkeypatch):
+def test_openais_own_is_for_openai_alone(api_keys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert secrets.api_key_for("https://api.openai.com:443/v1") == KEY
+    assert api_keys.api_key_for("https://api.openai.com:443/v1") == KEY
     for other in ("http://api.openai.com/v1", "http://api.openai.com:443/v1", "https://api.openai.com:8443/v1"):
-        assert secrets.api_key_for(other) is None
+        assert api_keys.api_key_for(other) is None

@@ -15,14 +15,14 @@ HALF = "\ud83d"
 @pytest.fixture
 def failing(comfy):
     """A node that raises what it is given."""
-    from realigndiff.nodes.host.faults import printable_faults
+    from realigndiff.nodes.host.printable_errors import with_printable_errors
 
     class Failing:
         @classmethod
         def execute(cls, error, cause=None):
             raise error from cause
 
-    return printable_faults(Failing)
+    return with_printable_errors(Failing)
 
 
 def raised(node, *arguments) -> BaseException:
@@ -51,11 +51,11 @@ def test_an_error_that_can_be_printed_stays_as_it_is(failing):
 
 
 def test_a_console_of_few_letters_writes_all_others_escaped(comfy, monkeypatch):
-    from realigndiff.nodes.host.faults import print_whatever_comes
+    from realigndiff.nodes.host.printable_errors import escape_unprintable_output
 
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))
-    print_whatever_comes()
+    escape_unprintable_output()
     print(f"1 → 2 圆 {HALF}", flush=True)
     assert written.getvalue().strip() == b"1 \\u2192 2 \\u5706 \\ud83d"
 

@@ -1,4 +1,4 @@
-"""Perception models in ComfyUI's care: batches that fit the device, one copy of a model, and files that change."""
+"""Models that ComfyUI manages: batches that fit the device, one copy of a model, and files that change."""
 
 import gc
 import os
@@ -11,10 +11,10 @@ from realigndiff.core.embedded import WEIGHTS
 
 
 @pytest.fixture
-def hosting(comfy):
-    from realigndiff.nodes.host import hosting
+def interrupts(comfy):
+    from realigndiff.nodes.host import interrupts
 
-    return hosting
+    return interrupts
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def loaders(comfy, tmp_path, monkeypatch):
 
 class TestBatches:
     @pytest.fixture
-    def told(self, hosting, monkeypatch):
+    def told(self, interrupts, monkeypatch):
         """What the progress bar is told."""
         seen = []
 
@@ -40,10 +40,10 @@ class TestBatches:
             def update_absolute(self, value, total):
                 seen.append(value / total)
 
-        monkeypatch.setattr(hosting.comfy.utils, "ProgressBar", Bar)
+        monkeypatch.setattr(interrupts.comfy.utils, "ProgressBar", Bar)
         return seen
 
-    def test_images_are_looked_at_in_runs_and_keep_their_order(self, hosting, told):
+    def test_images_are_looked_at_in_runs_and_keep_their_order(self, interrupts, told):
         runs = []
 
         def work(part, tell):
@@ -51,53 +51,55 @@ class TestBatches:
             tell(0.5)
             return list(range(100)[part])
 
-        assert hosting.in_batches(19, work) == list(range(19))
+        assert interrupts.in_batches(19, work) == list(range(19))
         assert runs == [(0, 8), (8, 16), (16, 19)]
         assert told == sorted(told) and told[-1] == 1.0
         assert told[:2] == pytest.approx([4 / 19, 8 / 19], abs=1e-3)
 
-    def test_runs_are_halved_while_the_device_has_no_memory_for_them(self, hosting, told):
+    def test_runs_are_halved_while_the_device_has_no_memory_for_them(self, interrupts, told):
         runs = []
 
         def work(part, tell):
             runs.append(part.stop - part.start)
             if runs[-1] > 2:
-                raise hosting.comfy.model_management.OOM_EXCEPTION("out of memory")
+                raise interrupts.comfy.model_management.OOM_EXCEPTION("out of memory")
             return list(range(100)[part])
 
-        assert hosting.in_batches(5, work) == list(range(5))
+        assert interrupts.in_batches(5, work) == list(range(5))
         assert runs == [5, 4, 2, 2, 1]
 
-    def test_one_image_that_does_not_fit_is_told(self, hosting, told):
+    def test_one_image_that_does_not_fit_is_told(self, interrupts, told):
         def work(part, tell):
-            raise hosting.comfy.model_management.OOM_EXCEPTION("out of memory")
+            raise interrupts.comfy.model_management.OOM_EXCEPTION("out of memory")
 
-        with pytest.raises(hosting.comfy.model_management.OOM_EXCEPTION):
-            hosting.in_batches(2, work)
+        with pytest.raises(interrupts.comfy.model_management.OOM_EXCEPTION):
+            interrupts.in_batches(2, work)
 
 
 class TestOneCopy:
     def test_what_is_loaded_alike_is_one_as_long_as_anyone_holds_it(self, loaders):
         folder = WEIGHTS / "ram"
-        one, two, half = loaders.tagger(folder), loaders.tagger(folder), loaders.tagger(folder, "fp16")
-        assert one._eyes is two._eyes is not half._eyes
+        one, two, half = loaders.load_tagger(folder), loaders.load_tagger(folder), loaders.load_tagger(folder, "fp16")
+        assert one._model is two._model is not half._model
         assert one._patchers == two._patchers
-        held = weakref.ref(one._eyes)
+        held = weakref.ref(one._model)
         del one, two
         gc.collect()
         assert held() is None
 
     def test_a_captioner_is_shared_also_where_only_one_has_a_text_encoder(self, loaders):
-        alone = loaders.blip2(WEIGHTS / "blip2_captioner", None)
-        both = loaders.blip2(WEIGHTS / "blip2_captioner", WEIGHTS / "blip2_itm")
-        assert alone._eyes.captioner is both._eyes.captioner
+        alone = loaders.load_blip2(WEIGHTS / "blip2_captioner", None)
+        both = loaders.load_blip2(WEIGHTS / "blip2_captioner", WEIGHTS / "blip2_itm")
+        assert alone._model.captioner is both._model.captioner
         assert alone._patchers[0] is both._patchers[0]
 
-    def test_a_network_in_8_bits_stays_where_it_is(self, hosting):
+    def test_a_network_in_8_bits_stays_where_it_is(self, interrupts):
+        from realigndiff.nodes.host.managed_models import ManagedModel
+
         network = torch.nn.Linear(2, 2)
         network.is_quantized = True
-        with hosting.Hosted(network, network).at_work() as eyes:
-            assert eyes(torch.ones(1, 2)).shape == (1, 2)
+        with ManagedModel(network, network).loaded() as model:
+            assert model(torch.ones(1, 2)).shape == (1, 2)
 
 
 class TestFilesThatChange:
@@ -123,7 +125,7 @@ class TestFilesThatChange:
 
         labels = tmp_path / "rams" / "labels"
         labels.mkdir()
-        width = loaders.tagger(folder)._eyes.model.config.label_width
+        width = loaders.load_tagger(folder)._model.model.config.label_width
 
         def written(*tags):
             for file in labels.iterdir():
@@ -138,7 +140,7 @@ class TestFilesThatChange:
         before, first = written("cat", "dog")
         after, second = written("cat", "dog", "fox")
         assert before != after
-        assert (first._eyes.tags, second._eyes.tags) == (["cat", "dog"], ["cat", "dog", "fox"])
+        assert (first._model.tags, second._model.tags) == (["cat", "dog"], ["cat", "dog", "fox"])
         assert "pets.safetensors" not in loaders.model_folders.choices("rams", "model")
 
     @pytest.mark.parametrize("name", ["x.ckpt", "x.PTH", "x.SafeTensors", "x.bin"])

@@ -1,4 +1,4 @@
-"""A file that a training run wrote, put back into a UNet: what ComfyUI's loaders do, for evaluation without ComfyUI."""
+"""A LoRA or UNet file into a UNet: what ComfyUI's loaders do, for evaluation without ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..checkpoints.files import read_tensors
 from ..checkpoints.values import check_finite
 from ..core.errors import RealignError
 from ..core.text import printable
-from .export import add_lora
 from .ldm_keys import ldm_names
+from .state_dicts import add_lora
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -28,7 +28,7 @@ ROOTS = (
     "down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_norm_out.", "conv_out.", "time_embedding.",
     "add_embedding.", "class_embedding.",
 )  # fmt: skip
-"""How the names of LoRAs and UNets begin."""
+"""What the names in LoRA and UNet files begin with."""
 _UNET = re.compile(r"(?:(?:model\.)?diffusion_model\.|base_model\.model\.|unet\.)+")
 _TEXT = re.compile(r"lora_te\d?_|text_encoder(?:_\d)?\.")
 _PART = re.compile(
@@ -37,17 +37,17 @@ _PART = re.compile(
 )
 _PARTS = {"A": "down", "B": "up"}
 _OTHER_KINDS = re.compile(r"hada_|lokr_|oft_|lora_mid|dora_scale|lora_magnitude|\.diff(_b)?$|glora|\.lora_[AB]\.bias$")
-"""Parts of what is called a LoRA, but is another formula."""
+"""Tensors of what is called a LoRA but has another formula."""
 
 
-def load_back(unet: UNet2DConditionModel, file: str | Path) -> None:
-    """Put a LoRA (at strength 1) or a whole UNet into `unet`, in its precision.
+def load_into_unet(unet: UNet2DConditionModel, file: str | Path) -> None:
+    """Add a file's LoRA (at strength 1) to the weights of `unet`, or replace them by a file's UNet; precision stays.
 
-    A LoRA may have the names of kohya, peft or diffusers; without an alpha, that is its rank. Its layers of a text
-    encoder are skipped, which is logged. A UNet may have the names of LDM or diffusers, or be a part of a checkpoint.
+    A LoRA may have the names of kohya, peft or diffusers; a missing alpha is the rank. Layers of a text encoder are
+    skipped, which is logged. A UNet may have the names of LDM or diffusers, alone or in a whole checkpoint.
 
     Raises:
-        RealignError: the file cannot be read, is of another model, or of another kind than LoRA.
+        RealignError: the file cannot be read, is another model's, or is neither a plain LoRA nor a UNet.
     """
     tensors = read_tensors(file, ROOTS)
     check_finite(tensors.items(), file)
@@ -58,7 +58,7 @@ def load_back(unet: UNet2DConditionModel, file: str | Path) -> None:
 
 
 def _merge_lora(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor], file: str | Path) -> None:
-    """Add the matrices of each layer that the file names; all are looked at before the first is added."""
+    """Add the matrices of each layer in the file, after all of them have been checked."""
     layers = _layers(unet)
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     skipped = []
@@ -67,9 +67,9 @@ def _merge_lora(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor], file:
             skipped.append(name)
         elif _OTHER_KINDS.search(name):
             raise RealignError(f"'{file}' is no plain LoRA ('{name}'): give one of two matrices for each layer.")
-        elif found := _PART.fullmatch(name):
-            part = found["kohya"] or found["old"] or _PARTS[found["peft"]]
-            parts[_UNET.sub("", found["layer"] or found["older"], count=1)][part] = tensor
+        elif match := _PART.fullmatch(name):
+            part = match["kohya"] or match["old"] or _PARTS[match["peft"]]
+            parts[_UNET.sub("", match["layer"] or match["older"], count=1)][part] = tensor
         elif name.endswith(".alpha"):
             parts[_UNET.sub("", name.removesuffix(".alpha"), count=1)]["alpha"] = tensor
         else:
@@ -79,24 +79,24 @@ def _merge_lora(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor], file:
     if skipped:
         text = f"'{file}': its {len(skipped)} tensors for a text encoder were skipped; only the UNet's are read."
         logger.warning(printable(text))
-    changes = [(layer, *_matrices(layers, layer, found, file)) for layer, found in parts.items()]
+    changes = [_matrices(layers, layer, of_layer, file) for layer, of_layer in parts.items()]
     if not changes:
         raise RealignError(f"'{file}' is a LoRA for a text encoder only: give one for a UNet.")
-    for _, weight, down, up, alpha in changes:
-        add_lora(weight, down, up, alpha)
+    for change in changes:
+        add_lora(*change)
 
 
 def _layers(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
-    """The UNet's modules by all names that LoRAs have for them."""
+    """The UNet's modules under all names that LoRA files have for them."""
     layers = {}
     paths = dict(unet.named_modules())
     try:
         ldm = ldm_names(unet.config, unet.state_dict())
-    except RealignError:  # of a UNet that LDM has no names for
+    except RealignError:  # LDM has no names for this UNet
         ldm = {}
-    others = {path.rpartition(".")[0]: name.rpartition(".")[0] for path, name in ldm.items()}
+    ldm_paths = {path.rpartition(".")[0]: name.rpartition(".")[0] for path, name in ldm.items()}
     for path, module in paths.items():
-        for name in filter(None, (path, others.get(path))):
+        for name in filter(None, (path, ldm_paths.get(path))):
             layers[name] = layers[f"lora_unet_{name.replace('.', '_')}"] = module
             layers[name.replace(".to_", ".processor.to_").removesuffix(".0")] = module  # diffusers before 0.22
     return layers
@@ -105,10 +105,10 @@ def _layers(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
 def _matrices(
     layers: Mapping[str, nn.Module], layer: str, parts: Mapping[str, Tensor], file: str | Path
 ) -> tuple[nn.Parameter, Tensor, Tensor, float]:
-    """A layer's weight, the two matrices (down, up) and alpha.
+    """The arguments of `add_lora` for a layer: its weight, the matrices down and up, and alpha.
 
     Raises:
-        RealignError: there is no such layer, one is missing, or they do not fit it.
+        RealignError: the UNet has no such layer, a matrix is missing, or they do not fit the layer.
     """
     weight = getattr(layers.get(layer), "weight", None)
     if weight is None:
@@ -125,10 +125,10 @@ def _matrices(
 
 
 def _replace_weights(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor], file: str | Path) -> None:
-    own = unet.state_dict()
+    state = unet.state_dict()
     inside = {_UNET.sub("", name, count=1): tensor for name, tensor in tensors.items() if _UNET.match(name)}
     tensors = inside or tensors
-    names = {name: name for name in own} if set(own) == set(tensors) else ldm_names(unet.config, own)
-    if set(names.values()) != set(tensors) or any(own[k].shape != tensors[name].shape for k, name in names.items()):
+    names = {name: name for name in state} if set(state) == set(tensors) else ldm_names(unet.config, state)
+    if set(names.values()) != set(tensors) or any(state[k].shape != tensors[name].shape for k, name in names.items()):
         raise RealignError(f"'{file}' holds no UNet of this model's layout: give a file that a run on it wrote.")
     unet.load_state_dict({key: tensors[name] for key, name in names.items()})

@@ -1,7 +1,7 @@
-"""Whose prompt runs. With --multi-user each user has settings of their own, and none are another's.
+"""The user whose prompt runs. With --multi-user, each user has separate settings.
 
-ComfyUI knows a request's user by its headers, and forgets them before the prompt runs. So the user is remembered with
-the prompt's id when it is queued.
+ComfyUI reads a request's user from its headers, which are gone when the prompt runs. So the user is stored under the
+prompt's id when the prompt is queued.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from comfy_execution.utils import get_executing_context
 
 DEFAULT = "default"
 """ComfyUI's one user without --multi-user."""
-MOST_PROMPTS = 10_000
-_asking: ContextVar[str | None] = ContextVar("asking", default=None)
-"""The user of the request that is being handled."""
+MAX_PROMPTS = 10_000
+_request_user: ContextVar[str | None] = ContextVar("request_user", default=None)
 _users: OrderedDict[str, str | None] = OrderedDict()
-"""Whose each queued prompt is."""
+"""The user of each queued prompt, by its id."""
 
 
 def register() -> None:
-    """Let ComfyUI's server tell whose prompt is queued, if it has several users."""
+    """Store the user of each prompt that ComfyUI's server queues, if it has several users."""
     if args.multi_user and (server := prompt_server()) is not None:
         server.app.middlewares.append(_remember_user)
         server.add_on_prompt_handler(_remember_prompt)
 
 
 def prompt_server() -> Any:
-    """ComfyUI's server; None where the nodes are used without one."""
+    """ComfyUI's server; None if the nodes run without one."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def current_user() -> str | None:
-    """The user whose prompt runs, by the name of their folder; None where ComfyUI does not say it."""
+    """The folder name of the user whose prompt runs; None if it is unknown."""
     if not args.multi_user:
         return DEFAULT
     context = get_executing_context()
@@ -52,18 +51,19 @@ async def _remember_user(
 ) -> web.StreamResponse:
     try:
         user = prompt_server().user_manager.get_request_user_id(request)
-    except KeyError:  # unknown, or none is given
+    except KeyError:  # unknown, or not given
         user = None
-    _asking.set(user)
+    _request_user.set(user)
     return await handler(request)
 
 
 def _remember_prompt(queued: dict[str, Any]) -> dict[str, Any]:
-    """queued: the body of a request to /prompt; its id is chosen here where it has none."""
+    """queued: the body of a request to /prompt; it gets an id here if it has none."""
     if queued.get("prompt_id") is None:
         queued["prompt_id"] = str(uuid.uuid4())
-    _users.pop(str(queued["prompt_id"]), None)
-    _users[str(queued["prompt_id"])] = _asking.get()
-    while len(_users) > MOST_PROMPTS:
+    prompt_id = str(queued["prompt_id"])
+    _users[prompt_id] = _request_user.get()
+    _users.move_to_end(prompt_id)
+    while len(_users) > MAX_PROMPTS:
         _users.popitem(last=False)
     return queued

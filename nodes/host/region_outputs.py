@@ -1,0 +1,75 @@
+"""The outputs of nodes that show regions: as regions, masks, overlay, boxes and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ...core.describe import table
+from ...core.interchange import bounding_boxes, to_json
+from ...core.masks import mask_batch
+from ...core.regions import RegionSet
+from .interrupts import interruptible
+from .sockets import BoundingBox, Regions
+
+MIN_SIDE = 512
+"""The longer side of pictures with labels; smaller images are enlarged to it, so that labels are readable."""
+
+
+def region_outputs() -> list[Any]:
+    return [
+        Regions.Output(
+            display_name="regions", tooltip="One set of regions per image, for Realign KSampler or Apply Regions."
+        ),
+        io.Mask.Output(
+            display_name="masks", tooltip="One mask per region, image by image; empty where nothing was found."
+        ),
+        io.Image.Output(
+            display_name="overlay",
+            tooltip="The regions drawn over their image, at least 512 pixels on the longer side.",
+        ),
+        BoundingBox.Output(
+            display_name="boxes",
+            tooltip="For each image a list of bounding boxes in pixels, with label and score. Regions without a box "
+            "are left out.",
+        ),
+        io.String.Output(display_name="json", tooltip="The regions as JSON text, with boxes but without masks."),
+    ]
+
+
+def region_node_output(
+    sets: Sequence[RegionSet], image: torch.Tensor, node: type[io.ComfyNode], searched: bool = False
+) -> io.NodeOutput:
+    """The values of `region_outputs` for images [B, H, W, 3], with a preview and a table on the node.
+
+    searched: whether the images were searched for the regions, so that the table says "not found" for one without mask.
+    """
+    size = tuple(image.shape[1:3])
+    overlays = _overlays(sets, image)
+    preview = ui.PreviewImage(overlays, cls=node).as_dict()
+    return io.NodeOutput(
+        tuple(sets),
+        mask_batch(sets, size),
+        overlays,
+        bounding_boxes(sets, size),
+        to_json(sets),
+        ui={**preview, "text": [table(sets, searched)]},
+    )
+
+
+def _overlays(sets: Sequence[RegionSet], image: torch.Tensor) -> torch.Tensor:
+    from ...drawing.overlay import overlay
+
+    side = max(MIN_SIDE, *image.shape[1:3])
+    return image_batch(
+        overlay(one, interruptible(regions), side) for one, regions in zip(image, interruptible(sets), strict=True)
+    )
+
+
+def image_batch(pictures: Iterable[Any]) -> torch.Tensor:
+    """PIL pictures of one size as an IMAGE [B, H, W, 3] in [0, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(picture, np.float32) / 255 for picture in pictures]))
