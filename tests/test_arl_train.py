@@ -116,8 +116,8 @@ def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(wh
         weights = json.loads(opened.metadata()["made_of"])["weights"]
 
     def kept(weights: str, **changes) -> bool:
-        made_of = candidates._made_of(config.replace(**changes), prompts, weights)
-        return candidates._read(file, made_of) is not None
+        made_of = candidates.provenance_of(config.replace(**changes), prompts, weights)
+        return candidates.read_file(file, made_of) is not None
 
     assert kept(weights)
     assert not kept("other")
@@ -126,8 +126,8 @@ def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(wh
 
 def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    config, texts, drawn, draw = QUICK.replace(output=str(tmp_path)), TEXTS, [], candidates._draw_file
-    monkeypatch.setattr(candidates, "_draw_file", lambda *given: (drawn.append(given[4]), draw(*given)))
+    config, texts, drawn, draw = QUICK.replace(output=str(tmp_path)), TEXTS, [], candidates.draw_file
+    monkeypatch.setattr(candidates, "draw_file", lambda *given: (drawn.append(given[4]), draw(*given)))
     candidates.draw_round(config, trained, texts, 0, "mine", should_stop=lambda: len(drawn) == 2)
     assert drawn == [0, 1] and len(rounds(tmp_path)) == 2
     rounds(tmp_path)[1].write_bytes(b"cut off")
@@ -174,7 +174,7 @@ def test_a_round_that_another_device_wrote_elsewhere_is_one_sentence(trained, tm
 def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
     config, drawn = QUICK.replace(output=str(tmp_path)), []
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    monkeypatch.setattr(candidates, "_draw_file", lambda *given: drawn.append(given[4]))
+    monkeypatch.setattr(candidates, "draw_file", lambda *given: drawn.append(given[4]))
     for device in (1, 0):
         candidates.draw_round(config, trained, TEXTS, 0, "mine", share=(device, 2))
     assert drawn == [1, 0, 2]

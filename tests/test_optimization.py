@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
-from realigndiff.training.loop.offload import on_device
+from realigndiff.training.loop.models import on_device
 from realigndiff.training.loop.optimization import (
     lower_scale,
     make_accelerator,

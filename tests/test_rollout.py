@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_one_step_alone(sampler):
     x = noise.clone()
     with torch.no_grad():
         for t in scheduler.timesteps[:5]:
-            x = scheduler.step(rollout._predict(sampler.unet, x, t, words), t, x).prev_sample
+            x = scheduler.step(rollout.predict(sampler.unet, x, t, words), t, x).prev_sample
     t = scheduler.timesteps[5]
     worded = sampler.unet(x, t, words.prompt_embeds).sample
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler
     xs, answers = [noise.clone()], []
     with torch.no_grad():
         for t in scheduler.timesteps:
-            answers.append(rollout._predict(sampler.unet, xs[-1], t, words))
+            answers.append(rollout.predict(sampler.unet, xs[-1], t, words))
             xs.append(scheduler.step(answers[-1], t, xs[-1]).prev_sample)
     x0 = xs[-1].clone().requires_grad_()
     sampler.decode_unclamped(x0).sum().backward()
@@ -111,7 +111,7 @@ def test_a_finished_images_gradient_goes_along_the_line_of_the_scheduler(sampler
         along_x = scheduler.step(0 * unit, t, unit).prev_sample.item()
         along_answer = scheduler.step(unit, t, 0 * unit).prev_sample.item()
         if i in (1, 2):
-            answer = rollout._predict(sampler.unet, xs[i], t, words)
+            answer = rollout.predict(sampler.unet, xs[i], t, words)
             (answer * pull * along_answer).sum().backward()
         pull = pull * along_x
     assert_close(ours, weight.grad, SAMPLING)

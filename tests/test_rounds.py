@@ -30,8 +30,8 @@ def trained():
 def test_a_round_of_other_weights_behind_the_same_path_is_drawn_again(trained, tmp_path, monkeypatch, name):
     folder = shutil.copytree(WEIGHTS / {"model": "stable_diffusion"}.get(name, name), tmp_path / "model")
     config = CONFIG.replace(output=str(tmp_path / "out"), **{name: str(folder)})
-    draw, drawn = candidates._draw_file, []
-    monkeypatch.setattr(candidates, "_draw_file", lambda *given: drawn.append(given) or draw(*given))
+    draw, drawn = candidates.draw_file, []
+    monkeypatch.setattr(candidates, "draw_file", lambda *given: drawn.append(given) or draw(*given))
 
     def drawn_with(config):
         drawn.clear()

@@ -188,7 +188,7 @@ def test_the_smoothed_curve_is_the_mean_of_what_lies_around():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.61, 0.73), (-3, 5e6), (2, 2), (0, 0), (1e-9, 3e-9)])
 def test_ticks_are_few_round_numbers_around_the_values(low, high):
-    ticks = curves._ticks(low, high, 5)
-    assert 2 <= len(ticks) <= 6
-    assert ticks[0] <= low + 1e-12 and ticks[-1] >= high - 1e-12
-    assert {f"{b - a:.3e}"[0] for a, b in pairwise(ticks)} <= set("125")
+    numbers = curves.ticks(low, high, 5)
+    assert 2 <= len(numbers) <= 6
+    assert numbers[0] <= low + 1e-12 and numbers[-1] >= high - 1e-12
+    assert {f"{b - a:.3e}"[0] for a, b in pairwise(numbers)} <= set("125")

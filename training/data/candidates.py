@@ -70,9 +70,9 @@ def draw_round(
     for file, (start, prompts) in tqdm(mine, desc=f"images of round {number + 1}", disable=share[0] > 0):
         if should_stop():
             return
-        made_of = _made_of(config, prompts, weights)
-        if _read(file, made_of) is None:
-            _draw_file(config, models, prompts, number, start, file, made_of)
+        made_of = provenance_of(config, prompts, weights)
+        if read_file(file, made_of) is None:
+            draw_file(config, models, prompts, number, start, file, made_of)
 
 
 def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], number: int, weights: str) -> Round:
@@ -82,7 +82,7 @@ def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], numbe
         RealignError: one of its files is missing, for instance because the devices do not share a folder.
     """
     files = round_files(config, texts, number, models.sampler.max_batch)
-    read = [_read(file, _made_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
+    read = [read_file(file, provenance_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
     if missing := [file for file, part in zip(files, read, strict=True) if part is None]:
         raise RealignError(
             f"The round's images in '{missing[0]}' cannot be read, though they were just drawn: give an output that "
@@ -118,7 +118,7 @@ def pick_winners(scores: Sequence[Tensor], method: str, rng: random.Random) -> T
 
 
 @torch.no_grad()
-def _draw_file(
+def draw_file(
     config: ArlConfig,
     models: RunModels,
     prompts: list[str],
@@ -174,7 +174,7 @@ def fingerprint_weights(weights: Sequence[Tensor]) -> str:
     return fingerprint_of_texts([repr(value) for value in sums])
 
 
-def _made_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
+def provenance_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
     """What the images and scores of these prompts follow from: settings, prompts, weights and model files."""
     needed = {"model", *models_of((term.name for term in config.reward.terms), offline=True)}
     if config.model.llm and not is_server(config.model.llm):
@@ -202,7 +202,7 @@ def _write_grid(picture: Image.Image, file: Path) -> None:
         tqdm.write(f"{error} The run goes on.")
 
 
-def _read(file: Path, made_of: Mapping[str, object]) -> dict[str, Tensor] | None:
+def read_file(file: Path, made_of: Mapping[str, object]) -> dict[str, Tensor] | None:
     """The tensors of a file, if it is whole and was made with the same settings, models and prompts."""
     cached = load_tensors(file, made_of)
     return None if cached is None else cached.tensors

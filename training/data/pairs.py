@@ -37,7 +37,7 @@ class Pairs:
         seeds: one per example; it selects pair, noise and timestep.
         """
         device, steps = sampler.unet.device, sampler.scheduler.config.num_train_timesteps
-        examples = [self._draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
+        examples = [self.draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
         latents, noise, t = (
             torch.stack([getattr(one, name) for one in examples]).to(device) for name in Pair._fields[:3]
         )
@@ -46,7 +46,8 @@ class Pairs:
         predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, prompt_embeds, unet)
         return F.mse_loss(predicted.float(), _target(schedule, latents, noise, t))
 
-    def _draw(self, generator: torch.Generator, steps: int) -> Pair:
+    def draw(self, generator: torch.Generator, steps: int) -> Pair:
+        """One training example at a timestep below `steps`."""
         picked = int(torch.randint(len(self.captions), (), generator=generator))
         dropped = float(torch.rand((), generator=generator)) < CAPTION_DROPOUT
         latent = self.latents[picked]

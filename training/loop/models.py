@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,6 @@ from ...rewards.reward import Reward
 from ...sampling.sampler import DiffusersSampler
 from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
-from .offload import on_device
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,24 @@ def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
         for network in reward.networks():
             network.requires_grad_(False)
     return RunModels(sampler, rewards, config.reward.terms, make_trainable(sampler.unet, config), device)
+
+
+@contextmanager
+def on_device(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Hold frozen modules on `device` for the duration of a `with` block.
+
+    Afterwards they have their previous memory again: nothing is copied back, as nothing changed. A backward pass
+    through them must end inside the block.
+    """
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    originals = [tensor.data for tensor in tensors]
+    try:
+        for tensor, data in zip(tensors, originals, strict=True):
+            tensor.data = data.to(device)
+        yield
+    finally:
+        for tensor, data in zip(tensors, originals, strict=True):
+            tensor.data = data
 
 
 def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:

@@ -45,9 +45,9 @@ class Rollout:
         x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma
         with torch.no_grad():
             for t in self.scheduler.timesteps[:index]:
-                x = self.scheduler.step(self._predict(unet, x, t, prompt_embeds), t, x).prev_sample
+                x = self.scheduler.step(self.predict(unet, x, t, prompt_embeds), t, x).prev_sample
         t = self.scheduler.timesteps[index]
-        x0 = self.scheduler.step(self._predict(unet, x, t, prompt_embeds), t, x).pred_original_sample
+        x0 = self.scheduler.step(self.predict(unet, x, t, prompt_embeds), t, x).pred_original_sample
         return self.sampler.decode_unclamped(x0)
 
     def roll_out(
@@ -58,11 +58,11 @@ class Rollout:
         x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.scheduler.timesteps):
             with torch.set_grad_enabled(i in gradient_steps):
-                output = self._predict(unet, x.detach(), t, prompt_embeds)
+                output = self.predict(unet, x.detach(), t, prompt_embeds)
             x = self.scheduler.step(output, t, x).prev_sample
         return self.sampler.decode_unclamped(x)
 
-    def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, prompt_embeds: PromptEmbeds) -> Tensor:
+    def predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, prompt_embeds: PromptEmbeds) -> Tensor:
         """Guided prediction; only the conditional half gets a gradient, which halves the memory of the step."""
         cond = self.sampler.predict(x, t, prompt_embeds, unet)
         if self.cfg == 1:

@@ -37,7 +37,7 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
         return f'<figure class="chart">{head}<p class="quiet">Nothing was measured yet.</p></figure>'
     steps = [step for curve in drawn for step, _ in curve.points]
     values = [value for curve in drawn for _, value in curve.points]
-    across, up = _ticks(min(steps), max(steps), 6), _ticks(min(values), max(values), 5)
+    across, up = ticks(min(steps), max(steps), 6), ticks(min(values), max(values), 5)
     low, high = min(up[0], *values), max(up[-1], *values)
     first, last = min(steps), max(max(steps), min(steps) + 1)
 
@@ -103,7 +103,7 @@ def _legend(curves: Sequence[Curve]) -> str:
     return f'<span class="legend">{"".join(keys)}</span>'
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers that enclose low...high, at most `most` + 1."""
     span = high - low or abs(high) or 1.0
     unit = 10 ** math.floor(math.log10(span / most))
