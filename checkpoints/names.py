@@ -43,40 +43,24 @@ def split_qkv(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, 
 
 
 def count(names: Iterable[str], start: str) -> int:
-    """The number of layers whose tensors' names begin with `start` and the layer's number.
-
-    Raises:
-        ValueError: more than `MAX_LAYERS`.
-    """
+    """The number of layers whose tensors' names begin with `start` and the layer's number; see `check_layers`."""
     return check_layers(len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)}), start)
 
 
 def check_layers(number: int, start: str) -> int:
-    """The number of layers, which would take hours to build if it came from a broken file.
-
-    Raises:
-        ValueError: more than `MAX_LAYERS`.
-    """
+    """The number, or a ValueError above `MAX_LAYERS`: a broken file's layers could take hours to build."""
     if number > MAX_LAYERS:
         raise ValueError(f"it has {number:,} layers '{start}…', more than {MAX_LAYERS}")
     return number
 
 
 def window_of(rows: int) -> int:
-    """The side of a Swin's window, from the (2 side - 1)² rows of its table of relative position biases.
-
-    Raises:
-        ValueError: it is above `MAX_WINDOW`.
-    """
+    """The side of a Swin's window, from the (2 side - 1)² rows of its relative position biases; see `check_window`."""
     return check_window((math.isqrt(rows) + 1) // 2)
 
 
 def check_window(side: int) -> int:
-    """The side of a Swin's window; the index into its bias table has side⁴ entries.
-
-    Raises:
-        ValueError: it is above `MAX_WINDOW`.
-    """
+    """The side of a Swin's window, or a ValueError above `MAX_WINDOW`: its index of biases has side⁴ entries."""
     if side > MAX_WINDOW:
         raise ValueError(f"its windows are {side} wide, more than {MAX_WINDOW}")
     return side

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from ..core.errors import RealignError
 from .folders import from_folder
 
 T = TypeVar("T", bound=PreTrainedTokenizerBase)
+_BERTS = ("bert-base-uncased", "google-bert/bert-base-uncased")
 _BERT_FILES = ("tokenizer.json", "vocab.txt")
 _CLIP_FILES = ("tokenizer.json", "vocab.json")
 _CONFIGS = ("tokenizer_config.json", "config.json")
@@ -32,12 +33,25 @@ def bert_tokenizer(
         RealignError: there is none, or only one of another size.
     """
 
+    file = Path(file)
+    cached = (try_to_load_from_cache(model, name) for model in _BERTS for name in _BERT_FILES)
+    beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]
+    places = beside + [Path(place).parent for place in cached if isinstance(place, str)]
+    folders = _folders_with(_BERT_FILES, places if given is None else [given])
+    if not folders and given is not None:
+        raise RealignError(f"'{given}' holds no tokenizer.json and no vocab.txt: give the folder of bert-base-uncased.")
+    if not folders:
+        raise RealignError(
+            f"'{file}' comes without a tokenizer, and there is none beside it: put the vocab.txt or tokenizer.json of "
+            f"bert-base-uncased into '{file.parent}'."
+        )
+
     def read(folder: Path) -> BertTokenizerFast:
         tokenizer = from_folder(BertTokenizerFast, folder)
         tokenizer.add_tokens(list(added), special_tokens=True)
         return tokenizer
 
-    return _first_that_fits(read, _bert_folders(Path(file), given), file, size, "bert-base-uncased")
+    return _first_that_fits(read, folders, file, size, "bert-base-uncased")
 
 
 def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
@@ -49,10 +63,9 @@ def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None)
         RealignError: there is none, or only one of another size.
     """
     places = [Path(file).parent] + ([Path(other)] if other is not None else [])
-    places = [place.parent if place.is_file() else place for place in places]
-    folders = [place for place in places if _has(place, _CLIP_FILES)]
+    folders = _folders_with(_CLIP_FILES, places)
     if not folders:
-        searched = " or ".join(f"'{place}'" for place in places)
+        searched = " or ".join(f"'{_folder_of(place)}'" for place in places)
         raise RealignError(
             f"'{file}' comes without a tokenizer, and there is none in {searched}: put the vocab.json and merges.txt, "
             "or the tokenizer.json, of a CLIP beside it."
@@ -60,16 +73,15 @@ def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None)
 
     def read(folder: Path) -> PreTrainedTokenizerBase:
         # If no config names the class, what transformers makes of the folder differs between its versions.
-        return from_folder(AutoTokenizer if _has(folder, _CONFIGS) else CLIPTokenizerFast, folder)
+        return from_folder(AutoTokenizer if _folders_with(_CONFIGS, [folder]) else CLIPTokenizerFast, folder)
 
     return _first_that_fits(read, folders, file, size, "the CLIP that it was made from")
 
 
 def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, size: int, model: str) -> T:
-    """The first tokenizer of this size; a folder with files of several models may hold another one's tokenizer.
+    """The first tokenizer of this size, because a folder with several models' files may hold another one's tokenizer.
 
-    Raises:
-        RealignError: none fits; the message is about one that can be read but has another size, if there is one.
+    If none fits, the error is about one of another size, else about one that cannot be read.
     """
     unreadable, misfits = [], []
     for folder in folders:
@@ -89,27 +101,10 @@ def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: s
     raise (misfits + unreadable)[0]
 
 
-def _has(folder: Path, names: Sequence[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
+def _folders_with(names: Sequence[str], places: Iterable[str | Path]) -> list[Path]:
+    """The folders that hold one of the files `names`, among places that are folders or files in them."""
+    return [folder for folder in map(_folder_of, places) if any((folder / name).is_file() for name in names)]
 
 
-def _bert_folders(file: Path, given: str | Path | None) -> list[Path]:
-    if given is not None:
-        given = Path(given)
-        places = [given.parent if given.is_file() else given]
-    else:
-        cached = [
-            try_to_load_from_cache(model, name)
-            for model in ("bert-base-uncased", "google-bert/bert-base-uncased")
-            for name in _BERT_FILES
-        ]
-        beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]
-        places = beside + [Path(place).parent for place in cached if isinstance(place, str)]
-    if found := [place for place in places if _has(place, _BERT_FILES)]:
-        return found
-    if given is not None:
-        raise RealignError(f"'{given}' holds no tokenizer.json and no vocab.txt: give the folder of bert-base-uncased.")
-    raise RealignError(
-        f"'{file}' comes without a tokenizer, and there is none beside it: put the vocab.txt or tokenizer.json of "
-        f"bert-base-uncased into '{file.parent}'."
-    )
+def _folder_of(place: str | Path) -> Path:
+    return Path(place).parent if Path(place).is_file() else Path(place)

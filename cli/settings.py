@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..pipeline.realign import RealignSettings
@@ -17,7 +17,7 @@ MODULATION = ("cross_strength", "self_strength", "power", "start", "end", "outsi
 def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The options; one that is not given leaves no attribute, so that `chosen` takes its own value."""
 
-    def add(name: str, help: str | None = None, **how: object) -> None:
+    def add(name: str, help: str | None = None, **how: Any) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help, **how)
 
     add("steps", "DDIM steps (the paper: 50)", type=int)

@@ -74,7 +74,7 @@ def _begun(content: BinaryIO) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is scaled down
             return Image.open(content)
     except Image.DecompressionBombError as error:
-        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise RealignError(f"it has more than {most} million pixels: scale it down") from error
 
 
@@ -82,7 +82,7 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     """What makes the picture upright; none where its EXIF is damaged. `ImageOps.exif_transpose` also writes the EXIF
     anew, which fails where any other tag is damaged."""
     try:
-        return _TURNS.get(picture.getexif().get(ORIENTATION))
+        return _TURNS.get(picture.getexif().get(ORIENTATION, 0))
     except Exception:  # of many kinds, as from reading the picture
         return None
 

@@ -44,7 +44,7 @@ def _templates() -> np.ndarray:
     for shape in SHAPES:
         canvas = Image.new("L", (120, 120), 0)
         draw_shape(ImageDraw.Draw(canvas), shape, 60, 60, 59.5)
-        out.append(np.asarray(canvas.resize((_GRID, _GRID), Image.BOX), np.float32) / 255)
+        out.append(np.asarray(canvas.resize((_GRID, _GRID), Image.Resampling.BOX), np.float32) / 255)
     return np.stack(out)
 
 
@@ -55,7 +55,7 @@ def _shape_of(component: np.ndarray) -> str:
     height, width = crop.shape
     if max(height, width) > MAX_ASPECT * min(height, width):
         return "?"
-    small = Image.fromarray(crop.astype(np.uint8) * 255).resize((_GRID, _GRID), Image.BOX)
+    small = Image.fromarray(crop.astype(np.uint8) * 255).resize((_GRID, _GRID), Image.Resampling.BOX)
     grid = np.asarray(small, np.float32) / 255
     overlap = np.minimum(grid, _templates()).sum((1, 2)) / np.maximum(grid, _templates()).sum((1, 2))
     return SHAPES[overlap.argmax()] if overlap.max() >= MIN_OVERLAP else "?"

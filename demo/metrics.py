@@ -70,8 +70,10 @@ def main() -> None:
         numbers |= text_to_image(models, matching)
     numbers = {name: float(value) for name, value in numbers.items()}
     for name, value in numbers.items():
-        low, high = TARGETS.get(name, (None, None))
-        wish = "" if low is None else f"   wished {low:.2f} to {high:.2f}{'' if low <= value <= high else '   MISSED'}"
+        wish = ""
+        if name in TARGETS:
+            low, high = TARGETS[name]
+            wish = f"   wished {low:.2f} to {high:.2f}{'' if low <= value <= high else '   MISSED'}"
         print(f"{name:<36}{value:.3f}{wish}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
@@ -215,7 +217,7 @@ def _tag_f1(found: list[set[str]], truths: list[list[Pair]]) -> float:
 def _grounding(regions: list[RegionSet], scenes: Scenes) -> dict[str, float]:
     """Boxes that lie right, and how well masks from detected boxes fit; what was not found counts 0."""
     boxes, masks = [], []
-    for found, things, truth in zip(regions, scenes.things, scenes.masks, strict=True):
+    for found, things, truth in zip(regions, scenes.things, scenes.masks or [], strict=True):
         for region, thing, mask in zip(found, things, truth, strict=True):
             box = torch.tensor([region.box or (0.0, 0.0, 0.0, 0.0)])
             boxes.append(float(box_iou(box, torch.tensor([thing.box]))) >= 0.5)

@@ -50,7 +50,8 @@ class Thing:
     @property
     def box(self) -> tuple[float, float, float, float]:
         """(x0, y0, x1, y1) as fractions of the image."""
-        return tuple(v / SIZE for v in (self.x - self.r, self.y - self.r, self.x + self.r, self.y + self.r))
+        x, y, r = self.x, self.y, self.r
+        return (x - r) / SIZE, (y - r) / SIZE, (x + r) / SIZE, (y + r) / SIZE
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ def render(things: tuple[Thing, ...], rng: random.Random) -> Scene:
     image += np.array([rng.uniform(-6, 6) for _ in range(3)], np.float32)
     if rng.random() < 0.4:
         texture = np.array([[rng.gauss(0, 5) for _ in range(8)] for _ in range(8)], np.float32)
-        image += np.asarray(Image.fromarray(texture).resize((SIZE, SIZE), Image.BILINEAR))[..., None]
+        image += np.asarray(Image.fromarray(texture).resize((SIZE, SIZE), Image.Resampling.BILINEAR))[..., None]
     masks = []
     for thing in things:
-        canvas = Image.new("L", (SIZE * _SUPERSAMPLING,) * 2, 0)
+        canvas = Image.new("L", (SIZE * _SUPERSAMPLING, SIZE * _SUPERSAMPLING), 0)
         draw_shape(ImageDraw.Draw(canvas), thing.shape, *(v * _SUPERSAMPLING for v in (thing.x, thing.y, thing.r)))
-        mask = np.asarray(canvas.resize((SIZE, SIZE), Image.BOX), np.float32) / 255
+        mask = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
         color = np.array(COLORS[thing.color], np.float32) + np.array([rng.uniform(-8, 8) for _ in range(3)], np.float32)
         image = image * (1 - mask[..., None]) + color * mask[..., None]
         masks.append(mask)

@@ -18,7 +18,7 @@ PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9
 LABEL_HEIGHT = 21
 
 
-def font(size: int) -> ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's built-in font, so that no system font is needed."""
     return ImageFont.load_default(size=size)
 
@@ -28,7 +28,7 @@ def enlarge(image: Tensor, side: int) -> Image.Image:
     picture = to_pil(image[None])[0]
     scale = side / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS)
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
 
 
 def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.Image:
@@ -54,7 +54,7 @@ def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.
 
 def _tint(canvas: Image.Image, region: Region, color: str) -> None:
     """Paint the region's mask in half-transparent stripes, so that the image shows through."""
-    mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.NEAREST)
+    mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.Resampling.NEAREST)
     alpha = Image.fromarray((np.asarray(mask) * _stripes(canvas.height, canvas.width)).astype(np.uint8))
     bounds = alpha.getbbox()
     if bounds is not None:

@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,14 +66,17 @@ def load_features(path: Path, device: str | torch.device = "cpu") -> Judge:
 def clean_resize(picture: Image.Image, side: int) -> np.ndarray:
     """[side, side, 3], float32 in 0...255: as clean-fid does, each channel by Pillow in floating point, bicubic."""
     channels = np.moveaxis(np.asarray(picture.convert("RGB"), np.float32), -1, 0)
-    resized = [Image.fromarray(channel).resize((side, side), Image.BICUBIC) for channel in channels]
+    resized = [Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC) for channel in channels]
     return np.stack([np.asarray(channel) for channel in resized], -1).clip(0, 255)
 
 
 class _Normalised(nn.Module):
     """A vision network behind its own mean and standard deviation, which are of pixels in [0, 1]."""
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))

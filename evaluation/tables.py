@@ -44,7 +44,7 @@ def numbers(
         if both.sum() > 1
         for delta, low, high in [_difference(scores[to][column][both], after[both])]
     ]
-    out = {"rows": rows, "differences": differences}
+    out: dict[str, Any] = {"rows": rows, "differences": differences}
     if STAYED in scores[first]:
         out["right"] = int(np.nansum(scores[first][RIGHT] == 1))
     return out

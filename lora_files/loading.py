@@ -105,11 +105,7 @@ def _layers(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
 def _matrices(
     layers: Mapping[str, nn.Module], layer: str, parts: Mapping[str, Tensor], file: str | Path
 ) -> tuple[nn.Parameter, Tensor, Tensor, float]:
-    """The arguments of `add_lora` for a layer: its weight, the matrices down and up, and alpha.
-
-    Raises:
-        RealignError: the UNet has no such layer, a matrix is missing, or they do not fit the layer.
-    """
+    """The arguments of `add_lora` for a layer: its weight, the matrices down and up, and alpha; or a RealignError."""
     weight = getattr(layers.get(layer), "weight", None)
     if weight is None:
         raise RealignError(f"'{file}' is a LoRA of another model: nothing here fits its layer {layer}.")

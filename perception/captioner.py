@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,22 +40,23 @@ class Captioner:
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        path: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
         eight_bit: bool = False,
     ) -> Captioner:
-        """Read a Hugging Face folder of BLIP-2, e.g. `blip2-opt-2.7b` or `blip2-flan-t5-xl`.
+        """Read a BLIP-2.
 
+        path: a Hugging Face folder, e.g. `blip2-opt-2.7b` or `blip2-flan-t5-xl`.
         dtype: of the weights; in half precision the Q-Former stays in fp32, as transformers has it.
         eight_bit: hold the linear layers in 8 bits (bitsandbytes), the rest in `dtype`; the model stays on `device`.
         """
-        tokenizer, processor = from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder)
+        tokenizer, processor = from_folder(AutoTokenizer, path), from_folder(AutoImageProcessor, path)
         if eight_bit:
             options = {"quantization_config": _eight_bits(), "device_map": {"": device}}
-            return cls(from_folder(Blip2ForConditionalGeneration, folder, dtype=dtype, **options), tokenizer, processor)
-        model = from_folder(Blip2ForConditionalGeneration, folder, dtype=dtype).to(device)
+            return cls(from_folder(Blip2ForConditionalGeneration, path, dtype=dtype, **options), tokenizer, processor)
+        model = from_folder(Blip2ForConditionalGeneration, path, dtype=dtype).to(device)
         return cls(model, tokenizer, processor)
 
     @torch.inference_mode()
@@ -83,7 +83,10 @@ class Captioner:
         embeds = self.encode_images(self.processor(images=pictures, return_tensors="pt").pixel_values)
         embeds = torch.cat([embeds, self._start_token(len(embeds))], dim=1)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        with _seeded(seed if temperature > 0 else None, embeds.device):
+        devices = [embeds.device] if embeds.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=temperature > 0):  # PyTorch's random state is as before afterwards
+            if temperature > 0:
+                torch.manual_seed(seed)
             ids = self.model.language_model.generate(
                 inputs_embeds=embeds,
                 attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
@@ -137,11 +140,7 @@ class _Progress(StoppingCriteria):
 
 
 def _eight_bits() -> BitsAndBytesConfig:
-    """Linear layers in 8 bits, except small ones between precisions.
-
-    Raises:
-        RealignError: a package is not installed.
-    """
+    """Linear layers in 8 bits, except small ones between precisions; a RealignError if a package is missing."""
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
     if missing:
         raise RealignError(
@@ -149,14 +148,3 @@ def _eight_bits() -> BitsAndBytesConfig:
             "another precision."
         )
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["qformer", "language_projection", "lm_head"])
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Inside, PyTorch's random numbers follow from `seed`; its state is restored afterwards. None changes nothing."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -169,13 +169,13 @@ def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
     """One candidate per object: of overlapping boxes [Q, 4] the best stays, with the best of their scores [Q, P]."""
     order = scores.amax(-1).argsort(descending=True)
     boxes, scores = boxes[order], scores[order]
-    overlapping, merged = (box_iou(boxes, boxes) > nms).numpy(), scores.numpy().copy()
+    corners, merged = boxes.numpy(), scores.numpy().copy()
     kept: list[int] = []
     left = np.arange(len(boxes))
     while len(left):
         best, left = int(left[0]), left[1:]
         kept.append(best)
-        twins = overlapping[best, left]
+        twins = _iou(corners[best, None], corners[left])[0] > nms  # all pairs at once may need gigabytes
         if twins.any():
             merged[best] = np.maximum(merged[best], merged[left[twins]].max(0))
             left = left[~twins]
@@ -184,8 +184,12 @@ def _merge(boxes: Tensor, scores: Tensor, nms: float) -> Candidates:
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes [N, 4] and [M, 4] → [N, M]."""
-    low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    width, height = (high - low).clamp(min=0).unbind(-1)
-    both = width * height
+    return torch.from_numpy(_iou(a.cpu().numpy(), b.cpu().numpy()))
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`box_iou` with numpy, which is faster for a few boxes."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = (high - low).clip(min=0).prod(-1)
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
-    return both / (area_a[:, None] + area_b - both).clamp(min=1e-9)
+    return overlap / (area_a[:, None] + area_b - overlap).clip(min=1e-9)

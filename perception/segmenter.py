@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from transformers.image_utils import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 from ..checkpoints.files import weights_file
-from ..checkpoints.folders import from_folder, pillow_processor
+from ..checkpoints.folder_checks import check_folder
+from ..checkpoints.folders import existing_folder, from_folder, pillow_processor
 from ..checkpoints.sam import load_sam
 from ..core.errors import RealignError
 from ..core.images import to_pil
@@ -45,7 +45,7 @@ class Segmenter:
         """
         file = weights_file(path)
         if file is None:
-            if _model_type(path).startswith("sam2"):
+            if str(check_folder(existing_folder(path)).get("model_type")).startswith("sam2"):
                 return Sam2Segmenter(from_folder(_sam2_class(path), path, dtype=dtype).to(device))
             model = from_folder(SamModel, path, dtype=dtype).to(device)
             return cls(model, from_folder(ImageProcessor, path))
@@ -121,15 +121,6 @@ class Sam2Segmenter(Segmenter):
 
     def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return F.interpolate(coarse, size, mode="bilinear")
-
-
-def _model_type(folder: str | Path) -> str:
-    """The `model_type` in a folder's `config.json`; empty if there is none."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
 def _sam2_class(folder: str | Path) -> type:

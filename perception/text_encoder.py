@@ -13,18 +13,18 @@ from ..checkpoints.folders import from_folder
 
 
 class TextEncoder:
-    """A `Blip2TextModelWithProjection` with its tokenizer: the text half of, e.g., `blip2-itm-vit-g`."""
+    """A `Blip2TextModelWithProjection` with its tokenizer."""
 
     def __init__(self, model: Blip2TextModelWithProjection, tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> TextEncoder:
-        """Read a Hugging Face folder of a BLIP-2 retrieval model; its image half stays on the disk."""
-        model = from_folder(Blip2TextModelWithProjection, folder, dtype=dtype).to(device, dtype)
-        return cls(model, from_folder(AutoTokenizer, folder))
+        """Read the text half of a BLIP-2 for retrieval. path: a Hugging Face folder, e.g. `blip2-itm-vit-g`."""
+        model = from_folder(Blip2TextModelWithProjection, path, dtype=dtype).to(device, dtype)
+        return cls(model, from_folder(AutoTokenizer, path))
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:

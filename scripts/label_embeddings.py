@@ -20,7 +20,7 @@ if not __package__:
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -109,7 +109,7 @@ def sentences(tag: str) -> list[str]:
 
 
 @torch.inference_mode()
-def label_embeddings(described: dict[str, Sequence[str]], clip: Path, device: torch.device, *, mean: bool) -> Tensor:
+def label_embeddings(described: Mapping[str, Sequence[str]], clip: Path, device: torch.device, *, mean: bool) -> Tensor:
     """Unit vectors [K, N, W] of K tags with N texts each; [K, 1, W] where their mean stands for all."""
     tokenizer = from_folder(AutoTokenizer, clip)
     model = from_folder(CLIPTextModelWithProjection, clip, dtype=torch.float32).to(device).eval()

@@ -1,7 +1,8 @@
 """Write the texts that follow from the code: run `make docs` after a change of a node, a setting or a model family.
 
 From the nodes' schemas come the English texts in `locales/en` and the tables of inputs and outputs in the help pages;
-the other languages get the English text of whatever they lack. `training/settings` adds the pages and files of its own.
+the other languages get the English text of whatever they lack. The texts of ComfyUI's settings come from
+`web/settings.js`. `training/settings` adds its pages and files.
 """
 
 from __future__ import annotations
@@ -44,13 +45,22 @@ def generated() -> dict[Path, str]:
 
 
 def _locales(nodes: dict[str, dict]) -> dict[Path, str]:
-    english = {name: _english(info) for name, info in nodes.items()}
-    files = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
-    present = {file: json.loads(file.read_text(encoding="utf-8")) for file in files if file.parent.name != "en"}
-    present[ROOT / "locales" / "en" / "nodeDefs.json"] = {}
+    english = {"nodeDefs.json": {name: _english(info) for name, info in nodes.items()}, "settings.json": _settings()}
+    files = {}
+    for folder in sorted((ROOT / "locales").iterdir()):
+        for name, texts in english.items():
+            present = {} if folder.name == "en" else json.loads((folder / name).read_text(encoding="utf-8"))
+            files[folder / name] = json.dumps(_completed(present, texts), indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
+def _settings() -> dict[str, dict[str, str]]:
+    """Name and tooltip of each setting in `web/settings.js`."""
+    script = (ROOT / "web" / "settings.js").read_text(encoding="utf-8")
+    settings = re.findall(r'id: "(.+?)",.*?name: "(.+?)",\s+tooltip:(.+?),\s+type:', script, re.DOTALL)
     return {
-        file: json.dumps(_completed(texts, english), indent=2, ensure_ascii=False) + "\n"
-        for file, texts in present.items()
+        id.replace(".", "_"): {"name": name, "tooltip": "".join(re.findall(r'"(.*)"', tooltip))}
+        for id, name, tooltip in settings
     }
 
 

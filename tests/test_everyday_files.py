@@ -8,15 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from realigndiff.benchmarks.published import (
-    layouts as published_layouts,
-)
-from realigndiff.benchmarks.published import (
-    ram as published_ram,
-)
-from realigndiff.benchmarks.published import (
-    rewards as published_rewards,
-)
+from realigndiff.benchmarks.published import layouts as published_layouts
+from realigndiff.benchmarks.published import ram as published_ram
+from realigndiff.benchmarks.published import rewards as published_rewards
 from realigndiff.checkpoints import grounding_dino, image_reward, open_clip, ram, sam, unpickling
 from realigndiff.checkpoints.files import read_tensors
 from realigndiff.checkpoints.grounding_dino import load_grounding_dino

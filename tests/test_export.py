@@ -124,10 +124,10 @@ def header(file: Path) -> dict[str, str]:
 
 @layouts_and_strengths
 def test_each_tensor_of_the_adapter_is_exported_at_its_strength(kind, options):
-    unet = with_lora(make_unet(kind), **options)
+    unet = with_lora(make_unet(kind, layers_per_block=1), **options)
     tensors = lora_state_dict(unet)
     trained = {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
-    assert len(tensors) == len(trained) * 3 // 2 > 300
+    assert len(tensors) == len(trained) * 3 // 2 > 200
     for name, parameter in trained.items():
         path, _, matrix = name.removesuffix(".default.weight").rpartition(".")
         exported = "lora_unet_" + path.replace(".", "_")
@@ -154,11 +154,11 @@ def test_alphas_are_those_asked_for():
     ids=["sd1 plain", "sd2 rslora", "sdxl patterns"],
 )
 def test_diffusers_reads_it_back(kind, options, tmp_path):
-    unet = with_lora(make_unet(kind), **options)
+    unet = with_lora(make_unet(kind, layers_per_block=1), **options)
     file = tmp_path / "lora.safetensors"
     save_lora(unet, file)
     loader = StableDiffusionXLLoraLoaderMixin if kind == "sdxl" else StableDiffusionLoraLoaderMixin
-    fresh = make_unet(kind)
+    fresh = make_unet(kind, layers_per_block=1)
     tensors, alphas = loader.lora_state_dict(str(file), unet_config=fresh.config)
     assert len(alphas) == len(load_file(file)) // 3
     plain = output(fresh)
@@ -177,12 +177,12 @@ def test_the_file_holds_the_adapter_as_trained_whatever_its_present_strength():
     assert_close(output(merge_lora(unet)), output(unet))
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_merging_leaves_the_unet_as_it_was(kind):
-    unet = with_lora(make_unet(kind), use_rslora=True, **PATTERNS)
+@pytest.mark.parametrize("linear", [False, True], ids=["convolutions", "linear"])
+def test_merging_leaves_the_unet_as_it_was(linear):
+    unet = with_lora(make_unet(use_linear_projection=linear), use_rslora=True, **PATTERNS)
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     copy = merge_lora(unet)
-    assert set(copy.state_dict()) == set(make_unet(kind).state_dict())
+    assert set(copy.state_dict()) == set(make_unet().state_dict())
     assert_close(output(copy), output(unet))
     after = unet.state_dict()
     assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)

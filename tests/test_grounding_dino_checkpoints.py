@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.benchmarks.published import layouts
 from realigndiff.checkpoints import grounding_dino, tokenizers
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError

@@ -3,20 +3,20 @@
 import peft
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from realigndiff.core.embedded import COARSE_LORA, WEIGHTS
 from realigndiff.core.errors import RealignError
 from realigndiff.lora_files.export import save_lora, save_unet
 from realigndiff.lora_files.ldm_keys import ldm_names
 from realigndiff.lora_files.loading import load_into_unet
 from realigndiff.lora_files.state_dicts import merge_lora
-from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.close import assert_close
 from safetensors.torch import save_file
 
 
 @pytest.fixture
 def unet():
-    return DiffusersSampler.load(WEIGHTS / "stable_diffusion").unet
+    return UNet2DConditionModel.from_pretrained(WEIGHTS / "stable_diffusion" / "unet")
 
 
 def trained(unet):
@@ -34,7 +34,7 @@ def test_it_has_the_weights_that_were_trained(kind, unet, tmp_path):
         save_lora(unet, tmp_path / "file.safetensors")
     else:
         save_unet(whole, tmp_path / "file.safetensors", dtype=torch.float32)
-    fresh = DiffusersSampler.load(WEIGHTS / "stable_diffusion").unet
+    fresh = UNet2DConditionModel.from_pretrained(WEIGHTS / "stable_diffusion" / "unet")
     assert not torch.equal(fresh.mid_block.resnets[0].conv1.weight, whole.mid_block.resnets[0].conv1.weight)
     load_into_unet(fresh, tmp_path / "file.safetensors")
     for name, weight in whole.state_dict().items():

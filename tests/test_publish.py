@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.training.publish import OF_A_MACHINE, publish
+from realigndiff.training.publish import PRIVATE, publish
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import METADATA_KEY, OF_ONE_RUN, load
 from realigndiff.training.settings.refl import ReflConfig
@@ -39,7 +39,7 @@ def test_it_is_halved_renamed_and_tells_no_path(tmp_path):
 def test_every_setting_that_may_be_a_path_is_known():
     schemas = {**fields(ReflConfig), **fields(ArlConfig)}
     texts = {name for name, field in schemas.items() if kind(field) in (str, tuple) and not choices(field)}
-    assert texts == {*OF_A_MACHINE, *OF_ONE_RUN, "prompt_column", "reward", "targets"} - {"dry_run", "sample_prompts"}
+    assert texts == {*PRIVATE, *OF_ONE_RUN, "prompt_column", "reward", "targets"} - {"dry_run", "sample_prompts"}
 
 
 def test_a_file_can_be_put_in_its_own_place(tmp_path):

@@ -191,7 +191,7 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(t
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
 
-    texts, seeds, (index,) = whole._draw_lots(0)
+    texts, seeds, (index,) = whole._draw_batch(0)
     images = whole.rollout.predict_x0(texts, whole.models.sampler.noise(seeds), index)
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
     R, true = whole.estimators["caption"](images, texts), whole.models.rewards["caption"](images.clamp(0, 1), texts)

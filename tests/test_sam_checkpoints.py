@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.benchmarks.published import layouts
 from realigndiff.checkpoints.sam import config_of, convert
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module

@@ -3,9 +3,9 @@
     python training/arl_train.py --config training/configs/arl-demo.toml
     accelerate launch training/arl_train.py --config training/configs/arl-sd15.toml --output out/mine
 
-A round draws K images of each of its prompts, ranks them by each reward for itself, and adds the ranks; the denoising
-loss on the winners makes the model draw more of their kind. No reward needs a gradient. Settings, files, resuming and
-Ctrl-C are as in `refl_train.py`; a round's images are kept beside the run in `rounds/`, with a picture of some.
+A round samples K images per prompt, ranks them by each reward, and adds the ranks; the denoising loss on the winners
+makes the model draw more of their kind. No reward needs a gradient. Settings, files, resuming and Ctrl-C are as in
+`refl_train.py`; the winners of each round and a picture of some images are kept in `rounds/`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from .settings.arl import ArlConfig
 class ArlRun(Run):
     """The denoising loss on each round's winners."""
 
+    config: ArlConfig
     drawn: Round | None = None
     drawn_by: tuple[int, str] = (-1, "")
-    """The round that was begun last, and the fingerprint of the weights that drew it, which have changed since."""
+    """The number of the last round that was begun, and the fingerprint of the weights that drew its images."""
 
     def prepare_step(self) -> None:
-        """Draw and rank the images of a new round, but for those that are there from an earlier start."""
+        """Draw and rank the images of a new round; those of an earlier start are read."""
         config, models, number = self.config, self.models, self.step // self.config.steps_per_round
         if self.drawn is not None and self.drawn.number == number:
             return
@@ -56,7 +57,7 @@ class ArlRun(Run):
             self.reward = mean_reward(models, self.drawn.scores)
 
     def add_gradient(self, part: int) -> Tensor:
-        """Add the gradient of one batch of winners; the mean reward of the round's images, and the loss: [3]."""
+        """Add the gradient of one batch of winners; returns the round's mean reward, the loss and NaN, [3]."""
         loss = self.pairs.loss(self.models.sampler, self.unet, self.seeds(part, self.config.optimizer.batch_size))
         self.accelerator.backward(loss / self.config.optimizer.gradient_accumulation)
         return torch.tensor([self.reward, loss.item(), math.nan])
@@ -69,4 +70,4 @@ class ArlRun(Run):
 
 
 if __name__ == "__main__":
-    main(ArlRun, ArlConfig, "arl_train", __doc__)
+    main(ArlRun, ArlConfig, "arl_train", __doc__ or "")

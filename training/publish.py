@@ -1,9 +1,10 @@
-"""A trained file for other people: in half precision, under a title of its own, without your machine's paths.
+"""Prepare trained weights for other people: half precision, a title, no paths of your machine.
 
     python training/publish.py out/mine/best.safetensors mine.safetensors --title "Things where they belong"
 
-Of the settings in the header, which `--config mine.safetensors` starts from, paths and sample prompts are left out. The
-others stay, and a hash of the training prompts, the date, the reward, and the newest sample as a thumbnail.
+Paths and sample prompts are removed from the settings in the header. The other settings stay, so that
+`--config mine.safetensors` starts from them; so do a hash of the training prompts, the date, the reward, and the newest
+sample as a thumbnail.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from ..lora_files.export import rewrite
 from ..rewards.registry import all_models
 from .settings.files import METADATA_KEY, from_header
 
-OF_A_MACHINE = ("model", *all_models(), "llm", "llm_model", "prompts", "held_out_prompts", "prior", "sample_prompts")
+PRIVATE = ("model", *all_models(), "llm", "llm_model", "prompts", "held_out_prompts", "prior", "sample_prompts")
 NO_PATHS = ("demo", "frozen")
-"""What these settings may be that is no path."""
+"""Values of these settings that stay, as they are no paths."""
 
 
 def main() -> None:
@@ -52,9 +53,9 @@ def publish(source: Path, target: Path, title: str | None = None) -> None:
             into half precision.
     """
     settings = from_header(source)
-    kept = {name: value for name, value in settings.items() if name not in OF_A_MACHINE or value in NO_PATHS}
-    named = {"modelspec.title": title or target.stem, "ss_output_name": target.stem}
-    rewrite(source, target, {**named, METADATA_KEY: json.dumps(kept)}, dtype=torch.float16)
+    kept = {name: value for name, value in settings.items() if name not in PRIVATE or value in NO_PATHS}
+    titles = {"modelspec.title": title or target.stem, "ss_output_name": target.stem}
+    rewrite(source, target, {**titles, METADATA_KEY: json.dumps(kept)}, dtype=torch.float16)
 
 
 if __name__ == "__main__":

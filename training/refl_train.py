@@ -3,9 +3,9 @@
     python training/refl_train.py --config training/configs/demo.toml
     accelerate launch training/refl_train.py --config training/configs/sd15.toml --output out/mine
 
-Every setting is one of `training/configs/*.toml` and can be given here too. The run writes `log.csv`, sample grids,
-checkpoints, `report.html`, and the trained weights as `last.safetensors` and `best.safetensors`, which ComfyUI loads.
-Started again, it goes on from its last checkpoint; Ctrl-C saves one.
+Each setting is an option here or stands in a TOML file (docs/training_settings.md). The run writes `log.csv`, sample
+grids, checkpoints, `report.html`, and the trained weights as `last.safetensors` and `best.safetensors`, which ComfyUI
+loads. The same command goes on from the last checkpoint; Ctrl-C saves one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from .settings.refl import ReflConfig
 class ReflRun(Run):
     """L_total = λ·φ(R) + L_pre (eq. 5) on fresh rollouts."""
 
+    config: ReflConfig
+
     def prepare(self) -> None:
         config = self.config
         self.rollout = Rollout(self.models.sampler, config.rollout.rollout_steps, config.rollout.cfg)
@@ -46,34 +48,34 @@ class ReflRun(Run):
         self.prior = self._prior() if config.prior.prior_weight else None
 
     def add_gradient(self, part: int) -> Tensor:
-        """Add one batch's gradient to that of the weights; the batch's true reward, loss (eq. 5) and L_pre: [3].
+        """Add the gradient of one batch; returns its true reward, loss (eq. 5) and L_pre, [3].
 
-        It goes back in three pieces, so that what one holds in memory is free for the next: from the reward to the
-        images, from these to the weights, then that of L_pre.
+        The backward pass has three parts, so that each frees its memory for the next: from the reward to the images,
+        from the images to the weights, and that of L_pre.
         """
         config, models = self.config, self.models
         if not config.reward.reward_weight:
             return torch.tensor([math.nan, *self._add_prior_gradient(part)])
-        texts, seeds, chosen = self._draw_lots(part)
-        noise, progress = models.sampler.noise(seeds), self._progress(chosen)
+        texts, seeds, steps = self._draw_batch(part)
+        noise, progress = models.sampler.noise(seeds), self._progress(steps)
         if config.rollout.judged == "finished":
-            images = self.rollout.roll_out(texts, noise, chosen, self.unet)
+            images = self.rollout.roll_out(texts, noise, steps, self.unet)
         else:
-            images = self.rollout.predict_x0(texts, noise, *chosen, self.unet)
-        seen = images.detach().nan_to_num(0, 1, 0).requires_grad_()
+            images = self.rollout.predict_x0(texts, noise, steps[0], self.unet)
+        pixels = images.detach().nan_to_num(0, 1, 0).requires_grad_()
         with models.rewards_on_device():
-            R = weighted_sum(models.terms, {n: judge(seen, texts) for n, judge in self.estimators.items()}, progress)
+            R = weighted_sum(models.terms, {n: judge(pixels, texts) for n, judge in self.estimators.items()}, progress)
             loss = config.reward.reward_weight * F.relu(config.reward.margin - R).mean()  # λ·φ(R), eq. 5
             self.accelerator.backward(loss / config.optimizer.gradient_accumulation)
-            reward = float(models.reward(seen.detach().clamp(0, 1), texts, progress).mean())
-        images.backward(seen.grad)
+            reward = float(models.reward(pixels.detach().clamp(0, 1), texts, progress).mean())
+        images.backward(pixels.grad)
         if not torch.isfinite(images).all():
             loss = loss * math.nan  # so that the batch is left out
         weighted, prior_loss = self._add_prior_gradient(part)
         return torch.tensor([reward, loss.item() + weighted, prior_loss])
 
     def _add_prior_gradient(self, part: int) -> tuple[float, float]:
-        """The same for L_pre: weighted and as it is."""
+        """Add the gradient of L_pre; returns L_pre times its weight, and L_pre."""
         config = self.config
         if self.prior is None:
             return 0.0, 0.0
@@ -82,22 +84,22 @@ class ReflRun(Run):
         self.accelerator.backward(config.prior.prior_weight * loss / config.optimizer.gradient_accumulation)
         return config.prior.prior_weight * loss.item(), loss.item()
 
-    def _draw_lots(self, part: int) -> tuple[list[str], list[int], list[int]]:
-        """A batch's prompts, its seeds and the steps at which the gradient enters."""
+    def _draw_batch(self, part: int) -> tuple[list[str], list[int], list[int]]:
+        """The prompts and seeds of a batch, and the rollout steps that get a gradient."""
         config = self.config
         shared = random.Random(f"{config.run.seed} {self.step} {part}")
         window = range(config.rollout.first_gradient_step, config.rollout.rollout_steps)
-        chosen = shared.sample(window, config.rollout.gradient_steps)
+        steps = shared.sample(window, config.rollout.gradient_steps)
         seeds = self.seeds(part, config.optimizer.batch_size)
         texts = [random.Random(f"prompt {seed}").choice(self.prompts.texts) for seed in seeds]
-        torch.manual_seed(seeds[0])  # of sampled captions
-        return texts, seeds, chosen
+        torch.manual_seed(seeds[0])  # for sampled captions
+        return texts, seeds, steps
 
-    def _progress(self, chosen: Sequence[int]) -> float:
-        """Where the rewards' weights stand, from 0 to 1, as `schedule` says."""
+    def _progress(self, steps: Sequence[int]) -> float:
+        """How far the rewards' weights have gone from their first to their second value, from 0 to 1."""
         if self.config.reward.schedule == "steps":
             return self.step / max(1, self.config.optimizer.steps - 1)
-        return sum(chosen) / len(chosen) / max(1, self.config.rollout.rollout_steps - 1)
+        return sum(steps) / len(steps) / max(1, self.config.rollout.rollout_steps - 1)
 
     def _prior(self) -> Pairs:
         config, sampler = self.config, self.models.sampler
@@ -105,11 +107,11 @@ class ReflRun(Run):
             folder, report = Path(config.prior.prior), self.accelerator.print
             return folder_prior(folder, sampler, self.models.resolution, config.prior.prior_min_timestep, report)
         captioner = prior_captioner(config, self.models)
-        looking = [] if captioner is None else [captioner.model]
+        networks = [] if captioner is None else [captioner.model]
         bar = tqdm(total=config.prior.prior_images, desc="images of the frozen model", disable=not self._main)
-        with bar, self.accelerator.main_process_first(), self.models.rewards_on_device(*looking):
+        with bar, self.accelerator.main_process_first(), self.models.rewards_on_device(*networks):
             return frozen_prior(sampler, captioner, self.prompts.texts, config, bar.update)
 
 
 if __name__ == "__main__":
-    main(ReflRun, ReflConfig, "refl_train", __doc__)
+    main(ReflRun, ReflConfig, "refl_train", __doc__ or "")

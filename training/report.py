@@ -286,9 +286,9 @@ def _table(settings: Mapping[str, Any]) -> str:
     defaults = kind().to_dict()
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td>"
-        f'<td class="quiet">{escape(_text(defaults.get(name, "")))}</td></tr>'
+        f'<td class="quiet">{escape(_text(defaults[name]))}</td></tr>'
         for name, value in settings.items()
-        if _text(value) != _text(defaults.get(name, ""))
+        if name in defaults and _text(value) != _text(defaults[name])
     )
     return (
         '<section><h2>Settings</h2><p class="quiet">Those that differ from the defaults.</p>'

@@ -1,14 +1,14 @@
-// Nodes that tell something in words (a caption, a score, a table of regions) show it in a read-only text field.
+// A node with text among its results (captions, scores, a table of regions) shows it in a read-only text field.
 
 import { app } from "../../scripts/app.js"
 
-const FIELD = "told"
+const FIELD = "told" // kept, as other extensions may look for it
 const MIN_HEIGHT = 48
 const MAX_HEIGHT = 112
 const LINE_HEIGHT = 16
 
-// These have the field from the start, so that they do not grow on their first run; any other node of ours gets it then.
-const TELLING = new Set([
+// These have the field from the start, so they do not grow on their first run; other nodes get it with their first text.
+const TEXT_NODES = new Set([
   "RealignCaption",
   "RealignCaptionReward",
   "RealignRankImages",
@@ -17,17 +17,17 @@ const TELLING = new Set([
   "RealignGroundedSamMasks",
   "RealignPreviewRegions",
 ])
-// In these the room that is left is the picture's.
-const PICTURING = new Set(["RealignGroundedSamMasks", "RealignPreviewRegions"])
-// What these tell is in columns.
-const TABULAR = new Set(["RealignRankImages"])
+// These leave the remaining space to their picture.
+const PICTURE_NODES = new Set(["RealignGroundedSamMasks", "RealignPreviewRegions"])
+// The text of these has columns.
+const TABLE_NODES = new Set(["RealignRankImages"])
 
 const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Realign"))
 
-/** The node's text field; made on the first call, the same one ever after. */
+/** The node's text field, made on the first call. */
 function textField(node) {
-  const present = node.widgets?.find((widget) => widget.name === FIELD)
-  if (present) return present
+  const existing = node.widgets?.find((widget) => widget.name === FIELD)
+  if (existing) return existing
 
   const { widget } = app.widgets.STRING(node, FIELD, ["STRING", { multiline: true, default: "" }], app)
   widget.label = "shows"
@@ -35,12 +35,12 @@ function textField(node) {
   widget.options.serialize = false // not in the prompt
   widget.options.read_only = true
   widget.options.getMinHeight = () => heightFor(widget.value)
-  if (PICTURING.has(node.comfyClass)) widget.options.getMaxHeight = () => MAX_HEIGHT
+  if (PICTURE_NODES.has(node.comfyClass)) widget.options.getMaxHeight = () => MAX_HEIGHT
   const element = widget.inputEl ?? widget.element
   if (element) {
     element.readOnly = true
     element.placeholder = "Run to see"
-    if (TABULAR.has(node.comfyClass)) Object.assign(element.style, { whiteSpace: "pre", fontFamily: "monospace" })
+    if (TABLE_NODES.has(node.comfyClass)) Object.assign(element.style, { whiteSpace: "pre", fontFamily: "monospace" })
   }
   return widget
 }
@@ -50,11 +50,11 @@ function heightFor(text) {
   return Math.min(MAX_HEIGHT, Math.max(MIN_HEIGHT, (lines + 1) * LINE_HEIGHT))
 }
 
-/** Show what an execution said; the node becomes taller where it must, never smaller. */
+/** Show the text of an execution; the node grows if it must, and never shrinks. */
 function show(node, output) {
   if (!isOurs(node) || output?.text == null) return
   const text = [output.text].flat().join("\n")
-  if (!text && !node.widgets?.some((widget) => widget.name === FIELD)) return // nothing to tell, and no field to clear
+  if (!text && !node.widgets?.some((widget) => widget.name === FIELD)) return // no text, and no field to clear
   const field = textField(node)
   field.value = text
   const [width, height] = node.computeSize()
@@ -75,12 +75,12 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (!TELLING.has(node.comfyClass)) return
+    if (!TEXT_NODES.has(node.comfyClass)) return
     textField(node)
     node.setSize(node.computeSize())
   },
 
-  // Results that are shown again without a run, e.g. when another workflow's tab was open meanwhile.
+  // Results that are shown again without a run, e.g. after another workflow's tab was open.
   onNodeOutputsUpdated(outputs) {
     for (const [id, output] of Object.entries(outputs ?? {})) show(app.graph.getNodeById(id), output)
   },

@@ -49,6 +49,7 @@ class BoundRegions(NamedTuple):
         height, width, y, x = area
         kept = []
         for region, positions in zip(self.regions.active, self.positions, strict=True):
+            assert region.mask is not None  # the region is active
             mask = covered_fractions(region.mask, latent_size)[y : y + height, x : x + width]
             if mask.any():
                 kept.append((replace(region, mask=mask), positions))

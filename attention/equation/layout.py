@@ -38,7 +38,8 @@ class Layout:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, Nq, Nk)."""
-        return (*self.R.queries.shape[:2], self.R.keys.shape[1])
+        batch, queries = self.R.queries.shape[:2]
+        return batch, queries, self.R.keys.shape[1]
 
     @property
     def per_query(self) -> bool:

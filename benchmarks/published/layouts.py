@@ -80,11 +80,7 @@ def sam_layout(size: SamSize) -> Shapes:
         block, reach = f"image_encoder.blocks.{i}", 2 * (grid if i in size.whole else size.window) - 1
         for axis in "hw":
             out[f"{block}.attn.rel_pos_{axis}"] = (reach, w // size.heads)
-        affine(out, f"{block}.attn.qkv", 3 * w, w)
-        affine(out, f"{block}.attn.proj", w, w)
-        affine(out, f"{block}.mlp.lin1", 4 * w, w)
-        affine(out, f"{block}.mlp.lin2", w, 4 * w)
-        norms(out, block, w, "norm1", "norm2")
+        vit_block(out, block, w, mlp=("lin1", "lin2"))
     out["image_encoder.neck.0.weight"] = (p, w, 1, 1)
     out["image_encoder.neck.2.weight"] = (p, p, 3, 3)
     norms(out, "image_encoder.neck", p, "1", "3")
@@ -133,11 +129,7 @@ def dino_layout(size: DinoSize) -> Shapes:
             block = f"backbone.0.layers.{stage}.blocks.{i}"
             out[f"{block}.attn.relative_position_bias_table"] = ((2 * size.window - 1) ** 2, heads)
             out[f"{block}.attn.relative_position_index"] = (size.window**2, size.window**2)
-            affine(out, f"{block}.attn.qkv", 3 * c, c)
-            affine(out, f"{block}.attn.proj", c, c)
-            affine(out, f"{block}.mlp.fc1", 4 * c, c)
-            affine(out, f"{block}.mlp.fc2", c, 4 * c)
-            norms(out, block, c, "norm1", "norm2")
+            vit_block(out, block, c)
         if stage + 1 < len(channels):
             out[f"backbone.0.layers.{stage}.downsample.reduction.weight"] = (2 * c, 4 * c)
             norms(out, f"backbone.0.layers.{stage}.downsample", 4 * c, "norm")
@@ -154,11 +146,8 @@ def dino_layout(size: DinoSize) -> Shapes:
     norms(out, "bert.embeddings", t, "LayerNorm")
     for i in range(size.text_layers):
         layer = f"bert.encoder.layer.{i}"
-        for name in ("self.query", "self.key", "self.value", "output.dense"):
-            affine(out, f"{layer}.attention.{name}", t, t)
-        affine(out, f"{layer}.intermediate.dense", 4 * t, t)
-        affine(out, f"{layer}.output.dense", t, 4 * t)
-        norms(out, layer, t, "attention.output.LayerNorm", "output.LayerNorm")
+        bert_attention(out, f"{layer}.attention", t, t)
+        bert_feed_forward(out, layer, t, 4 * t)
     affine(out, "bert.pooler.dense", t, t)
     affine(out, "feat_map", w, t)
 
@@ -247,6 +236,29 @@ def affine(out: Shapes, name: str, *shape: int) -> None:
 def norms(out: Shapes, parent: str, width: int, *names: str) -> None:
     for name in names:
         affine(out, f"{parent}.{name}", width)
+
+
+def vit_block(out: Shapes, block: str, width: int, mlp: tuple[str, str] = ("fc1", "fc2")) -> None:
+    """A block of a ViT or Swin, without its position biases."""
+    affine(out, f"{block}.attn.qkv", 3 * width, width)
+    affine(out, f"{block}.attn.proj", width, width)
+    affine(out, f"{block}.mlp.{mlp[0]}", 4 * width, width)
+    affine(out, f"{block}.mlp.{mlp[1]}", width, 4 * width)
+    norms(out, block, width, "norm1", "norm2")
+
+
+def bert_attention(out: Shapes, name: str, width: int, key_width: int) -> None:
+    affine(out, f"{name}.self.query", width, width)
+    affine(out, f"{name}.self.key", width, key_width)
+    affine(out, f"{name}.self.value", width, key_width)
+    affine(out, f"{name}.output.dense", width, width)
+    norms(out, f"{name}.output", width, "LayerNorm")
+
+
+def bert_feed_forward(out: Shapes, layer: str, width: int, inner: int) -> None:
+    affine(out, f"{layer}.intermediate.dense", inner, width)
+    affine(out, f"{layer}.output.dense", width, inner)
+    norms(out, f"{layer}.output", width, "LayerNorm")
 
 
 def _mlp(out: Shapes, name: str, *widths: int) -> None:

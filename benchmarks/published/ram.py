@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .layouts import Shapes, affine, norms
+from .layouts import Shapes, affine, bert_attention, bert_feed_forward, norms, vit_block
 
 DESCRIPTIONS = 51
 HEAD = {"tags": 4585, "width": 768, "inner": 3072}
@@ -75,11 +75,7 @@ def shapes(
         channels, maps = embed * 2**i, 2 ** (len(depths) - 1 - i)  # windows along a side
         for j in range(depth):
             block = f"visual_encoder.layers.{i}.blocks.{j}"
-            norms(out, block, channels, "norm1", "norm2")
-            affine(out, f"{block}.attn.qkv", 3 * channels, channels)
-            affine(out, f"{block}.attn.proj", channels, channels)
-            affine(out, f"{block}.mlp.fc1", 4 * channels, channels)
-            affine(out, f"{block}.mlp.fc2", channels, 4 * channels)
+            vit_block(out, block, channels)
             out[f"{block}.attn.relative_position_bias_table"] = ((2 * window - 1) ** 2, heads[i])
             out[f"{block}.attn.relative_position_index"] = (window**2, window**2)
             if j % 2 and maps > 1:
@@ -89,13 +85,8 @@ def shapes(
             out[f"visual_encoder.layers.{i}.downsample.reduction.weight"] = (2 * channels, 4 * channels)
     for i in range(2):
         layer = f"tagging_head.encoder.layer.{i}"
-        affine(out, f"{layer}.crossattention.self.query", width, width)
-        affine(out, f"{layer}.crossattention.self.key", width, 512)
-        affine(out, f"{layer}.crossattention.self.value", width, 512)
-        affine(out, f"{layer}.crossattention.output.dense", width, width)
-        affine(out, f"{layer}.intermediate.dense", inner, width)
-        affine(out, f"{layer}.output.dense", width, inner)
-        norms(out, layer, width, "crossattention.output.LayerNorm", "output.LayerNorm")
+        bert_attention(out, f"{layer}.crossattention", width, 512)
+        bert_feed_forward(out, layer, width, inner)
     if plus:
         return out | {"reweight_scale": ()}
     return out | {"tag_encoder.embeddings.word_embeddings.weight": (9, 4), "text_decoder.cls.predictions.bias": (9,)}

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from .layouts import Shapes, affine, norms, seeded
+from .layouts import Shapes, affine, bert_attention, bert_feed_forward, norms, seeded, vit_block
 
 PROMPTS = ("a red circle", "a blue square and a red circle", "a green triangle")
 """Each picture is scored with each prompt."""
@@ -72,25 +72,14 @@ def image_reward_layout(size: ImageRewardSize) -> Shapes:
     }
     affine(out, f"{vision}.patch_embed.proj", w, 3, 16, 16)
     for i in range(size.depth):
-        block = f"{vision}.blocks.{i}"
-        affine(out, f"{block}.attn.qkv", 3 * w, w)
-        affine(out, f"{block}.attn.proj", w, w)
-        affine(out, f"{block}.mlp.fc1", 4 * w, w)
-        affine(out, f"{block}.mlp.fc2", w, 4 * w)
-        norms(out, block, w, "norm1", "norm2")
+        vit_block(out, f"{vision}.blocks.{i}", w)
     norms(out, vision, w, "norm")
     norms(out, f"{text}.embeddings", t, "LayerNorm")
     for i in range(size.text_depth):
         layer = f"{text}.encoder.layer.{i}"
-        for attention, key_width in (("attention", t), ("crossattention", w)):
-            affine(out, f"{layer}.{attention}.self.query", t, t)
-            affine(out, f"{layer}.{attention}.self.key", t, key_width)
-            affine(out, f"{layer}.{attention}.self.value", t, key_width)
-            affine(out, f"{layer}.{attention}.output.dense", t, t)
-            norms(out, f"{layer}.{attention}.output", t, "LayerNorm")
-        affine(out, f"{layer}.intermediate.dense", 4 * t, t)
-        affine(out, f"{layer}.output.dense", t, 4 * t)
-        norms(out, f"{layer}.output", t, "LayerNorm")
+        bert_attention(out, f"{layer}.attention", t, t)
+        bert_attention(out, f"{layer}.crossattention", t, w)
+        bert_feed_forward(out, layer, t, 4 * t)
     affine(out, "blip.vision_proj", 256, w)
     affine(out, "blip.text_proj", 256, t)
     widths = (t, 1024, 128, 64, 16, 1)

@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ from .text_tower import draw_captions
 
 RECIPE = Recipe(steps=1200, batch=64, lr=1e-3, bf16=False)
 MAX_LOGIT_SCALE = math.log(100)
-PAIRS = {pair: i for i, pair in enumerate(itertools.product(COLORS, SHAPES))}
+PAIRS: dict[tuple[str, str], int] = {pair: i for i, pair in enumerate(itertools.product(COLORS, SHAPES))}
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -53,7 +54,7 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 @torch.no_grad()
-def start_from(blip: Blip2VisionModel, vision: nn.Module, pixels: Tensor) -> None:
+def start_from(blip: Blip2VisionModel, vision: Any, pixels: Tensor) -> None:
     """Give CLIP's ViT the weights of a BLIP-2's.
 
     CLIP's patches have no bias: it moves into their places. CLIP has one norm more, in front: it gets the spread that

@@ -124,7 +124,7 @@ def _labels(things: list[tuple[Thing, ...]], ids: Tensor, tokenizer: BertTokeniz
 
 def detection_loss(
     logits: Tensor, labels: list[dict], device, pred_boxes: Tensor, config, label_maps, text_mask: Tensor, **stages
-) -> tuple[Tensor, dict, None]:
+) -> tuple[Tensor | int, dict, None]:
     """The loss of every decoder layer and of the encoder's proposals, in the signature the library calls.
 
     logits: [B, Q, L], one a token of the text; pred_boxes: [B, Q, 4]; text_mask: [B, Q, L], True at real tokens.

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..models import FOLDER
+from ...core.embedded import WEIGHTS
 
 FOLDERS = (
     *(f"stable_diffusion/{part}" for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")),
@@ -29,7 +29,7 @@ FOLDERS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, help="what demo/train/all.py wrote")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--only", choices=FOLDERS, action="append", help="pack this folder only (may be repeated)")
     options = parser.parse_args()
     for name in options.only or FOLDERS:

@@ -89,7 +89,8 @@ def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) ->
 
 
 def _boxes_and_masks(scenes: Scenes, index: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
-    """One thing an image: its jittered box [B, 1, 4] in pixels and its mask [B, 64, 64]."""
+    """One thing per image: its jittered box [B, 1, 4] in pixels and its mask [B, 64, 64]."""
+    assert scenes.masks is not None
     boxes, masks = [], []
     for i in index:
         k = rng.randrange(len(scenes.things[i]))

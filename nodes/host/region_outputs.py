@@ -48,7 +48,7 @@ def region_node_output(
 
     searched: whether the images were searched for the regions, so that the table says "not found" for one without mask.
     """
-    size = tuple(image.shape[1:3])
+    size = (image.shape[1], image.shape[2])
     overlays = _overlays(sets, image)
     preview = ui.PreviewImage(overlays, cls=node).as_dict()
     return io.NodeOutput(

@@ -40,7 +40,7 @@ VOCABULARY = HERE.parents[1] / "demo" / "weights" / "grounding_dino" / "vocab.tx
 CLIP_TOKENIZER = HERE.parents[1] / "demo" / "weights" / "stable_diffusion" / "tokenizer"
 runpy.run_path(str(HERE.parents[1] / "standalone.py"))["load_pack"]()
 
-from realigndiff.benchmarks.published import layouts as layouts
+from realigndiff.benchmarks.published import layouts
 from realigndiff.benchmarks.published import ram as published_ram
 from realigndiff.benchmarks.published import rewards as published_rewards
 

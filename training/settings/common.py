@@ -55,7 +55,7 @@ class RunSettings(Group):
         "files of an earlier run move to `before-N` in `output`. Or a checkpoint, or the folder of a run.",
     )
     save_every: int = Field(100, ge=0, description="Steps between checkpoints. 0: only at the end.")
-    keep_last: int = Field(2, ge=1, description="Checkpoints to keep, the newest.")
+    keep_last: int = Field(2, ge=1, description="Newest checkpoints to keep.")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of noise, order and sampled captions. Paper: 42.")
 
 
@@ -247,14 +247,15 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
-    prompts: PromptSettings = PromptSettings()
-    reward: RewardSettings = RewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    watch: WatchSettings = WatchSettings()
+    # model_construct: the defaults, which need no checks
+    run: RunSettings = RunSettings.model_construct()
+    model: ModelSettings = ModelSettings.model_construct()
+    prompts: PromptSettings = PromptSettings.model_construct()
+    reward: RewardSettings = RewardSettings.model_construct()
+    rollout: RolloutSettings = RolloutSettings.model_construct()
+    lora: LoraSettings = LoraSettings.model_construct()
+    optimizer: OptimizerSettings = OptimizerSettings.model_construct()
+    watch: WatchSettings = WatchSettings.model_construct()
 
     def __init__(self, **values: Any) -> None:
         groups, old = in_groups(type(self), values, removed.REMOVED)

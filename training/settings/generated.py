@@ -67,7 +67,7 @@ def _table(script: str, program: Program, configs: Mapping[str, TrainingConfig])
     lines = [
         f"# {program.title}",
         "",
-        f"What `training/{script}.py` can be told. On the command line each setting is an option, such as",
+        f"The settings of `training/{script}.py`. On the command line each setting is an option, such as",
         "`--batch-size 2`, and wins over the file that `--config` names. A TOML file holds the settings that differ",
         f"from the defaults, in the groups below or without them; see `training/configs/{list(configs)[-1]}.toml`.",
         "Write Windows paths in 'single quotes'. `--dry-run` prints what would be done.",
