@@ -35,7 +35,7 @@ from ..attention.equation.layout import KeyBlock, cross_layout, self_layout
 from ..attention.equation.modulated import joint_attention
 from ..attention.equation.reference import joint_reference
 from ..attention.equation.settings import ModulationSettings
-from ..cli.hardware import add_arguments, chosen
+from ..cli.hardware import add_arguments, device_and_dtype
 from ..core.regions import Region, RegionSet
 from .dense_diffusion import dense_diffusion_attention, region_maps
 from .memory import free, peak
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.all:
         args.model, args.size, args.batch, args.regions = list(MODELS), list(SIZES), [1, 4], [1, 5]
-    device, dtype = chosen(args)
+    device, dtype = device_and_dtype(args)
     print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     ways = ["plain", *args.ways]
     columns = [*ways, "floor", *(f"MB {way}" for way in ways), "off"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.images import to_pil
 from ..core.regions import Region
-from ..core.text import short
+from ..core.text import shorten
 
 PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#e000a0")
 """One colour per region, in order; they differ in print and for most colour-blind eyes too."""
@@ -82,7 +82,7 @@ def _label(
     taken: [N, 4], the boxes of the labels so far. Returns them with the new one.
     """
     x0, y0, _, y1 = _corners(region, size)
-    text, text_font = short(f"{region.phrase or f'({region.tag})'} · {region.likelihood:g}"), font(15)
+    text, text_font = shorten(f"{region.phrase or f'({region.tag})'} · {region.likelihood:g}"), font(15)
     width, height = text_font.getbbox(text)[2] + 8, LABEL_HEIGHT
     x = min(max(0, x0), size[0] - width)
     for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.phrases import nearest_span, noun_phrases
 from ..core.regions import LIKELIHOODS
-from ..core.text import short
+from ..core.text import shorten
 from ..core.words import content_words, mentions, same_word
 
 MOST_NOTES = 20
@@ -54,9 +54,9 @@ def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], li
     for tag, value in _by_tag(answer, tags, notes):
         number = _number(_unwrap(value))
         if number is None:
-            notes.append(f"The score '{short(value)}' of '{tag}' was dropped.")
+            notes.append(f"The score '{shorten(value)}' of '{tag}' was dropped.")
             continue
-        scores[tag] = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
+        scores[tag] = min(LIKELIHOODS, key=lambda allowed, number=number: abs(allowed - number))
         if scores[tag] != number:
             notes.append(f"The score {number:g} of '{tag}' was taken as {scores[tag]:g}.")
     return scores, _few(notes)
@@ -75,7 +75,7 @@ def _by_tag(answer: Mapping, tags: Sequence[str], notes: list[str]) -> Iterator[
     for key, value in islice(answer.items(), 4 * len(tags) + MOST_NOTES):
         tag = _tag_of(key, words)
         if tag is None:
-            notes.append(f"'{short(key)}' was answered but not asked for, and dropped.")
+            notes.append(f"'{shorten(key)}' was answered but not asked for, and dropped.")
         else:
             yield tag, value
 
@@ -103,7 +103,7 @@ def _in_prompt(value: Any, tag: str, prompt: str, nearest: Callable[[str], str |
     if span is None and mentions(prompt, tag):
         span = nearest(tag)
     outcome = "was dropped" if span is None else f"gave way to '{span}'"
-    notes.append(f"'{short(value)}' for '{tag}' is not one thing that the prompt names, and {outcome}.")
+    notes.append(f"'{shorten(value)}' for '{tag}' is not one thing that the prompt names, and {outcome}.")
     return span
 
 

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..attention.equation.settings import ModulationSettings
-from ..core.describe import outcomes
+from ..core.describe import describe_effect
 from ..core.interchange import region_sets
 from .host.inputs import box_image_input, image_size, regions_input, text_input
 from .host.ksampler import clip_input, ksampler_inputs, run_ksampler
@@ -102,7 +102,7 @@ class ApplyRegions(io.ComfyNode):
 
         sets = region_sets(regions, text=text, size=image_size(image))
         attached = attach(conditioning, clip, sets, text, isolate_phrases)
-        return io.NodeOutput(attached, ui={"text": [outcomes(sets)]})
+        return io.NodeOutput(attached, ui={"text": [describe_effect(sets)]})
 
 
 class RealignModel(io.ComfyNode):
@@ -170,7 +170,7 @@ class RealignKSampler(io.ComfyNode):
             model = realign_model(model, settings)
             sets = region_sets(regions, text=text, size=image_size(image))
             positive = attach(positive, clip, sets, text, isolate_phrases)
-            ui = {"text": [outcomes(sets) if isolate_phrases or settings.acts(steps) else NOTHING]}
+            ui = {"text": [describe_effect(sets) if isolate_phrases or settings.acts(steps) else NOTHING]}
         return io.NodeOutput(run_ksampler(model=model, steps=steps, positive=positive, **others), ui=ui)
 
 

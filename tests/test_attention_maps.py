@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 from contextlib import contextmanager
 
@@ -30,7 +31,7 @@ from realigndiff.demo.run import PROMPT
 from realigndiff.drawing.attention_map import INFERNO, apply_colormap, draw_labelled_map
 from realigndiff.drawing.panel import draw_panel
 from realigndiff.evaluation import attention_mass as attention_mass_script
-from realigndiff.evaluation.tune import Coarse
+from realigndiff.evaluation.coarse_images import CoarseImages
 from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 from realigndiff.sampling.settings import SamplingSettings
@@ -160,7 +161,7 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
         maps._sums = {key: total.expand(2, -1, -1, -1) for key, total in maps._sums.items()}
     wrong, right = (CaptionedImage(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
     noise = models.sampler.noise(range(3))
-    coarse = Coarse([(PROMPT, [])] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
+    coarse = CoarseImages([PROMPT] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
     told = attention_mass_script.measure(models, coarse)
     assert (told["prompts"], told["n"]) == (3, 2)
     assert told["area"] == pytest.approx((CIRCLE.mean() + SQUARE.mean()) / 2)
@@ -173,7 +174,17 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
     assert row["delta"] == pytest.approx(row["after"] - row["before"])
     assert f"{row['delta']:+.3f}" in attention_mass_script.as_text(told)
     with pytest.raises(RealignError, match="give a larger count"):
-        attention_mass_script.measure(models, Coarse(coarse.prompts, noise, [right] * 3, coarse.regions))
+        attention_mass_script.measure(models, CoarseImages(coarse.prompts, noise, [right] * 3, coarse.regions))
+
+
+def test_the_script_samples_held_out_prompts_and_writes_what_it_measures(monkeypatch, tmp_path, capsys):
+    quick = dataclasses.replace(FEW, sampling=SamplingSettings(steps=2, cfg=3.0), gate=None, box_threshold=0.05)
+    monkeypatch.setattr(attention_mass_script, "SETTINGS", quick)
+    monkeypatch.setattr("sys.argv", ["attention_mass", "--count=3", "--out", str(tmp_path / "new")])
+    attention_mass_script.main()
+    results = json.loads((tmp_path / "new" / "attention_mass.json").read_text(encoding="utf-8"))
+    assert results["prompts"] == 3 and results["n"] >= 2
+    assert "of 3 held-out prompts are re-aligned" in capsys.readouterr().out
 
 
 def test_the_panel_shows_the_attention_below_its_pictures(both):

@@ -54,8 +54,8 @@ class Clock:
 
     def at(self, sigma: float) -> tuple[float, float]:
         """t/T of eq. 9 in [0, 1] at the noise level sigma, and the index of the step / number of steps in [0, 1)."""
-        called = self._call is not None and self._call[0] == sigma
-        step = self._call[1] if called else self.steps.of_level(sigma)
+        call = self._call
+        step = call[1] if call is not None and call[0] == sigma else self.steps.of_level(sigma)
         return noise_time(self.model_sampling, torch.tensor([sigma])), step / max(self.steps.count, 1)
 
 

@@ -60,8 +60,9 @@ class PhraseEncoder:
         """positions: of the region's words in each part of the text's tokens."""
         for stretch in stretches_of(region.phrase, region.occurrence, self.text):
             alone = self._parts_alone(stretch)
-            taken = [tokens_of(*one) for one in zip(self.parts, positions, alone, strict=True)]
-            if all(taken):
+            found = [tokens_of(*one) for one in zip(self.parts, positions, alone, strict=True)]
+            taken = [part for part in found if part is not None]
+            if len(taken) == len(found):
                 encoded = self._encoded(stretch, tuple(tuple(part.weights) for part in taken))
                 rows = [p for part, own in zip(taken, alone, strict=True) for p in own.positions[-len(part.ids) :]]
                 places = tuple(p for part in taken for p in part.positions)

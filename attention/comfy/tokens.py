@@ -158,7 +158,7 @@ def _part(name: str, tokenizer: Any, windows: list, empty: list, from_end: bool)
     weighted = [
         (token if isinstance(token, int) else None, weight) for window in windows for token, weight, *_ in window
     ]
-    tokens = [token for token, _ in weighted]
+    tokens: list[Any] = [token for token, _ in weighted]
     none = [token if isinstance(token, int) else None for window in empty for token, *_ in window]
     begin = common_prefix(tokens, none)
     end = len(tokens) - common_prefix(tokens[begin:][::-1], none[begin:][::-1])

@@ -146,7 +146,6 @@ class ModulatedProcessor(LayerProcessor):
         if layout is None or not layout.modulated:
             return previous()
         stock = type(self.previous) in _STOCK
-        plain = None if stock else previous()
         if mask is not None:
             raise RealignError("Modulated attention takes no attention mask; call the UNet without one.")
         q, k, v = project(attn, x, text)
@@ -155,7 +154,8 @@ class ModulatedProcessor(LayerProcessor):
             return project_output(attn, modulated, x)
         # Whatever else the previous processor does stays; only attention's own part is exchanged.
         unmodulated = F.scaled_dot_product_attention(q, k, v)
-        return plain + (_merge_heads(attn, modulated) - _merge_heads(attn, unmodulated)) / attn.rescale_output_factor
+        change = _merge_heads(attn, modulated) - _merge_heads(attn, unmodulated)
+        return previous() + change / attn.rescale_output_factor
 
 
 def phrase_positions(regions: RegionSet | None, tokenizer: CLIPTokenizer) -> Positions:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...core.errors import NoAnswer, RealignError
-from ...core.text import short
+from ...core.text import shorten
 from ..answers import read_json
 from ..questions import Question, binding_question, score_question
 from ..validator import valid_bindings, valid_scores
@@ -103,7 +103,7 @@ class OpenAiLanguageModel:
         return key or None
 
     def _describe(self, error: Exception, key: str | None) -> str:
-        reason = short(without_key(str(error)[:MOST_READ], key), 200) or type(error).__name__
+        reason = shorten(without_key(str(error)[:MOST_READ], key), 200) or type(error).__name__
         return (
             f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({reason}): check that "
             "it runs, its address, the model's name and the key, or choose the offline scorer."

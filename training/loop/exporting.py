@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 
 from ...core.errors import RealignError
-from ...core.files import mend, partial_of, reason
+from ...core.files import advice, partial_path, reason
 from ...lora_files.export import save_lora, save_unet
 from ...lora_files.metadata import run_metadata
 from ...sampling.sampler import DiffusersSampler
@@ -44,7 +44,7 @@ def export_unet_folder(output: Path, unet: UNet2DConditionModel) -> None:
         RealignError: it cannot be written.
     """
     folder = output / "unet"
-    partial = partial_of(folder)
+    partial = partial_path(folder)
     try:
         unet.save_pretrained(partial)
         folder.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def export_unet_folder(output: Path, unet: UNet2DConditionModel) -> None:
             file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:
         raise RealignError(
-            f"The UNet's folder could not be written to '{output}' ({reason(error)}): {mend(error)} and start again; "
+            f"The UNet's folder could not be written to '{output}' ({reason(error)}): {advice(error)} and start again; "
             "last.safetensors is there."
         ) from error
     finally:

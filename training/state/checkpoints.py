@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...core.errors import RealignError
-from ...core.files import mend, reason, write_whole
+from ...core.files import advice, reason, write_whole
 from ..loop.failures import is_out_of_memory
 from .run_folder import CHECKPOINTS, set_aside
 
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     except RealignError as error:
         cause = error.__cause__ or error
         raise RealignError(
-            f"The checkpoint of step {step} could not be written to '{folder}' ({reason(cause)}): {mend(cause)} and "
+            f"The checkpoint of step {step} could not be written to '{folder}' ({reason(cause)}): {advice(cause)} and "
             "start again; the run goes on from the checkpoint before."
         ) from error
     set_later_aside(file)
