@@ -29,6 +29,7 @@ def load_pack() -> None:
     if NAME in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None  # a file's spec always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)
@@ -41,8 +42,8 @@ def package_of(script: str) -> str:
     What the terminal's encoding lacks is written escaped: a prompt in Chinese ends no script whose output is piped.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
     folder = Path(script).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     load_pack()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import RealignError, first_line
-from .folders import differences, quiet_loading
+from .folders import Published, differences, quiet_loading
 from .values import check_dtypes, check_finite, not_finite
 
-T = TypeVar("T", bound=nn.Module)
+T = TypeVar("T", bound=Published)
 
 
 @contextmanager
@@ -22,10 +22,10 @@ def empty_weights() -> Iterator[None]:
     """Models built inside have parameters without memory or initialisation, which `fill` replaces; buffers are real."""
     register = nn.Module.register_parameter
 
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
 
     nn.Module.register_parameter = register_empty
     try:
@@ -98,7 +98,7 @@ def from_tensors(
     return _as_dtype(model, file, dtype)
 
 
-def _as_dtype(model: T, file: str | Path, dtype: torch.dtype) -> T:
+def _as_dtype(model: Any, file: str | Path, dtype: torch.dtype) -> Any:
     """The model, frozen and in `dtype`; a RealignError if one of its finite weights is too large for float16."""
     model = model.to(dtype).requires_grad_(False)
     if dtype == torch.float16:

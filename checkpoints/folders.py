@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import transformers
@@ -22,7 +22,15 @@ from .folder_checks import check_folder, check_weights, without_refused_keys
 from .unpickling import reason
 from .values import check_finite
 
-T = TypeVar("T")
+
+class Published(Protocol):
+    """A class of transformers or diffusers that reads folders."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any: ...
+
+
+T = TypeVar("T", bound=Published)
 
 
 def existing_folder(folder: str | Path) -> Path:

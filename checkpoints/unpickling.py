@@ -140,7 +140,7 @@ def _refuse_programs(file: Path, found: Imports) -> None:
 
 
 def _load(file: Path, found: Imports) -> Any:
-    classes = [_stand_in(name, found) for name in found.names]
+    classes: list[Any] = [_stand_in(name, found) for name in found.names]
     with _registered, torch.serialization.safe_globals(classes) if classes else nullcontext():
         try:
             return torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)

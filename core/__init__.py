@@ -1,1 +1,1 @@
-"""The words everybody here speaks: what a region is, and what an error says. Imports nothing of the pack."""
+"""What the other folders share: regions, prompts, images, files, errors. Imports nothing else of the pack."""

@@ -1,4 +1,4 @@
-"""Regions in plain text, for people."""
+"""Regions as text, for people."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from collections.abc import Sequence
 from .regions import Region, RegionSet
 
 WHOLE = 1 - 1e-6
-"""The share of the image from which a region covers all of it: 1 − B of eq. 9 is 0 there."""
+"""From this share of the image a region covers all of it; 1 − B of eq. 9 is 0 there."""
 
 
-def table(sets: Sequence[RegionSet], looked: bool = False) -> str:
-    """A line a region (words, tag, likelihood, how sure the detector is, how much of the image), an image a block.
+def describe_regions(sets: Sequence[RegionSet], searched: bool = False) -> str:
+    """One block per image, with one line per region: phrase, tag, likelihood, area and detection score.
 
-    Images and regions are counted from 0, as the nodes' inputs do. looked: whether the images were searched for the
-    regions; a mask says so too.
+    Images and regions are counted from 0, as in the nodes' inputs. searched: whether the images were searched for the
+    regions; any mask implies it.
     """
     blocks = []
-    looked = looked or any(region.mask is not None for regions in sets for region in regions)
+    searched = searched or any(region.mask is not None for regions in sets for region in regions)
     for number, regions in enumerate(sets):
         lines = [f"image {number}"] if len(sets) > 1 else []
         for index, region in enumerate(regions):
-            words = f"“{region.phrase}”" if region.phrase else "(not in the prompt)"
-            found = f"{region.area:.1%} of the image" if region.area else "not found"
-            sure = [] if region.detection is None else [f"score {region.detection:.2f}"]
-            place = [found, *sure] if looked else []
-            lines.append("  ".join([str(index), words, region.tag, f"s={region.likelihood:g}", *place]))
+            phrase = f"“{region.phrase}”" if region.phrase else "(not in the prompt)"
+            area = f"{region.area:.1%} of the image" if region.area else "not found"
+            score = [] if region.detection is None else [f"score {region.detection:.2f}"]
+            found = [area, *score] if searched else []
+            lines.append("  ".join([str(index), phrase, region.tag, f"s={region.likelihood:g}", *found]))
         lines += [] if len(regions) else ["no regions"]
         blocks.append("\n".join([*lines, *(f"· {note}" for note in regions.notes)]))
     return "\n\n".join(blocks)
 
 
-def not_helped(regions: RegionSet) -> str:
+def describe_unhelped(regions: RegionSet) -> str:
     """Which phrases of the prompt gain nothing from re-weighted attention, and why; empty where all do.
 
     Clauses for the end of a sentence: "not found in the image, so not helped: 'a blue square'".
     """
-    worded = [region for region in regions if region.phrase]
+    with_phrase = [region for region in regions if region.phrase]
     reasons = (
-        ("not found in the image, so not helped", [r for r in worded if not r.area]),
-        ("found but with likelihood 0, so not helped", [r for r in worded if r.area and not r.likelihood]),
+        ("not found in the image, so not helped", [r for r in with_phrase if not r.area]),
+        ("found but with likelihood 0, so not helped", [r for r in with_phrase if r.area and not r.likelihood]),
         ("covering the whole image, where nothing is re-weighted", [r for r in regions.active if r.area >= WHOLE]),
     )
-    return "; ".join(f"{why}: {named(those, regions)}" for why, those in reasons if those)
+    return "; ".join(f"{why}: {quote_phrases(chosen, regions)}" for why, chosen in reasons if chosen)
 
 
-def outcomes(sets: Sequence[RegionSet]) -> str:
-    """What sampling with these regions does not help: a line for each image of which some is not; else empty."""
+def describe_effect(sets: Sequence[RegionSet]) -> str:
+    """What sampling with these regions does not help: one line per image with such phrases; else empty."""
     lines = []
     for number, regions in enumerate(sets):
-        left = not_helped(regions)
+        left = describe_unhelped(regions)
         if not regions.active:
             left = f"nothing is re-weighted, so sampling with these regions changes nothing; {left}".rstrip("; ")
         if left:
@@ -57,10 +57,10 @@ def outcomes(sets: Sequence[RegionSet]) -> str:
     return "\n".join(lines)
 
 
-def named(some: Sequence[Region], regions: RegionSet) -> str:
-    """The phrases of some of a set's regions, quoted; of equal phrases in the set with their place among them."""
+def quote_phrases(chosen: Sequence[Region], regions: RegionSet) -> str:
+    """The phrases of chosen regions of a set, quoted; a phrase that the set has twice comes with its number."""
     texts = []
-    for region in some:
+    for region in chosen:
         equal = [other.occurrence for other in regions if other.phrase.lower() == region.phrase.lower()]
         number = "" if len(equal) == 1 else f" (number {sorted(equal).index(region.occurrence) + 1} in the prompt)"
         texts.append(f"'{region.phrase}'{number}")

@@ -1,11 +1,11 @@
-"""The demo models that come with the pack: where they are, and the word that stands for one in place of a path."""
+"""The demo models that come with the pack, and the word `demo` that stands for one in place of a path."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 DEMO = "demo"
-"""In place of a model's path: the demo model of its kind. In place of a file of prompts: the demo world's prompts."""
+"""In place of a model's path it means the demo model; in place of a file of prompts, the demo world's prompts."""
 WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
 FOLDERS = {
     "model": "stable_diffusion",
@@ -17,16 +17,16 @@ FOLDERS = {
     "detector": "grounding_dino",
     "segmenter": "sam",
 }
-"""The kinds of models that the demo world has, as settings and options name them, and the folders in `WEIGHTS`."""
+"""The demo models by their names in settings and options, and their folders in `WEIGHTS`."""
 COARSE_LORA = WEIGHTS / "loras" / "realigndiff_demo_refl.safetensors"
-"""The coarse stage of the demo model: what `make refl-demo` trained, halved by `training/publish.py`."""
+"""The LoRA of the demo model's coarse stage: trained by `make refl-demo`, halved by `training/publish.py`."""
 
 
 def embedded(kind: str) -> Path:
-    """The folder of the demo model of a kind in `FOLDERS`."""
+    """The folder of a demo model, by its name in `FOLDERS`."""
     return WEIGHTS / FOLDERS[kind]
 
 
 def model_path(path: str | Path, kind: str) -> Path:
-    """The path of a model of a kind, where the word `demo` stands for the demo model."""
+    """A model's path; `demo` means the demo model of this kind."""
     return embedded(kind) if str(path) == DEMO and kind in FOLDERS else Path(path)

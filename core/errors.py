@@ -1,4 +1,4 @@
-"""The exceptions users see, one and a special case of it, and what those of libraries say."""
+"""The exception that users see, and what to say of those of libraries."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from .text import message
 
 
 class RealignError(ValueError):
-    """Bad input, told in one sentence: what is wrong, with which value, and how to mend it.
+    """Bad input, in one sentence: what is wrong, with which value, and how to fix it.
 
-    The sentence can be printed and written whatever the value holds (`core.text.message`).
+    The sentence can be printed and saved whatever the value holds (`core.text.message`).
     """
 
     def __init__(self, sentence: str) -> None:
@@ -16,10 +16,10 @@ class RealignError(ValueError):
 
 
 class NoAnswer(RealignError):
-    """A language model cannot be asked, and the offline scorer may answer in its place."""
+    """A language model cannot answer; the offline scorer may answer in its place."""
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line of an error's message that is not blank, at most so many characters of it; its class where the
-    message is empty."""
+    """The first line of an error's message, blank ones skipped, cut after `most` characters; without a message the
+    name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:most]

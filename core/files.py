@@ -1,4 +1,4 @@
-"""How files are written: whole or not at all, with one sentence when they cannot be."""
+"""Write files whole or not at all, and say in one sentence why one cannot be written."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ from .errors import RealignError
 from .text import printable
 
 _UNWRITTEN: tuple[type[Exception], ...] = (OSError,)
-"""What writing raises."""
-with suppress(ModuleNotFoundError):  # `make gpu` runs this without any package, to say which it lacks
+"""The exceptions that writing may raise."""
+with suppress(ModuleNotFoundError):  # `make gpu` runs without packages, to say which are missing
     from safetensors import SafetensorError
 
     _UNWRITTEN += (SafetensorError,)
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _LEFT_OVER = re.compile(r".+\.(?P<pid>\d+)\.partial|.+\.safetensors\.(?P<older>\d+)\.part")
 PARTIAL = ".partial"
-"""How the name of a file ends while it is written."""
+"""The end of a file's name while it is written."""
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-"""How the names of files of weights end, in small letters or not."""
+"""The suffixes of files of weights; upper and lower case are equal."""
 
 
 def is_weight_file(path: Path) -> bool:
-    """Whether its name ends as that of a file of weights."""
+    """Whether a path has the suffix of a file of weights."""
     return path.suffix.lower() in WEIGHT_FILES
 
 
 def write_whole(file: Path, content: str | bytes | Callable[[Path], object], *, durable: bool = False) -> None:
-    """Write a file so that it is never there in part; its folder is made.
+    """Write a file so that it never exists in part. Creates its folder.
 
-    content: text, written as UTF-8 (what UTF-8 cannot hold is replaced, see `printable`); bytes; or a function that
-        writes the file whose path it is given.
-    durable: wait until the disk has it, so that not even a power cut leaves an empty file under the name.
+    content: text, written as UTF-8 (see `printable`); bytes; or a function that writes to the path that it gets.
+    durable: wait until the data is on disk, so that not even a power cut leaves an empty file.
 
     Raises:
         RealignError: it cannot be written.
     """
-    partial = partial_of(file)
+    partial = partial_path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         if callable(content):
             content(partial)
-            partial.chmod(mode)  # what safetensors writes only its owner can read
+            partial.chmod(mode)  # safetensors makes files that only their owner can read
         else:
             partial.write_bytes(printable(content).encode("utf-8") if isinstance(content, str) else content)
         if durable:
-            _bring_to_disk(partial)
+            with partial.open("rb+") as opened:
+                os.fsync(opened.fileno())
         os.replace(partial, file)
     except _UNWRITTEN as error:
-        raise RealignError(f"'{file}' cannot be written ({reason(error)}): {mend(error)}.") from error
+        raise RealignError(f"'{file}' cannot be written ({reason(error)}): {advice(error)}.") from error
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
-def partial_of(file: Path) -> Path:
-    """Where this process writes `file` before it is complete; several processes may write the same."""
+def partial_path(file: Path) -> Path:
+    """Where this process writes `file` until it is complete. Each process has its own."""
     return file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in `folder` (`NAME.PID.partial`).
+def remove_partial_files(folder: Path, name: str | None = None) -> None:
+    """Remove half-written files of killed processes from `folder` (`NAME.PID.partial`).
 
-    A living process's file stays, but not this one's own: it is to be called before anything is written there.
-    name: of the one file whose left-overs are meant; by default those of all.
+    Files of other living processes stay, those of this process do not, so call it before you write there.
+    name: only partial files of this name; by default all.
     """
     with suppress(OSError):
         for left in list(folder.iterdir()):
@@ -89,12 +89,12 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
-    """Make sure that there is a folder, and that files can be put into it.
+    """Make sure that a folder exists and can be written to.
 
-    option: what the sentence asks for instead.
+    option: the option that the error message asks to change.
 
     Raises:
-        RealignError: they cannot, or something else has its name.
+        RealignError: it cannot be written to, or is no folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,30 +105,25 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
 
 def reason(error: Exception) -> str:
-    """What the system says, without the path."""
+    """The system's message, without the path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def mend(error: Exception) -> str:
-    """What to do about a file that cannot be written."""
+def advice(error: Exception) -> str:
+    """What the user should do about a file that cannot be written."""
     full = getattr(error, "errno", None) in _FULL or "No space left" in str(error)
     return "make room there" if full else "check what is in its place"
 
 
-def _bring_to_disk(file: Path) -> None:
-    with file.open("rb+") as opened:
-        os.fsync(opened.fileno())
-
-
 def _is_another_process(pid: int) -> bool:
-    """Whether another living process has this number. Windows does not let go of an open file, so nothing is asked
-    there, where `os.kill` would end it."""
+    """Whether another living process has this number. Not checked on Windows: an open file cannot be removed there, and
+    `os.kill` would end the process."""
     if pid == os.getpid() or os.name == "nt":
         return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # it belongs to another user
         return True
     return True

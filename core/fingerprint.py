@@ -1,4 +1,4 @@
-"""What something was made of: one value for the contents of files, one for a list of texts."""
+"""Fingerprints: equal for equal contents, of a model's files or of a list of texts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import RealignError
-from .files import PARTIAL, reason
+from .files import PARTIAL, WEIGHT_FILES, reason
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 SETTINGS = (".json", ".txt", ".model", ".vocab", ".merges", ".jinja", ".yaml", ".yml")
-"""How the names of the files end that make a model, weights apart: configuration, tokenizer, lists of words."""
+"""The suffixes of a model's other files: configuration, tokenizer, lists of words."""
 READ_BESIDE = ("ram_tag_list.txt", "ram_tag_list_threshold.txt", "tokenizer.json", "vocab.txt")
-"""What the reader of a tagger or detector that is a single file looks for beside it."""
+"""Files that are read from beside a tagger or detector that is a single file."""
 FRESH = 2 * 10**9
-"""ns: a file that was changed so lately may change again within the clock's resolution, so its digest is not kept."""
+"""ns. A younger file may change again within the clock's resolution, so its digest is not cached."""
 
 
 def fingerprint_of_texts(texts: Sequence[str]) -> str:
@@ -28,10 +27,10 @@ def fingerprint_of_texts(texts: Sequence[str]) -> str:
 
 
 def fingerprint_of_files(path: Path, beside: Collection[str] = ()) -> str:
-    """SHA-256 of a model's files, in hexadecimal digits: equal for copies, whatever their path and times.
+    """SHA-256 of a model's files, in hexadecimal digits: equal for copies, whatever their paths and times.
 
-    path: a file, whatever it is called; or a folder, of which weights, configuration and tokenizer count, with their
-        names in it. Hidden files, notes and pictures do not count. What is not there counts as an empty folder.
+    path: a file; or a folder, whose weights, configuration and tokenizer count, by name and content. Hidden files,
+        notes and pictures do not count. A missing path counts as an empty folder.
     beside: names of files that belong to a single file and lie beside it.
 
     Raises:
@@ -50,7 +49,7 @@ def fingerprint_of_files(path: Path, beside: Collection[str] = ()) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The folder's files that count, each with its name in it; folders behind links too, each once."""
+    """The files of a folder that count, by their paths in it. Links to folders are followed, each folder once."""
     visited: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in visited:
@@ -60,7 +59,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             file = Path(root, name)
-            counts = file.suffix.lower() in (*WEIGHTS, *SETTINGS) and not name.startswith(".")
+            counts = file.suffix.lower() in (*WEIGHT_FILES, *SETTINGS) and not name.startswith(".")
             if counts and not name.endswith(PARTIAL) and file.is_file():
                 yield file.relative_to(folder).as_posix(), file
 
@@ -74,7 +73,7 @@ def _digest(file: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _read(path: str, *state: int) -> str:
-    """The digest of a file; kept for the process, for as long as its state stays what it is."""
+    """The digest of a file, cached for as long as its state is the same."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as opened:
         while block := opened.read(1 << 20):

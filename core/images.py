@@ -1,4 +1,4 @@
-"""Images as ComfyUI holds them, on their way into a model."""
+"""Images in ComfyUI's form, [B, H, W, 3] in [0, 1]: checked, resized, converted."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def check_images(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int], filter: str = "bicubic") -> Tensor:
-    """Images [B, 3, H, W] → the same at (h, w) with values in [0, 1]; every pixel keeps its gradient.
+    """Images [B, 3, H, W] → [B, 3, h, w] with values in [0, 1]; every pixel keeps its gradient.
 
-    Values are those of the images clamped to [0, 1], before and after resizing, as a saved picture's are. The gradient
-    passes the clamp (straight-through): in training a saturated pixel must be able to come back.
+    Values are clamped to [0, 1] before and after resizing, as in a saved picture. The gradient passes the clamp
+    (straight-through), so that training can change a saturated pixel back.
     """
     images = _clamp(images)
     if images.shape[-2:] == size:
@@ -53,10 +53,10 @@ def _clamp(x: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Checked images [B, H, W, 3] in [0, 1] → RGB pictures."""
+    """Images [B, H, W, 3] in [0, 1] → RGB pictures; checks them."""
     return [Image.fromarray(array) for array in to_uint8(images)]
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Checked images [B, H, W, 3] in [0, 1] → the same in 0...255."""
+    """Images [B, H, W, 3] in [0, 1] → the same in 0...255; checks them."""
     return (check_images(images) * 255).round().to(torch.uint8).cpu().numpy()

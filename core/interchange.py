@@ -15,7 +15,7 @@ from .json_text import json_values
 from .masks import Size, as_masks, box_mask, check_memory, empty_masks, mask_box
 from .phrases import nearest_span, noun_phrases
 from .regions import CERTAIN, LIKELIHOODS, Box, Region, RegionSet, check_count, with_occurrences
-from .text import encodable, quoted, short
+from .text import encodable, quote, shorten
 from .words import content_words, occurrences, strip_weights
 
 MOST_IMAGES = 10_000
@@ -66,7 +66,7 @@ def region_sets(value: Any, *, text: str | None = "", size: Size | None = None) 
     )
 
 
-def for_images(sets: Sequence[RegionSet], count: int) -> tuple[RegionSet, ...]:
+def broadcast_sets(sets: Sequence[RegionSet], count: int) -> tuple[RegionSet, ...]:
     """One set an image: a single set serves all of them.
 
     Raises:
@@ -124,10 +124,13 @@ def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
         raise RealignError(
             f"There are {len(boxes)} bounding boxes but the text '{text}' names {len(things)} things: give one a thing."
         )
+    if size is None:
+        raise RealignError("Bounding boxes in pixels need the size of the image: connect the image they were drawn on.")
     regions, notes = [], []
     for i, (corners, score) in enumerate(found):
         phrase = labels[i] or (things[i] if i < len(things) else "")
         corners = _fractions(corners, size, phrase, notes)
+        assert size is not None  # `_fractions` has raised an error otherwise
         regions.append(_region(phrase, text, box=corners, mask=box_mask(corners, size), detection=score))
     return _noted(text, regions, notes=notes)
 
@@ -138,7 +141,7 @@ def _pixels(box: Any) -> tuple[Box, float | None]:
         x, y, width, height = (_of_box(box, key) for key in ("x", "y", "width", "height"))
         score = None if box.get("score") is None else _of_box(box, "score")
     except (AttributeError, TypeError) as error:
-        raise RealignError(f"A bounding box must have numbers x, y, width and height, but is {quoted(box)}.") from error
+        raise RealignError(f"A bounding box must have numbers x, y, width and height, but is {quote(box)}.") from error
     return (x, y, x + width, y + height), score
 
 
@@ -148,7 +151,7 @@ def _of_box(box: Mapping[str, Any], key: str) -> float:
     try:
         return _number(box[key])
     except (TypeError, ValueError, OverflowError) as error:
-        raise RealignError(f"The {key} of a bounding box is {quoted(box[key])}: give a number.") from error
+        raise RealignError(f"The {key} of a bounding box is {quote(box[key])}: give a number.") from error
 
 
 def _images(value: Any) -> list[Any]:
@@ -210,7 +213,7 @@ def _place(one: Mapping[str, Any], prompt: str, notes: list[str]) -> int | None:
     if _is_place(given, phrase, prompt):
         return given
     if given is not None and phrase and nearest_span(phrase, strip_weights(prompt)):
-        notes.append(f"The prompt has no occurrence {short(given)} of '{short(phrase)}': another was taken.")
+        notes.append(f"The prompt has no occurrence {shorten(given)} of '{shorten(phrase)}': another was taken.")
     return None
 
 
@@ -222,9 +225,9 @@ def _is_place(given: Any, phrase: str, prompt: str) -> bool:
 def _words(one: Mapping[str, Any], *keys: str) -> str:
     """The first of the keys that has a value, as text: a label may be the number of a class."""
     value = next((one[key] for key in keys if one.get(key) is not None), "")
-    text = encodable(value if isinstance(value, str) else short(value))
+    text = encodable(value if isinstance(value, str) else shorten(value))
     if len(text) > MOST_WORDS:
-        raise RealignError(f"The words '{short(text)}' are {len(text):,} characters: give at most {MOST_WORDS:,}.")
+        raise RealignError(f"The words '{shorten(text)}' are {len(text):,} characters: give at most {MOST_WORDS:,}.")
     return text
 
 
@@ -251,7 +254,7 @@ def _likelihood(value: Any, phrase: str, notes: list[str]) -> float:
     number = _given(value, "likelihood", phrase, "2 (certain), 0.5 (may appear) or 0 (unlikely)")
     nearest = min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
     if nearest != number:
-        notes.append(f"The likelihood {number:g} of '{short(phrase)}' was taken as {nearest:g}.")
+        notes.append(f"The likelihood {number:g} of '{shorten(phrase)}' was taken as {nearest:g}.")
     return nearest
 
 
@@ -260,7 +263,7 @@ def _given(value: Any, what: str, phrase: str, allowed: str) -> float:
     try:
         return _number(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise RealignError(f"The {what} of '{short(phrase)}' is {quoted(value)}: give {allowed}.") from error
+        raise RealignError(f"The {what} of '{shorten(phrase)}' is {quote(value)}: give {allowed}.") from error
 
 
 def _number(value: Any) -> float:
@@ -275,7 +278,7 @@ def _corners(box: Any, size: Size | None, phrase: str, notes: list[str]) -> Box:
     try:
         x0, y0, x1, y1 = (_number(value) for value in ([] if isinstance(box, (str, Mapping)) else box))
     except (TypeError, ValueError, OverflowError) as error:
-        raise RealignError(f"A region's box must be four numbers [x0, y0, x1, y1], but is {short(box)}.") from error
+        raise RealignError(f"A region's box must be four numbers [x0, y0, x1, y1], but is {shorten(box)}.") from error
     if max(x0, y0, x1, y1) > 1:
         return _fractions((x0, y0, x1, y1), size, phrase, notes)
     return _inside((x0, y0, x1, y1), size or UNKNOWN, phrase, notes)
@@ -298,7 +301,7 @@ def _inside(corners: Box, size: Size, phrase: str, notes: list[str]) -> Box:
         )
     pixels = (size[1], size[0]) * 2
     if any(abs(a - b) * side > OUTSIDE for a, b, side in zip(corners, (x0, y0, x1, y1), pixels, strict=True)):
-        notes.append(f"The box of '{short(phrase)}' reaches out of the image: what is inside was taken.")
+        notes.append(f"The box of '{shorten(phrase)}' reaches out of the image: what is inside was taken.")
     return x0, y0, x1, y1
 
 
@@ -307,7 +310,8 @@ def _parsed(text: str) -> Any:
     found = list(json_values(text))
     if not found:
         raise RealignError(
-            f"No JSON of regions can be read from this text: '{short(text)}'; connect regions, or JSON that lists them."
+            f"No JSON of regions can be read from this text: '{shorten(text)}'; connect regions, or JSON "
+            "that lists them."
         )
     return next((value for value in found if _lists(value)), found[0])
 

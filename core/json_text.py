@@ -1,4 +1,4 @@
-"""JSON in text that a person, a node or a language model wrote: bare, in a fence, in prose."""
+"""JSON in text by a person, a node or a language model: bare, in a fence, or in prose."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 _DECODER = json.JSONDecoder()
 MOST_FALSE_STARTS = 1000
-"""Brackets that begin no value until a text is given up: each costs a look at all that stands before it."""
+"""After so many brackets that begin no value the text is given up: each costs time in proportion to the text before."""
 
 
 def json_values(text: str) -> Iterator[Any]:
-    """The JSON objects and lists in a text, in order; `{` and `[` that begin none, as in prose, are passed over.
+    """The JSON objects and lists in a text, in order. A `{` or `[` that begins none, as in prose, is skipped.
 
-    Nothing is read from inside a value that breaks off where the text ends, nor from one too deep to be read.
+    Nothing is read from inside a value that is cut off at the end of the text, or that is nested too deeply.
     """
     stop = false_starts = 0
     for start in re.finditer(r"[{\[]", text):

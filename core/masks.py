@@ -1,4 +1,4 @@
-"""Masks: their shapes, their boxes, and a batch of them for ComfyUI."""
+"""Masks: their shapes, their boxes, and batches of them for ComfyUI."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from .regions import Box, Region, RegionSet
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
-
-
 MOST_VALUES = 2**31
-"""Of all masks of a batch together; each takes 4 bytes."""
+"""The most values in all masks of a batch; each takes 4 bytes."""
 RANGE = (-0.5, 1.5)
-"""What values of a mask are clamped to [0, 1]: enlarging a mask may overshoot."""
+"""Mask values in this range are clamped to [0, 1], because resizing a mask may overshoot; others are refused."""
 
 
 def as_masks(value: Tensor) -> Tensor:
-    """A MASK of any of the shapes in use, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1].
+    """A MASK of any usual shape, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1].
 
     Raises:
-        RealignError: another shape, or a value that is no number or far outside of [0, 1].
+        RealignError: another shape, or a value that is NaN or outside of `RANGE`.
     """
     masks = value[None] if value.ndim == 2 else value
     masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
@@ -39,7 +37,7 @@ def as_masks(value: Tensor) -> Tensor:
 
 
 def check_memory(number: int, size: Size) -> None:
-    """Raise a RealignError where so many masks of a size [H, W] have more than MOST_VALUES together."""
+    """Raise a RealignError where `number` masks of a size have more than MOST_VALUES in total."""
     height, width = size
     if number * height * width > MOST_VALUES:
         gigabytes = number * height * width * 4 / 1e9
@@ -49,7 +47,7 @@ def check_memory(number: int, size: Size) -> None:
 
 
 def mask_batch(sets: Sequence[RegionSet], size: Size | None = None) -> Tensor:
-    """The masks of all regions in order, an empty one where nothing was found: [N, H, W]; one empty mask if N is 0."""
+    """The masks of all regions in order, [N, H, W]; empty where a region has none. Without regions one empty mask."""
     found = [region.mask for one in sets for region in one if region.mask is not None]
     height, width = size or (found[0].shape if found else (64, 64))
     regions = [region for one in sets for region in one]
@@ -62,7 +60,7 @@ def mask_batch(sets: Sequence[RegionSet], size: Size | None = None) -> Tensor:
 
 
 def box_mask(box: Box, size: Size) -> Tensor:
-    """A box (fractions) as a mask [H, W]; at least one pixel."""
+    """A box (in fractions) as a mask [H, W] of at least one pixel."""
     height, width = size
     x0, y0, x1, y1 = box
     mask = torch.zeros(height, width)
@@ -73,7 +71,7 @@ def box_mask(box: Box, size: Size) -> Tensor:
 
 
 def mask_box(mask: Tensor) -> Box | None:
-    """The box (fractions) around a mask [H, W]; None around an empty one."""
+    """The box (in fractions) around a mask [H, W]; None for an empty mask."""
     rows, columns = (mask > 0.5).any(1).nonzero().flatten(), (mask > 0.5).any(0).nonzero().flatten()
     if not len(rows):
         return None
@@ -87,7 +85,7 @@ def mask_box(mask: Tensor) -> Box | None:
 
 
 def empty_masks(regions: Sequence[Region]) -> list[str]:
-    """A sentence for each region whose mask has no pixel."""
+    """One sentence per region whose mask has no pixel."""
     return [
         f"The mask of '{r.phrase or r.tag}' is empty, so it re-weights nothing."
         for r in regions

@@ -17,13 +17,13 @@ from .errors import RealignError
 _WANTED = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
 }
-KINDS = tuple(sorted(kind for kind in _WANTED if Image.registered_extensions().get(kind) in Image.OPEN))
+SUFFIXES = tuple(sorted(kind for kind in _WANTED if Image.registered_extensions().get(kind) in Image.OPEN))
 """How the names of image files end, as far as this Pillow reads them."""
-OTHER_KINDS = {
+UNREAD_SUFFIXES = {
     *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".qoi", ".exr", ".hdr", ".dds", ".eps", ".pcx"),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-    *(_WANTED - {*KINDS}),
+    *(_WANTED - {*SUFFIXES}),
 }
 """How the names of pictures end that are not read."""
 LARGEST = 2**24
@@ -41,7 +41,7 @@ _TURNS = {
 }
 
 
-def opened(file: Path) -> Image.Image:
+def open_picture(file: Path) -> Image.Image:
     """The image, of an animation the first one, upright, in RGB; what is transparent becomes white.
 
     A picture of more than `LARGEST` pixels is scaled down by a whole factor, so that one scan does not take all memory.
@@ -60,7 +60,7 @@ def opened(file: Path) -> Image.Image:
         small = _scaled_down(picture)
     upright = small if turn is None else small.transpose(turn)
     if upright.mode.startswith(("I", "F")):
-        return eight_bits(upright).convert("RGB")
+        return to_8_bits(upright).convert("RGB")
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -74,7 +74,7 @@ def _begun(content: BinaryIO) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is scaled down
             return Image.open(content)
     except Image.DecompressionBombError as error:
-        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise RealignError(f"it has more than {most} million pixels: scale it down") from error
 
 
@@ -82,7 +82,7 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     """What makes the picture upright; none where its EXIF is damaged. `ImageOps.exif_transpose` also writes the EXIF
     anew, which fails where any other tag is damaged."""
     try:
-        return _TURNS.get(picture.getexif().get(ORIENTATION))
+        return _TURNS.get(picture.getexif().get(ORIENTATION, 0))
     except Exception:  # of many kinds, as from reading the picture
         return None
 
@@ -101,7 +101,7 @@ def _scaled_down(picture: Image.Image) -> Image.Image:
     return picture.reduce(factor)
 
 
-def eight_bits(picture: Image.Image) -> Image.Image:
+def to_8_bits(picture: Image.Image) -> Image.Image:
     """Grey of more than 8 bits (Pillow's I;16, I, F), which Pillow itself would cut off at 255, in 8 bits.
 
     White is 65535 in 16 bits; else 1 (F only), 255 or 65535, whichever is the least that no value exceeds, or the
@@ -124,7 +124,7 @@ def is_whole_png(file: Path) -> bool:
     return True
 
 
-class Folder(NamedTuple):
+class PictureFolder(NamedTuple):
     """The pictures of a folder."""
 
     files: list[Path]
@@ -133,39 +133,39 @@ class Folder(NamedTuple):
     """A sentence that counts and names the pictures that are not among them; empty where there are none."""
 
 
-def pictures_in(folder: Path, *, recursive: bool = True) -> Folder:
-    """The folder's image files by their names' endings (`KINDS`).
+def find_pictures(folder: Path, *, recursive: bool = True) -> PictureFolder:
+    """The folder's image files by their names' endings (`SUFFIXES`).
 
     Hidden files are left out, such as `._photo.png`, which macOS puts beside each photo on other systems' disks.
     """
     found, hidden, others = [], [], Counter()
     for file in sorted(folder.rglob("*") if recursive else folder.iterdir()):
         kind = file.suffix.lower()
-        if kind not in KINDS and kind not in OTHER_KINDS:
+        if kind not in SUFFIXES and kind not in UNREAD_SUFFIXES:
             continue
         if any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts):
             hidden.append(file)
         elif not file.is_file():
             continue
-        elif kind in KINDS:
+        elif kind in SUFFIXES:
             found.append(file)
         else:
             others[kind] += 1
     reasons = []
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        reasons.append(f"{counted(others.total(), 'picture')} of kinds that are not read ({kinds})")
+        reasons.append(f"{count_noun(others.total(), 'picture')} of kinds that are not read ({kinds})")
     if hidden:
-        reasons.append(f"{counted(len(hidden), 'hidden file')} ({listed(hidden)})")
-    return Folder(found, f"Left out in '{folder}': {', and '.join(reasons)}." if reasons else "")
+        reasons.append(f"{count_noun(len(hidden), 'hidden file')} ({list_names(hidden)})")
+    return PictureFolder(found, f"Left out in '{folder}': {', and '.join(reasons)}." if reasons else "")
 
 
-def counted(count: int, noun: str) -> str:
+def count_noun(count: int, noun: str) -> str:
     """`1 picture`, `2 pictures`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def listed(files: Iterable[Path], most: int = 3) -> str:
+def list_names(files: Iterable[Path], most: int = 3) -> str:
     """The names of the first files, and that there are more."""
     names = [f"'{file.name}'" for file in files]
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The number formats that people choose for a model, and whether PyTorch computes in one on a device."""
+"""The number formats that a user may choose for a model, and whether PyTorch can compute in them on a device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .errors import RealignError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LACKING = ("not implemented", "not supported", "unsupported")
-"""What PyTorch says, on the devices that it knows, where it has no kernel for a number format."""
+"""The words in PyTorch's errors when it has no kernel for a number format on a device."""
 
 
 def checked_dtype(precision: str, device: torch.device, setting: str = "precision") -> torch.dtype:
-    """The dtype of a name in `DTYPES`, in which PyTorch must be able to compute on `device`.
+    """The dtype of a name in `DTYPES`.
 
-    setting: where the name was chosen, for the sentence.
+    setting: the setting that chose it, for the error message.
 
     Raises:
-        RealignError: this PyTorch has no kernels for it, as old ones have none for fp16 on a CPU.
+        RealignError: this PyTorch has no kernels for it on `device`, e.g. an old one for fp16 on a CPU.
     """
     dtype = DTYPES[precision]
     if not computes_in(dtype, device.type):
@@ -32,7 +32,7 @@ def checked_dtype(precision: str, device: torch.device, setting: str = "precisio
 
 @lru_cache
 def computes_in(dtype: torch.dtype, device: str) -> bool:
-    """Whether PyTorch has the layers of an image model in `dtype` on devices of a type (`cpu`, `cuda` …)."""
+    """Whether PyTorch runs the layers of an image model in `dtype` on devices of a type (`cpu`, `cuda` …)."""
     if dtype == torch.float32:
         return True
     try:
@@ -44,6 +44,6 @@ def computes_in(dtype: torch.dtype, device: str) -> bool:
             tokens = functional.scaled_dot_product_attention(tokens, tokens, tokens)
             functional.linear(functional.gelu(tokens), tokens.new_ones(8, 64), tokens.new_ones(8)).softmax(-1)
     except (RuntimeError, TypeError) as error:
-        # any other failure has another cause, e.g. a full device, and shows itself again where it can be told
+        # any other error has another cause, e.g. a full device, and will come again where it can be reported
         return not any(word in str(error).lower() for word in _LACKING)
     return True

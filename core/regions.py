@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RealignError
 from .phrases import noun_phrase_spans
-from .text import encodable, message, printable, short
+from .text import encodable, message, printable, shorten
 from .words import occurrences
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Region:
         """
         object.__setattr__(self, "tag", printable(self.tag))
         object.__setattr__(self, "phrase", encodable(self.phrase))  # as the prompt, whose words these are
-        thing = short(self.phrase or self.tag)
+        thing = shorten(self.phrase or self.tag)
         if self.mask is not None and self.mask.ndim != 2:
             raise RealignError(f"The mask of '{thing}' has shape {tuple(self.mask.shape)}; give one mask [H, W].")
         if not 0 <= self.likelihood < math.inf:

@@ -21,7 +21,7 @@ from ..sampling.settings import SamplingSettings
 SETTINGS = RealignSettings(
     sampling=SamplingSettings(steps=20, cfg=3.0),
     modulation=ModulationSettings(end=0.5),
-    isolate_phrases=False,  # as in all tables of results; docs/tuning.md has what it would do
+    isolate_phrases=False,  # as in all tables of docs/results.md; docs/tuning.md measures it
     gate=0.9,
     keep_better=True,
 )

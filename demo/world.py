@@ -28,7 +28,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 TAGS = (*SHAPES, *COLORS)
-"""What the demo tagger can say."""
+"""The tags of the demo tagger."""
 HELD_OUT_PERCENT = 28
 _SUPERSAMPLING = 3
 
@@ -50,7 +50,8 @@ class Thing:
     @property
     def box(self) -> tuple[float, float, float, float]:
         """(x0, y0, x1, y1) as fractions of the image."""
-        return tuple(v / SIZE for v in (self.x - self.r, self.y - self.r, self.x + self.r, self.y + self.r))
+        x, y, r = self.x, self.y, self.r
+        return (x - r) / SIZE, (y - r) / SIZE, (x + r) / SIZE, (y + r) / SIZE
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Scene:
     """[64, 64, 3] uint8, RGB."""
     things: tuple[Thing, ...]
     masks: np.ndarray
-    """[n, 64, 64] float32 in [0, 1], one a thing."""
+    """[n, 64, 64] float32 in [0, 1], one per thing."""
 
 
 def phrase(pair: tuple[str, str]) -> str:
@@ -76,7 +77,7 @@ def caption(pairs: list[tuple[str, str]]) -> str:
 
 
 def parse(text: str) -> list[tuple[str, str]]:
-    """The (color, shape) pairs that a caption names, in order, whatever its case and punctuation."""
+    """The (color, shape) pairs that a caption names, in order; case and punctuation do not matter."""
     words = words_of(text)
     return [(a, b) for a, b in pairwise(words) if a in COLORS and b in SHAPES]
 
@@ -115,12 +116,12 @@ def render(things: tuple[Thing, ...], rng: random.Random) -> Scene:
     image += np.array([rng.uniform(-6, 6) for _ in range(3)], np.float32)
     if rng.random() < 0.4:
         texture = np.array([[rng.gauss(0, 5) for _ in range(8)] for _ in range(8)], np.float32)
-        image += np.asarray(Image.fromarray(texture).resize((SIZE, SIZE), Image.BILINEAR))[..., None]
+        image += np.asarray(Image.fromarray(texture).resize((SIZE, SIZE), Image.Resampling.BILINEAR))[..., None]
     masks = []
     for thing in things:
-        canvas = Image.new("L", (SIZE * _SUPERSAMPLING,) * 2, 0)
+        canvas = Image.new("L", (SIZE * _SUPERSAMPLING, SIZE * _SUPERSAMPLING), 0)
         draw_shape(ImageDraw.Draw(canvas), thing.shape, *(v * _SUPERSAMPLING for v in (thing.x, thing.y, thing.r)))
-        mask = np.asarray(canvas.resize((SIZE, SIZE), Image.BOX), np.float32) / 255
+        mask = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
         color = np.array(COLORS[thing.color], np.float32) + np.array([rng.uniform(-8, 8) for _ in range(3)], np.float32)
         image = image * (1 - mask[..., None]) + color * mask[..., None]
         masks.append(mask)
@@ -144,7 +145,7 @@ def random_things(rng: random.Random, count: int) -> tuple[Thing, ...]:
 
 
 def scene_of(pairs: list[tuple[str, str]], rng: random.Random) -> Scene:
-    """A scene of these one to three things, in places of chance: a real image of a prompt."""
+    """A scene of these one to three things, at random places: a real image of a prompt."""
     places = random_things(rng, len(pairs))
     things = [Thing(*pair, place.x, place.y, place.r) for pair, place in zip(pairs, places, strict=True)]
     return render(tuple(things), rng)
@@ -156,7 +157,7 @@ def random_scene(rng: random.Random, count: int | None = None, *, held_out: bool
     `held_out` False: never a held-out pair; True: always one, so never a single thing; None: either.
     """
     if count is None:
-        count = rng.choices((1, 2, 3), (0 if held_out else 30, 60, 10))[0]  # one thing is no held-out pair
+        count = rng.choices((1, 2, 3), (0 if held_out else 30, 60, 10))[0]  # one thing alone cannot be a held-out pair
     while True:
         things = random_things(rng, count)
         if held_out is None or is_held_out([t.pair for t in things]) == held_out:

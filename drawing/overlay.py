@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..core.images import to_pil
 from ..core.regions import Region
-from ..core.text import short
+from ..core.text import shorten
 
 PALETTE = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#e000a0")
 """One colour per region, in order; they differ in print and for most colour-blind eyes too."""
 LABEL_HEIGHT = 21
 
 
-def font(size: int) -> ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's built-in font, so that no system font is needed."""
     return ImageFont.load_default(size=size)
 
@@ -28,7 +28,7 @@ def enlarge(image: Tensor, side: int) -> Image.Image:
     picture = to_pil(image[None])[0]
     scale = side / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS)
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
 
 
 def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.Image:
@@ -54,7 +54,7 @@ def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.
 
 def _tint(canvas: Image.Image, region: Region, color: str) -> None:
     """Paint the region's mask in half-transparent stripes, so that the image shows through."""
-    mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.NEAREST)
+    mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.Resampling.NEAREST)
     alpha = Image.fromarray((np.asarray(mask) * _stripes(canvas.height, canvas.width)).astype(np.uint8))
     bounds = alpha.getbbox()
     if bounds is not None:
@@ -82,7 +82,7 @@ def _label(
     taken: [N, 4], the boxes of the labels so far. Returns them with the new one.
     """
     x0, y0, _, y1 = _corners(region, size)
-    text, text_font = short(f"{region.phrase or f'({region.tag})'} · {region.likelihood:g}"), font(15)
+    text, text_font = shorten(f"{region.phrase or f'({region.tag})'} · {region.likelihood:g}"), font(15)
     width, height = text_font.getbbox(text)[2] + 8, LABEL_HEIGHT
     x = min(max(0, x0), size[0] - width)
     for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from ..core.describe import not_helped
+from ..core.describe import describe_unhelped
 from ..pipeline.realign import CaptionedImage, RealignResult
 from .attention_map import GREY, INK, draw_map, draw_outline, draw_scale, fit_text
 from .overlay import enlarge, font, overlay
@@ -62,6 +62,7 @@ def _draw_pair(canvas: Image.Image, at: tuple[int, int], phrase: PhraseAttention
     y += PAIR_HEAD
     for probabilities, left in ((phrase.before, x), (phrase.after, x + SIDE - PAIR)):
         picture = draw_map(probabilities / max(largest, 1e-9), (PAIR, PAIR))
+        assert phrase.region.mask is not None  # the region is active
         canvas.paste(draw_outline(picture, phrase.region.mask), (left, y))
     middle, height = x + SIDE // 2, y + PAIR // 2
     draw.line([middle - 9, height, middle + 3, height], fill=GREY, width=3)  # an arrow: the font has none
@@ -82,5 +83,5 @@ def _caption_lines(image: CaptionedImage) -> list[tuple[str, str]]:
 def _region_lines(result: RealignResult) -> list[tuple[str, str]]:
     """A key to the labels, then which phrases were not helped, or why the image is unchanged."""
     lines = [("phrase · likelihood (2 certain, 0.5 may appear, 0 unlikely)", GREY)]
-    text = not_helped(result.regions) if result.changed else result.verdict
+    text = describe_unhelped(result.regions) if result.changed else result.verdict
     return lines + [(line, AMBER) for line in textwrap.wrap(text, 52, max_lines=LINES - 1, placeholder=" …")]

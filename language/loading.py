@@ -1,4 +1,4 @@
-"""A language model from what a user names it by: a server's address, or a folder."""
+"""Load the language model that a user names: by a server's address, or by a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .server.keys import api_key_for
 
 
 def is_server(llm: str) -> bool:
-    """Whether this is the address of a server."""
+    """Whether `llm` is the address of a server."""
     return llm.lower().startswith(("http:", "https:"))
 
 
@@ -23,11 +23,12 @@ def load_language_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel | None:
-    """The server or the Hugging Face folder `llm`; None where there is none, which means the offline scorer.
+    """The language model at `llm`, a server's address or a Hugging Face folder; None for an empty `llm`, which stands
+    for the offline scorer.
 
+    name: the model's name on the server. answers: the folder in which a server's answers are cached. A key comes from
+    the environment (see `server.keys`).
     dtype: fp16 becomes bf16, in which language models are trained, because they may overflow in fp16.
-    name: the model's on the server. answers: the folder in which a server's answers are kept. A key comes from the
-    environment: see `api_keys`.
 
     Raises:
         RealignError: the address, the name or the folder is wrong.

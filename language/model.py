@@ -15,6 +15,8 @@ class LanguageModel(Protocol):
 
     def bind(self, prompt: str, tags: Sequence[str]) -> Mapping[str, Any]:
         """Question (a): for each tag that the prompt names, the words (or several lists of words) that describe it."""
+        ...
 
     def score(self, prompt: str, tags: Sequence[str]) -> Mapping[str, Any]:
         """Question (b): for each tag 2 (certain to appear), 0.5 (may appear) or 0 (unlikely)."""
+        ...

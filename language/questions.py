@@ -1,4 +1,4 @@
-"""The two questions of the paper's Table 4, in substance: what a chat model reads, and the form of its answer."""
+"""The two questions of the paper's Table 4, in substance, as messages to a chat model with a schema for its answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCORE = """The text is what an image should show. Score each tag for how likely 
 Keys are all tags from the list, values are 2, 0.5 or 0.
 Example: text "a red book on a desk", tags ["book", "lamp", "whale"] -> {"book": 2, "lamp": 0.5, "whale": 0}"""
 MOST_TAGS, MOST_CHOICES = 100, 500
-"""The properties and enum values that OpenAI's first structured outputs bore."""
+"""The most properties and enum values that OpenAI's first structured outputs allowed."""
 
 
 class Question(NamedTuple):
@@ -32,14 +32,14 @@ class Question(NamedTuple):
 
     messages: list[dict[str, str]]
     schema: dict[str, Any] | None
-    """The JSON schema of its answer; None where servers would refuse it, for its size or its keys."""
+    """The JSON schema of its answer; None where servers would refuse it for its size or its keys."""
 
 
 def binding_question(prompt: str, tags: Sequence[str]) -> Question:
     """Question (a).
 
-    The schema allows the prompt's noun phrases only. Nothing is lost by that: whatever words are answered, they stand
-    for the noun phrases that they are part of (`binding`). Without a schema any words of the prompt will do.
+    The schema allows only the prompt's noun phrases. That loses nothing: any words stand for the noun phrase that they
+    are part of (see `binding`). Without a schema, any words of the prompt will do.
     """
     phrases = list(dict.fromkeys(noun_phrases(prompt)))
     fits = phrases and len(tags) * len(phrases) <= MOST_CHOICES
@@ -59,7 +59,7 @@ def _question(task: str, about: dict[str, Any], schema: dict[str, Any] | None) -
 
 
 def _object(tags: Sequence[str], value: dict[str, Any]) -> dict[str, Any] | None:
-    """The schema of an object with exactly these keys, as OpenAI's strict mode wants it."""
+    """The schema of an object with exactly these keys, in the form of OpenAI's strict mode."""
     plain = all(re.fullmatch(r"[\w .'-]{1,64}", tag) for tag in tags)
     if not plain or len(tags) > MOST_TAGS:
         return None

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import RealignError
-from ..core.files import sweep, write_whole
+from ..core.files import remove_partial_files, write_whole
 from .metadata import base_model
 from .state_dicts import lora_state_dict, unet_ldm_state_dict
 
@@ -126,7 +126,7 @@ def _write(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str
         save_file(dict(tensors), partial, {"format": "pt", **metadata, _HASH: _NO_HASH})
         _fill_in_hash(partial)
 
-    sweep(file.parent, file.name)
+    remove_partial_files(file.parent, file.name)
     write_whole(file, write)
 
 

@@ -52,7 +52,7 @@ def run_metadata(
         "modelspec.description": description or None,
         "modelspec.date": (date or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "modelspec.resolution": resolution and f"{resolution}x{resolution}",
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
+        "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
         "modelspec.thumbnail": thumbnail and _thumbnail(thumbnail),
         "realigndiff.config": json.dumps(dict(config), default=_to_json, sort_keys=True),
         "realigndiff.prompts_sha256": fingerprint_of_texts(prompts),

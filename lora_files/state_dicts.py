@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -83,18 +83,18 @@ def add_lora(weight: nn.Parameter, down: Tensor, up: Tensor, alpha: float) -> No
     weight.data = (weight.data.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype)
 
 
-def _without_compile(unet: nn.Module) -> nn.Module:
+def _without_compile(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The UNet itself if `torch.compile` wraps it, which adds a part to each path."""
     return getattr(unet, "_orig_mod", unet)
 
 
-def _lora_layers(unet: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Module]]:
+def _lora_layers(unet: UNet2DConditionModel, adapter: str) -> Iterator[tuple[str, Any]]:
     for path, module in unet.named_modules():
         if adapter in getattr(module, "lora_A", ()):
             yield path, module
 
 
-def _alpha(unet: UNet2DConditionModel, layer: nn.Module, adapter: str) -> float:
+def _alpha(unet: UNet2DConditionModel, layer: Any, adapter: str) -> float:
     """The alpha for a scale of alpha / r; rank-stabilised LoRA scales by alpha / √r."""
     stabilised = unet.peft_config[adapter].use_rslora
     return float(layer.lora_alpha[adapter]) * (math.sqrt(layer.r[adapter]) if stabilised else 1.0)

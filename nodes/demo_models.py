@@ -25,17 +25,13 @@ class LoadDemoModels(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A small Stable Diffusion, for any sampler node."),
                 io.Clip.Output(
-                    display_name="clip",
-                    tooltip="Its text encoder, for CLIP Text Encode and Realign KSampler.",
+                    display_name="clip", tooltip="Its text encoder, for CLIP Text Encode and Realign KSampler."
                 ),
                 io.Vae.Output(display_name="vae", tooltip="Its autoencoder, for VAE Decode and VAE Encode."),
                 Blip2.Output(display_name="blip2", tooltip=loaders.BLIP2_USES),
                 Tagger.Output(display_name="tagger", tooltip=loaders.TAGGER_USES),
                 GroundedSam.Output(display_name="grounded_sam", tooltip=loaders.GROUNDED_SAM_USES),
-                Llm.Output(
-                    display_name="llm",
-                    tooltip="The offline scorer, for Likelihoods and SAM Reward.",
-                ),
+                Llm.Output(display_name="llm", tooltip="The offline scorer, for Likelihoods and SAM Reward."),
                 Reward.Output(display_name="clip_reward", tooltip="A small CLIP, for Rank Images."),
             ],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..core.describe import table
+from ..core.describe import describe_regions
 from .caption import CATEGORY
 from .host.inputs import checked_prompt, prompt_input
 from .host.interrupts import map_with_progress
@@ -59,7 +59,7 @@ class Likelihoods(io.ComfyNode):
         model = FailFast(GivenAnswers(llm) if given else llm or offline)
         names = _tag_names(tags)
         regions = tuple(map_with_progress(len(names), lambda i: bind_tags(prompt, names[i], model, offline)))
-        text = table(regions)
+        text = describe_regions(regions)
         return io.NodeOutput(regions, text, ui={"text": [text]})
 
 

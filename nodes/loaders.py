@@ -33,10 +33,7 @@ def _model_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.C
 
 def _precision_input(tooltip: str, *more: str) -> io.Combo.Input:
     return io.Combo.Input(
-        "precision",
-        options=[*PRECISIONS, *more],
-        default="auto",
-        tooltip=f"Number format of {tooltip}",
+        "precision", options=[*PRECISIONS, *more], default="auto", tooltip=f"Number format of {tooltip}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..core.interchange import for_images, region_sets
+from ..core.interchange import broadcast_sets, region_sets
 from .caption import CATEGORY
 from .host.inputs import batch_input, check_choice, grounded_sam_input, image_size, regions_input, text_input
 from .host.interrupts import map_with_progress
@@ -83,7 +83,7 @@ class GroundedSamMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         boxes = check_choice("boxes_per_region", boxes_per_region, BOXES)
         options = {"box_threshold": threshold, "boxes": boxes, "nms": nms, "min_area": min_area}
-        sets = for_images(region_sets(regions, text=text, size=image_size(image)), len(image))
+        sets = broadcast_sets(region_sets(regions, text=text, size=image_size(image)), len(image))
         with grounded_sam.loaded() as model:
             found = map_with_progress(len(image), lambda i: model.ground(image[i : i + 1], [sets[i]], **options)[0])
         return region_node_output(found, image, cls, searched=True)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..attention.comfy.families import list_families
 from ..attention.equation.settings import ModulationSettings
-from ..core.describe import outcomes
+from ..core.describe import describe_effect
 from ..core.interchange import region_sets
 from .host.inputs import box_image_input, image_size, regions_input, text_input
 from .host.ksampler import clip_input, ksampler_inputs, run_ksampler
@@ -16,10 +17,7 @@ from .host.ksampler import clip_input, ksampler_inputs, run_ksampler
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
 NOTHING = "attention is re-weighted at no step: a strength, or the range of steps, is 0"
-MODELS = (
-    "Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2, also with "
-    "LoRA, ControlNet or IPAdapter."
-)
+MODELS = f"{list_families()}, also with LoRA, ControlNet or IPAdapter."
 STRENGTHS = ("cross_strength", "self_strength", "power", "start", "end")
 """The inputs of `modulation_inputs`."""
 
@@ -54,7 +52,7 @@ def modulation_inputs() -> list[Any]:
 def attaching_inputs() -> list[Any]:
     """The optional inputs of nodes that attach regions; the last came later, so older workflows keep their values."""
     return [
-        text_input("The text that was encoded. Needed only if the regions come without a prompt or from another one."),
+        text_input("The text that was encoded. Needed only if the regions carry no prompt, or a different one."),
         box_image_input(),
         io.Boolean.Input(
             "isolate_phrases",
@@ -102,7 +100,7 @@ class ApplyRegions(io.ComfyNode):
 
         sets = region_sets(regions, text=text, size=image_size(image))
         attached = attach(conditioning, clip, sets, text, isolate_phrases)
-        return io.NodeOutput(attached, ui={"text": [outcomes(sets)]})
+        return io.NodeOutput(attached, ui={"text": [describe_effect(sets)]})
 
 
 class RealignModel(io.ComfyNode):
@@ -170,7 +168,7 @@ class RealignKSampler(io.ComfyNode):
             model = realign_model(model, settings)
             sets = region_sets(regions, text=text, size=image_size(image))
             positive = attach(positive, clip, sets, text, isolate_phrases)
-            ui = {"text": [outcomes(sets) if isolate_phrases or settings.acts(steps) else NOTHING]}
+            ui = {"text": [describe_effect(sets) if isolate_phrases or settings.acts(steps) else NOTHING]}
         return io.NodeOutput(run_ksampler(model=model, steps=steps, positive=positive, **others), ui=ui)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..core.editing import added, dealt, edited
+from ..core.editing import add_region, edit_region, pair_masks
 from ..core.errors import RealignError
-from ..core.interchange import for_images, region_sets
+from ..core.interchange import broadcast_sets, region_sets
 from ..core.masks import mask_batch
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
 from .host.inputs import (
@@ -67,8 +67,8 @@ class RegionFromMask(io.ComfyNode):
             checked_prompt(prompt, "write the whole prompt of the image")
         masks = mask if isinstance(mask, torch.Tensor) else _mask_of_boxes(mask, prompt or phrase, image)
         value = LIKELIHOODS[check_choice("likelihood", likelihood, LIKELIHOODS)]
-        pairs = interruptible(dealt(masks, regions or (RegionSet(prompt),)))
-        return io.NodeOutput(tuple(added(before, phrase, drawn, value) for before, drawn in pairs))
+        pairs = interruptible(pair_masks(masks, regions or (RegionSet(prompt),)))
+        return io.NodeOutput(tuple(add_region(before, phrase, drawn, value) for before, drawn in pairs))
 
 
 class EditRegions(io.ComfyNode):
@@ -126,13 +126,13 @@ class EditRegions(io.ComfyNode):
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         sets = region_sets(regions, text=text, size=image_size(image))
-        pairs = [(one, None) for one in sets] if mask is None or drop else dealt(mask, sets)
+        pairs = [(one, None) for one in sets] if mask is None or drop else pair_masks(mask, sets)
         if image_index >= len(pairs):
             raise RealignError(f"There is no image {image_index}: the regions are of {len(pairs)}, counted from 0.")
         value = LIKELIHOODS.get(check_choice("likelihood", likelihood, (KEEP, *LIKELIHOODS)))
         return io.NodeOutput(
             tuple(
-                edited(before, region, phrase=phrase, likelihood=value, drop=drop, mask=drawn)
+                edit_region(before, region, phrase=phrase, likelihood=value, drop=drop, mask=drawn)
                 if image_index < 0 or image_index == i
                 else before
                 for i, (before, drawn) in enumerate(interruptible(pairs))
@@ -161,7 +161,7 @@ class PreviewRegions(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, regions, text: str = "") -> io.NodeOutput:
         sets = region_sets(regions, text=text, size=image_size(image))
-        return region_node_output(for_images(sets, len(image)), image, cls)
+        return region_node_output(broadcast_sets(sets, len(image)), image, cls)
 
 
 def _mask_of_boxes(boxes, text: str, image: torch.Tensor | None) -> torch.Tensor:

@@ -142,30 +142,24 @@ class SamReward(io.ComfyNode):
         from ..rewards.sam import SamReward as Reward
 
         llm = llm or ManagedOfflineScorer()
-        models = _TaggerOnDemand(tagger), _GroundedSamOnDemand(grounded_sam)
-        return io.NodeOutput(ManagedModel(Reward(*models, FailFast(llm), llm.offline)))
+        reward = Reward(_OnDemand(tagger), _OnDemand(grounded_sam), FailFast(llm), llm.offline)
+        return io.NodeOutput(ManagedModel(reward))
 
 
-class _TaggerOnDemand:
-    """A tagger that is on the device only while it runs: a language model may need the memory in between."""
+class _OnDemand:
+    """A managed tagger or Grounded-SAM that is on the device only while it runs: a language model may need the memory
+    in between."""
 
     def __init__(self, managed: ManagedModel) -> None:
         self.managed = managed
 
     def tag(self, images: torch.Tensor) -> list[Any]:
-        with self.managed.loaded() as model:
-            return model.tag(images)
-
-
-class _GroundedSamOnDemand:
-    """The same for Grounded-SAM."""
-
-    def __init__(self, managed: ManagedModel) -> None:
-        self.managed = managed
+        with self.managed.loaded() as tagger:
+            return tagger.tag(images)
 
     def ground(self, images: torch.Tensor, region_sets: list[Any]) -> list[Any]:
-        with self.managed.loaded() as model:
-            return model.ground(images, region_sets)
+        with self.managed.loaded() as grounded_sam:
+            return grounded_sam.ground(images, region_sets)
 
 
 NODES = [LoadReward, SamReward]

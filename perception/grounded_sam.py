@@ -43,8 +43,8 @@ class GroundedSam:
         tokenizer: str | Path | None = None,
     ) -> GroundedSam:
         """Read a GroundingDINO and a SAM; see `Detector.load` and `Segmenter.load`."""
-        detector = Detector.load(detector, device, dtype, tokenizer=tokenizer)
-        return cls(detector, Segmenter.load(segmenter, device, dtype))
+        detects = Detector.load(detector, device, dtype, tokenizer=tokenizer)
+        return cls(detects, Segmenter.load(segmenter, device, dtype))
 
     def ground(
         self,
@@ -130,7 +130,7 @@ def _with_masks(
         if mask is None or small:
             out.append(replace(region, box=None, mask=None, detection=None))
             if region.phrase:
-                reason = f": its mask covers {mask.mean():.2%} of the image" if small else ""
+                reason = f": its mask covers {mask.mean():.2%} of the image" if mask is not None else ""
                 notes.append(f"'{region.phrase}' was not found in the image{reason}.")
             continue
         boxes = candidates.boxes[indices]

@@ -149,6 +149,6 @@ def _replace_labels(model: Ram, labels: Labels, file: str | Path) -> None:
 
 def _pixels(picture: Image.Image, size: int) -> Tensor:
     """[3, size, size], normalised with ImageNet's statistics; stretched bilinearly, not cropped, as in training."""
-    array = np.asarray(picture.resize((size, size), Image.BILINEAR), np.float32) / 255
+    array = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
     array = (array - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     return torch.from_numpy(array).permute(2, 0, 1)

@@ -29,7 +29,9 @@ class PhraseAttention(NamedTuple):
     @property
     def mass(self) -> tuple[float, float]:
         """The share of the phrase's attention that lies on its region, before and after, in [0, 1]."""
-        return attention_mass(self.before, self.region.mask), attention_mass(self.after, self.region.mask)
+        mask = self.region.mask
+        assert mask is not None  # the region is active
+        return attention_mass(self.before, mask), attention_mass(self.after, mask)
 
 
 def phrase_attention(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..attention.equation.settings import ModulationSettings
 from ..attention.equation.tokens import token_positions
-from ..core.describe import named, not_helped
+from ..core.describe import describe_unhelped, quote_phrases
 from ..core.errors import RealignError
 from ..core.regions import UNLIKELY, Region, RegionSet
 from ..core.text import encodable
@@ -281,9 +281,9 @@ def _verdict(
             "Unchanged: the settings re-weight attention at no step (a strength, the range of steps or the limit is "
             "0), so sampling again would change nothing."
         )
-    missing = named([region for region in regions if region.phrase and not region.area], regions)
+    missing = quote_phrases([region for region in regions if region.phrase and not region.area], regions)
     if any(region.phrase and region.area for region in regions):
-        found = named([region for region in regions if region.phrase and region.area], regions)
+        found = quote_phrases([region for region in regions if region.phrase and region.area], regions)
         return (
             f"Unchanged: what was found of the prompt ({found}) has likelihood 0 (scored unlikely, or not read by the "
             "text encoder: see the notes), so there is nothing to re-weight"
@@ -303,4 +303,4 @@ def _no_better(before: CaptionedImage, resampled: CaptionedImage, regions: Regio
 
 def _sentence(done: str, regions: RegionSet) -> str:
     """The sentence, with the phrases that were not helped."""
-    return "; ".join(filter(None, [done, not_helped(regions)])) + "."
+    return "; ".join(filter(None, [done, describe_unhelped(regions)])) + "."

@@ -47,7 +47,8 @@ def parse_terms(text: str) -> tuple[Term, ...]:
 
 def weighted_sum(terms: Sequence[Term], scores: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
     """Σ w·R over the terms, at `progress` in [0, 1]: scores [B] per reward → [B]; keeps the gradient."""
-    return sum(term.weight(progress) * scores[term.name] for term in terms)
+    first, *rest = [term.weight(progress) * scores[term.name] for term in terms]
+    return sum(rest, first)
 
 
 def _term(text: str) -> Term:

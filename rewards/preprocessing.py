@@ -40,10 +40,10 @@ class Preprocessing:
         """The same steps as an image processor of transformers for CLIP or BLIP."""
         size, crop = processor.size, getattr(processor, "crop_size", None)
         edge = size.get("shortest_edge")
-        cropped = getattr(processor, "do_center_crop", None) and crop
+        cropped = crop if getattr(processor, "do_center_crop", None) else None
         return cls(
             size=edge if edge is not None else (size["height"], size["width"]),
-            crop=(crop["height"], crop["width"]) if cropped else None,
+            crop=(cropped["height"], cropped["width"]) if cropped else None,
             mean=tuple(processor.image_mean),
             std=tuple(processor.image_std),
             filter=_FILTERS.get(int(processor.resample), "bicubic"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
-from realigndiff.core.files import sweep, write_whole
+from realigndiff.core.files import remove_partial_files, write_whole
 from realigndiff.tests.short_runs import QUICK, contents, forget_devices, run_in, same, steps
 from realigndiff.training.loop import failures, run, stopping
 from realigndiff.training.refl_train import ReflRun
@@ -131,7 +131,7 @@ def test_of_one_file_alone_the_left_overs_go(tmp_path):
     dead = dead_process()
     for name in ("mine.safetensors", "other.safetensors"):
         (tmp_path / f"{name}.{dead}.partial").write_bytes(b"half")
-    sweep(tmp_path, "mine.safetensors")
+    remove_partial_files(tmp_path, "mine.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == [f"other.safetensors.{dead}.partial"]
 
 

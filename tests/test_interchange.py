@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from realigndiff.core.describe import table
-from realigndiff.core.editing import added, dealt, edited
+from realigndiff.core.describe import describe_regions
+from realigndiff.core.editing import add_region, edit_region, pair_masks
 from realigndiff.core.errors import RealignError
-from realigndiff.core.interchange import bounding_boxes, for_images, region_sets, to_json
+from realigndiff.core.interchange import bounding_boxes, broadcast_sets, region_sets, to_json
 from realigndiff.core.masks import box_mask, mask_batch, mask_box
 from realigndiff.core.regions import Region, RegionSet
 
@@ -238,9 +238,9 @@ class TestJson:
 
 def test_one_set_serves_all_images_and_another_number_is_told():
     one = RegionSet(PROMPT)
-    assert for_images([one], 3) == (one,) * 3
+    assert broadcast_sets([one], 3) == (one,) * 3
     with pytest.raises(RealignError, match="regions for 2 images but 3 images"):
-        for_images([one, one], 3)
+        broadcast_sets([one, one], 3)
 
 
 @pytest.mark.parametrize("value", [None, 3, object(), [1, 2]])
@@ -253,52 +253,52 @@ class TestEditing:
     regions = RegionSet(PROMPT, (Region(tag="circle", phrase="a red circle", mask=torch.ones(4, 4)),))
 
     def test_a_region_is_added_with_the_prompts_own_words(self):
-        more = added(self.regions, "SQUARE blue", torch.ones(4, 4), 0.5)
+        more = add_region(self.regions, "SQUARE blue", torch.ones(4, 4), 0.5)
         assert [(r.phrase, r.likelihood) for r in more] == [("a red circle", 2), ("a blue square", 0.5)]
 
     def test_equal_words_are_the_next_appearance_of_them(self):
         twice = RegionSet("a ring and a ring")
         for _ in range(2):
-            twice = added(twice, "a ring", torch.ones(4, 4))
+            twice = add_region(twice, "a ring", torch.ones(4, 4))
         assert [region.occurrence for region in twice] == [0, 1]
 
     def test_what_is_not_named_is_kept(self):
-        changed = edited(self.regions, 0, likelihood=0.5)
+        changed = edit_region(self.regions, 0, likelihood=0.5)
         assert (changed.regions[0].phrase, changed.regions[0].likelihood) == ("a red circle", 0.5)
         assert changed.regions[0].mask is self.regions.regions[0].mask
 
     def test_another_mask_takes_its_own_box(self):
-        assert edited(self.regions, 0, mask=square(0, 8, 16, 24)).regions[0].box == (0, 0.25, 0.5, 0.75)
+        assert edit_region(self.regions, 0, mask=square(0, 8, 16, 24)).regions[0].box == (0, 0.25, 0.5, 0.75)
 
     def test_a_region_can_be_dropped_and_the_old_set_stays(self):
-        assert len(edited(self.regions, 0, drop=True)) == 0
+        assert len(edit_region(self.regions, 0, drop=True)) == 0
         assert len(self.regions) == 1
 
     def test_a_region_that_is_not_there_and_words_that_are_not_are_told(self):
         with pytest.raises(RealignError, match="no region 1: the image has 1"):
-            edited(self.regions, 1)
+            edit_region(self.regions, 1)
         with pytest.raises(RealignError, match="No word of 'elephant' is in the prompt"):
-            edited(self.regions, 0, phrase="elephant")
+            edit_region(self.regions, 0, phrase="elephant")
 
     def test_letters_inside_a_word_are_not_words_of_the_prompt(self):
         scarf = RegionSet("a scarf and a (hat:1.2)", (Region(tag="hat"),))
         with pytest.raises(RealignError, match="No word of 'car' is in the prompt"):
-            edited(scarf, 0, phrase="car")
+            edit_region(scarf, 0, phrase="car")
         with pytest.raises(RealignError, match="No word of 'car' is in the prompt"):
-            added(scarf, "car", torch.ones(4, 4))
-        assert edited(scarf, 0, phrase=" A  hat").regions[0].phrase == "a hat"
+            add_region(scarf, "car", torch.ones(4, 4))
+        assert edit_region(scarf, 0, phrase=" A  hat").regions[0].phrase == "a hat"
 
     def test_mask_i_is_for_image_i(self):
         masks = torch.stack([square(0, 8, 16, 24), square(16, 8, 32, 24)])
         for sets in ([self.regions], [self.regions, self.regions]):
-            assert [mask.tolist() for _, mask in dealt(masks, sets)] == masks.tolist()
-        assert len(dealt(masks[0], [self.regions] * 3)) == 3
+            assert [mask.tolist() for _, mask in pair_masks(masks, sets)] == masks.tolist()
+        assert len(pair_masks(masks[0], [self.regions] * 3)) == 3
 
     def test_another_number_of_masks_than_of_images_is_told(self):
-        with pytest.raises(RealignError, match="2 masks for 3 images: give one, or one an image"):
-            dealt(torch.ones(2, 4, 4), [self.regions] * 3)
+        with pytest.raises(RealignError, match="2 masks for 3 images: give one, or one per image"):
+            pair_masks(torch.ones(2, 4, 4), [self.regions] * 3)
         with pytest.raises(RealignError, match="regions for 2 images but 3 images"):
-            dealt(torch.ones(3, 4, 4), [self.regions] * 2)
+            pair_masks(torch.ones(3, 4, 4), [self.regions] * 2)
 
 
 class TestNumbers:
@@ -452,7 +452,7 @@ class TestText:
         ]
         (one,) = region_sets(json.dumps(listed), text=prompt)
         assert one.notes
-        for text in (to_json([one]), table([one]), one.prompt, *one.notes):
+        for text in (to_json([one]), describe_regions([one]), one.prompt, *one.notes):
             text.encode("utf-8")
             assert "\x1b" not in text
         assert one.regions[0].phrase in one.prompt

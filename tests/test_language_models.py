@@ -16,7 +16,7 @@ from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.language import questions
 from realigndiff.language.answers import GivenAnswers, read_json
 from realigndiff.language.binding import bind_tags
-from realigndiff.language.server import chat as chat_server
+from realigndiff.language.server import chat, transport
 from realigndiff.language.server.cache import AnswerCache
 from realigndiff.language.server.client import OpenAiLanguageModel
 from realigndiff.tests.llm_server import LlmServer, Reply
@@ -81,15 +81,15 @@ def test_a_thought_that_never_ends_answers_nothing(mark):
 
 
 def test_of_what_was_cut_off_no_thought_counts():
-    assert read_json('first {"circle": 0}</think>so it is {"circle": ', TAGS, cut=True) is None
-    assert read_json('first {"circle": 0}</think>{"circle": 2}, "because', TAGS, cut=True) == {"circle": 2}
-    assert read_json('{"circle": 2} as', TAGS, cut=True) == {"circle": 2}
+    assert read_json('first {"circle": 0}</think>so it is {"circle": ', TAGS, truncated=True) is None
+    assert read_json('first {"circle": 0}</think>{"circle": 2}, "because', TAGS, truncated=True) == {"circle": 2}
+    assert read_json('{"circle": 2} as', TAGS, truncated=True) == {"circle": 2}
 
 
 @pytest.fixture
 def serve(monkeypatch):
     """Starts LLM servers, which end with the test. Who asks them again does not wait long."""
-    monkeypatch.setattr(chat_server, "BACK_OFF", 0.01)
+    monkeypatch.setattr(chat, "BACK_OFF", 0.01)
     servers = []
 
     def start(reply=None, **options):
@@ -286,24 +286,24 @@ class Picky:
 
 @pytest.mark.parametrize("wait", ["0", "0.001"])
 def test_a_server_in_a_hurry_is_not_asked_faster_than_others(serve, monkeypatch, wait):
-    monkeypatch.setattr(chat_server, "BACK_OFF", 0.2)
+    monkeypatch.setattr(chat, "BACK_OFF", 0.2)
     server = serve(in_turn(Reply(status=429, headers={"Retry-After": wait}), Reply()))
     OpenAiLanguageModel(server.url, "m").bind(PROMPT, TAGS)
     assert server.asked[1].at - server.asked[0].at >= 0.2
 
 
 def test_a_question_ends_even_if_the_loop_hangs(serve, monkeypatch):
-    monkeypatch.setattr(chat_server, "GRACE", 0.1)
-    chat_server._httpx()
-    chat_server._loop().call_soon_threadsafe(time.sleep, 1)
+    monkeypatch.setattr(chat, "GRACE", 0.1)
+    transport.import_httpx()
+    transport.event_loop().call_soon_threadsafe(time.sleep, 1)
     with pytest.raises(RealignError, match=r"timed out after 0\.1 s"):
         OpenAiLanguageModel(serve().url, "m", timeout=0.1).bind(PROMPT, TAGS)
 
 
 def test_all_servers_are_waited_for_in_one_loop(monkeypatch):
-    monkeypatch.setattr(chat_server, "_started_loop", functools.cache(lambda: time.sleep(0.05) or object()))
+    monkeypatch.setattr(transport, "_start_loop", functools.cache(lambda: time.sleep(0.05) or object()))
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(lambda _: chat_server._loop(), range(8)))) == 1
+        assert len(set(pool.map(lambda _: transport.event_loop(), range(8)))) == 1
 
 
 OPTIONS = ("temperature", "seed", "max_tokens", "response_format")

@@ -11,7 +11,7 @@ from realigndiff.core.phrases import noun_phrases
 from realigndiff.core.regions import LIKELIHOODS
 from realigndiff.language.binding import bind_tags
 from realigndiff.language.offline_scorer import OfflineScorer
-from realigndiff.language.server import chat as chat_server
+from realigndiff.language.server import chat
 from realigndiff.language.server.client import OpenAiLanguageModel
 from realigndiff.tests.llm_server import FAULTS, LlmServer, Reply
 
@@ -106,7 +106,7 @@ def test_every_answer_is_survived(server, prompt, tags, in_turn, question, or_of
     of the servers may stop the work with an error that is told."""
     left = list(in_turn)
     server.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
-    chat_server.BACK_OFF, patience = 0.01, chat_server.BACK_OFF
+    chat.BACK_OFF, patience = 0.01, chat.BACK_OFF
     model = OfflineScorer()
     setattr(
         model,
@@ -119,7 +119,7 @@ def test_every_answer_is_survived(server, prompt, tags, in_turn, question, or_of
         assert not or_offline and "did not answer for 'm'" in str(error)
         return
     finally:
-        chat_server.BACK_OFF = patience
+        chat.BACK_OFF = patience
     assert all(region.phrase in prompt for region in found)
     assert [region.phrase for region in found if region.phrase] == noun_phrases(prompt)
     assert all(region.likelihood in LIKELIHOODS for region in found)

@@ -34,7 +34,7 @@ def one_by_one(model, question, text):
 def test_log_likelihoods_are_those_of_one_answer_at_a_time(kind):
     own = scorer(kind)
     own.BATCH = 3
-    question = own._asked("Which one? " * 8)
+    question = own.question_tokens("Which one? " * 8)
     answers = ['{"circle": 2}', '{"circle": 0.5}', '{"a longer tag": 0}', "x"]
     expected = [one_by_one(own.model, question, text) for text in answers]
     assert own.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
@@ -46,7 +46,7 @@ def test_a_cache_that_cannot_be_repeated_is_not(monkeypatch, error):
         raise error
 
     own = scorer()
-    question, answers = own._asked("Which one?"), ['{"circle": 2}', "x"]
+    question, answers = own.question_tokens("Which one?"), ['{"circle": 2}', "x"]
     expected = own.log_likelihoods(question, answers)
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", fails)
     assert own.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
@@ -91,9 +91,9 @@ def test_likelihoods_that_are_no_numbers_are_no_answer_and_the_offline_scorer_is
 
 def test_a_chat_template_is_used_where_there_is_one():
     own = scorer()
-    plain = own._asked("Which one?")
+    plain = own.question_tokens("Which one?")
     own.tokenizer = tokenizer(chat_template=CHAT)
-    assert own.tokenizer.decode(own._asked("Which one?")[0]) == "<user>Which one?<me>"
+    assert own.tokenizer.decode(own.question_tokens("Which one?")[0]) == "<user>Which one?<me>"
     assert own.tokenizer.decode(plain[0]).endswith("USER: Which one?\nASSISTANT:")
 
 
@@ -101,7 +101,7 @@ def test_a_chat_template_is_used_where_there_is_one():
 def test_a_chat_template_that_fails_is_not_used(template):
     own = scorer()
     own.tokenizer = tokenizer(chat_template=template)
-    assert own.tokenizer.decode(own._asked("Which one?")[0]).endswith("USER: Which one?\nASSISTANT:")
+    assert own.tokenizer.decode(own.question_tokens("Which one?")[0]).endswith("USER: Which one?\nASSISTANT:")
 
 
 def test_letters_that_are_none_are_read_as_something_else():

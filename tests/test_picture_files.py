@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 from realigndiff.core import pictures
 from realigndiff.core.errors import RealignError
-from realigndiff.core.pictures import KINDS, OTHER_KINDS, is_whole_png, opened, pictures_in
+from realigndiff.core.pictures import SUFFIXES, UNREAD_SUFFIXES, find_pictures, is_whole_png, open_picture
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ def distance(one: Image.Image, other: Image.Image) -> float:
 
 
 def test_the_kinds_that_people_have_are_read():
-    assert {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"} <= set(KINDS)
-    assert ".heic" in OTHER_KINDS and not OTHER_KINDS & set(KINDS)
-    assert (".avif" in KINDS) != (".avif" in OTHER_KINDS)
+    assert {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"} <= set(SUFFIXES)
+    assert ".heic" in UNREAD_SUFFIXES and not UNREAD_SUFFIXES & set(SUFFIXES)
+    assert (".avif" in SUFFIXES) != (".avif" in UNREAD_SUFFIXES)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SUFFIXES)
 def test_each_kind_opens(kind, scene, tmp_path):
     file = tmp_path / f"a{kind.upper()}"
     scene.save(file, format=Image.registered_extensions()[kind])
-    assert distance(opened(file), scene) < 8
+    assert distance(open_picture(file), scene) < 8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -46,9 +46,9 @@ def test_each_orientation_is_turned_as_pillow_turns_it(orientation, scene, tmp_p
     for mode in ("RGB", "CMYK", "L"):
         scene.convert(mode).save(tmp_path / f"{mode}.tif", exif=exif)
         wanted = upright.convert(mode).convert("RGB")
-        assert distance(opened(tmp_path / f"{mode}.tif"), wanted) < 1
+        assert distance(open_picture(tmp_path / f"{mode}.tif"), wanted) < 1
     for name in ("a.png", "a.webp"):
-        assert distance(opened(tmp_path / name), upright) == 0
+        assert distance(open_picture(tmp_path / name), upright) == 0
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK", "I;16", "LA"])
@@ -61,9 +61,9 @@ def test_a_picture_of_too_many_pixels_is_scaled_down(mode, turned, scene, tmp_pa
     exif = Image.Exif()
     exif[0x0112] = 6 if turned else 1
     large.save(tmp_path / f"a.{kind}", exif=exif)
-    small = opened(tmp_path / f"a.{kind}")
+    small = open_picture(tmp_path / f"a.{kind}")
     monkeypatch.setattr(pictures, "LARGEST", 2**24)
-    whole = opened(tmp_path / f"a.{kind}")
+    whole = open_picture(tmp_path / f"a.{kind}")
     assert small.size == ((24, 32) if turned else (32, 24)) and whole.size == ((48, 64) if turned else (64, 48))
     assert distance(small, whole.resize(small.size, Image.Resampling.BOX)) < 2
 
@@ -73,14 +73,14 @@ def test_a_jpeg_of_too_many_pixels_is_not_decoded_whole(scene, tmp_path, monkeyp
     monkeypatch.setattr(pictures, "LARGEST", 160 * 120)
     sizes, scale = [], pictures._scaled_down
     monkeypatch.setattr(pictures, "_scaled_down", lambda picture: sizes.append(picture.size) or scale(picture))
-    assert opened(tmp_path / "a.jpg").size == (160, 120) and sizes == [(160, 120)]
+    assert open_picture(tmp_path / "a.jpg").size == (160, 120) and sizes == [(160, 120)]
 
 
 def test_a_picture_that_pillow_refuses_for_its_size_is_one_sentence(scene, tmp_path, monkeypatch):
     scene.save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(RealignError, match="million pixels: scale it down"):
-        opened(tmp_path / "a.png")
+        open_picture(tmp_path / "a.png")
 
 
 def test_of_a_folder_pictures_are_found_and_what_is_left_out_is_named(scene, tmp_path):
@@ -91,18 +91,18 @@ def test_of_a_folder_pictures_are_found_and_what_is_left_out_is_named(scene, tmp
     for name in ("notes.txt", "Thumbs.db", ".DS_Store", "data.json"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    found = pictures_in(tmp_path)
+    found = find_pictures(tmp_path)
     assert [file.name for file in found.files] == ["a.JPG", "b.png", "c.gif"]
     assert "3 pictures of kinds that are not read (2 .heic, 1 .svg), and 2 hidden files" in found.left_out
-    assert [file.name for file in pictures_in(tmp_path, recursive=False).files] == ["a.JPG", "b.png"]
-    assert pictures_in(tmp_path / "more") == ([tmp_path / "more" / "c.gif"], "")
+    assert [file.name for file in find_pictures(tmp_path, recursive=False).files] == ["a.JPG", "b.png"]
+    assert find_pictures(tmp_path / "more") == ([tmp_path / "more" / "c.gif"], "")
 
 
 def test_a_folder_behind_a_hidden_one_is_read(tmp_path):
     hidden = tmp_path / ".photos"
     hidden.mkdir()
     (hidden / "a.png").touch()
-    assert [file.name for file in pictures_in(hidden).files] == ["a.png"]
+    assert [file.name for file in find_pictures(hidden).files] == ["a.png"]
 
 
 def test_a_png_is_whole_only_to_its_end(scene, tmp_path):

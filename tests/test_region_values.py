@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from realigndiff.core.describe import table
-from realigndiff.core.editing import edited
+from realigndiff.core.describe import describe_regions
+from realigndiff.core.editing import edit_region
 from realigndiff.core.interchange import region_sets
 from realigndiff.core.masks import mask_box
 from realigndiff.core.regions import MAYBE, Region, RegionSet
@@ -15,14 +15,14 @@ FOUND = RegionSet(PROMPT, (Region(tag="circle", phrase="a red circle", mask=MASK
 
 
 def test_a_table_says_how_sure_the_detector_was_and_how_much_of_the_image_it_is():
-    line = table([FOUND])
+    line = describe_regions([FOUND])
     assert "score 0.83" in line and "25.0% of the image" in line and "“a red circle”" in line and "s=2" in line
 
 
 def test_a_mask_drawn_by_hand_has_no_score_of_a_detector():
-    (region,) = edited(FOUND, 0, mask=1 - MASK)
+    (region,) = edit_region(FOUND, 0, mask=1 - MASK)
     assert region.detection is None and torch.equal(region.mask, 1 - MASK)
-    (renamed,) = edited(FOUND, 0, phrase="blue square")
+    (renamed,) = edit_region(FOUND, 0, phrase="blue square")
     assert renamed.detection == 0.83 and renamed.box == (0, 0, 1, 1)
 
 

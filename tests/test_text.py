@@ -9,7 +9,7 @@ import pytest
 from realigndiff.core.errors import NoAnswer, RealignError
 from realigndiff.core.files import write_whole
 from realigndiff.core.regions import Region, RegionSet
-from realigndiff.core.text import MOST_MESSAGE, encodable, printable, short
+from realigndiff.core.text import MOST_MESSAGE, encodable, printable, shorten
 from realigndiff.language.binding import bind_tags
 from realigndiff.pipeline.realign import RealignSettings
 
@@ -50,8 +50,8 @@ def test_a_value_in_a_message_is_short_however_deep_it_is():
     for _ in range(100_000):
         deep = [deep]
     for value in (deep, "x" * 10**6, list(range(10**6)), HALF * 100, 10**400):
-        assert len(short(value)) <= 60
-        short(value).encode("utf-8")
+        assert len(shorten(value)) <= 60
+        shorten(value).encode("utf-8")
 
 
 @pytest.mark.parametrize("answer", [{"circle": HALF, HALF: 2}, {HALF: [HALF]}, {"circle": f"\x1b[2J{HALF}"}])

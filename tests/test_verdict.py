@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from realigndiff.attention.equation.settings import ModulationSettings
-from realigndiff.core.describe import not_helped, outcomes, table
+from realigndiff.core.describe import describe_effect, describe_regions, describe_unhelped
 from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.drawing.panel import draw_panel
@@ -103,23 +103,23 @@ def test_settings_that_re_weight_nothing_leave_the_image_and_say_so(realigned, o
 
 def test_of_equal_phrases_the_one_that_was_not_found_is_named_by_its_place():
     same = regions_of(region("a red circle"), region("A red circle", None, occurrence=1))
-    assert not_helped(same) == "not found in the image, so not helped: 'A red circle' (number 2 in the prompt)"
+    assert describe_unhelped(same) == "not found in the image, so not helped: 'A red circle' (number 2 in the prompt)"
 
 
 def test_a_region_of_the_whole_image_is_named_because_nothing_is_re_weighted_there():
-    assert "covering the whole image" in not_helped(regions_of(region("a red circle", torch.ones(8, 8))))
+    assert "covering the whole image" in describe_unhelped(regions_of(region("a red circle", torch.ones(8, 8))))
 
 
 def test_a_thing_without_words_of_the_prompt_is_not_missed():
-    assert not_helped(regions_of(region("a red circle"), region("", None))) == ""
+    assert describe_unhelped(regions_of(region("a red circle"), region("", None))) == ""
 
 
 def test_the_nodes_say_of_each_image_what_is_not_helped():
     whole = regions_of(region("a red circle"))
     half, none = regions_of(region("a red circle"), region("a blue square", None)), regions_of()
-    assert outcomes([whole]) == ""
-    assert outcomes([half]) == "not found in the image, so not helped: 'a blue square'"
-    assert outcomes([whole, half, none]).splitlines() == [
+    assert describe_effect([whole]) == ""
+    assert describe_effect([half]) == "not found in the image, so not helped: 'a blue square'"
+    assert describe_effect([whole, half, none]).splitlines() == [
         "image 1: not found in the image, so not helped: 'a blue square'",
         "image 2: nothing is re-weighted, so sampling with these regions changes nothing",
     ]
@@ -127,8 +127,8 @@ def test_the_nodes_say_of_each_image_what_is_not_helped():
 
 def test_the_table_says_what_was_looked_for_and_not_found_also_where_nothing_was():
     nothing = regions_of(region("a red circle", None))
-    assert "not found" not in table([nothing]) and "not found" in table([nothing], looked=True)
-    assert "not found" in table([regions_of(region("a red circle", torch.zeros(8, 8)))])
+    assert "not found" not in describe_regions([nothing]) and "not found" in describe_regions([nothing], searched=True)
+    assert "not found" in describe_regions([regions_of(region("a red circle", torch.zeros(8, 8)))])
 
 
 def test_the_panel_tells_what_was_not_found(realigned):

@@ -32,6 +32,7 @@ from .settings.arl import ArlConfig
 class ArlRun(Run):
     """The denoising loss on each round's winners."""
 
+    config: ArlConfig
     drawn: Round | None = None
     drawn_by: tuple[int, str] = (-1, "")
     """The number of the last round that was begun, and the fingerprint of the weights that drew its images."""
@@ -68,4 +69,4 @@ class ArlRun(Run):
 
 
 if __name__ == "__main__":
-    main(ArlRun, ArlConfig, "arl_train", __doc__)
+    main(ArlRun, ArlConfig, "arl_train", __doc__ or "")

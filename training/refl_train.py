@@ -38,6 +38,8 @@ from .settings.refl import ReflConfig
 class ReflRun(Run):
     """L_total = λ·φ(R) + L_pre (eq. 5) on fresh rollouts."""
 
+    config: ReflConfig
+
     def prepare(self) -> None:
         config = self.config
         self.rollout = Rollout(self.models.sampler, config.rollout.rollout_steps, config.rollout.cfg)
@@ -58,7 +60,7 @@ class ReflRun(Run):
         if config.rollout.judged == "finished":
             images = self.rollout.finished(texts, noise, steps, self.unet)
         else:
-            images = self.rollout.predicted(texts, noise, *steps, self.unet)
+            images = self.rollout.predicted(texts, noise, steps[0], self.unet)
         pixels = images.detach().nan_to_num(0, 1, 0).requires_grad_()
         with models.judging():
             R = weighted_sum(models.terms, {n: judge(pixels, texts) for n, judge in self.estimators.items()}, progress)
@@ -111,4 +113,4 @@ class ReflRun(Run):
 
 
 if __name__ == "__main__":
-    main(ReflRun, ReflConfig, "refl_train", __doc__)
+    main(ReflRun, ReflConfig, "refl_train", __doc__ or "")

@@ -56,8 +56,8 @@ class AttentionMaps:
                 "No attention was recorded: sample at least one step, with the words' conditioning on the whole latent."
             )
         layers = sum(self._layers[step] for step in {key[0] for key, _ in sums})
-        scaled = (F.interpolate(total.float().cpu(), size, mode="bilinear") for _, total in sums)
-        return sum(scaled) / layers
+        first, *rest = [F.interpolate(total.float().cpu(), size, mode="bilinear") for _, total in sums]
+        return sum(rest, first) / layers
 
 
 def token_matrix(positions: Sequence[Positions], n_tokens: int) -> Tensor:
@@ -69,7 +69,9 @@ def token_matrix(positions: Sequence[Positions], n_tokens: int) -> Tensor:
     return matrix
 
 
-def word_attention(q: Tensor, k: Tensor, words: Tensor, layout: Layout | None = None, strength: float = 0.0) -> Tensor:
+def word_attention(
+    q: Tensor, k: Tensor, words: Tensor, layout: Layout | None = None, strength: float | Tensor = 0.0
+) -> Tensor:
     """The probability with which each image token attends to each word: [B, W, Nq] in [0, 1], the mean over heads.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], words: [B, Nk, W], see `token_matrix`. With a layout and λ_t (`strength`), the
@@ -89,7 +91,7 @@ def word_attention(q: Tensor, k: Tensor, words: Tensor, layout: Layout | None = 
 
 def attention_mass(heat: Tensor, mask: Tensor) -> float:
     """The fraction of a map [h, w] that lies on a mask [H, W] in [0, 1]; 0 for an empty map."""
-    inside = heat * covered_fractions(mask, tuple(heat.shape)).to(heat)
+    inside = heat * covered_fractions(mask, (heat.shape[0], heat.shape[1])).to(heat)
     return float(inside.sum() / heat.sum().clamp(min=torch.finfo(heat.dtype).tiny))
 
 

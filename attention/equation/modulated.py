@@ -101,8 +101,8 @@ def _may_have_kernel(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _cast(precision: torch.dtype | None, *tensors: Tensor) -> Sequence[Tensor]:
-    return tensors if precision is None else [x.to(precision) for x in tensors]
+def _cast(precision: torch.dtype | None, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (q, k, v) if precision is None else (q.to(precision), k.to(precision), v.to(precision))
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager:

@@ -36,6 +36,8 @@ class PatchEmbed(nn.Module):
 class WindowAttention(nn.Module):
     """Self-attention inside each window, with a learned bias per offset between two tokens (eq. 4)."""
 
+    offsets: Tensor
+
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads

@@ -47,7 +47,7 @@ def fit(recipe: Recipe, modules: Iterable[nn.Module], loss_of: Callable[[int], T
         loss.backward()
         nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()
-        if average:
+        if average and recipe.ema:
             decay = min(recipe.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(average, [w.detach() for w in weights], 1 - decay)
         if step % 100 == 0:
@@ -56,7 +56,7 @@ def fit(recipe: Recipe, modules: Iterable[nn.Module], loss_of: Callable[[int], T
             bar.set_postfix(loss=f"{shown:.4f}")
     if average:
         with torch.no_grad():
-            torch._foreach_copy_(weights, average)
+            torch._foreach_copy_([w.detach() for w in weights], average)
     tqdm.write(
         f"{label}: {recipe.steps} steps of {recipe.batch}, {(time.process_time() - started) / 60:.1f} CPU-minutes"
     )

@@ -1,1 +1,1 @@
-"""A language model behind a server that speaks OpenAI's chat API: requests, keys, and answers kept on the disk."""
+"""A language model behind a server that speaks OpenAI's chat API: requests, keys, and the cache of answers."""

@@ -1,4 +1,4 @@
-"""A language model's answers on the disk, so that a question that was answered once is not asked again."""
+"""A cache of a language model's answers on disk, so that no question is asked twice."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 PART = "realigndiff-part-"
-"""How the name of a file begins while it is written."""
+"""The beginning of a file's name while it is written."""
 
 
 class AnswerCache:
-    """A folder with one small file an answer, named by the SHA-256 of its question.
+    """A folder with one small file per answer, named by the SHA-256 of its question.
 
-    A file is written beside its place and then put there, so any number of programs may share a folder. One that cannot
-    be read is no answer, one that cannot be written is not kept: nothing here raises an error. Of more than `most`
-    answers those go that were used longest ago; an answer of more than `MAX_BYTES` is not kept.
+    Any number of programs may share a folder: a file is moved to its place when it is complete. A file that cannot be
+    read counts as no answer, one that cannot be written is not kept; nothing here raises an error. The folder holds
+    `most` answers, and drops those that were used longest ago. An answer of more than `MAX_BYTES` is not kept.
     """
 
     MAX_BYTES = 16 * 1024
@@ -29,7 +29,7 @@ class AnswerCache:
         self.folder, self.most = Path(folder), most
 
     def get(self, question: str) -> dict[str, Any] | None:
-        """The answer to a question, None if it is not here."""
+        """The cached answer to a question, or None."""
         file = self._file(question)
         with suppress(OSError, ValueError, RecursionError):
             with file.open("rb") as opened:
@@ -40,7 +40,7 @@ class AnswerCache:
         return None
 
     def put(self, question: str, answer: dict[str, Any]) -> None:
-        """Keep an answer."""
+        """Cache an answer."""
         with suppress(OSError, ValueError, RecursionError):
             data = json.dumps(answer).encode("ascii")
             if len(data) > self.MAX_BYTES:
@@ -58,7 +58,7 @@ class AnswerCache:
         return self.folder / f"{sha256(question.encode('utf-8', 'replace')).hexdigest()}.json"
 
     def _drop(self) -> None:
-        """Remove what is too much, also what a program left half written; files of others are left alone."""
+        """Remove the answers beyond `most`, and files left half written; leave other files alone."""
         files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...core.errors import NoAnswer, RealignError
-from ...core.text import short
+from ...core.text import shorten
 from ..answers import read_json
 from ..questions import Question, binding_question, score_question
 from ..validator import valid_bindings, valid_scores
@@ -16,7 +16,7 @@ from .chat import ChatServer
 from .key_forms import holds_key, without_key
 
 MOST_READ = 4000
-"""Characters of what a server says to its refusal."""
+"""Characters of a server's error that are looked at."""
 
 
 class OpenAiLanguageModel:
@@ -34,15 +34,16 @@ class OpenAiLanguageModel:
         cache: AnswerCache | None = None,
         or_offline: bool = False,
     ) -> None:
-        """base_url: e.g. `http://127.0.0.1:11434/v1`. timeout: seconds for a question with all its retries.
+        """base_url: e.g. `http://127.0.0.1:11434/v1`. model: its name on the server.
 
-        api_key: asked for the key whenever one is needed, so that none is kept here; None for a server without.
-        retries: how often a question is asked again that the server could not answer just then (status 408, 409, 429
-        or 5xx, a connection that fails or breaks off, something that is no chat completion).
-        or_offline: a server that cannot be asked leaves its question to the offline scorer (`NoAnswer`).
+        api_key: returns the key whenever one is needed, so that none is kept here; None for a server without.
+        timeout: seconds for one question, retries included.
+        retries: how often a question is asked again after an error that may pass (status 408, 409, 429 or 5xx, a
+        connection that fails or breaks off, a response that is no chat completion).
+        or_offline: raise `NoAnswer` when the server cannot be asked, so that the offline scorer answers.
 
         Raises:
-            RealignError: the address is none, holds a password, or no model is named.
+            RealignError: the address is none, or holds a password; or no model is named.
         """
         self.server = ChatServer(base_url, model.strip(), timeout, retries, seed)
         if not self.server.model:
@@ -51,7 +52,7 @@ class OpenAiLanguageModel:
         self._api_key = api_key
 
     def bind(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
-        """stop: looked at all the time; once it is true, nothing more is asked."""
+        """stop: polled all the time; once it is true, nothing more is asked."""
 
         def usable(answer: Any) -> bool:
             return bool(valid_bindings(answer, prompt, tags)[0])
@@ -67,30 +68,30 @@ class OpenAiLanguageModel:
     def _ask(
         self, question: Question, tags: Sequence[str], usable: Callable[[Any], bool], stop: Callable[[], bool]
     ) -> Any:
-        """The server's JSON answer, None if it wrote none. Only one that is `usable`, and whole, is kept.
+        """The server's JSON answer, None if it wrote none. Only a whole answer that is `usable` is cached.
 
         Raises:
             NoAnswer: with `or_offline`, the server cannot be reached, refuses, or writes no completion.
-            RealignError: the same without; and openai is not installed, or the key cannot be sent.
+            RealignError: the same without `or_offline`; or openai is not installed, or the key cannot be sent.
         """
         server = self.server
-        asked = json.dumps([server.base_url, server.model, server.seed, *question])
-        if self.cache is not None and (known := self.cache.get(asked)) is not None:
-            return known
-        key, told = self._key(), ""
+        cache_key = json.dumps([server.base_url, server.model, server.seed, *question])
+        if self.cache is not None and (cached := self.cache.get(cache_key)) is not None:
+            return cached
+        key, failure = self._key(), ""
         try:
-            said = server.said(question, key, stop)
+            completion = server.complete(question, key, stop)
         except RealignError:
             raise
-        except Exception as trouble:  # also of openai with the address, a proxy or a certificate
-            told = self._told(trouble, key)
-        if told:  # raised out here, so that it does not hold the request with its key
-            raise NoAnswer(told) if self.or_offline else RealignError(told)
-        answer = read_json(said.text, tags, cut=said.cut)
-        if answer is None or holds_key(answer, key, " ".join(one["content"] for one in question.messages)):
+        except Exception as error:  # also openai's own about the address, a proxy or a certificate
+            failure = self._describe(error, key)
+        if failure:  # raised outside of the handler, so that it does not hold the request with its key
+            raise NoAnswer(failure) if self.or_offline else RealignError(failure)
+        answer = read_json(completion.text, tags, truncated=completion.truncated)
+        if answer is None or holds_key(answer, key, " ".join(message["content"] for message in question.messages)):
             return None  # a key would be written into notes and into the cache
-        if self.cache is not None and not said.cut and usable(answer):
-            self.cache.put(asked, answer)
+        if self.cache is not None and not completion.truncated and usable(answer):
+            self.cache.put(cache_key, answer)
         return answer
 
     def _key(self) -> str | None:
@@ -101,9 +102,9 @@ class OpenAiLanguageModel:
             )
         return key or None
 
-    def _told(self, trouble: Exception, key: str | None) -> str:
-        said = short(without_key(str(trouble)[:MOST_READ], key), 200) or type(trouble).__name__
+    def _describe(self, error: Exception, key: str | None) -> str:
+        reason = shorten(without_key(str(error)[:MOST_READ], key), 200) or type(error).__name__
         return (
-            f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({said}): check that "
+            f"The LLM server {self.server.host} did not answer for '{self.server.model}' ({reason}): check that "
             "it runs, its address, the model's name and the key, or choose the offline scorer."
         )

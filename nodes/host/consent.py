@@ -10,7 +10,8 @@ import os
 import re
 
 from ...core.errors import RealignError
-from ...language.server.keys import is_for, is_this_machine, origin
+from ...language.server.address import is_this_machine, origin
+from ...language.server.keys import is_for
 from .api_keys import HOST_SETTING, user_settings
 from .prompt_users import current_user, prompt_server
 

@@ -97,8 +97,7 @@ def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
             super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Tokenizer)
 
     clip = comfy.sd.CLIP(
-        ClipTarget(Tokenizers, Encoder),
-        model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")},
+        ClipTarget(Tokenizers, Encoder), model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")}
     )
     transformer = clip.cond_stage_model.clip_l.transformer
     weights = _weights(folder / "model.safetensors")
@@ -131,9 +130,7 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
         for name, tensor in weights.items()
     }
     vae = comfy.sd.VAE(
-        sd=weights,
-        config={"params": {"ddconfig": shape, "embed_dim": config["latent_channels"]}},
-        dtype=torch.float32,
+        sd=weights, config={"params": {"ddconfig": shape, "embed_dim": config["latent_channels"]}}, dtype=torch.float32
     )
     _regroup(vae.first_stage_model, config["norm_num_groups"])
     vae.downscale_ratio = vae.upscale_ratio = factor

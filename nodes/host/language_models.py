@@ -1,9 +1,8 @@
-"""Language models in ComfyUI's care: see `language.model.LanguageModel` for `bind` and `score`."""
+"""Language models in ComfyUI's care. Each is a `language.model.LanguageModel`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from threading import Event
 from typing import Any
 
@@ -15,62 +14,59 @@ failures: Counter[str] = Counter()
 """How often the server at an address did not answer."""
 
 
-class ManagedOfflineScorer:
+class _LanguageModel:
+    def bind(self, prompt: str, tags: list[str]) -> Any:
+        return self._ask("bind", prompt, tags)
+
+    def score(self, prompt: str, tags: list[str]) -> Any:
+        return self._ask("score", prompt, tags)
+
+    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
+        """question: the name of one of the two methods above."""
+        raise NotImplementedError
+
+
+class ManagedOfflineScorer(_LanguageModel):
     """The offline scorer; its text encoder is on the device only while it answers."""
 
     def __init__(self, blip2: ManagedModel | None = None) -> None:
         self.blip2 = blip2
         self.offline = self
 
-    def bind(self, prompt: str, tags: list[str]):
+    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
         from ...language.offline_scorer import OfflineScorer
 
-        return OfflineScorer().bind(prompt, tags)
-
-    def score(self, prompt: str, tags: list[str]):
-        from ...language.offline_scorer import OfflineScorer
-
-        if self.blip2 is None or not tags:
-            return OfflineScorer().score(prompt, tags)
+        if self.blip2 is None or question == "bind" or not tags:
+            return getattr(OfflineScorer(), question)(prompt, tags)
         with self.blip2.loaded() as models:
             return OfflineScorer(models.text_encoder).score(prompt, tags)
 
 
-class ManagedLanguageModel:
+class ManagedLanguageModel(_LanguageModel):
     """A language model on this machine; it is on the device only while it answers."""
 
     def __init__(self, scorer: ManagedModel, offline: ManagedOfflineScorer) -> None:
         self.scorer, self.offline = scorer, offline
 
-    def bind(self, prompt: str, tags: list[str]):
+    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
         with self.scorer.loaded() as scorer:
-            return scorer.bind(prompt, tags)
-
-    def score(self, prompt: str, tags: list[str]):
-        with self.scorer.loaded() as scorer:
-            return scorer.score(prompt, tags)
+            return getattr(scorer, question)(prompt, tags)
 
 
-class InterruptibleServer:
+class InterruptibleServer(_LanguageModel):
     """A language model on a server. An interrupt does not wait for its answer, and stops further requests."""
 
     def __init__(self, server: Any, offline: ManagedOfflineScorer, base_url: str) -> None:
         """server: a `LanguageModel` whose questions take `stop`, as `OpenAiLanguageModel`'s do."""
         self.server, self.offline, self.base_url = server, offline, base_url
 
-    def bind(self, prompt: str, tags: list[str]):
-        return self._ask(self.server.bind, prompt, tags)
-
-    def score(self, prompt: str, tags: list[str]):
-        return self._ask(self.server.score, prompt, tags)
-
-    def _ask(self, question: Callable, prompt: str, tags: list[str]):
+    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
         from .consent import check_allowed
 
         check_allowed(self.base_url)  # the running prompt may be another user's than the one that made this model
         interrupted = Event()
         try:
-            return run_interruptibly(lambda: question(prompt, tags, stop=interrupted.is_set))
+            return run_interruptibly(lambda: getattr(self.server, question)(prompt, tags, stop=interrupted.is_set))
         except NoAnswer:
             failures[self.base_url] += 1
             raise
@@ -78,24 +74,18 @@ class InterruptibleServer:
             interrupted.set()
 
 
-class FailFast:
+class FailFast(_LanguageModel):
     """A language model for one batch: after it could not answer once, it is not asked again."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.failure: NoAnswer | None = None
 
-    def bind(self, prompt: str, tags: list[str]):
-        return self._ask(self.model.bind, prompt, tags)
-
-    def score(self, prompt: str, tags: list[str]):
-        return self._ask(self.model.score, prompt, tags)
-
-    def _ask(self, question: Callable, prompt: str, tags: list[str]):
+    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
         if self.failure is not None:
             raise self.failure
         try:
-            return question(prompt, tags)
+            return getattr(self.model, question)(prompt, tags)
         except NoAnswer as failure:
             self.failure = failure
             raise

@@ -50,12 +50,7 @@ def choices(key: str, kind: str, *, none: bool = False, demo: bool = True) -> li
     A repository remains an option once it is downloaded: saved workflows name it, and newer ComfyUIs refuse values that
     are not an option.
     """
-    return [
-        *([DEMO] if demo else []),
-        *([NONE] if none else []),
-        *sorted(_found(key)),
-        *REPOSITORIES.get(kind, ()),
-    ]
+    return [*([DEMO] if demo else []), *([NONE] if none else []), *sorted(_found(key)), *REPOSITORIES.get(kind, ())]
 
 
 def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:

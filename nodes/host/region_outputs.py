@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ...core.describe import table
+from ...core.describe import describe_regions
 from ...core.interchange import bounding_boxes, to_json
 from ...core.masks import mask_batch
 from ...core.regions import RegionSet
@@ -48,7 +48,7 @@ def region_node_output(
 
     searched: whether the images were searched for the regions, so that the table says "not found" for one without mask.
     """
-    size = tuple(image.shape[1:3])
+    size = (image.shape[1], image.shape[2])
     overlays = _overlays(sets, image)
     preview = ui.PreviewImage(overlays, cls=node).as_dict()
     return io.NodeOutput(
@@ -57,7 +57,7 @@ def region_node_output(
         overlays,
         bounding_boxes(sets, size),
         to_json(sets),
-        ui={**preview, "text": [table(sets, searched)]},
+        ui={**preview, "text": [describe_regions(sets, searched)]},
     )
 
 

@@ -95,9 +95,9 @@ class Editor:
         """Press Run; 'execution_success' or what went wrong."""
         ended = self.js(
             """seconds => new Promise(resolve => {
-                const told = kind => event => resolve(kind + (event.detail?.exception_message ?? ''))
+                const report = kind => event => resolve(kind + (event.detail?.exception_message ?? ''))
                 for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-                    app.api.addEventListener(kind, told(kind), {once: true})
+                    app.api.addEventListener(kind, report(kind), {once: true})
                 setTimeout(() => resolve('timeout ' + JSON.stringify(app.lastNodeErrors)), seconds * 1000)
                 app.extensionManager.command.execute('Comfy.QueuePrompt')
             })""",

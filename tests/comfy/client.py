@@ -173,10 +173,10 @@ class Client:
             try:
                 message = self._socket.recv()
             except self._timed_out:
-                raise TimeoutError("the server told nothing more in time") from None
+                raise TimeoutError("the server sent nothing more in time") from None
             if isinstance(message, str):  # bytes are previews
-                told = json.loads(message)
-                return told["type"], told["data"] or {}
+                event = json.loads(message)
+                return event["type"], event["data"] or {}
 
 
 class FakeLlm:

@@ -203,9 +203,9 @@ def placed(
         y, width = 0, max(outer(group)[0] for group in column)
         for group in column:
             if not group.title:  # the note, which takes what the others leave
-                own = tall - GROUP_GAP - stacked(column[1:])
-                nodes[ids[NOTE]] = (x, TITLE, width, own - TITLE)
-                y = own + GROUP_GAP
+                height = tall - GROUP_GAP - stacked(column[1:])
+                nodes[ids[NOTE]] = (x, TITLE, width, height - TITLE)
+                y = height + GROUP_GAP
                 continue
             groups.append((group.title, group.color, (x, y, *outer(group))))
             for i, names in enumerate(group.columns):

@@ -30,8 +30,8 @@ class MiniatureSdxl(Loader):
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
 
     def load(self):
-        own = family("SDXL")
-        model = patcher(own.kind, {**own.config, "adm_in_channels": text_encoders.POOLED + SDXL_SIZES})
+        sdxl = family("SDXL")
+        model = patcher(sdxl.kind, {**sdxl.config, "adm_in_channels": text_encoders.POOLED + SDXL_SIZES})
         return model, text_encoders.sdxl_clip(), vae(4)
 
 

@@ -28,8 +28,8 @@ def key_for(request, api_keys, monkeypatch, tmp_path):
             monkeypatch.setenv("REALIGN_LLM_API_KEY", KEY)
         else:
             (tmp_path / "default").mkdir()
-            own = {api_keys.KEY_SETTING: KEY, api_keys.HOST_SETTING: owner}
-            (tmp_path / "default" / "comfy.settings.json").write_text(json.dumps(own), encoding="utf-8")
+            settings = {api_keys.KEY_SETTING: KEY, api_keys.HOST_SETTING: owner}
+            (tmp_path / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
         return api_keys.api_key_for(base_url)
 
     return ask

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from .test_server import CERTAIN, CLIP, MODEL, PROMPT, VAE, drawing, node, previewed, sampling, told
+from .test_server import CERTAIN, CLIP, MODEL, PROMPT, VAE, drawing, error_message, node, previewed, sampling
 
 STRENGTHS = {"cross_strength": 1.0, "self_strength": 0.3, "power": 0.0, "start": 0.0, "end": 1.0}
 
@@ -98,6 +98,6 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_what_users_get_wrong_is_told_in_a_sentence(client, what):
-    maps, said = BAD[what]
-    message = told(client.run(drawing(maps=maps)))
-    assert re.search(said, message) and "\n" not in message and message.endswith("."), message
+    maps, pattern = BAD[what]
+    message = error_message(client.run(drawing(maps=maps)))
+    assert re.search(pattern, message) and "\n" not in message and message.endswith("."), message

@@ -116,8 +116,8 @@ def test_the_page_that_queued_a_prompt_is_told_which_host_to_ask_about(client, a
     run = client.start(asking(address, "circle, page"))
     while not any(kind == "execution_error" for kind, _ in events):
         events.append(client.next_event(time.monotonic() + 60))
-    (told,) = [data for kind, data in events if kind == "realigndiff.consent"]
-    assert told == {"host": address, "setting": SETTING}
+    (sent,) = [data for kind, data in events if kind == "realigndiff.consent"]
+    assert sent == {"host": address, "setting": SETTING}
     run.follow(lambda *_: True)
 
 

@@ -25,10 +25,10 @@ BOTH = {"sdxl": ("6", "14"), "flux": ("12", "19")}
 def miniature(name: str) -> dict:
     """The example on small models, with both latents saved."""
     graph = workflow(name)
-    for own in graph.values():
-        kind, inputs = own["class_type"], own["inputs"]
+    for entry in graph.values():
+        kind, inputs = entry["class_type"], entry["inputs"]
         if kind in LOADERS:
-            own.update(class_type=LOADERS[kind], inputs={})
+            entry.update(class_type=LOADERS[kind], inputs={})
         elif kind in EYES:
             inputs.update((key, DEMO) for key in EYES[kind])
         else:

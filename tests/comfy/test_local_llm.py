@@ -12,7 +12,7 @@ def folders(comfy, monkeypatch, tmp_path):
     import folder_paths
     from realigndiff.nodes import llm
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, llm.FOLDERS, ([str(tmp_path)], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, llm.KEY, ([str(tmp_path)], set()))
     save_language_model(tmp_path / "tiny", "qwen2")
     return llm
 
@@ -23,9 +23,9 @@ def test_it_is_offered_and_answers_in_turn_with_the_offline_scorer(folders):
     inputs = {input.id: input for input in folders.LoadLlm.define_schema().inputs}
     assert inputs["local_model"].options == ["none", "tiny"]
     (llm,) = folders.LoadLlm.execute(folders.LOCAL, "", "", 60, local_model="tiny").result
-    regions, told = Likelihoods.execute(PROMPT, tags="circle, square, sky", llm=llm).result
+    regions, text = Likelihoods.execute(PROMPT, tags="circle, square, sky", llm=llm).result
     assert [region.phrase for region in regions[0]][:2] == ["a red circle", "a blue square"]
-    assert "s=" in told
+    assert "s=" in text
 
 
 def test_its_steps_are_shown(folders, monkeypatch):
@@ -48,12 +48,12 @@ def test_an_interrupt_stops_it(folders):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("none", "No local model is chosen"), ("gone", "There is no folder 'gone'")]
+    ("name", "pattern"), [("none", "No local model is chosen"), ("gone", "There is no folder 'gone'")]
 )
-def test_one_that_is_not_there_is_told(folders, name, told):
+def test_one_that_is_not_there_is_told(folders, name, pattern):
     from realigndiff.core.errors import RealignError
 
-    with pytest.raises(RealignError, match=told):
+    with pytest.raises(RealignError, match=pattern):
         folders.LoadLlm.execute(folders.LOCAL, "", "", 60, local_model=name)
 
 

@@ -29,8 +29,8 @@ def loaders(comfy, tmp_path, monkeypatch):
 
 class TestBatches:
     @pytest.fixture
-    def told(self, interrupts, monkeypatch):
-        """What the progress bar is told."""
+    def progress(self, interrupts, monkeypatch):
+        """The fractions that the progress bar shows."""
         seen = []
 
         class Bar:
@@ -43,7 +43,7 @@ class TestBatches:
         monkeypatch.setattr(interrupts.comfy.utils, "ProgressBar", Bar)
         return seen
 
-    def test_images_are_looked_at_in_runs_and_keep_their_order(self, interrupts, told):
+    def test_images_are_looked_at_in_runs_and_keep_their_order(self, interrupts, progress):
         runs = []
 
         def work(part, tell):
@@ -53,10 +53,10 @@ class TestBatches:
 
         assert interrupts.in_batches(19, work) == list(range(19))
         assert runs == [(0, 8), (8, 16), (16, 19)]
-        assert told == sorted(told) and told[-1] == 1.0
-        assert told[:2] == pytest.approx([4 / 19, 8 / 19], abs=1e-3)
+        assert progress == sorted(progress) and progress[-1] == 1.0
+        assert progress[:2] == pytest.approx([4 / 19, 8 / 19], abs=1e-3)
 
-    def test_runs_are_halved_while_the_device_has_no_memory_for_them(self, interrupts, told):
+    def test_runs_are_halved_while_the_device_has_no_memory_for_them(self, interrupts, progress):
         runs = []
 
         def work(part, tell):
@@ -68,7 +68,7 @@ class TestBatches:
         assert interrupts.in_batches(5, work) == list(range(5))
         assert runs == [5, 4, 2, 2, 1]
 
-    def test_one_image_that_does_not_fit_is_told(self, interrupts, told):
+    def test_one_image_that_does_not_fit_is_told(self, interrupts, progress):
         def work(part, tell):
             raise interrupts.comfy.model_management.OOM_EXCEPTION("out of memory")
 

@@ -20,18 +20,18 @@ def large(server):
     folder, demo = server.base / "models" / "blip" / "large", WEIGHTS / "blip2_captioner"
     shutil.copytree(demo, folder, ignore=shutil.ignore_patterns("*.safetensors", "generation*"))
     config = Blip2Config.from_pretrained(demo).to_dict()
-    own = AutoTokenizer.from_pretrained(demo)
+    tokenizer = AutoTokenizer.from_pretrained(demo)
     text = OPTConfig(
         hidden_size=1024,
         word_embed_proj_dim=1024,
         ffn_dim=4096,
         num_hidden_layers=8,
         num_attention_heads=8,
-        vocab_size=len(own),
+        vocab_size=len(tokenizer),
         max_position_embeddings=64,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = Blip2ForConditionalGeneration(Blip2Config.from_dict({**config, "text_config": text.to_dict()}))
     size = 4 * sum(parameter.numel() for parameter in model.parameters())

@@ -26,9 +26,9 @@ def failing(comfy):
 
 
 def raised(node, *arguments) -> BaseException:
-    with pytest.raises(Exception) as told:
+    with pytest.raises(Exception) as caught:
         node.execute(*arguments)
-    return told.value
+    return caught.value
 
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError, OSError])

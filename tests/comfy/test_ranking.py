@@ -120,33 +120,33 @@ class TestJudging:
     def test_the_progress_bar_goes_once_through_all_rewards(self, rank, monkeypatch):
         from realigndiff.nodes.host import interrupts
 
-        told = []
+        values = []
 
         class Bar:
             def __init__(self, total):
                 self.total = total
 
             def update_absolute(self, value, total):
-                told.append(value / total)
+                values.append(value / total)
 
         monkeypatch.setattr(interrupts.comfy.utils, "ProgressBar", Bar)
         rank(*[Scores(*range(9))] * 3)
-        assert told == pytest.approx([8 / 27, 9 / 27, 17 / 27, 18 / 27, 26 / 27, 1], abs=1e-3)
+        assert values == pytest.approx([8 / 27, 9 / 27, 17 / 27, 18 / 27, 26 / 27, 1], abs=1e-3)
 
     @pytest.mark.parametrize(
-        "images, said",
+        "images, pattern",
         [
             (torch.full((2, 8, 8, 3), float("nan")), "Image 1 of 2 holds values that are not numbers"),
             (torch.zeros(1, 4, 4, 3), "4 x 4 pixels; .*: give a larger image"),
             (torch.zeros(1, 8, 8, 4), "give a batch"),
         ],
     )
-    def test_images_that_no_reward_can_judge_are_told(self, rank, images, said):
+    def test_images_that_no_reward_can_judge_are_told(self, rank, images, pattern):
         from realigndiff.core.errors import RealignError
         from realigndiff.nodes.host.managed_models import ManagedModel
         from realigndiff.nodes.ranking import RankImages
 
-        with pytest.raises(RealignError, match=said):
+        with pytest.raises(RealignError, match=pattern):
             RankImages.execute(images, PROMPT, reward_1=ManagedModel(Scores(1.0, 2.0)))
 
     def test_a_blip_2_without_a_text_encoder_is_told_before_anything_is_judged(self, rank):
@@ -289,21 +289,23 @@ class TestInComfyUI:
         assert client.run(ranking(reward_1=CAPTION)).status == "success"
 
     @pytest.mark.parametrize(
-        "inputs, said",
+        "inputs, expected",
         [
             ({"prompt": " \n", "reward_1": CAPTION}, "The prompt is empty: write what the images should show."),
             (
                 {"reward_1": SAM, "reward_2": ["captioner", 0]},
-                "Load BLIP-2 was told to load no text encoder: choose one there.",
+                "Load BLIP-2 loaded no text encoder: choose one there.",
             ),
         ],
     )
-    def test_bad_input_is_told_in_one_sentence(self, client, inputs, said):
+    def test_bad_input_is_told_in_one_sentence(self, client, inputs, expected):
         demo = {"captioner": "demo (embedded)", "text_encoder": "none", "precision": "fp32", "download": False}
-        assert told(client.run({**ranking(**inputs), "captioner": node("RealignLoadBlip2", **demo)})) == said
+        assert (
+            error_message(client.run({**ranking(**inputs), "captioner": node("RealignLoadBlip2", **demo)})) == expected
+        )
 
 
-def told(run):
+def error_message(run):
     """The one sentence that a failed run says, which must be ours."""
     assert run.status == "error"
     assert run.error["exception_type"].endswith("core.errors.RealignError"), run.error

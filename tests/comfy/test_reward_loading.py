@@ -22,9 +22,9 @@ MODELS = {
 """The model of each reward under models/rewards."""
 WRONG = [
     (kind, model)
-    for kind, own in MODELS.items()
-    for model in sorted(set(MODELS.values()) - {own})
-    if {own, model} != {"clip", "negclip/x.pth"}  # one network; either form may hold either
+    for kind, right in MODELS.items()
+    for model in sorted(set(MODELS.values()) - {right})
+    if {right, model} != {"clip", "negclip/x.pth"}  # one network; either form may hold either
 ]
 
 
@@ -81,9 +81,9 @@ def test_a_reward_without_a_demo_model_is_told(load, kind):
 
 @pytest.mark.parametrize("kind, model", WRONG)
 def test_another_models_files_are_told_in_one_sentence(load, kind, model):
-    with pytest.raises(ValueError, match=r"choose|give") as told:
+    with pytest.raises(ValueError, match=r"choose|give") as caught:
         load(kind, model)
-    assert "\n" not in str(told.value) and str(told.value).endswith(".")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
 def test_both_rewards_of_a_blip_share_one_network_that_goes_with_them(load):

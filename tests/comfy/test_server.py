@@ -116,8 +116,8 @@ class TestNodes:
             assert info["description"].strip(), name
             assert info["category"].startswith("RealignDiff"), name
             for kind in ("required", "optional"):
-                for own, (_, *options) in info["input"].get(kind, {}).items():
-                    assert options and options[0].get("tooltip", "").strip(), f"{name}.{own}"
+                for id, (_, *options) in info["input"].get(kind, {}).items():
+                    assert options and options[0].get("tooltip", "").strip(), f"{name}.{id}"
 
     def test_every_node_has_a_help_page(self, client, server):
         for name in ours(client):
@@ -162,19 +162,19 @@ class TestExamples:
         assert re.findall(r"([a-z]+) \d", run.text("8")[0]) == tags
         (found,) = json.loads(run.text("json")[0])
         assert alone.changed and len(alone.regions.active) == 2
-        here = alone.regions.to_dict()
-        regions = found.pop("regions"), here.pop("regions")
-        assert found == here
-        for there, own in zip(*regions, strict=True):
-            assert there.pop("box") == pytest.approx(own.pop("box"), abs=1e-3)
-            assert there == pytest.approx(own, abs=1e-3)
+        expected = alone.regions.to_dict()
+        regions = found.pop("regions"), expected.pop("regions")
+        assert found == expected
+        for region, wanted in zip(*regions, strict=True):
+            assert region.pop("box") == pytest.approx(wanted.pop("box"), abs=1e-3)
+            assert region == pytest.approx(wanted, abs=1e-3)
 
     def test_the_trained_lora_loads_whole_and_changes_the_images(self, client, server):
         before = len(server.log())
         run = client.run(workflow("trained_lora"))
         assert run.status == "success", run.error
-        said = server.log()[before:]
-        assert "lora key not loaded" not in said and "ERROR" not in said
+        log = server.log()[before:]
+        assert "lora key not loaded" not in log and "ERROR" not in log
         without, with_it = run.images("16"), run.images("18")
         assert len(without) == len(with_it) == 4
         assert all(np.abs(a.astype(int) - b).mean() > 1 for a, b in zip(without, with_it, strict=True))
@@ -262,7 +262,7 @@ class TestBatches:
         assert "circle" in tags[0] and "square" in tags[0] and "ring" in tags[2]
         assert sets[0]["missing"] == [] and len(sets[1]["missing"]) == 2 and sets[2]["missing"]
         assert all(len(one["regions"]) >= 2 and one["prompt"] == PROMPT for one in sets)
-        assert [len(own) for own in json.loads(run.text("boxes")[0])] == [2, 0, 2 - len(sets[2]["missing"])]
+        assert [len(boxes) for boxes in json.loads(run.text("boxes")[0])] == [2, 0, 2 - len(sets[2]["missing"])]
         assert len(run.images("drawn")) == sum(len(one["regions"]) for one in sets)
 
     def test_the_batch_is_sorted_best_first(self, run):
@@ -416,7 +416,7 @@ class TestOtherPacks:
             }
         )
         if form == "list":
-            assert told(run) == "Region from Mask takes one bounding box an image: pick one of them first."
+            assert error_message(run) == "Region from Mask takes one bounding box per image: pick one of them first."
             return
         assert run.status == "success", run.error["exception_message"]
         ((region,),) = [one["regions"] for one in json.loads(run.text("json")[0])]
@@ -459,8 +459,8 @@ class TestProgress:
                 out=previewed(["image", 0]),
             )
         )
-        told = run.progress("caption")  # the images are captioned together, token by token
-        assert len(told) > 3 and told == sorted(set(told)) and told[-1] == (300, 300)
+        steps = run.progress("caption")  # the images are captioned together, token by token
+        assert len(steps) > 3 and steps == sorted(set(steps)) and steps[-1] == (300, 300)
         assert run.progress("drawn") == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -520,8 +520,8 @@ def asking(host, **inputs):
 def knowing(asked):
     """The answer of a language model that knows what a ball is."""
     scores = "Score each tag" in asked["messages"][0]["content"]
-    told = {"ball": 2, "box": 0.5} if scores else {"ball": "a red circle", "box": "a blue square"}
-    return Answer(chat(json.dumps(told)))
+    answer = {"ball": 2, "box": 0.5} if scores else {"ball": "a red circle", "box": "a blue square"}
+    return Answer(chat(json.dumps(answer)))
 
 
 class TestLanguageModel:
@@ -575,11 +575,11 @@ class TestLanguageModel:
         if run.status == "success":
             assert "\n· " in run.text("out")[0]
         else:
-            assert re.search(r"The LLM server .*: check that it runs", told(run))
+            assert re.search(r"The LLM server .*: check that it runs", error_message(run))
 
     def test_a_model_that_is_gone_is_told_with_what_to_do(self, client):
         run = client.run(asking("127.0.0.1:9"))
-        assert re.search(r"127\.0\.0\.1:9 did not answer .*: check that it runs", told(run))
+        assert re.search(r"127\.0\.0\.1:9 did not answer .*: check that it runs", error_message(run))
 
 
 def sent_to(fake, secrets):
@@ -594,11 +594,11 @@ class TestKeys:
     @pytest.fixture(autouse=True)
     def nothing_is_written_down(self, client, server, planted):
         yield
-        told = [client.get("/history"), client.get("/object_info"), client.get("/queue")]
+        answers = [client.get("/history"), client.get("/object_info"), client.get("/queue")]
         files = [file for file in server.base.rglob("*") if file.is_file()]
         for secret in planted.values():
             assert not [file for file in files if secret.encode() in file.read_bytes()]
-            assert not [answer for answer in told if secret.encode() in answer]
+            assert not [answer for answer in answers if secret.encode() in answer]
         for file in files:
             if file.suffix == ".png":
                 written = json.dumps(Image.open(file).info, default=str)
@@ -633,9 +633,9 @@ class TestKeys:
         client.run(asking(llm.host))
         assert not sent_to(stranger, planted)
 
-    @pytest.mark.parametrize("own", [True, False])
-    def test_who_pays_at_openai_is_told_to_no_other_server(self, client, llm, stranger, billing_ids, own):
-        asked = llm if own else stranger
+    @pytest.mark.parametrize("known_host", [True, False])
+    def test_who_pays_at_openai_is_told_to_no_other_server(self, client, llm, stranger, billing_ids, known_host):
+        asked = llm if known_host else stranger
         llm.reply = knowing
         llm.forget()
         assert client.run(asking(asked.host)).status == "success"
@@ -647,7 +647,7 @@ class TestKeys:
         error = {"error": {"message": f"Incorrect API key provided: {key}.", "code": key, "type": f"Bearer {key}"}}
         llm.reply = lambda _: Answer(json.dumps(error), status, {"X-Key": key, "Retry-After": "0"})
         run = client.run(asking(llm.host))
-        assert re.search(rf"The LLM server {llm.host} did not answer .*: check that it runs", told(run))
+        assert re.search(rf"The LLM server {llm.host} did not answer .*: check that it runs", error_message(run))
         assert key not in json.dumps(run.error)
 
     @pytest.mark.parametrize("body", ["{key}", '{{"choices": "{key}"}}', '{{"choices": [{{"message": "{key}"}}]}}'])
@@ -662,7 +662,7 @@ class TestKeys:
         llm.reply = lambda _: answered.wait(30) and Answer(chat("{}"))
         run = client.run(asking(llm.host, timeout=1), timeout=20)
         answered.set()
-        assert re.search("did not answer .*timed out.*: check that it runs", told(run))
+        assert re.search("did not answer .*timed out.*: check that it runs", error_message(run))
 
     def test_openais_own_is_for_openai_alone_and_never_sent_unencrypted(self, comfy, monkeypatch):
         from realigndiff.nodes.host.api_keys import api_key_for
@@ -677,13 +677,13 @@ class TestKeys:
             assert api_key_for(other) is None
 
     def test_one_in_the_users_settings_goes_to_the_host_of_the_settings_alone(self, client, llm, stranger):
-        own = {"RealignDiff.LLM.ApiKey": "sk-settings-1", "RealignDiff.LLM.Host": stranger.host}
-        client.post("/settings", own)
+        settings = {"RealignDiff.LLM.ApiKey": "sk-settings-1", "RealignDiff.LLM.Host": stranger.host}
+        client.post("/settings", settings)
         llm.reply = knowing
         llm.forget()
         for host in (stranger.host, llm.host):
             assert client.run(asking(host)).status == "success"
-        client.post("/settings", dict.fromkeys(own, ""))
+        client.post("/settings", dict.fromkeys(settings, ""))
         assert stranger.keys == {"Bearer sk-settings-1"}
         assert "sk-settings-1" not in json.dumps(llm.headers)
 
@@ -778,7 +778,7 @@ BAD = {
         demo(**IMAGE, out=node("RealignCaptionReward", blip2=BLIP2, image=["image", 0], prompt="")),
         "The prompt is empty: write what",
     ),
-    "no prompt for a mask": (drawn_by_hand(prompt=""), "The prompt is empty: write the whole text"),
+    "no prompt for a mask": (drawn_by_hand(prompt=""), "The prompt is empty: write the whole prompt"),
     "no phrase": (drawn_by_hand(phrase="  "), "The phrase is empty: write the words"),
     "a phrase that is not in the prompt": (
         drawn_by_hand(phrase="an old dog"),
@@ -803,7 +803,7 @@ BAD = {
     "masks without a text": (applied(THREE_MASKS), "need the prompt: fill in the text"),
     "text that is no JSON": (applied({"given": text("a red circle")}), "from this text: 'a red circle'; connect"),
     "JSON that lists no regions": (applied({"given": text('{"a": 1}')}), "lists no regions: write"),
-    "JSON that is nested without end": (applied({"given": text("[" * 50000)}), "no JSON.*; connect"),
+    "JSON that is nested without end": (applied({"given": text("[" * 50000)}), "No JSON.*; connect"),
     "boxes without an image": (
         applied({"given": node("OtherBoxes", form="one")}, text=["prompt", 0]),
         "need the size of the image: connect the image",
@@ -814,7 +814,7 @@ BAD = {
     ),
     "a box without sizes": (
         sampled(given={"given": node("OtherBoxes", form="without sizes")}, text=["prompt", 0]),
-        "needs numbers x, y, width and height",
+        "give numbers x, y, width and height",
     ),
     "regions of two images for three to look at": (
         {**TWO_SETS, **THREE_IMAGES, "out": seen_in(["image", 0], ["given", 0])},
@@ -876,27 +876,27 @@ BAD = {
     "an address with a password": (asking("me:secret@x"), "holds a password.*: leave it out"),
     "a server without a model": (asking("x", model=" "), "No model is named: fill in"),
 }
-"""What users get wrong, as {what: (prompt, what is said)}."""
+"""What users get wrong, as {what: (prompt, pattern of the error)}."""
 
 
 class TestBadInput:
     @pytest.mark.parametrize("what", BAD)
     def test_it_is_told_in_one_sentence_with_the_way_out(self, client, what):
-        graph, said = BAD[what]
-        message = told(client.run(graph))
-        assert re.search(said, message), message
+        graph, pattern = BAD[what]
+        message = error_message(client.run(graph))
+        assert re.search(pattern, message), message
         assert "\n" not in message and message.endswith(".")
 
     def test_a_damaged_model_file_is_told(self, client, server):
         broken = shutil.copytree(RAM, server.base / "models" / "rams" / "broken")
         weights = broken / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
-        message = told(client.run(loaded("RealignLoadRam", model="broken", precision="auto")))
+        message = error_message(client.run(loaded("RealignLoadRam", model="broken", precision="auto")))
         assert re.search(r"broken' are damaged .*: copy or download them again\.$", message)
 
 
-def told(run):
-    """The one sentence that a failed run says, which must be ours."""
+def error_message(run):
+    """The error of a failed run, which must be one of this pack's."""
     assert run.status == "error"
     assert run.error["exception_type"].endswith("core.errors.RealignError"), run.error
     return run.error["exception_message"].strip()

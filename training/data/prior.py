@@ -21,7 +21,7 @@ from torch import Tensor
 from ...core.embedded import model_path
 from ...core.errors import RealignError
 from ...core.fingerprint import fingerprint_of_texts
-from ...core.pictures import counted, listed, opened, pictures_in
+from ...core.pictures import count_noun, find_pictures, list_names, open_picture
 from ...perception.captioner import Captioner
 from ...rewards.caption import CaptionReward
 from ...rewards.caption_gradient import PromptLikelihood
@@ -163,12 +163,12 @@ def folder_prior(
     """
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}' of images with captions: give another prior, or frozen.")
-    files, left_out = pictures_in(folder)
+    files, left_out = find_pictures(folder)
     skipped: dict[str, list[Path]] = {}
     latents, captions = [], []
     for picture, caption in _captioned(files, skipped):
         try:
-            cut = ImageOps.fit(opened(picture), (resolution, resolution), Image.Resampling.BICUBIC)
+            cut = ImageOps.fit(open_picture(picture), (resolution, resolution), Image.Resampling.BICUBIC)
         except Exception:  # Pillow raises errors of many kinds
             skipped.setdefault("that cannot be read", []).append(picture)
             continue
@@ -216,7 +216,7 @@ def _encoded(picture: Image.Image, sampler: DiffusersSampler) -> Tensor:
 def _in_words(folder: Path, skipped: dict[str, list[Path]], left_out: str) -> list[str]:
     """A sentence for each reason why images are not learnt from."""
     sentences = [
-        f"Skipped in '{folder}': {counted(len(files), 'image')} {reason} ({listed(files)})."
+        f"Skipped in '{folder}': {count_noun(len(files), 'image')} {reason} ({list_names(files)})."
         for reason, files in skipped.items()
     ]
     return [*sentences, *([left_out] if left_out else [])]

@@ -57,7 +57,7 @@ def adamw(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.opti
     if not config.optimizer.optimizer_8bit:
         return torch.optim.AdamW(weights, lr=config.optimizer.learning_rate, weight_decay=0)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another CUDA
         raise RealignError(
             f"optimizer_8bit needs the package bitsandbytes, which cannot be imported ({error}): pip install "

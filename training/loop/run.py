@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import RealignError
-from ...core.files import mend, partial_of, reason
+from ...core.files import advice, partial_path, reason
 from ...core.images import to_pil
 from ...lora_files.export import save_lora, save_unet
 from ...lora_files.metadata import run_metadata
@@ -394,7 +394,7 @@ class Run:
         if not self._main:
             return
         folder = self.output / "unet"
-        partial = partial_of(folder)
+        partial = partial_path(folder)
         try:
             with averaged(self.models.weights, self.average):
                 self.models.sampler.unet.save_pretrained(partial)
@@ -403,8 +403,8 @@ class Run:
                 file.replace(folder / file.name)
         except (OSError, SafetensorError) as error:
             raise RealignError(
-                f"The UNet's folder could not be written to '{self.output}' ({reason(error)}): {mend(error)} and start "
-                "again; last.safetensors is there."
+                f"The UNet's folder could not be written to '{self.output}' ({reason(error)}): {advice(error)} and "
+                "start again; last.safetensors is there."
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

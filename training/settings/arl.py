@@ -91,11 +91,11 @@ class ArlConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ArlRunSettings = ArlRunSettings()
-    model: ArlModelSettings = ArlModelSettings()
-    reward: ArlRewardSettings = ArlRewardSettings()
-    optimizer: ArlOptimizerSettings = ArlOptimizerSettings()
-    rounds: RoundSettings = RoundSettings()
+    run: ArlRunSettings = ArlRunSettings.model_construct()
+    model: ArlModelSettings = ArlModelSettings.model_construct()
+    reward: ArlRewardSettings = ArlRewardSettings.model_construct()
+    optimizer: ArlOptimizerSettings = ArlOptimizerSettings.model_construct()
+    rounds: RoundSettings = RoundSettings.model_construct()
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

@@ -247,14 +247,15 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
-    prompts: PromptSettings = PromptSettings()
-    reward: RewardSettings = RewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    watch: WatchSettings = WatchSettings()
+    # model_construct: the defaults, which need no checks
+    run: RunSettings = RunSettings.model_construct()
+    model: ModelSettings = ModelSettings.model_construct()
+    prompts: PromptSettings = PromptSettings.model_construct()
+    reward: RewardSettings = RewardSettings.model_construct()
+    rollout: RolloutSettings = RolloutSettings.model_construct()
+    lora: LoraSettings = LoraSettings.model_construct()
+    optimizer: OptimizerSettings = OptimizerSettings.model_construct()
+    watch: WatchSettings = WatchSettings.model_construct()
 
     def __init__(self, **values: Any) -> None:
         groups, old = in_groups(type(self), values, removed.REMOVED)

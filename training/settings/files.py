@@ -121,7 +121,7 @@ def _from_toml(file: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -234,12 +234,10 @@ def _metavar(field: FieldInfo) -> str:
     return {str: "TEXT", int: "INT", float: "NUMBER", tuple: "[TEXT ...]"}.get(kind(field), "")
 
 
-def _from_text(kind: type, given: str | bool | tuple[str, ...]) -> Any:
+def _from_text(kind: type, given: Any) -> Any:
     """A value of the command line; what cannot be read as a number stays text, which the settings then refuse."""
-    if kind not in (int, float):
-        return given
     try:
-        return kind(given)
+        return kind(given) if kind in (int, float) else given
     except ValueError:
         return given
 

@@ -138,10 +138,10 @@ class ReflConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ReflRunSettings = ReflRunSettings()
-    reward: ReflRewardSettings = ReflRewardSettings()
-    rollout: ReflRolloutSettings = ReflRolloutSettings()
-    prior: PriorSettings = PriorSettings()
+    run: ReflRunSettings = ReflRunSettings.model_construct()
+    reward: ReflRewardSettings = ReflRewardSettings.model_construct()
+    rollout: ReflRolloutSettings = ReflRolloutSettings.model_construct()
+    prior: PriorSettings = PriorSettings.model_construct()
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Container, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,7 +22,7 @@ NOUNS = {
 
 def groups(config: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The groups of a model of settings, by name, in their order."""
-    return {name: field.annotation for name, field in config.model_fields.items()}
+    return {name: cast(type[BaseModel], field.annotation) for name, field in config.model_fields.items()}
 
 
 def fields(config: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -33,7 +33,7 @@ def fields(config: type[BaseModel]) -> dict[str, FieldInfo]:
 def kind(field: FieldInfo) -> type:
     """The Python type of a setting: str, int, float, bool or tuple."""
     origin = get_origin(field.annotation)
-    return str if origin is Literal else origin or field.annotation
+    return str if origin is Literal else origin or cast(type, field.annotation)
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -62,13 +62,13 @@ def expected(field: FieldInfo) -> str:
 
 def summary(field: FieldInfo, *, limits: bool = True) -> str:
     """The first sentence of the help text, with the range or without."""
-    first = field.description.partition(". ")[0].rstrip(".")
+    first = (field.description or "").partition(". ")[0].rstrip(".")
     return f"{first} ({allowed_range(field)})." if limits and allowed_range(field) else f"{first}."
 
 
 def help_text(field: FieldInfo) -> str:
     """The whole help text."""
-    return f"{summary(field)} {field.description.partition('. ')[2]}".rstrip()
+    return f"{summary(field)} {(field.description or '').partition('. ')[2]}".rstrip()
 
 
 def in_groups(
@@ -110,11 +110,11 @@ def nearest(name: str, names: Collection[str]) -> str:
 def sentence(config: type[BaseModel], error: ValidationError) -> str:
     """The first of pydantic's errors as one sentence with the setting's name, its value and what to give."""
     first = error.errors()[0]
+    name = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
     if first["type"] == "value_error":
-        cause = str(first["ctx"]["error"])
-        return f"{first['loc'][1]} is {cause}" if len(first["loc"]) > 1 else cause
-    name = first["loc"][1]
-    value = first["input"]
-    if kind(fields(config)[name]) is tuple and len(first["loc"]) > 2:
+        cause = first.get("ctx", {})["error"]
+        return f"{name} is {cause}" if name else str(cause)
+    field, value = fields(config)[name], first["input"]
+    if kind(field) is tuple and len(first["loc"]) > 2:
         value = [value]
-    return f"{name} is {value!r}; give {expected(fields(config)[name])}."
+    return f"{name} is {value!r}; give {expected(field)}."

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from ...core.errors import RealignError
-from ...core.files import mend, reason, write_whole
+from ...core.files import advice, reason, write_whole
 from ..loop.failures import out_of_memory
 from ..settings import removed
 from ..settings.arl import ranked
@@ -49,7 +49,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     except RealignError as error:
         cause = error.__cause__ or error
         raise RealignError(
-            f"The checkpoint of step {step} could not be written to '{folder}' ({reason(cause)}): {mend(cause)} and "
+            f"The checkpoint of step {step} could not be written to '{folder}' ({reason(cause)}): {advice(cause)} and "
             "start again; the run goes on from the checkpoint before."
         ) from error
     put_aside_later(file)

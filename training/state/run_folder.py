@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...core.errors import RealignError
-from ...core.files import make_folder, mend, reason, sweep, write_whole
+from ...core.files import advice, make_folder, reason, remove_partial_files, write_whole
 from ..watch import log
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RunFolder:
         self.lock = FileLock(output / _LOCK, timeout=0, thread_local=False)
         self._take()
         for folder in (output, *(output / name for name in FOLDERS), *_subfolders(output / "rounds")):
-            sweep(folder)
+            remove_partial_files(folder)
             _sweep_old_names(folder)
 
     def release(self) -> None:
@@ -114,8 +114,8 @@ def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
             os.rename(output / name, aside / name)
     except OSError as error:
         raise RealignError(
-            f"The earlier run's files in '{output}' cannot be moved to '{aside}' ({reason(error)}): {mend(error)}, or "
-            "give another output."
+            f"The earlier run's files in '{output}' cannot be moved to '{aside}' ({reason(error)}): {advice(error)}, "
+            "or give another output."
         ) from error
     return aside
 

@@ -68,6 +68,6 @@ def log_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> No
         elif tracker.name == "wandb":
             tracker.log_images({"samples": [picture]}, step=step)
         else:
-            import trackio
+            import trackio  # pyright: ignore[reportMissingImports]
 
             tracker.log({"samples": trackio.Image(picture)}, step=step)
