@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as LoopTimeout
+from typing import Any
 
 from ..questions import Question
 from .address import host_of
