@@ -221,10 +221,10 @@ def floor(n_queries: int, n_keys: int) -> tuple[float, float]:
 
 def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], queries: int = 64) -> float:
     """The largest difference of ours to the oracle, at some of the queries."""
-    some = slice(None, None, max(1, q.shape[2] // queries))
-    parts = [block._replace(layout=block.layout.part(slice(None), some)) for block in blocks]
-    exact = joint_reference(q[:, :, some].float(), k, v, parts)
-    return (joint_attention(q, k, v, blocks)[:, :, some] - exact).abs().max().item()
+    sampled = slice(None, None, max(1, q.shape[2] // queries))
+    parts = [block._replace(layout=block.layout.part(slice(None), sampled)) for block in blocks]
+    exact = joint_reference(q[:, :, sampled].float(), k, v, parts)
+    return (joint_attention(q, k, v, blocks)[:, :, sampled] - exact).abs().max().item()
 
 
 if __name__ == "__main__":

@@ -60,15 +60,15 @@ def both(models):
 @contextmanager
 def hooked(unet):
     """Gives a list that fills with q, k, q, k… [B, H, N, d] of all calls of cross-attention layers in the `with`."""
-    heard, handles = [], []
+    projected, handles = [], []
     for name, layer in unet.named_modules():
         if isinstance(layer, Attention) and name.endswith("attn2"):
 
             def hear(_, __, out, heads=layer.heads):
-                heard.append(out.unflatten(-1, (heads, -1)).transpose(1, 2))
+                projected.append(out.unflatten(-1, (heads, -1)).transpose(1, 2))
 
             handles += [part.register_forward_hook(hear) for part in (layer.to_q, layer.to_k)]
-    yield heard
+    yield projected
     for handle in handles:
         handle.remove()
 
@@ -81,20 +81,20 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
     words = [phrase_positions(regions, sampler.tokenizer) for regions in sets]
     maps = AttentionMaps(words)
     options = {"region_sets": sets if re_weighted else None, "modulation": settings, "maps": maps}
-    with torch.no_grad(), hooked(sampler.unet) as heard:
+    with torch.no_grad(), hooked(sampler.unet) as projected:
         sampler.sample_latents([PROMPT, "a green ring"], sampler.noise([1, 2]), sampling, **options)
-    calls = [out[2:] for out in heard if len(out) == 4]  # of the UNet; the recorder projects its two rows only
+    calls = [out[2:] for out in projected if len(out) == 4]  # of the UNet; the recorder projects its two rows only
     calls = list(zip(calls[::2], calls[1::2], strict=True))
     heat = torch.zeros(2, 2, 2, 16, 16)  # [step, image, word, h, w]
     for i, (q, k) in enumerate(calls):
         step, side = i // (len(calls) // 2), math.isqrt(q.shape[2])
         QK = q @ k.mT  # [B, H, Nq, Nk]
         if re_weighted:
-            now, _ = settings.strengths(float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
-            QK = QK + modulation(QK, cross_layout(sets, words, (side, side), 77, settings), now)
+            lam, _ = settings.strengths(float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
+            QK = QK + modulation(QK, cross_layout(sets, words, (side, side), 77, settings), lam)
         A = torch.softmax(QK / math.sqrt(q.shape[-1]), dim=-1)
-        for image, own in enumerate(words):
-            for word, positions in enumerate(own):
+        for image, words_of_image in enumerate(words):
+            for word, positions in enumerate(words_of_image):
                 one = A[image][..., list(positions)].sum(-1).mean(0).view(1, 1, side, side)
                 heat[step, image, word] += interpolate(one, (16, 16), mode="bilinear")[0, 0] / (len(calls) / 2)
     assert {q.shape[2] for q, _ in calls} == {64, 256}
@@ -113,8 +113,8 @@ def test_modulated_maps_are_the_softmax_of_the_written_out_equation(dtype):
     QK = q.float() @ k.float().mT
     A = torch.softmax((QK + modulation(QK, layout, 0.7)) / math.sqrt(8), dim=-1)
     ours = word_attention(q, k, token_matrix(positions, 12), layout, 0.7)
-    for row, own in enumerate(positions):
-        for word, tokens in enumerate(own):
+    for row, words in enumerate(positions):
+        for word, tokens in enumerate(words):
             assert_close(ours[row, word], A[row][..., tokens].sum(-1).mean(0))
     assert ours.shape == (2, 2, 64) and ours.dtype == torch.float32
 
@@ -162,17 +162,17 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
     wrong, right = (CaptionedImage(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
     noise = models.sampler.noise(range(3))
     coarse = CoarseImages([PROMPT] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
-    told = attention_mass_script.measure(models, coarse)
-    assert (told["prompts"], told["n"]) == (3, 2)
-    assert told["area"] == pytest.approx((CIRCLE.mean() + SQUARE.mean()) / 2)
+    report = attention_mass_script.measure(models, coarse)
+    assert (report["prompts"], report["n"]) == (3, 2)
+    assert report["area"] == pytest.approx((CIRCLE.mean() + SQUARE.mean()) / 2)
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16), [0, 1])
-    row = told["rows"][0]
+    row = report["rows"][0]
     assert row["name"] == "re-weighted steps" and row["steps"] == 2 and row["rose"] == 1
     assert (row["before"], row["after"]) == pytest.approx(
         tuple(sum(phrase.mass[i] for phrase in phrases) / 2 for i in (0, 1))
     )
     assert row["delta"] == pytest.approx(row["after"] - row["before"])
-    assert f"{row['delta']:+.3f}" in attention_mass_script.as_text(told)
+    assert f"{row['delta']:+.3f}" in attention_mass_script.as_text(report)
     with pytest.raises(RealignError, match="give a larger count"):
         attention_mass_script.measure(models, CoarseImages(coarse.prompts, noise, [right] * 3, coarse.regions))
 
@@ -188,8 +188,8 @@ def test_the_script_samples_held_out_prompts_and_writes_what_it_measures(monkeyp
 
 
 def test_the_panel_shows_the_attention_below_its_pictures(both):
-    seen = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
-    result = RealignResult(PROMPT, 22, seen, seen, REGIONS, "Unchanged.")
+    image = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
+    result = RealignResult(PROMPT, 22, image, image, REGIONS, "Unchanged.")
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16))
     plain, one_row, two_rows = (draw_panel(result, phrases * n) for n in (0, 1, 2))
     assert plain.width == one_row.width and plain.height < one_row.height < two_rows.height

@@ -66,7 +66,7 @@ class RecordingProcessor(LayerProcessor):
                 f"The UNet is called with {len(x)} batch elements, but words of {images} images are recorded."
             )
         last = slice(len(x) - images, None)
-        strength, layout = 0.0, None
+        layout, strength = None, 0.0
         if self.modulation is not None and (strength := self.modulation.strength(cross=True)):
             layout = self.modulation.layout(True, x, text).part(last)
         q, k, _ = project(attn, x[last], text[last])
