@@ -1,6 +1,6 @@
-"""The fine stage's maths (eq. 7-9): attention re-weighted so that each object gets the words that describe it.
+"""Modulated attention (eq. 7-9): each object in an image is attended to by the words that describe it.
 
-`settings` says how strongly and when; `tokens` finds a phrase's tokens in a prompt; `layout` turns masks and tokens
-into which query may see which key; `reference` is the equation written out, `modulated` the same result in little time
-and memory; `diffusers_adapter` puts it into a diffusers UNet. Only that last file knows a host.
+`equation/` knows no host: `settings` says how strongly and when, `tokens` finds a phrase's tokens in a prompt, `layout`
+turns masks and tokens into R, S and B, `reference` is the equation written out, `modulated` the same result in little
+time and memory, `maps` shows what attends to what. `diffusers/` and `comfy/` put it into a host's models.
 """

@@ -35,7 +35,7 @@ from ..attention.equation.layout import KeyBlock, cross_layout, self_layout
 from ..attention.equation.modulated import joint_attention
 from ..attention.equation.reference import joint_reference
 from ..attention.equation.settings import ModulationSettings
-from ..cli.hardware import add_arguments, chosen
+from ..cli.hardware import add_arguments, device_and_dtype
 from ..core.regions import Region, RegionSet
 from .dense_diffusion import dense_diffusion_attention, region_maps
 from .memory import free, peak
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.all:
         args.model, args.size, args.batch, args.regions = list(MODELS), list(SIZES), [1, 4], [1, 5]
-    device, dtype = chosen(args)
+    device, dtype = device_and_dtype(args)
     print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     ways = ["plain", *args.ways]
     columns = [*ways, "floor", *(f"MB {way}" for way in ways), "off"]
@@ -221,10 +221,10 @@ def floor(n_queries: int, n_keys: int) -> tuple[float, float]:
 
 def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], queries: int = 64) -> float:
     """The largest difference of ours to the oracle, at some of the queries."""
-    some = slice(None, None, max(1, q.shape[2] // queries))
-    parts = [block._replace(layout=block.layout.part(slice(None), some)) for block in blocks]
-    exact = joint_reference(q[:, :, some].float(), k, v, parts)
-    return (joint_attention(q, k, v, blocks)[:, :, some] - exact).abs().max().item()
+    sampled = slice(None, None, max(1, q.shape[2] // queries))
+    parts = [block._replace(layout=block.layout.part(slice(None), sampled)) for block in blocks]
+    exact = joint_reference(q[:, :, sampled].float(), k, v, parts)
+    return (joint_attention(q, k, v, blocks)[:, :, sampled] - exact).abs().max().item()
 
 
 if __name__ == "__main__":

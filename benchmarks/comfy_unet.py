@@ -110,14 +110,14 @@ def random_unet(name: str, dtype: torch.dtype) -> Any:
 
 def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -> list:
     """A CONDITIONING of random numbers, for all images alike, with regions or without."""
-    from ..attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
+    from ..attention.comfy.payload import KEY, BoundRegions, Payload, put_entry
 
     g = torch.Generator().manual_seed(seed)
     width = ATTENTION[model_name]["context_dim"]
     options: dict[str, Any] = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
     if regions is not None:
         bound = BoundRegions(regions, positions_of(regions))
-        options["model_conds"] = {KEY: CONDPayload(Payload((bound,), regions.prompt))}
+        options = put_entry(options, KEY, Payload((bound,), regions.prompt))
     return [[torch.randn(1, 77, width, generator=g), options]]
 
 
@@ -158,9 +158,9 @@ def obvious(model: Any, regions: RegionSet, settings: ModulationSettings) -> Any
             return optimized_attention(q, k, v, heads)
         half = len(q) // 2
         other = optimized_attention(q[:half], k[:half], v[:half], heads)
-        own = [_heads_first(x[half:], heads) for x in (q, k, v)]
+        heads_first = [_heads_first(x[half:], heads) for x in (q, k, v)]
         blocks = [KeyBlock(slice(0, k.shape[1]), layout, lam)]
-        return torch.cat([other, _heads_last(joint_reference(*own, blocks))])
+        return torch.cat([other, _heads_last(joint_reference(*heads_first, blocks))])
 
     return _in_each_block(model, regions, settings, lambda layout: layout, attend)
 
@@ -169,8 +169,8 @@ def dense_diffusion(model: Any, regions: RegionSet, settings: ModulationSettings
     """DenseDiffusion's attention at every step, modulated or not."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, maps: RegionMaps, lam: float) -> Tensor:
-        own = [_heads_first(x, heads) for x in (q, k, v)]
-        return _heads_last(dense_diffusion_attention(*own, maps if lam else None, lam, 1.0))
+        heads_first = [_heads_first(x, heads) for x in (q, k, v)]
+        return _heads_last(dense_diffusion_attention(*heads_first, maps if lam else None, lam, 1.0))
 
     return _in_each_block(model, regions, settings, region_maps, attend)
 

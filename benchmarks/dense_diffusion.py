@@ -42,9 +42,9 @@ def dense_diffusion_attention(
     unused = q.new_empty(len(q), q.shape[1], k.shape[1])
     sim = torch.baddbmm(unused, q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
     if maps is not None:
-        own = sim[-len(maps.related) * heads :]
-        low, high = own.min(-1)[0][..., None], own.max(-1)[0][..., None]
+        modulated = sim[-len(maps.related) * heads :]
+        low, high = modulated.min(-1)[0][..., None], modulated.max(-1)[0][..., None]
         mask, size = (x.repeat_interleave(heads, 0) for x in maps)
-        own += (mask > 0) * size * weight * fade * (high - own)
-        own -= ~(mask > 0) * size * weight * fade * (own - low)
+        modulated += (mask > 0) * size * weight * fade * (high - modulated)
+        modulated -= ~(mask > 0) * size * weight * fade * (modulated - low)
     return torch.bmm(sim.softmax(-1), v).unflatten(0, (rows, heads))

@@ -63,8 +63,8 @@ class _Replaced(DiffusersSampler):
         self, prompts: Sequence[str], region_sets: Any, modulation: Any, x: Tensor, guided: bool
     ) -> Iterator[Modulation]:
         sets = [None] * len(prompts) if region_sets is None else list(region_sets)
-        rows = [*([None] * len(prompts) if guided else []), *sets]
-        batch = Batch(rows, [phrase_positions(regions, self.tokenizer) for regions in rows])
+        elements = [*([None] * len(prompts) if guided else []), *sets]
+        batch = Batch(elements, [phrase_positions(regions, self.tokenizer) for regions in elements])
         shared, attend = Modulation(batch, x.shape[-2:], modulation or ModulationSettings()), self.make()
         with wrap_processors(self.unet, lambda previous: _Processor(shared, attend)):
             yield shared
@@ -89,12 +89,12 @@ class _Processor:
 
 def obvious(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float) -> Tensor:
     """Eq. 8-9 as they stand in the rows with regions; PyTorch's attention in the others."""
-    rows = layout.modulated if strength else []
-    if not rows:
+    elements = layout.modulated if strength else []
+    if not elements:
         return F.scaled_dot_product_attention(q, k, v)
-    out = F.scaled_dot_product_attention(q, k, v) if len(rows) < len(q) else torch.empty_like(q)
-    some = as_slice(rows)
-    out[some] = reference_attention(q[some], k[some], v[some], layout.select(rows), strength)
+    out = F.scaled_dot_product_attention(q, k, v) if len(elements) < len(q) else torch.empty_like(q)
+    modulated = as_slice(elements)
+    out[modulated] = reference_attention(q[modulated], k[modulated], v[modulated], layout.select(elements), strength)
     return out
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.filling import empty_weights
-from ..cli.hardware import add_arguments, chosen
+from ..cli.hardware import add_arguments, device_and_dtype
 from ..core.embedded import embedded
 from .published import layouts
 from .published import ram as published_ram
@@ -76,7 +76,7 @@ def measure_in_process(name: str, options: argparse.Namespace) -> dict:
 
 def measure(options: argparse.Namespace) -> dict:
     """Seconds and bytes of one model in this process."""
-    device, dtype = chosen(options)
+    device, dtype = device_and_dtype(options)
     start = time.perf_counter()
     run, network = MODELS[options.one][1](options.file, device, dtype)
     result: dict = {"load": time.perf_counter() - start, "loaded": memory(device)}

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ..attention.equation.settings import ModulationSettings
-from ..cli.hardware import chosen
+from ..cli.hardware import device_and_dtype
 from ..core.errors import RealignError
 from ..core.precision import DTYPES
 from ..core.regions import RegionSet
@@ -61,7 +61,7 @@ def main() -> None:
         comfy_unet.enter()
     except RealignError as error:
         sys.exit(str(error))
-    device, dtype = chosen(argparse.Namespace(device="auto", precision=args.precision))
+    device, dtype = device_and_dtype(argparse.Namespace(device="auto", precision=args.precision))
     print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.steps} steps\n")
     print("| sampling | whole | x plain | modulated | x plain | memory | x plain | beyond | off |")
     print(f"|---|{'---|' * 8}", flush=True)

@@ -98,7 +98,7 @@ def from_tensors(
     return _as_dtype(model, file, dtype)
 
 
-def _as_dtype(model: T, file: str | Path, dtype: torch.dtype) -> T:
+def _as_dtype(model: Any, file: str | Path, dtype: torch.dtype) -> Any:
     """The model, frozen and in `dtype`; a RealignError if one of its finite weights is too large for float16."""
     model = model.to(dtype).requires_grad_(False)
     if dtype == torch.float16:

@@ -1,1 +1,1 @@
-"""What the programs share: options for the models, the settings and the hardware."""
+"""What programs share: command-line options for models, settings and hardware."""

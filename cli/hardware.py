@@ -1,4 +1,4 @@
-"""Which device a script computes on, and in which number format."""
+"""The options `--device` and `--precision`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..core.precision import DTYPES, checked_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--device` and `--precision`, which `chosen` reads."""
-    parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu …; auto: the best that is there")
+    """Add `--device` and `--precision`, which `device_and_dtype` reads."""
+    parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu …; auto: the fastest of this machine")
     parser.add_argument(
         "--precision", choices=("auto", *DTYPES), default="auto", help="auto: fp16 on a GPU of NVIDIA or AMD, else fp32"
     )
 
 
-def chosen(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype that the arguments mean on this machine.
+def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype that the options name.
 
     Raises:
-        RealignError: there is no such device, or PyTorch does not compute in that precision there.
+        RealignError: the device does not exist, or PyTorch cannot compute in that precision on it.
     """
     device = device_of(options.device)
     automatic = "fp16" if device.type == "cuda" else "fp32"
@@ -31,10 +31,10 @@ def chosen(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name; `auto` is the best that is there.
+    """The device of this name; `auto` is the fastest of this machine.
 
     Raises:
-        RealignError: PyTorch knows none of this name, or cannot compute on it.
+        RealignError: PyTorch does not know the name, or cannot compute on the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

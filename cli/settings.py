@@ -1,8 +1,9 @@
-"""How a script re-aligns: an option for each of the loop's settings that people change."""
+"""Options for the settings of re-alignment (`RealignSettings`)."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,49 +12,59 @@ if TYPE_CHECKING:
 
 SAMPLING = ("steps", "cfg")
 LOOP = ("isolate_phrases", "gate", "keep_better", "tag_threshold", "box_threshold", "boxes", "nms", "min_area")
-MODULATION = ("cross_strength", "self_strength", "power", "start", "end", "outside")
+MODULATION = {
+    "cross_strength": "strength of re-weighting in cross-attention (1.0)",
+    "self_strength": "strength of re-weighting in self-attention (0.3)",
+    "power": "exponent of the strength's decay over the steps (5)",
+    "start": "fraction of the steps at which re-weighting starts (0)",
+    "end": "fraction of the steps at which re-weighting ends (0.3; with the demo model 0.5)",
+    "outside": "weight of tokens that belong to no phrase (1)",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The options; one that is not given leaves no attribute, so that `chosen` takes its own value."""
+    """Add the options. One that is not given leaves no attribute, so that `settings_of` keeps the default."""
 
-    def add(name: str, help: str | None = None, **how: Any) -> None:
-        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help, **how)
+    def add(name: str, help: str, **argument: Any) -> None:
+        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=help, **argument)
 
     add("steps", "DDIM steps (the paper: 50)", type=int)
     add("cfg", "classifier-free guidance (the paper: 7.5)", type=float)
     add(
         "isolate_phrases",
-        "encode the regions' phrases alone, as DenseDiffusion's code does (yes; for the demo models no)",
+        "encode the regions' phrases alone, as DenseDiffusion's code does (yes; with the demo model no)",
         action=argparse.BooleanOptionalAction,
     )
-    add("gate", "leave images alone whose caption reward is at least this; none: none is", type=_number_or_none)
-    add("keep_better", "keep the image of the two with the higher reward", action=argparse.BooleanOptionalAction)
-    add("tag_threshold", "of the tagger (each tag's own)", type=_number_or_none)
-    add("box_threshold", type=float)
-    add("boxes", "boxes that a phrase may take", choices=("one", "all"))
-    add("nms", "IoU from which two boxes are one thing found twice", type=float)
-    add("min_area", "fraction of the image that a mask must cover", type=float)
-    for name in MODULATION:
-        add(name, type=float)
+    add("gate", "leave images with at least this caption reward alone; none: no image", type=_number_or_none)
+    add(
+        "keep_better",
+        "keep the coarse image unless the re-aligned one has a higher reward",
+        action=argparse.BooleanOptionalAction,
+    )
+    add("tag_threshold", "least confidence of a tag; none: each tag's own threshold (none)", type=_number_or_none)
+    add("box_threshold", "least grounding score of a box", type=float)
+    add("boxes", "how many boxes a phrase may take", choices=("one", "all"))
+    add("nms", "IoU from which two boxes count as the same object", type=float)
+    add("min_area", "least fraction of the image that a mask must cover", type=float)
+    for name, meaning in MODULATION.items():
+        add(name, meaning, type=float)
 
 
-def chosen(options: argparse.Namespace, defaults: RealignSettings) -> RealignSettings:
-    """`defaults` with what the options say.
+def settings_of(options: argparse.Namespace, defaults: RealignSettings) -> RealignSettings:
+    """`defaults`, changed by the options that were given.
 
     Raises:
         RealignError: a value is out of its range.
     """
-    given = vars(options)
 
-    def of(names: tuple[str, ...]) -> dict[str, object]:
-        return {name: given[name] for name in names if name in given}
+    def given(names: Iterable[str]) -> dict[str, object]:
+        return {name: value for name, value in vars(options).items() if name in names}
 
     return replace(
         defaults,
-        sampling=replace(defaults.sampling, **of(SAMPLING)),
-        modulation=replace(defaults.modulation, **of(MODULATION)),
-        **of(LOOP),
+        sampling=replace(defaults.sampling, **given(SAMPLING)),
+        modulation=replace(defaults.modulation, **given(MODULATION)),
+        **given(LOOP),
     )
 
 

@@ -132,10 +132,13 @@ def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
             f"There are {len(boxes)} bounding boxes but the text '{text}' names {len(things)} things: give one per "
             "thing."
         )
+    if size is None:
+        raise RealignError("Bounding boxes in pixels need the size of the image: connect the image they were drawn on.")
     regions, notes = [], []
     for i, (corners, score) in enumerate(corners_and_scores):
         phrase = labels[i] or (things[i] if i < len(things) else "")
         corners = _fractions(corners, size, phrase, notes)
+        assert size is not None  # `_fractions` has raised an error otherwise
         regions.append(_region(phrase, text, box=corners, mask=box_mask(corners, size), detection=score))
     return _region_set(text, regions, notes=notes)
 

@@ -112,8 +112,8 @@ def nearest_span(phrase: str, prompt: str) -> str | None:
         for word, indexed in known.items():
             for place in chain.from_iterable(places.get(number, ()) for places in indexed):
                 hits.setdefault(place, word)
-        *found, start = _shortest(sorted(hits.items()), words[-1], 2 * len(words))
-        key = (*found, number, start)
+        shared_words, lacks_last, length, start = _shortest(sorted(hits.items()), words[-1], 2 * len(words))
+        key = (shared_words, lacks_last, length, number, start)
         best = key if best is None else min(best, key)
     if best is None:
         return None

@@ -282,7 +282,7 @@ def _folder(path: Path, column: str | None) -> Iterator[Row]:
 
 def _saved_dataset(path: Path, column: str | None) -> Iterator[Row]:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise RealignError(
             f"{path} is a dataset saved by the package datasets, which is not installed; pip install datasets, or save "

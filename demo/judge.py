@@ -1,7 +1,7 @@
-"""The judge: says which coloured shapes an image shows, with no trained parts.
+"""The judge: which coloured shapes does an image show? It has no trained parts.
 
-Saturated pixels take their nearest palette colour; connected components of one colour are objects; an object's shape
-is the template with the largest overlap over its bounding box. Half a shape in another colour is not the shape.
+Saturated pixels get the nearest palette colour; connected components of one colour are objects; an object has the shape
+whose template overlaps most with it. A shape that is half one colour, half another is no shape.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,14 +27,14 @@ _GRID = 16
 
 
 class Verdict(NamedTuple):
-    """How well an image shows the prompt's pairs; every field in [0, 1]."""
+    """How well an image agrees with its prompt's (color, shape) pairs; every field in [0, 1]."""
 
     bind: float
-    """Fraction of the prompted (color, shape) pairs that are there."""
+    """Fraction of the pairs that are in the image."""
     both_right: float
-    """1 when all of them are."""
+    """1 if all of them are."""
     exact: float
-    """1 when they are there and nothing else is."""
+    """1 if all of them are, and nothing else."""
 
 
 @cache
@@ -62,14 +62,15 @@ def _shape_of(component: np.ndarray) -> str:
 
 
 def detect(image: np.ndarray) -> list[tuple[str, str]]:
-    """The (color, shape) pairs in an image [64, 64, 3] uint8; shape `?` for something that is no shape."""
+    """The (color, shape) pairs in an image [64, 64, 3] uint8; shape `?` for any other object."""
     pixels = image.astype(np.float32)
     saturated = pixels.max(-1) - pixels.min(-1) > MIN_SATURATION
     palette = np.array(list(COLORS.values()), np.float32)
     nearest = ((pixels[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
     found = []
     for index, color in enumerate(COLORS):
-        labels, count = ndimage.label(saturated & (nearest == index), structure=np.ones((3, 3)))
+        components: Any = ndimage.label(saturated & (nearest == index), structure=np.ones((3, 3)))
+        labels, count = components
         for label in range(1, count + 1):
             component = labels == label
             if component.sum() >= MIN_AREA and ndimage.binary_erosion(component).sum() >= MIN_CORE:
@@ -78,7 +79,7 @@ def detect(image: np.ndarray) -> list[tuple[str, str]]:
 
 
 def judge(image: np.ndarray, pairs: list[tuple[str, str]]) -> Verdict:
-    """Hold an image [64, 64, 3] uint8 against the pairs its prompt asks for."""
+    """Compare an image [64, 64, 3] uint8 with the pairs of its prompt."""
     found = Counter(detect(image))
     wanted = Counter(pairs)
     hits = sum((found & wanted).values())
@@ -86,6 +87,6 @@ def judge(image: np.ndarray, pairs: list[tuple[str, str]]) -> Verdict:
 
 
 def judge_all(images: Iterable[np.ndarray], wanted: Iterable[list[tuple[str, str]]]) -> dict[str, np.ndarray]:
-    """`judge` for many images: each field of `Verdict` as an array [N]."""
+    """`judge` for N images: each field of `Verdict` as an array [N]."""
     rows = np.array([judge(image, pairs) for image, pairs in zip(images, wanted, strict=True)])
     return dict(zip(Verdict._fields, rows.T, strict=True))

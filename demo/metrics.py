@@ -1,10 +1,10 @@
-"""How good are the demo models? Every number of demo/README.md, on data that none of them was trained on.
+"""How good are the demo models? Computes the numbers of demo/README.md, on data that no model was trained on.
 
     make demo-metrics
     python demo/metrics.py --only eyes --only text_to_image
 
-The eyes look at fresh scenes of held-out pairs; the text-to-image model draws one-object prompts and held-out
-two-object prompts, which the judge checks.
+The perception models (`eyes`) are tested on fresh scenes of held-out pairs. The text-to-image model samples one-object
+prompts and held-out two-object prompts, and the judge checks the images.
 """
 
 if not __package__:
@@ -30,6 +30,7 @@ from ..core.images import to_uint8
 from ..core.regions import Region, RegionSet
 from ..perception.detector import box_iou
 from ..pipeline.realign import Models
+from ..rewards.gate import passes_gate
 from ..rewards.loading import load_rewards
 from ..rewards.reward import Reward
 from .judge import judge_all
@@ -50,22 +51,22 @@ TARGETS = {
     "mask mIoU": (0.75, 1.0),
     **{f"{name} above {wrong}": (0.95, 1.0) for name in ("clip", "blip-itm") for wrong in ("swapped", "changed")},
 }
-"""What each should reach, and where mix-ups should remain."""
+"""The wished ranges: models should be good, and some mix-ups should remain."""
 MATCHING = ("clip", "blip-itm", "blip-itc")
-"""The rewards that hold an image against a caption."""
+"""The rewards that compare an image with a caption."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=WEIGHTS)
-    parser.add_argument("--only", choices=("eyes", "text_to_image"), action="append")
-    parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"))
+    parser.add_argument("--models", type=Path, default=WEIGHTS, help="folder of the models (demo/weights)")
+    parser.add_argument("--only", choices=("eyes", "text_to_image"), action="append", help="test only these models")
+    parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"), help="file for the numbers")
     options = parser.parse_args()
     models = load_models(options.models)
     matching = load_rewards(MATCHING, {"clip": options.models / "clip", "blip": options.models / "blip2_itm"})
     numbers: dict[str, float] = {}
     if not options.only or "eyes" in options.only:
-        numbers |= eyes(models, matching, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
+        numbers |= perception(models, matching, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
     if not options.only or "text_to_image" in options.only:
         numbers |= text_to_image(models, matching)
     numbers = {name: float(value) for name, value in numbers.items()}
@@ -79,39 +80,39 @@ def main() -> None:
     options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
-def eyes(models: Models, matching: dict[str, Reward], scenes: Scenes) -> dict[str, float]:
-    """What the models that look and read get right on clean scenes of two things."""
+def perception(models: Models, matching: dict[str, Reward], scenes: Scenes) -> dict[str, float]:
+    """How good the perception models are on clean scenes of two things."""
     images = scenes.images.permute(0, 2, 3, 1).float() / 255
     truths = [[thing.pair for thing in things] for things in scenes.things]
     captions, tags, regions = [], [], []
-    for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="eyes"):
+    for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="perception"):
         captions += models.reward.captioner.caption(images[rows])
         tags += models.tagger.tag(images[rows])
-        regions += models.grounded_sam.ground(images[rows], [_asked(truths[i]) for i in rows.tolist()])
+        regions += models.grounded_sam.ground(images[rows], [_phrases_of(truths[i]) for i in rows.tolist()])
     return {
         "judge exact": judge_all(to_uint8(images), truths)["exact"].mean(),
         "VAE reconstruction, judge exact": _reconstruction(models, images, truths),
         "captioner pair F1": _pair_f1([parse(c) for c in captions], truths),
         "f_enc right caption": _right_caption(models, truths),
-        "tagger macro F1": _tag_f1([{t.name for t in own} for own in tags], truths),
+        "tagger macro F1": _tag_f1([{tag.name for tag in found} for found in tags], truths),
         **_grounding(regions, scenes),
         **_right_above_wrong(matching, images, truths),
     }
 
 
 def text_to_image(models: Models, matching: dict[str, Reward], seeds: int = 5) -> dict[str, float]:
-    """What the text-to-image model draws: one-object prompts with several seeds, all held-out two-object prompts.
+    """How good the text-to-image model is on one-object prompts with several seeds and held-out two-object prompts.
 
-    And how well each reward orders the latter: how often an image that is right scores above one that is not.
+    Also how often each reward scores a right image of the latter above a wrong one.
     """
     one, two = one_object_prompts() * seeds, two_object_prompts(held_out=True)
-    images = draw(models, two, "two objects")
-    single = judge_all(draw(models, one, "one object"), [pairs for _, pairs in one])
+    images = sample(models, two, "two objects")
+    single = judge_all(sample(models, one, "one object"), [pairs for _, pairs in one])
     double = judge_all(images, [pairs for _, pairs in two])
     prompts = [prompt for prompt, _ in two]
-    kept = np.array(_rewards(models, images, prompts)) >= SETTINGS.gate
-    right = double["both_right"] == 1
     pixels = torch.from_numpy(images).float() / 255
+    kept = passes_gate(_scores(models.reward, pixels, prompts).double().numpy(), SETTINGS.gate)
+    right = double["both_right"] == 1
     scores = {name: _scores(reward, pixels, prompts).numpy() for name, reward in matching.items()}
     return {
         "one-object bind": single["bind"].mean(),
@@ -124,8 +125,8 @@ def text_to_image(models: Models, matching: dict[str, Reward], seeds: int = 5) -
     }
 
 
-def draw(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) -> np.ndarray:
-    """Plain images [N, H, W, 3] uint8 of the prompts, seeded by their places."""
+def sample(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) -> np.ndarray:
+    """Images [N, H, W, 3] uint8 of the prompts, prompt i from seed i."""
     out = []
     for rows in tqdm(torch.arange(len(prompts)).split(BATCH), desc=label):
         texts = [prompts[i][0] for i in rows.tolist()]
@@ -133,23 +134,14 @@ def draw(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) -> n
     return np.concatenate(out)
 
 
-def _rewards(models: Models, images: np.ndarray, prompts: list[str]) -> list[float]:
-    pixels = torch.from_numpy(images).float() / 255
-    return [
-        score
-        for rows in torch.arange(len(images)).split(BATCH)
-        for score in models.reward(pixels[rows], [prompts[i] for i in rows.tolist()]).tolist()
-    ]
-
-
-def _asked(pairs: list[Pair]) -> RegionSet:
-    """Regions with words but no places."""
+def _phrases_of(pairs: list[Pair]) -> RegionSet:
+    """Regions with phrases, still without masks."""
     return RegionSet(caption(pairs), tuple(Region(tag=pair[1], phrase=phrase(pair)) for pair in pairs))
 
 
 @torch.inference_mode()
 def _reconstruction(models: Models, images: Tensor, truths: list[list[Pair]], count: int = 200) -> float:
-    """The fraction of scenes of which the judge still sees everything after encoding and decoding."""
+    """The fraction of scenes that the judge finds exact after encoding and decoding."""
     vae = models.sampler.vae
     x = images[:count].permute(0, 3, 1, 2) * 2 - 1
     decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(BATCH)])
@@ -164,19 +156,19 @@ def _pair_f1(said: list[list[Pair]], truths: list[list[Pair]]) -> float:
 
 
 def _right_caption(models: Models, truths: list[list[Pair]]) -> float:
-    """How often f_enc finds a caption nearer to itself in another order than to one with something changed."""
+    """How often f_enc finds a caption more similar to itself in another order than to a wrong caption."""
     rng = random.Random(SEED)
     right = [caption(pairs) for pairs in truths]
     reordered = [caption(pairs[::-1]) for pairs in truths]
     wrong = [caption(wrong_pairs(pairs, rng)) for pairs in truths]
-    own, other = (models.reward.similarity(right, texts) for texts in (reordered, wrong))
-    return float((own > other).float().mean())
+    same, other = (models.reward.similarity(right, texts) for texts in (reordered, wrong))
+    return float((same > other).float().mean())
 
 
 def _right_above_wrong(matching: dict[str, Reward], images: Tensor, truths: list[list[Pair]]) -> dict[str, float]:
-    """How often a caption scores above the same with its colours swapped, or with a colour or shape changed.
+    """How often a caption scores above itself with the colours swapped, or with a colour or shape changed.
 
-    Things of one shape cannot be swapped: those scenes count for the change only.
+    Two things of the same shape cannot be swapped; such scenes count only for the change.
     """
     rng = random.Random(SEED)
     right = [caption(pairs) for pairs in truths]
@@ -185,9 +177,9 @@ def _right_above_wrong(matching: dict[str, Reward], images: Tensor, truths: list
     differ = torch.tensor([one != two for (_, one), (_, two) in truths])
     out = {}
     for name, reward in matching.items():
-        own, swap, change = (_scores(reward, images, texts) for texts in (right, swapped, changed))
-        out[f"{name} above swapped"] = float((own > swap)[differ].float().mean())
-        out[f"{name} above changed"] = float((own > change).float().mean())
+        score, swap, change = (_scores(reward, images, texts) for texts in (right, swapped, changed))
+        out[f"{name} above swapped"] = float((score > swap)[differ].float().mean())
+        out[f"{name} above changed"] = float((score > change).float().mean())
     return out
 
 
@@ -199,7 +191,7 @@ def _scores(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def _auc(high: np.ndarray, low: np.ndarray) -> float:
-    """How often a number of `high` lies above one of `low`."""
+    """How often a number of `high` is above one of `low`."""
     return float(mannwhitneyu(high, low).statistic / (len(high) * len(low)))
 
 
@@ -215,14 +207,14 @@ def _tag_f1(found: list[set[str]], truths: list[list[Pair]]) -> float:
 
 
 def _grounding(regions: list[RegionSet], scenes: Scenes) -> dict[str, float]:
-    """Boxes that lie right, and how well masks from detected boxes fit; what was not found counts 0."""
+    """The share of right boxes, and the mean IoU of masks from detected boxes; a missing region counts 0."""
     boxes, masks = [], []
     for found, things, truth in zip(regions, scenes.things, scenes.masks or [], strict=True):
         for region, thing, mask in zip(found, things, truth, strict=True):
             box = torch.tensor([region.box or (0.0, 0.0, 0.0, 0.0)])
             boxes.append(float(box_iou(box, torch.tensor([thing.box]))) >= 0.5)
-            seen = np.zeros((SIZE, SIZE), bool) if region.mask is None else region.mask.numpy() > 0.5
-            masks.append((seen & (mask > 0.5)).sum() / max(1, (seen | (mask > 0.5)).sum()))
+            predicted = np.zeros((SIZE, SIZE), bool) if region.mask is None else region.mask.numpy() > 0.5
+            masks.append((predicted & (mask > 0.5)).sum() / max(1, (predicted | (mask > 0.5)).sum()))
     return {"detector accuracy @ IoU 0.5": float(np.mean(boxes)), "mask mIoU": float(np.mean(masks))}
 
 

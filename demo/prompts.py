@@ -1,4 +1,4 @@
-"""Prompt sets of the demo world. `REPORT` prompts are only ever reported on, never used to choose a setting."""
+"""Prompts of the demo world. Held-out prompts are for reports only, never to choose a setting."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def one_object_prompts() -> list[tuple[str, list[Pair]]]:
 def two_object_prompts(held_out: bool, count: int | None = None, seed: int = 0) -> list[tuple[str, list[Pair]]]:
     """Distinct two-object prompts (both orders of each pair) with their pairs, shuffled by `seed`.
 
-    held_out: True for the report set (no training scene holds these pairs), False for the set that settings are
-        chosen on. count: how many of them; all by default.
+    held_out: True: no training scene contains these pairs; for reports. False: to choose settings on.
+    count: how many; by default all.
 
     Raises:
-        RealignError: there are not so many.
+        RealignError: there are fewer.
     """
     chosen = [list(two) for two in _two_object_pairs() if is_held_out(list(two)) == held_out]
     orders = [order for a, b in chosen for order in ([a, b], [b, a])]

@@ -1,8 +1,8 @@
-"""See the method work: one prompt, its coarse image, what is seen in it, the re-aligned image.
+"""See the method work on one prompt: its coarse image, what is found in it, the re-aligned image.
 
     make demo PROMPT="a red circle and a blue square" SEED=22
     python demo/run.py --prompt "a red circle and a blue square" --seed 7 --out out/demo
-    python demo/run.py --attention              # and where each phrase is attended to, before and after
+    python demo/run.py --attention              # also each phrase's attention map, before and after
 
 Writes `panel.png` and `report.json` to the folder `--out`. The same prompt and seed give the same image, bit for bit.
 """
@@ -25,11 +25,11 @@ PROMPT, SEED = "a red circle and a blue square", 22
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--prompt", default=PROMPT, help="what the image should show")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the noise ({SEED})")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for panel.png and report.json")
-    parser.add_argument("--no-gate", action="store_true", help="re-align also an image whose caption is right")
-    parser.add_argument("--attention", action="store_true", help="add each phrase's attention to the panel")
+    parser.add_argument("--no-gate", action="store_true", help="also re-align an image whose caption is right")
+    parser.add_argument("--attention", action="store_true", help="add each phrase's attention maps to the panel")
     options = parser.parse_args()
     from ..core.errors import RealignError
 
@@ -64,10 +64,10 @@ def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: boo
         phrases = result_attention(models.sampler, result, settings, show) if attention else []
     out.mkdir(parents=True, exist_ok=True)
     draw_panel(result, phrases).save(out / "panel.png")
-    told = judged_report(result, settings)
-    (out / "report.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    report = judged_report(result, settings)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name in ("before", "after"):
-        print(f"{name:>7}: “{told[name]['caption']}”  caption reward {told[name]['caption_reward']:.3f}")
+        print(f"{name:>7}: “{report[name]['caption']}”  caption reward {report[name]['caption_reward']:.3f}")
     print(f"{result.verdict}\nLook at {out / 'panel.png'}; all numbers are in {out / 'report.json'}.")
 
 

@@ -28,7 +28,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 TAGS = (*SHAPES, *COLORS)
-"""What the demo tagger can say."""
+"""The tags of the demo tagger."""
 HELD_OUT_PERCENT = 28
 _SUPERSAMPLING = 3
 
@@ -62,7 +62,7 @@ class Scene:
     """[64, 64, 3] uint8, RGB."""
     things: tuple[Thing, ...]
     masks: np.ndarray
-    """[n, 64, 64] float32 in [0, 1], one a thing."""
+    """[n, 64, 64] float32 in [0, 1], one per thing."""
 
 
 def phrase(pair: tuple[str, str]) -> str:
@@ -77,7 +77,7 @@ def caption(pairs: list[tuple[str, str]]) -> str:
 
 
 def parse(text: str) -> list[tuple[str, str]]:
-    """The (color, shape) pairs that a caption names, in order, whatever its case and punctuation."""
+    """The (color, shape) pairs that a caption names, in order; case and punctuation do not matter."""
     words = words_of(text)
     return [(a, b) for a, b in pairwise(words) if a in COLORS and b in SHAPES]
 
@@ -145,7 +145,7 @@ def random_things(rng: random.Random, count: int) -> tuple[Thing, ...]:
 
 
 def scene_of(pairs: list[tuple[str, str]], rng: random.Random) -> Scene:
-    """A scene of these one to three things, in places of chance: a real image of a prompt."""
+    """A scene of these one to three things, at random places: a real image of a prompt."""
     places = random_things(rng, len(pairs))
     things = [Thing(*pair, place.x, place.y, place.r) for pair, place in zip(pairs, places, strict=True)]
     return render(tuple(things), rng)
@@ -157,7 +157,7 @@ def random_scene(rng: random.Random, count: int | None = None, *, held_out: bool
     `held_out` False: never a held-out pair; True: always one, so never a single thing; None: either.
     """
     if count is None:
-        count = rng.choices((1, 2, 3), (0 if held_out else 30, 60, 10))[0]  # one thing is no held-out pair
+        count = rng.choices((1, 2, 3), (0 if held_out else 30, 60, 10))[0]  # one thing alone cannot be a held-out pair
     while True:
         things = random_things(rng, count)
         if held_out is None or is_held_out([t.pair for t in things]) == held_out:

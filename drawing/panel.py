@@ -62,6 +62,7 @@ def _draw_pair(canvas: Image.Image, at: tuple[int, int], phrase: PhraseAttention
     y += PAIR_HEAD
     for probabilities, left in ((phrase.before, x), (phrase.after, x + SIDE - PAIR)):
         picture = draw_map(probabilities / max(largest, 1e-9), (PAIR, PAIR))
+        assert phrase.region.mask is not None  # the region is active
         canvas.paste(draw_outline(picture, phrase.region.mask), (left, y))
     middle, height = x + SIDE // 2, y + PAIR // 2
     draw.line([middle - 9, height, middle + 3, height], fill=GREY, width=3)  # an arrow: the font has none

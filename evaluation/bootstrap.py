@@ -1,15 +1,15 @@
-"""Confidence intervals over prompts: of a mean, and of what a change did to the same prompts with the same noise."""
+"""95 % confidence intervals over prompts: of a mean, and of paired differences."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 
 class Difference(NamedTuple):
-    """The mean of the paired differences and its 95 % confidence interval."""
+    """A mean and the ends of its 95 % confidence interval."""
 
     delta: float
     low: float
@@ -17,7 +17,7 @@ class Difference(NamedTuple):
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """Paired percentile bootstrap over prompts: before and after [N] in [0, 1], the same prompt at the same place.
+    """The mean of after - before, both [N] in the same order of prompts, with the paired percentile bootstrap.
 
     Raises:
         ValueError: the arrays differ in length or hold fewer than two values.
@@ -28,15 +28,16 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, resamples: int =
 
 
 def mean_interval(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """The mean of values [N], N >= 2, and its percentile bootstrap interval.
+    """The mean of values [N], N >= 2, with its percentile bootstrap interval.
 
-    Where all values are equal, resampling knows no width; the interval is then the rule of three: of n that were seen
-    alike, up to 3/n may still differ, by 1.
+    If all values are equal, resampling gives an interval without width. The rule of three takes its place: a share of
+    up to 3/N of the prompts may still differ, by 1.
     """
     if (values == values[0]).all():
         return Difference(float(values[0]), float(values[0]) - 3 / len(values), float(values[0]) + 3 / len(values))
-    batch = max(1, min(1000, 10_000_000 // len(values)))  # for memory's sake
+    batch = max(1, min(1000, 10_000_000 // len(values)))  # limits memory
+    options: dict[str, Any] = {"random_state": seed}  # `rng` since scipy 1.15
     interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, method="percentile", batch=batch, random_state=seed
+        (values,), np.mean, n_resamples=resamples, method="percentile", batch=batch, **options
     ).confidence_interval
     return Difference(float(values.mean()), float(interval.low), float(interval.high))

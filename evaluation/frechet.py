@@ -1,8 +1,8 @@
-"""How far the drawn images are from real ones as a whole: FID and KID, over the features of a network.
+"""FID and KID: the distance between generated and real images as sets, over the features of a network.
 
-FID is "clean" (Parmar et al., arXiv 2104.11222): images are scaled by Pillow, each channel in floating point, with
-antialiasing and without rounding. The distances are torchmetrics'. A number says little without its network: Inception
-(the common one), CLIP's or DINOv2's vision half.
+FID is "clean" (Parmar et al., arXiv 2104.11222): Pillow scales each channel in floating point, with antialiasing and
+without rounding. The distances are torchmetrics'. Numbers compare only over the same network: Inception (the common
+one), or the vision half of CLIP or DINOv2.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from ..checkpoints.folders import from_folder
 from ..checkpoints.values import check_finite
 from ..core.errors import RealignError
 from ..rewards.preprocessing import Preprocessing
-from .scores import Judge
+from .scores import Scorer
 
 INCEPTION_SIDE = 299
 CLIP, DINO = "clip", "dinov2"
 PER_DIMENSION = 2
-"""Images a feature dimension from which FID is told; with one or less its covariances are singular."""
+"""Least images per feature dimension for FID; with one or less its covariances are singular."""
 KID_LEAST = 10
 KID_SUBSETS = 100
 KID_LARGEST = 1000
 
 
 class Network(NamedTuple):
-    """What makes features: pixels [B, 3, side, side] in 0...255 → [B, D]."""
+    """A network that makes features: pixels [B, 3, side, side] in 0...255 → [B, D]."""
 
     module: nn.Module
     side: int
 
 
-def load_features(path: Path, device: str | torch.device = "cpu") -> Judge:
+def load_features(path: Path, device: str | torch.device = "cpu") -> Scorer:
     """Pictures → features [B, D], by the network at `path`, in fp32.
 
     path: `pt_inception-2015-12-05-6726825d.pth`, for which torch-fidelity is needed; or a Hugging Face folder of a CLIP
         (its image embedding) or a DINOv2 (its class token).
 
     Raises:
-        RealignError: it is none of these, or cannot be read.
+        RealignError: it is something else, or cannot be read.
     """
     file = weights_file(path)
     network = _of_folder(path) if file is None else Network(_inception(file), INCEPTION_SIDE)
@@ -64,14 +64,14 @@ def load_features(path: Path, device: str | torch.device = "cpu") -> Judge:
 
 
 def clean_resize(picture: Image.Image, side: int) -> np.ndarray:
-    """[side, side, 3], float32 in 0...255: as clean-fid does, each channel by Pillow in floating point, bicubic."""
+    """Resize as clean-fid does, each channel by Pillow in floating point, bicubic: [side, side, 3] in 0...255."""
     channels = np.moveaxis(np.asarray(picture.convert("RGB"), np.float32), -1, 0)
     resized = [Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC) for channel in channels]
     return np.stack([np.asarray(channel) for channel in resized], -1).clip(0, 255)
 
 
 class _Normalised(nn.Module):
-    """A vision network behind its own mean and standard deviation, which are of pixels in [0, 1]."""
+    """A vision network that normalises its pixels by mean and standard deviation, given for [0, 1]."""
 
     mean: Tensor
     std: Tensor
@@ -97,19 +97,21 @@ def _of_folder(folder: Path) -> Network:
             f"'{folder}' holds a {kind}, and FID's features are those of Inception (a .pth file), CLIP or DINOv2: "
             "choose one of these."
         )
-    seen = Preprocessing.of(from_folder(AutoImageProcessor, folder))
-    side = seen.crop[0] if seen.crop else seen.size if isinstance(seen.size, int) else seen.size[0]
-    return Network(_Normalised(from_folder(kinds[kind], folder, dtype=torch.float32), seen.mean, seen.std), side)
+    prep = Preprocessing.of(from_folder(AutoImageProcessor, folder))
+    side = prep.crop[0] if prep.crop else prep.size if isinstance(prep.size, int) else prep.size[0]
+    return Network(_Normalised(from_folder(kinds[kind], folder, dtype=torch.float32), prep.mean, prep.std), side)
 
 
 def _inception(file: Path) -> nn.Module:
     """Inception up to its last pooling, [B, 3, 299, 299] in 0...255 → [B, 2048], from torch-fidelity's weights.
 
-    The layers are taken in their order, without the extractor's own entrance: that rounds to whole numbers, which is
-    what clean FID is there to avoid.
+    The layers are called without the extractor's own preprocessing, which rounds to whole numbers: clean FID avoids
+    that.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
+            FeatureExtractorInceptionV3,
+        )
     except Exception as error:  # torchvision, which it imports, raises errors of many kinds
         raise RealignError(
             f"Inception's features need torch-fidelity ({error}): pip install torch-fidelity, or give --fid-features "
@@ -118,7 +120,7 @@ def _inception(file: Path) -> nn.Module:
     tensors = read_tensors(file)
     check_finite(tensors.items(), file)
     weights = io.BytesIO()
-    torch.save(tensors, weights)  # read safely here; the extractor would run code in a file
+    torch.save(tensors, weights)  # the extractor would load the file unsafely, so it gets these bytes
     weights.seek(0)
     try:
         extractor = FeatureExtractorInceptionV3("inception", ["2048"], weights)
@@ -136,7 +138,7 @@ class _Centred(nn.Module):
 
 
 class _Given(nn.Module):
-    """In the place of the network, for features that are there already."""
+    """Stands in for the network where features are given."""
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ def fid(real: np.ndarray, drawn: np.ndarray) -> float:
     """The Fréchet distance of two normal distributions with the features' means and covariances: [N, D], [M, D].
 
     Raises:
-        RealignError: there are too few images for a covariance that means something.
+        RealignError: there are too few images for meaningful covariances.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -180,7 +182,7 @@ def kid(real: np.ndarray, drawn: np.ndarray, seed: int = 0) -> tuple[float, floa
         raise RealignError(f"KID needs at least {KID_LEAST} images on each side, and there are {fewest}.")
     size = min(KID_LARGEST, fewest // 2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps all features
+        warnings.simplefilter("ignore")  # a warning that it keeps all features
         metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(drawn), real=False)

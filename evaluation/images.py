@@ -1,7 +1,7 @@
-"""Images on the disk: a PNG a prompt and method, each there whole or not at all, and what says how they were made.
+"""The files of an evaluation's images: one PNG per prompt and method, written whole or not at all.
 
-OUT/images/METHOD/made.json     models and settings; a folder never holds images of two kinds
-OUT/images/METHOD/00000.png     its header has the prompt and the seed
+OUT/images/METHOD/made.json     models and settings; a folder never mixes images of different ones
+OUT/images/METHOD/00000.png     its header holds the prompt and the seed
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .prompt_sets import Numbered
 MADE = "made.json"
 
 
-def place(folder: Path, index: int) -> Path:
+def image_file(folder: Path, index: int) -> Path:
     """The file of prompt `index`."""
     return folder / f"{index:05d}.png"
 
@@ -39,11 +39,11 @@ def write_image(file: Path, image: Tensor, prompt: str, seed: int) -> None:
     about = PngImagePlugin.PngInfo()
     about.add_itxt("prompt", prompt.encode("utf-8", "replace").decode())
     about.add_text("seed", str(seed))
-    write_picture(file, to_pil(image[None])[0], about)
+    write_png(file, to_pil(image[None])[0], about)
 
 
-def write_picture(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | None = None) -> None:
-    """Write a PNG, whole or not at all; its folder is made.
+def write_png(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all, and its folder if it does not exist.
 
     Raises:
         RealignError: it cannot be written.
@@ -54,16 +54,16 @@ def write_picture(file: Path, picture: Image.Image, about: PngImagePlugin.PngInf
     write_whole(file, data.getvalue())
 
 
-def missing(folder: Path, prompts: Sequence[Numbered], seed: int) -> list[Numbered]:
-    """The prompts that have no image yet; a file that is damaged or cut off is none.
+def missing_images(folder: Path, prompts: Sequence[Numbered], seed: int) -> list[Numbered]:
+    """The prompts without an image. A file that is damaged or cut off counts as missing.
 
     Raises:
-        RealignError: an image is there that shows another prompt, or has another seed.
+        RealignError: an existing image has another prompt or another seed.
     """
-    return [prompt for prompt in prompts if not _is_there(place(folder, prompt.index), prompt, seed)]
+    return [prompt for prompt in prompts if not _exists(image_file(folder, prompt.index), prompt, seed)]
 
 
-def _is_there(file: Path, prompt: Numbered, seed: int) -> bool:
+def _exists(file: Path, prompt: Numbered, seed: int) -> bool:
     if not is_whole_png(file):
         return False
     with Image.open(file) as picture:
@@ -80,12 +80,12 @@ def _is_there(file: Path, prompt: Numbered, seed: int) -> bool:
 
 
 def claim(folder: Path, made_of: Mapping[str, Any]) -> None:
-    """Make the folder of a method, or see that its images were made in this way.
+    """Make a method's folder, or check that its images were made with these models and settings.
 
     made_of: models and settings, JSON-ready.
 
     Raises:
-        RealignError: they were made in another way; the sentence says in which.
+        RealignError: they were made with others; the message names the first that differs.
     """
     file = folder / MADE
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,14 +106,14 @@ def claim(folder: Path, made_of: Mapping[str, Any]) -> None:
         )
 
 
-def of_another(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
-    """The images that another system made of the prompts.
+def other_images(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
+    """Another system's images of the prompts.
 
-    Where the files are called by numbers from 0 on (7.png, 00007.jpg), that is the number of their prompt; else they
-    are taken in the order of their names, `image2` before `image10`, and there must be one a prompt.
+    If the files are named by numbers from 0 on (7.png, 00007.jpg), a number is that of the prompt. Else there must be
+    one image per prompt, in the order of the names (`image2` before `image10`).
 
     Raises:
-        RealignError: there are fewer or more images than prompts.
+        RealignError: the number of images is not that of the prompts.
     """
     files, left_out = find_pictures(folder, recursive=False)
     numbers = {int(file.stem): file for file in files if re.fullmatch(r"[0-9]+", file.stem)}
@@ -122,19 +122,19 @@ def of_another(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
         return [numbers[index] for index in wanted]
     if len(files) != len(prompts):
         raise RealignError(
-            f"'{folder}' holds {len(files)} images, and there are {len(prompts)} prompts: give one image a prompt, or "
-            f"call each by the number of its prompt, from 00000.png on. {left_out}".rstrip()
+            f"'{folder}' holds {len(files)} images, and there are {len(prompts)} prompts: give one image per prompt, "
+            f"or name each by the number of its prompt, from 00000.png on. {left_out}".rstrip()
         )
     return sorted(files, key=_natural)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
-    """`image2` before `image10`."""
+    """A sort key that puts `image2` before `image10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", file.name) if part]
 
 
-def read(file: Path) -> Image.Image:
-    """The image, upright, as RGB.
+def read_image(file: Path) -> Image.Image:
+    """Read an image as RGB, upright.
 
     Raises:
         RealignError: it cannot be read.

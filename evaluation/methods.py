@@ -1,15 +1,15 @@
-"""The ways of making an image of a prompt that are compared, as they are written on the command line.
+"""The methods that are compared: ways to make an image of a prompt. On the command line they are written
 
     base                 the model as it came
     fine                 its images, re-aligned
     fine-all             re-aligned, and each re-aligned image kept, whatever its reward
-    redraw               a control: drawn again from other noise where `fine` would re-align, with the same choice
+    redraw               a control: sampled from other noise where `fine` would re-align, with the same choice
     NAME=FILE            the model with the LoRA or the UNet that a training run wrote
     NAME=FILE+fine       … and re-aligned (or +fine-all, +redraw)
-    both                 the one method that has weights of its own, re-aligned
-    NAME=FOLDER          images that something else made
+    both                 the one method with weights, re-aligned
+    NAME=FOLDER          another system's images
 
-All draw prompt i from the same noise, but for the second image of `redraw`.
+All sample prompt i from the same noise, except for the second image of `redraw`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from ..sampling.sampler import DiffusersSampler
 PLAIN, FINE, FINE_ALL, REDRAW = "plain", "fine", "fine-all", "redraw"
 BASE, BOTH = "base", "both"
 NAMES = {BASE: "base", FINE: "+ fine", FINE_ALL: "+ fine, every image kept", REDRAW: "+ redraw", BOTH: "both"}
-"""The methods that need no more than a word, and what tables call them."""
-OTHER_NOISE = 10_000
+"""Methods that are given by one word, and their names in tables."""
+REDRAW_SEED_OFFSET = 10_000
 """Added to a prompt's seed for its redraw."""
 
 
@@ -54,9 +54,9 @@ class Method:
     way: str = PLAIN
     """PLAIN, FINE, FINE_ALL or REDRAW."""
     weights: Path | None = None
-    """What is put into the model; None: nothing."""
+    """The file of a LoRA or a UNet; None: the model as it came."""
     images: Path | None = None
-    """The folder of the images, where another system made them."""
+    """The folder of another system's images."""
 
     @property
     def slug(self) -> str:
@@ -64,28 +64,30 @@ class Method:
         return "-".join(re.findall(r"\w+", self.name.lower()))[:60]
 
     @property
-    def looks(self) -> bool:
-        """Whether it needs what looks at images."""
+    def needs_perception(self) -> bool:
+        """Whether it needs the captioner, tagger, detector and segmenter besides the text-to-image model."""
         return self.images is None and self.way != PLAIN
 
 
-def parse(texts: Sequence[str]) -> list[Method]:
-    """The methods of `--method`'s texts, in their order.
+def parse_methods(texts: Sequence[str]) -> list[Method]:
+    """The methods that the texts of `--method` name, in the same order.
 
     Raises:
-        RealignError: one is none, two would have one name, or `both` has no weights, or several, to take.
+        RealignError: a text names no method, two methods have the same name, or `both` finds not exactly one method
+            with weights.
     """
-    methods = [_parse(text) for text in texts]
-    own = {method.weights for method in methods if method is not None and method.weights is not None}
-    if None in methods:
-        if len(own) != 1:
-            many = f"there are {len(own)}" if own else "there are none"
+    parsed = [_parse(text) for text in texts]
+    methods = [method for method in parsed if method is not None]
+    weights = {method.weights for method in methods if method.weights is not None}
+    if None in parsed:
+        if len(weights) != 1:
+            many = f"there are {len(weights)}" if weights else "there are none"
             raise RealignError(
                 f"--method both re-aligns the one method that has weights of its own, and {many}: give one "
                 "--method NAME=FILE.safetensors, or write NAME=FILE.safetensors+fine in place of both."
             )
-        both = Method(NAMES[BOTH], FINE, *own)
-        methods = [both if method is None else method for method in methods]
+        both = Method(NAMES[BOTH], FINE, *weights)
+        methods = [both if method is None else method for method in parsed]
     seen: dict[str, Method] = {}
     for method in methods:
         if not method.slug:
@@ -123,16 +125,16 @@ def _parse(text: str) -> Method | None:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class MethodImage:
     """A prompt's image by one method."""
 
     image: Tensor
     """[H, W, 3] in [0, 1]."""
     result: RealignResult | None = None
-    """How it was re-aligned, if it was."""
+    """How it was re-aligned; None for methods that do not."""
 
 
-def plain(
+def sample_plain(
     sampler: DiffusersSampler,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -140,33 +142,36 @@ def plain(
     on_progress: Progress,
     doing: str = "image",
 ) -> Tensor:
-    """One image a prompt, from the noise of its seed: [B, H, W, 3] in [0, 1]."""
+    """Images [B, H, W, 3] in [0, 1], one per prompt, from the noise of its seed."""
     return sampler.sample(prompts, sampler.noise(seeds), settings.sampling, on_step=partial(on_progress, doing))
 
 
-def draw(
+def sample_methods(
     models: Models,
     prompts: Sequence[str],
     seeds: Sequence[int],
     ways: Collection[str],
     settings: RealignSettings,
     on_progress: Progress = no_progress,
-) -> dict[str, list[Drawn]]:
-    """The prompts' images in several ways, from the same noise: what they have in common is made once.
+) -> dict[str, list[MethodImage]]:
+    """Each prompt's image in several ways, from the same noise; the coarse images are sampled once.
 
-    `settings.keep_better` is the choice of FINE and REDRAW; FINE_ALL makes none.
+    `settings.keep_better` applies to FINE and REDRAW, not to FINE_ALL.
     """
     results: list[RealignResult] = []
     if {FINE, FINE_ALL} & set(ways):
         results = realign_batch(models, prompts, seeds, replace(settings, keep_better=False), on_progress)
         before = [result.before for result in results]
     else:
-        before = caption_and_score(models, plain(models.sampler, prompts, seeds, settings, on_progress), prompts)
-    out = {PLAIN: [Drawn(seen.image) for seen in before]}
+        images = sample_plain(models.sampler, prompts, seeds, settings, on_progress)
+        before = caption_and_score(models, images, prompts)
+    out = {PLAIN: [MethodImage(coarse.image) for coarse in before]}
+    out[FINE_ALL] = [MethodImage(result.after.image, result) for result in results]
     chosen = [apply_keep_better(result) for result in results] if settings.keep_better else results
-    out[FINE], out[FINE_ALL] = ([Drawn(own.after.image, own) for own in made] for made in (chosen, results))
+    out[FINE] = [MethodImage(result.after.image, result) for result in chosen]
     if REDRAW in ways:
-        out[REDRAW] = [Drawn(seen.image) for seen in redraw(models, prompts, seeds, before, settings, on_progress)]
+        again = redraw(models, prompts, seeds, before, settings, on_progress)
+        out[REDRAW] = [MethodImage(chosen.image) for chosen in again]
     return {way: out[way] for way in ways}
 
 
@@ -174,20 +179,19 @@ def redraw(
     models: Models,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    looks: Sequence[CaptionedImage],
+    before: Sequence[CaptionedImage],
     settings: RealignSettings,
     on_progress: Progress = no_progress,
 ) -> list[CaptionedImage]:
-    """The images that the gate does not protect drawn once more, plainly, from other noise; the choice is `fine`'s."""
-    out = list(looks)
-    wrong = [i for i, seen in enumerate(looks) if not passes_gate(seen.reward, settings.gate)]
-    if not wrong:
+    """The coarse images, of which those that do not pass the gate are sampled again, plainly, from other noise."""
+    out = list(before)
+    failed = [i for i, image in enumerate(before) if not passes_gate(image.reward, settings.gate)]
+    if not failed:
         return out
-    texts = [prompts[i] for i in wrong]
-    others = [seeds[i] + OTHER_NOISE for i in wrong]
-    images = plain(models.sampler, texts, others, settings, on_progress, "second image")
-    again = caption_and_score(models, images, texts)
-    for i, seen in zip(wrong, again, strict=True):
-        if replaces(out[i].reward, seen.reward, settings.keep_better):
-            out[i] = seen
+    texts = [prompts[i] for i in failed]
+    other_seeds = [seeds[i] + REDRAW_SEED_OFFSET for i in failed]
+    images = sample_plain(models.sampler, texts, other_seeds, settings, on_progress, "second image")
+    for i, image in zip(failed, caption_and_score(models, images, texts), strict=True):
+        if replaces(out[i].reward, image.reward, settings.keep_better):
+            out[i] = image
     return out

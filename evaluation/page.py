@@ -1,7 +1,6 @@
-"""The paper's human study as one page: the images of several methods side by side, ranked without their names.
+"""The paper's human study as one web page: the images of several methods side by side, ranked without their names.
 
-The page is a file that needs nothing but a browser. Who ranks gives the file that it saves back to
-`evaluation/ranks.py`, which sums up the ranks.
+The page is one file and works offline. A rater saves a file from it; `evaluation/ranks.py` sums up these files.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ..drawing.inline import inline
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 512
 FEWEST, MOST = 2, 9
-"""How many methods can be compared: each image has a digit key."""
+"""How many methods a page can compare: each image has a digit key."""
 
 
 def write_page(
@@ -37,19 +36,19 @@ def write_page(
     seed: int = 0,
     largest: int = LARGEST,
 ) -> Path:
-    """Write the page of a study: for each prompt the images of all methods, in an order of its own.
+    """Write the page of a study: for each prompt the images of all methods, in random order.
 
-    The study's id depends on the prompts, the names and the pixels alone: pages of the same images with other seeds
-    are the same study, so each rater may have other orders.
+    The study's id depends only on the prompts, the names and the pixels: with another seed the page is the same study
+    in another order, so each rater may have a page of their own.
 
     Args:
         file: the page; its folder is made.
         prompts: N texts.
-        images: 2 to 9 methods, each with the N images of the prompts. They are asked for once, one after the other,
-            so a sequence may open files when asked. Images of at most 160 pixels keep every pixel.
-        title: what the page calls itself; raters read it, so it should not name a method.
+        images: 2 to 9 methods, each with the N images of the prompts. Each image is asked for once, so a sequence may
+            open files only when asked.
+        title: the page's title; raters read it, so it should not name a method.
         seed: of the orders.
-        largest: pixels of the longer side that larger images are reduced to.
+        largest: pixels to which the longer side of larger images is reduced; up to 160 pixels nothing is reduced.
 
     Returns:
         The file.
@@ -69,13 +68,13 @@ def write_page(
         shown = [inline(pictures[method], largest) for method in order]
         orders.append(order)
         blocks.append(_block({"text": text, "images": [image._asdict() for image in shown]}, 'class="prompt"'))
-    # As base64, so that a look at the source does not tell which image is whose.
+    # As base64, so that the page's source does not show which image is whose.
     key = base64.b64encode(json.dumps({"methods": list(images), "orders": orders}).encode()).decode()
     about = _block({"id": study.hexdigest()[:16], "title": title, "key": key}, 'id="study"')
     parts = {"title": escape(title), "data": "\n".join([*blocks, about])}
     page = re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], TEMPLATE.read_text("utf-8"))
     make_folder(file.parent)
-    # A title may hold half of an emoji, which UTF-8 cannot say.
+    # A title may hold half of an emoji, which UTF-8 cannot encode.
     write_whole(file, page.encode("utf-8", "replace").decode())
     return file
 
@@ -85,9 +84,9 @@ def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Image.Image | N
         raise RealignError(f"There are {len(images)} methods to compare: give the images of {FEWEST} to {MOST}.")
     if not prompts:
         raise RealignError("There is no prompt to show images of: give at least one.")
-    for name, own in images.items():
-        if len(own) > len(prompts):
-            raise RealignError(f"'{name}' has {len(own)} images for {len(prompts)} prompts: give one for each.")
+    for name, pictures in images.items():
+        if len(pictures) > len(prompts):
+            raise RealignError(f"'{name}' has {len(pictures)} images for {len(prompts)} prompts: give one for each.")
 
 
 def _image(images: Mapping[str, Sequence[Image.Image | None]], name: str, index: int, text: str) -> Image.Image:
@@ -98,7 +97,6 @@ def _image(images: Mapping[str, Sequence[Image.Image | None]], name: str, index:
 
 
 def _block(content: Mapping[str, Any], attribute: str) -> str:
-    """Data for the page's code. In JSON a `<` is in strings only, and there it may be written so that no text can
-    end the block."""
+    """A block of data for the page's code. Every `<` is escaped, so that no text can end the block."""
     text = json.dumps(content).replace("<", "\\u003c")
     return f'<script type="application/json" {attribute}>{text}</script>'

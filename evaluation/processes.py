@@ -1,4 +1,4 @@
-"""One program in several processes, as `accelerate launch` starts them: each takes every n-th part of the work."""
+"""Share work between the processes that `accelerate launch` starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of this run; alone, where none were launched."""
+    """The processes of this run: `count` of them, of which this is `number`; one without `accelerate launch`."""
 
     def __init__(self) -> None:
         """
@@ -30,26 +30,26 @@ class Processes:
             except ImportError as error:
                 raise RealignError("Several processes need accelerate: pip install accelerate.") from error
             cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
-            # One process may still draw when the others have long done so.
+            # One process may still be sampling long after the others have finished.
             state = PartialState(cpu=cpu, timeout=timedelta(days=7))
             self._state, self.count, self.number = state, state.num_processes, state.process_index
             self.device = str(state.device)
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes what there is one of, and speaks."""
+        """Whether this is the process that prints and that writes the tables."""
         return self.number == 0
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
-        """Every n-th of the work: this process's."""
+        """This process's share: every `count`-th item."""
         return work[self.number :: self.count]
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
     def end(self) -> None:
-        """No more waiting."""
+        """Leave the group of processes."""
         if self._state is not None:
             self._state.destroy_process_group()

@@ -1,8 +1,8 @@
 """The prompts that methods are compared on, from the files in which they are published.
 
-COCO's captions (`captions_val2014.json`), ABC-6K and CC-500 (a prompt a line), whatever `core.prompt_files` reads, or
-the word `demo`. A prompt keeps the number that it has in its file, so that a part of a file (`--first`, `--count`) is
-drawn as the whole would be.
+COCO's captions (`captions_val2014.json`), ABC-6K and CC-500 (one prompt per line), any other file that
+`core.prompt_files` reads, or the word `demo`. A prompt keeps the number that it has in its file, so that a part of a
+file (`--first`, `--count`) gives the same images as the whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..demo.prompts import two_object_prompts
 
 
 class Numbered(NamedTuple):
-    """A prompt and its number in its file, from 0: its image's name, and what is added to the seed for its noise."""
+    """A prompt and its number in its file, from 0. The number names the image, and is added to the seed."""
 
     index: int
     text: str
@@ -31,15 +31,15 @@ def prompt_set(
     one_caption: bool = True,
     repeats: bool = False,
 ) -> tuple[list[Numbered], tuple[str, ...]]:
-    """The prompts of a file from number `first` on, and a sentence for each row that is none.
+    """The prompts of a file from number `first` on, and a sentence for each row without a prompt.
 
     source: a file, a folder, or `demo`, the held-out two-object prompts of the demo world.
-    count: how many; all that there are by default. A prompt that stands there twice is drawn twice, from other noise.
-    one_caption: of COCO's file one caption an image, so that FID is asked of as many images as the real ones.
-    repeats: keep what successive rows of a table repeat (see `read_prompts`).
+    count: how many; by default all. A prompt that occurs twice is sampled twice, from different noise.
+    one_caption: take one caption per image from COCO's file, so that FID compares equal numbers of images.
+    repeats: keep prompts that successive rows of a table repeat (see `read_prompts`).
 
     Raises:
-        RealignError: there are not so many, or the file cannot be read.
+        RealignError: there are fewer prompts, or the file cannot be read.
     """
     if source == DEMO:
         found = Prompts(tuple(text for text, _ in two_object_prompts(held_out=True)))

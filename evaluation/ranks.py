@@ -1,11 +1,10 @@
-"""The average-rank table of the human study, of what raters saved from its page (evaluation/page.py).
+"""The average ranks of the human study, from the files that raters saved on its page (evaluation/page.py).
 
     python evaluation/ranks.py results-1.json results-2.json …
 
-A method's rank is 1 where its image is the best of a prompt's; tied images share the mean of their places. Several
-raters of a prompt are averaged first, so that the unit of the 95 % confidence intervals (percentile bootstrap) is the
-prompt. Answers in which not every image has a rank are left out, and counted. Written to `ranks.md`, `ranks.csv` and
-`ranks.json` too.
+Rank 1 is the best image of a prompt; tied images share the mean of their ranks. A prompt's ranks are averaged over its
+raters first, so that the 95 % confidence intervals (percentile bootstrap) are over prompts. Answers in which an image
+has no rank are left out, and counted. Also written to `ranks.md`, `ranks.csv` and `ranks.json`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ COLUMNS = ("method", "mean_rank", "low", "high", "first_places", "difference", "
 
 
 class Results(NamedTuple):
-    """What one rater saved."""
+    """One rater's answers."""
 
     file: Path
     study: str
@@ -46,33 +45,30 @@ class Results(NamedTuple):
     rater: str
     methods: list[str]
     answers: dict[int, dict[str, float]]
-    """For each prompt, by its number, the rank of each method that has one."""
+    """The number of a prompt → a method → its rank, where it has one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="what the raters saved")
+    parser.add_argument("files", nargs="+", type=Path, help="files that raters saved")
     parser.add_argument("--out", type=Path, default=Path("out/ranks"), help="folder for ranks.md, .csv and .json")
     options = parser.parse_args()
     try:
-        told = summary([read(file) for file in options.files])
+        summary = summarize([read_results(file) for file in options.files])
         make_folder(options.out)
-        write_whole(options.out / "ranks.json", json.dumps(told, indent=2) + "\n")
-        write_whole(options.out / "ranks.csv", as_csv(told))
-        write_whole(options.out / "ranks.md", as_markdown(told))
+        write_whole(options.out / "ranks.json", json.dumps(summary, indent=2) + "\n")
+        write_whole(options.out / "ranks.csv", as_csv(summary))
+        write_whole(options.out / "ranks.md", as_markdown(summary))
     except RealignError as error:
         sys.exit(f"ranks: {error}")
-    print(as_markdown(told), end="")
+    print(as_markdown(summary), end="")
 
 
-# What raters saved
-
-
-def read(file: Path) -> Results:
-    """The results in a file.
+def read_results(file: Path) -> Results:
+    """Read a file that the page saved.
 
     Raises:
-        RealignError: it cannot be read, or it is not what the page saves.
+        RealignError: it cannot be read, or the page saves other files.
     """
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -81,7 +77,7 @@ def read(file: Path) -> Results:
     except (ValueError, RecursionError) as error:
         raise RealignError(f"'{file}' is not JSON: it is damaged, or not what the page saved.") from error
     try:
-        results = _results(file, saved)
+        results = _parse(file, saved)
     except (TypeError, KeyError, AttributeError, OverflowError):
         results = None
     if results is None:
@@ -89,12 +85,12 @@ def read(file: Path) -> Results:
     return results
 
 
-def _results(file: Path, saved: Any) -> Results | None:
-    """The results if they are what the page saves; None, or an error of the wrong type or key, if not."""
+def _parse(file: Path, saved: Any) -> Results | None:
+    """The results; None, or an error about a type or a key, if the page did not save this."""
     answers = {answer["prompt"]: dict(answer["ranks"].items()) for answer in saved["answers"]}
     results = Results(file, saved["study"], saved["page"], saved["rater"], saved["methods"], answers)
     methods, ranks = set(results.methods), [rank for answer in answers.values() for rank in answer.values()]
-    right = (
+    valid = (
         isinstance(results.methods, list)
         and all(isinstance(text, str) for text in (*results[1:4], *methods))
         and len(methods) == len(results.methods) > 1
@@ -103,11 +99,11 @@ def _results(file: Path, saved: Any) -> Results | None:
         and all(set(answer) <= methods for answer in answers.values())
         and all(type(rank) in (int, float) and math.isfinite(rank) for rank in ranks)
     )
-    return results if right else None
+    return results if valid else None
 
 
 def check_same_study(results: Sequence[Results]) -> None:
-    """That results can be summed up.
+    """Check that results belong to one study and different raters.
 
     Raises:
         RealignError: two of them are of different studies, or of the same rater.
@@ -118,20 +114,18 @@ def check_same_study(results: Sequence[Results]) -> None:
             raise RealignError(
                 f"'{first.file}' and '{other.file}' are of different studies: give the results of one page at a time."
             )
-    for own in results:
-        if own.rater in raters:
+    for result in results:
+        if result.rater in raters:
             raise RealignError(
-                f"'{raters[own.rater]}' and '{own.file}' are both of the rater '{own.rater}': give the later one."
+                f"'{raters[result.rater]}' and '{result.file}' are both of the rater '{result.rater}': give the later "
+                "one."
             )
-        if own.rater:
-            raters[own.rater] = own.file
+        if result.rater:
+            raters[result.rater] = result.file
 
 
-# The table
-
-
-def summary(results: Sequence[Results]) -> dict[str, Any]:
-    """Mean ranks, shares of first places and differences to the first method, as JSON-ready values.
+def summarize(results: Sequence[Results]) -> dict[str, Any]:
+    """Mean ranks, shares of first places and differences to the first method, JSON-ready.
 
     Raises:
         RealignError: the results are not of one study, or fewer than two prompts have an answer.
@@ -139,8 +133,8 @@ def summary(results: Sequence[Results]) -> dict[str, Any]:
     check_same_study(results)
     methods = results[0].methods
     complete, answers, incomplete = defaultdict(list), 0, 0
-    for own in results:
-        for prompt, ranks in own.answers.items():
+    for result in results:
+        for prompt, ranks in result.answers.items():
             if len(ranks) == len(methods):
                 complete[prompt].append(rankdata([float(ranks[name]) for name in methods]))
                 answers += 1
@@ -152,7 +146,7 @@ def summary(results: Sequence[Results]) -> dict[str, Any]:
         )
     prompts = sorted(complete)
     ranks = np.array([np.mean(complete[prompt], axis=0) for prompt in prompts])
-    firsts = np.array([np.mean([first_places(own) for own in complete[prompt]], axis=0) for prompt in prompts])
+    firsts = np.array([np.mean([first_places(answer) for answer in complete[prompt]], axis=0) for prompt in prompts])
     most = len(methods)
     rows = []
     for i, name in enumerate(methods):
@@ -174,35 +168,36 @@ def summary(results: Sequence[Results]) -> dict[str, Any]:
 
 
 def first_places(ranks: np.ndarray) -> np.ndarray:
-    """Ranks [M] of one answer → [M]: 1 for the best image; tied ones share it."""
+    """Ranks [M] of one answer → [M]: 1 for the best image; tied best images share it."""
     best = ranks == ranks.min()
     return best / best.sum()
 
 
 def mean_within(values: np.ndarray, lowest: float, highest: float) -> Difference:
-    """The mean of values [N] that can be from lowest to highest, and its 95 % interval over the prompts.
+    """The mean of values [N] between lowest and highest, and its 95 % interval over the prompts.
 
-    It is taken of the differences to the first value, so that values that are all alike have the interval that
-    `paired_difference` gives where nothing differs, and not one without a width.
+    The interval is that of the differences to the first value: if all values are equal, it gets the width that
+    `paired_difference` gives where nothing differs.
     """
     span = highest - lowest
-    told = paired_difference(np.full(len(values), values[0] / span), values / span)
-    delta, low, high = (values[0] + span * number for number in told)
+    interval = paired_difference(np.full(len(values), values[0] / span), values / span)
+    delta, low, high = (values[0] + span * number for number in interval)
     return Difference(float(delta), float(max(low, lowest)), float(min(high, highest)))
 
 
-def as_markdown(told: Mapping[str, Any]) -> str:
-    """The table for reading."""
-    first = _cell(told["rows"][0]["method"])
-    left_out = f"; {told['incomplete']} in which not every image has a rank are left out" if told["incomplete"] else ""
+def as_markdown(summary: Mapping[str, Any]) -> str:
+    """The table as Markdown."""
+    first = _cell(summary["rows"][0]["method"])
+    answers, raters, prompts, incomplete = (summary[key] for key in ("answers", "raters", "prompts", "incomplete"))
+    left_out = f"; {incomplete} in which not every image has a rank are left out" if incomplete else ""
     lines = [
-        f"{told['answers']} answers of {told['raters']} rater{'s' * (told['raters'] > 1)} to {told['prompts']} "
-        f"prompts{left_out}. Rank 1 is the best; in brackets 95 % confidence intervals.",
+        f"{answers} answers of {raters} rater{'s' * (raters > 1)} to {prompts} prompts{left_out}. "
+        "Rank 1 is the best; in brackets 95 % confidence intervals.",
         "",
         f"| method | mean rank | first places | less {first} |",
         "|---|---|---|---|",
     ]
-    for row in told["rows"]:
+    for row in summary["rows"]:
         rank = _with_interval(row["mean_rank"], row["ci"], ".2f")
         difference = _with_interval(row["difference"], row["difference_ci"], "+.2f") if "difference" in row else ""
         lines.append(f"| {_cell(row['method'])} | {rank} | {row['first_places']:.1%} | {difference} |")
@@ -218,12 +213,12 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def as_csv(told: Mapping[str, Any]) -> str:
-    """The table for other programs; the first method has no difference."""
+def as_csv(summary: Mapping[str, Any]) -> str:
+    """The table as CSV; the first method has no difference."""
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\n")
     table.writerow(COLUMNS)
-    for row in told["rows"]:
+    for row in summary["rows"]:
         difference = [row["difference"], *row["difference_ci"]] if "difference" in row else [""] * 3
         table.writerow([row["method"], row["mean_rank"], *row["ci"], row["first_places"], *difference])
     return written.getvalue()

@@ -1,9 +1,9 @@
-"""Numbers of images: each is made once for an image and its prompt, and kept on the disk.
+"""Scores of images, computed once for each image and prompt and kept on the disk.
 
-    OUT/scores/clip-1a2b3c4d/….npz      what one model said of a batch of images
+    OUT/scores/clip-1a2b3c4d/….npz      one metric's scores of a batch of images
 
-What is kept goes by the bytes of the file and the prompt, so a metric that is added later, an image that two methods
-share, or a run that was stopped costs nothing twice.
+Scores are found by the content of the image file and the prompt: an image that two methods share, or that a stopped run
+has scored, is not scored again.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ from ..cli.models import short_hash
 from ..core.errors import RealignError
 from ..core.files import write_whole
 from ..core.images import to_uint8
-from ..demo.judge import Verdict, judge
+from ..demo.judge import Verdict, judge, judge_all
 from ..demo.world import SIZE, parse
 from ..pipeline.realign import CaptionedImage
 from ..rewards.reward import Reward
-from .images import read
+from .images import read_image
 from .processes import Processes
 
-Judge = Callable[[Sequence[Image.Image], Sequence[str]], np.ndarray]
+Scorer = Callable[[Sequence[Image.Image], Sequence[str]], np.ndarray]
 """B pictures of one size and their prompts → [B, K]."""
-AT_ONCE = 16
-"""Pictures that a metric is shown at once."""
+BATCH = 16
+"""Pictures that are scored at once."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """K numbers of an image and its prompt."""
+    """K scores of an image and its prompt."""
 
     name: str
     columns: tuple[str, ...]
-    """What the tables call the numbers; none for features."""
+    """The scores' names in tables; none for features."""
     models: Mapping[str, str]
-    """What it judges with: names, and path and state of their files."""
-    load: Callable[[], Judge]
-    """Read the models; asked for only when a number is missing."""
+    """Its models, with the path and the state of their files."""
+    load: Callable[[], Scorer]
+    """Load the models; called only if a score is missing."""
 
     @property
     def slug(self) -> str:
-        """The name of its folder, another one for other models."""
+        """The name of its folder, which depends on its models."""
         return f"{self.name}-{short_hash(json.dumps(self.models, sort_keys=True))}"
 
 
 class Item(NamedTuple):
-    """An image to be judged."""
+    """An image to score."""
 
     key: str
-    """Of the file's content and the prompt."""
+    """A hash of the file's content and the prompt."""
     file: Path
     prompt: str
 
 
-def item(file: Path, prompt: str = "") -> Item:
-    """The file as something to judge.
+def item_of(file: Path, prompt: str = "") -> Item:
+    """The item of an image file.
 
     Raises:
         RealignError: it cannot be read.
@@ -82,7 +82,7 @@ def item(file: Path, prompt: str = "") -> Item:
 
 
 class Cache:
-    """A folder with one file a batch, which any number of processes may add to."""
+    """A folder with one file per batch, to which any number of processes may add."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,7 +92,7 @@ class Cache:
                 with np.load(file) as part:
                     self.values.update(zip(part["keys"].tolist(), part["values"], strict=True))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                continue  # as if it had never been there
+                continue  # a damaged file counts as missing
 
     def add(self, keys: Sequence[str], values: np.ndarray) -> None:
         """Keep values [B, K] under B keys.
@@ -107,53 +107,53 @@ class Cache:
 
 
 def measure(metric: Metric, items: Sequence[Item], folder: Path, processes: Processes) -> None:
-    """Let this process's share of the images be judged, but for what is in `folder` already."""
-    there = Cache(folder / metric.slug)
-    unique = list({one.key: one for one in items}.values())  # the same in every process
-    todo = [one for one in processes.share(unique) if one.key not in there.values]
+    """Score this process's share of the images, except those whose scores are in `folder` already."""
+    cache = Cache(folder / metric.slug)
+    unique = list({item.key: item for item in items}.values())  # the same in every process
+    todo = [item for item in processes.share(unique) if item.key not in cache.values]
     if not todo:
         return
-    there.folder.mkdir(parents=True, exist_ok=True)
-    judge = metric.load()
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    score = metric.load()
     with tqdm(total=len(todo), desc=metric.name, unit="image", disable=not processes.first) as bar:
-        for start in range(0, len(todo), AT_ONCE):
-            for batch, pictures in _of_one_size(todo[start : start + AT_ONCE]):
-                values = judge(pictures, [one.prompt for one in batch])
-                there.add([one.key for one in batch], np.asarray(values, np.float32))
+        for start in range(0, len(todo), BATCH):
+            for batch, pictures in _group_by_size(todo[start : start + BATCH]):
+                values = score(pictures, [item.prompt for item in batch])
+                cache.add([item.key for item in batch], np.asarray(values, np.float32))
                 bar.update(len(batch))
 
 
-def _of_one_size(items: Sequence[Item]) -> Iterator[tuple[list[Item], list[Image.Image]]]:
-    pictures = sorted(((one, read(one.file)) for one in items), key=lambda pair: pair[1].size)
-    for _, group in groupby(pictures, key=lambda pair: pair[1].size):
-        own = list(group)
-        yield [one for one, _ in own], [picture for _, picture in own]
+def _group_by_size(items: Sequence[Item]) -> Iterator[tuple[Sequence[Item], Sequence[Image.Image]]]:
+    pairs = sorted(((item, read_image(item.file)) for item in items), key=lambda pair: pair[1].size)
+    for _, group in groupby(pairs, key=lambda pair: pair[1].size):
+        same_size = list(group)
+        yield [item for item, _ in same_size], [picture for _, picture in same_size]
 
 
-def measured(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """What was measured of the N images of each method: [N, K], float64; of one method after the other."""
+def read_scores(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The scores of each method's N images, one method after the other: [N, K], float64."""
     values = Cache(folder / metric.slug).values
-    for name, own in items.items():
-        yield name, np.stack([values[one.key] for one in own]).astype(np.float64)
+    for name, images in items.items():
+        yield name, np.stack([values[item.key] for item in images]).astype(np.float64)
 
 
-def of_reward(name: str, models: Mapping[str, str], load: Callable[[], Reward]) -> Metric:
+def metric_of_reward(name: str, models: Mapping[str, str], load: Callable[[], Reward]) -> Metric:
     """A reward as a metric."""
 
-    def loaded() -> Judge:
+    def load_scorer() -> Scorer:
         reward = load()
 
-        def judge(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
             images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
             with torch.inference_mode():
                 return reward(images, prompts).float().cpu().numpy()[:, None]
 
-        return judge
+        return score
 
-    return Metric(name, (name,), models, loaded)
+    return Metric(name, (name,), models, load_scorer)
 
 
-def of_judge() -> Metric:
+def judge_metric() -> Metric:
     """The demo world's judge, which has no trained parts; of a prompt that names no coloured shape it says nothing."""
     return Metric("judge", Verdict._fields, {}, lambda: _judge)
 
@@ -171,14 +171,13 @@ def _judge(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarra
     return np.array(rows, np.float64)
 
 
-def of_looks(looks: Sequence[CaptionedImage], prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the judge says of images of the demo world that are not on the disk, and their caption rewards: [N] each."""
-    images = to_uint8(torch.stack([seen.image for seen in looks]))
-    judged = np.array([judge(image, parse(prompt)) for image, prompt in zip(images, prompts, strict=True)])
-    rewards = np.array([seen.reward for seen in looks])
-    return {**dict(zip(Verdict._fields, judged.T, strict=True)), "caption_reward": rewards}
+def score_images(images: Sequence[CaptionedImage], prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The judge's verdicts on images of the demo world, and their caption rewards: columns [N]."""
+    pixels = to_uint8(torch.stack([image.image for image in images]))
+    verdicts = judge_all(pixels, [parse(prompt) for prompt in prompts])
+    return {**verdicts, "caption_reward": np.array([image.reward for image in images])}
 
 
 def stayed_right(both_right: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Of the images that the first method drew right, whether they are right: [N] in {0, 1}, NaN for the others."""
+    """Whether images are right that the first method made right: [N] in {0, 1}, NaN for the other images."""
     return np.where(first == 1, both_right, np.nan)

@@ -1,7 +1,7 @@
-"""The paper's tables from the numbers of each image: Markdown for reading, CSV for plots, JSON with everything.
+"""The paper's tables from the scores of each image: Markdown to read, CSV to plot, JSON with everything.
 
-Table 1 has all methods, Table 2 what each half of RealignDiff does alone and together, Table 3 the re-aligned images
-beside those of other systems and of the controls. One renderer makes all; they differ in their rows.
+Table 1 has all methods; Table 2 the two stages of RealignDiff, alone and together; Table 3 the re-aligned images beside
+other systems and controls. They differ only in their rows.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .methods import FINE, FINE_ALL, PLAIN, REDRAW, Method
 
 STAYED, RIGHT = "stayed_right", "both_right"
 LOWER_IS_BETTER = ("fid", "kid")
-MEANS, INTERVALS = "±: half of the 95 % interval over the prompts", "of KID, the standard deviation over its subsets"
+MEANS, INTERVALS = "±: half of the 95 % interval over the prompts", "for KID, the standard deviation over its subsets"
 RESAMPLED = 20_000_000
-"""Values drawn for one interval, at most: of many prompts fewer resamples do."""
+"""Most values drawn for one interval: with more prompts, fewer resamples are enough."""
 
 
-def numbers(
-    methods: Sequence[Method], scores: Mapping[str, Mapping[str, np.ndarray]], whole: Mapping[str, Mapping[str, Any]]
+def summarize(
+    methods: Sequence[Method], scores: Mapping[str, Mapping[str, np.ndarray]], overall: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Means, differences and their intervals, as JSON-ready values.
+    """Means, differences and their intervals, JSON-ready.
 
-    scores: of each method's name its columns [N], one value a prompt, NaN where there is none. whole: of each method
-        the columns that are of all its images together: {"value": …, "std": …}.
+    scores: each method's columns [N], one value per prompt, NaN where there is none. overall: each method's cells that
+        belong to all its images together, such as FID: {"value": …, "std": …}.
     """
     first = methods[0].name
     rows = [
-        {"name": m.name, "columns": {**whole.get(m.name, {}), **_means(scores[m.name], m.name == first)}}
+        {"name": m.name, "columns": {**overall.get(m.name, {}), **_means(scores[m.name], m.name == first)}}
         for m in methods
     ]
     differences = [
@@ -53,14 +53,14 @@ def numbers(
 def _means(columns: Mapping[str, np.ndarray], is_first: bool) -> dict[str, dict[str, Any]]:
     out = {}
     for name, values in columns.items():
-        there = values[~np.isnan(values)]
-        if not len(there):
+        known = values[~np.isnan(values)]
+        if not len(known):
             out[name] = {"value": None, "n": 0}
-        elif len(there) == 1 or (is_first and name == STAYED):  # which is 1 by its meaning
-            out[name] = {"value": float(there.mean()), "n": len(there)}
+        elif len(known) == 1 or (is_first and name == STAYED):  # the first method's is 1 by definition
+            out[name] = {"value": float(known.mean()), "n": len(known)}
         else:
-            mean, low, high = mean_interval(there, resamples=_resamples(len(there)))
-            out[name] = {"value": mean, "ci": [low, high], "n": len(there)}
+            mean, low, high = mean_interval(known, resamples=_resamples(len(known)))
+            out[name] = {"value": mean, "ci": [low, high], "n": len(known)}
     return out
 
 
@@ -73,8 +73,8 @@ def _resamples(count: int) -> int:
 
 
 def _compared(methods: Sequence[Method]) -> list[tuple[str, str]]:
-    """Which row's differences to which other are told: to the first; of both halves together to each alone; of
-    re-aligned images to the redraw of the same model and to other systems."""
+    """Pairs of rows to compare: each with the first; both stages together with each alone; re-aligned images with the
+    redraw of the same model and with other systems."""
     first, *later = methods
     pairs = [(m, first) for m in later]
     fine = [m for m in methods if m.images is None and m.way == FINE]
@@ -89,32 +89,33 @@ def _compared(methods: Sequence[Method]) -> list[tuple[str, str]]:
 
 
 class Table(NamedTuple):
-    """A table of the paper's."""
+    """One of the paper's tables."""
 
     number: int
     title: str
     rows: list[dict[str, Any]]
 
 
-def tables(methods: Sequence[Method], told: Mapping[str, Any]) -> list[Table]:
-    """What each table shows; one that would be the first again is not told twice."""
-    of = {row["name"]: row for row in told["rows"]}
-    own = [m for m in methods if m.images is None]
-    halves = [m.name for m in own if m.way in (PLAIN, FINE)]
+def tables(methods: Sequence[Method], results: Mapping[str, Any]) -> list[Table]:
+    """The tables and their rows; Table 2 is left out where it would have the rows of Table 1."""
+    rows = {row["name"]: row for row in results["rows"]}
+    ours = [m for m in methods if m.images is None]
+    stages = [m.name for m in ours if m.way in (PLAIN, FINE)]
     others = [m.name for m in methods if m.images is not None or m.way in (FINE_ALL, REDRAW)]
-    both = len(halves) > 1 and len(halves) == len(of)
+    both = len(stages) > 1 and len(stages) == len(rows)
     first = "image quality and alignment with the prompt"
-    rows = [(1, f"Tables 1 and 2: {first}; the coarse and the fine stage" if both else f"Table 1: {first}", list(of))]
-    if 1 < len(halves) < len(of):
-        rows.append((2, "Table 2: the coarse and the fine stage", halves))
-    if others and len(of) > 1:
-        compared = [methods[0].name, *(m.name for m in own if m.way == FINE), *others]
-        rows.append((3, "Table 3: other systems and controls", list(dict.fromkeys(compared))))
-    return [Table(number, title, [of[name] for name in names]) for number, title, names in rows]
+    title = f"Tables 1 and 2: {first}; the coarse and the fine stage" if both else f"Table 1: {first}"
+    out = [(1, title, list(rows))]
+    if 1 < len(stages) < len(rows):
+        out.append((2, "Table 2: the coarse and the fine stage", stages))
+    if others and len(rows) > 1:
+        compared = [methods[0].name, *(m.name for m in ours if m.way == FINE), *others]
+        out.append((3, "Table 3: other systems and controls", list(dict.fromkeys(compared))))
+    return [Table(number, title, [rows[name] for name in names]) for number, title, names in out]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table, each number with half of its interval."""
+    """The rows as a table; ± is half of the confidence interval."""
     columns = list(dict.fromkeys(name for row in rows for name in row["columns"]))
     arrows = [f"{name} {'↓' if name in LOWER_IS_BETTER else '↑'}" for name in columns]
     return _grid(
@@ -122,17 +123,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _cell(name: str, told: Mapping[str, Any] | None) -> str:
-    if told is None or told["value"] is None:
+def _cell(name: str, cell: Mapping[str, Any] | None) -> str:
+    if cell is None or cell["value"] is None:
         return "–"
     form = {"fid": "#.4g", "kid": ".4f"}.get(name, ".3f")
-    low, high = told.get("ci", (None, None))
-    spread = told.get("std") if low is None else (high - low) / 2
-    return f"{told['value']:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
+    low, high = cell.get("ci", (None, None))
+    spread = cell.get("std") if low is None else (high - low) / 2
+    return f"{cell['value']:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand under each other in a terminal too."""
+    """A Markdown table with aligned columns, so that it can be read in a terminal too."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
@@ -144,49 +145,46 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows with plain numbers: of each column its value, and the ends of its interval or its deviation."""
+    """The rows as plain numbers: each column's value, the ends of its interval or its deviation, and its count."""
     out = io.StringIO()
-    flat = [
-        {"method": row["name"]}
-        | {
-            f"{name}{end}": value
-            for name, told in row["columns"].items()
-            for end, value in _parts(told).items()
-            if value is not None
-        }
-        for row in rows
-    ]
+    flat = []
+    for row in rows:
+        cells = {"method": row["name"]}
+        for name, cell in row["columns"].items():
+            low, high = cell.get("ci", (None, None))
+            parts = {"": cell["value"], "_low": low, "_high": high, "_std": cell.get("std"), "_n": cell.get("n")}
+            cells |= {f"{name}{end}": value for end, value in parts.items() if value is not None}
+        flat.append(cells)
     writer = csv.DictWriter(out, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return out.getvalue()
 
 
-def _parts(told: Mapping[str, Any]) -> dict[str, float | None]:
-    low, high = told.get("ci", (None, None))
-    return {"": told["value"], "_low": low, "_high": high, "_std": told.get("std"), "_n": told.get("n")}
-
-
-def as_text(methods: Sequence[Method], told: Mapping[str, Any]) -> str:
-    """Everything for reading."""
-    parts = [f"{told['prompts']['n']} prompts of {told['prompts']['source']}; {MEANS}; {INTERVALS}"]
-    for table in tables(methods, told):
+def as_text(methods: Sequence[Method], results: Mapping[str, Any]) -> str:
+    """All tables and notes as Markdown."""
+    prompts, differences = results["prompts"], results["differences"]
+    parts = [f"{prompts['n']} prompts of {prompts['source']}; {MEANS}; {INTERVALS}"]
+    for table in tables(methods, results):
         parts += [f"**{table.title}**", markdown(table.rows)]
-    for to in dict.fromkeys(d["to"] for d in told["differences"]):
-        own = [d for d in told["differences"] if d["to"] == to]
-        cells = [[d["row"], d["column"], f"{d['delta']:+.3f}", f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"] for d in own]
+    for to in dict.fromkeys(d["to"] for d in differences):
+        cells = [
+            [d["row"], d["column"], f"{d['delta']:+.3f}", f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"]
+            for d in differences
+            if d["to"] == to
+        ]
         parts += [f"**Differences to {to}**, with 95 % confidence intervals", _grid(["", "", "", ""], cells)]
-    if "right" in told:
-        parts.append(_losses(told))
-    return "\n\n".join([*parts, *told["notes"]])
+    if "right" in results:
+        parts.append(_losses(results))
+    return "\n\n".join([*parts, *results["notes"]])
 
 
-def _losses(told: Mapping[str, Any]) -> str:
-    """How many right images each row lost; where none, how many it may lose: 3/n, the rule of three."""
-    n = told["right"]
+def _losses(results: Mapping[str, Any]) -> str:
+    """How many right images each row lost; if none, how many it may lose by the rule of three, 3/n."""
+    n = results["right"]
     if not n:
         return "No image of the first row is right, so none could be lost."
-    lost = {row["name"]: round(n * (1 - row["columns"][STAYED]["value"])) for row in told["rows"][1:]}
+    lost = {row["name"]: round(n * (1 - row["columns"][STAYED]["value"])) for row in results["rows"][1:]}
     cells = [[name, str(count), "" if count else f"below {3 / n:.3f}"] for name, count in lost.items()]
     title = f"**Right images lost**, of {n} (with none lost, the share that may be lost is below 3/n at 95 %)"
     return f"{title}\n\n{_grid(['', '', ''], cells)}" if cells else f"{n} images are right."

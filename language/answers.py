@@ -53,7 +53,7 @@ def read_json(text: str, tags: Sequence[str] = (), *, truncated: bool = False) -
     thought_ends = [match.end() for match in _THOUGHT.finditer(text)][-1:]
     thinks = _THINKS.search(text, *thought_ends)
     text = text[: thinks.start()] if thinks else text
-    answer = text[slice(*thought_ends, None)]
+    answer = text[thought_ends[0] :] if thought_ends else text
     for part in (answer,) if truncated else dict.fromkeys((answer, text)):
         values = json_values(part[:MOST_CHARACTERS])
         objects = [found for value in values if (found := _object(value)) is not None]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..attention.comfy.families import UNET, list_families
 from ..core.errors import RealignError
 from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
@@ -30,7 +31,7 @@ class AttentionMaps(io.ComfyNode):
             description="A KSampler that shows which parts of the image attend to which words. With Realign Model and "
             "Apply Regions it shows the re-weighted attention, so two of these nodes show before and after.",
             inputs=[
-                *ksampler_inputs("Stable Diffusion 1, 2 or XL, also from Realign Model."),
+                *ksampler_inputs(f"{list_families(families=[UNET])}, also from Realign Model."),
                 io.String.Input(
                     "words",
                     multiline=True,
@@ -59,8 +60,9 @@ class AttentionMaps(io.ComfyNode):
         cls, model, positive, latent_image: dict, clip, words: str, text: str = "", vae=None, **others: Any
     ) -> io.NodeOutput:
         """others: the inputs that only KSampler uses."""
-        from ..attention.comfy.conditioning import find_words, text_of
-        from ..attention.comfy.maps import recording, with_words
+        from ..attention.comfy.conditioning import text_of
+        from ..attention.comfy.encoded_text import EncodedText
+        from ..attention.comfy.maps import record_attention, tag_words
         from ..attention.equation.maps import AttentionMaps, scale_to_max
 
         text = text or text_of(positive) or ""
@@ -71,11 +73,12 @@ class AttentionMaps(io.ComfyNode):
         check_count(len(phrases), "words")
         if not phrases:
             raise RealignError(f"The prompt '{text}' names nothing: write some of its words into words.")
-        positions = find_words(phrases, clip, text)
+        encoded = EncodedText(clip, text)
+        positions = encoded.find(phrases)
         maps = AttentionMaps([positions] * len(latent_image["samples"]))
         latent = run_ksampler(
-            model=recording(model, maps),
-            positive=with_words(positive, clip, text, positions),
+            model=record_attention(model, maps),
+            positive=tag_words(positive, encoded, positions),
             latent_image=latent_image,
             **others,
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..attention.comfy.families import list_families
 from ..attention.equation.settings import ModulationSettings
 from ..core.describe import describe_effect
 from ..core.interchange import region_sets
@@ -16,10 +17,7 @@ from .host.ksampler import clip_input, ksampler_inputs, run_ksampler
 CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
 NOTHING = "attention is re-weighted at no step: a strength, or the range of steps, is 0"
-MODELS = (
-    "Stable Diffusion 1, 2, XL or 3, Flux, Chroma, Qwen-Image, Lumina 2, Z-Image, Wan or Cosmos-Predict2, also with "
-    "LoRA, ControlNet or IPAdapter."
-)
+MODELS = f"{list_families()}, also with LoRA, ControlNet or IPAdapter."
 STRENGTHS = ("cross_strength", "self_strength", "power", "start", "end")
 """The inputs of `modulation_inputs`."""
 
@@ -54,7 +52,7 @@ def modulation_inputs() -> list[Any]:
 def attaching_inputs() -> list[Any]:
     """The optional inputs of nodes that attach regions; the last came later, so older workflows keep their values."""
     return [
-        text_input("The text that was encoded. Needed only if the regions come without a prompt or from another one."),
+        text_input("The text that was encoded. Needed only if the regions carry no prompt, or a different one."),
         box_image_input(),
         io.Boolean.Input(
             "isolate_phrases",

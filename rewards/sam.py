@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,8 +70,8 @@ class SamReward(Reward):
     def networks(self) -> tuple[nn.Module, ...]:
         """Tagger, detector, segmenter, and the language models that run on this machine."""
         perception = self.tagger.model, self.grounded_sam.detector.model, self.grounded_sam.segmenter.model
-        language = (model for model in (self.language_model, self.offline) if hasattr(model, "networks"))
-        return tuple(dict.fromkeys([*perception, *(network for model in language for network in model.networks())]))
+        language = [getattr(model, "networks", tuple)() for model in (self.language_model, self.offline)]
+        return tuple(dict.fromkeys([*perception, *chain.from_iterable(language)]))
 
 
 def _mean(regions: RegionSet) -> float:

@@ -92,7 +92,9 @@ def isolate_phrases(
     """
     phrases = []
     for i, regions in enumerate(region_sets):
-        for region in () if regions is None else regions.active:
+        if regions is None:
+            continue
+        for region in regions.active:
             phrase = region.phrase, regions.prompt, tokenizer, region.occurrence
             phrases.append((i, token_positions(*phrase), tuple(phrase_ids(*phrase))))
     if not phrases:

@@ -17,7 +17,7 @@ from ..attention.diffusers.processor import Modulation, modulate
 from ..attention.diffusers.recorder import record
 from ..attention.equation.maps import AttentionMaps
 from ..attention.equation.settings import ModulationSettings
-from ..checkpoints.folders import from_folder
+from ..checkpoints.folders import Published, from_folder
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from .prompt_encoding import PromptEmbeds, SecondEncoder, encode_phrases, encode_prompts, isolate_phrases
@@ -61,8 +61,9 @@ class DiffusersSampler:
         """
         folder = Path(folder)
 
-        def read(kind: type[torch.nn.Module], name: str, dtype: torch.dtype = dtype) -> Any:
-            return from_folder(kind, folder / name, dtype=dtype).to(device).eval()
+        def read(kind: type[Published], name: str, dtype: torch.dtype = dtype) -> Any:
+            model: Any = from_folder(kind, folder / name, dtype=dtype)
+            return model.to(device).eval()
 
         text_encoder, unet = read(CLIPTextModel, "text_encoder"), read(UNet2DConditionModel, "unet")
         unet.to(memory_format=torch.channels_last)  # measured on a CPU: convolutions are faster
@@ -169,7 +170,9 @@ class DiffusersSampler:
         if region_sets is None or not any(s is not None and s.active for s in region_sets):
             return nullcontext()
         batch = [*([None] * len(prompts) if guided else []), *region_sets]
-        return modulate(self.unet, batch, self.tokenizer, x.shape[-2:], modulation or ModulationSettings())
+        return modulate(
+            self.unet, batch, self.tokenizer, (x.shape[-2], x.shape[-1]), modulation or ModulationSettings()
+        )
 
     def isolate_phrases(self, embeds: PromptEmbeds, region_sets: Sequence[RegionSet | None]) -> PromptEmbeds:
         """B encoded prompts with the phrases of B region sets encoded alone, see `prompt_encoding.isolate_phrases`."""
@@ -181,7 +184,7 @@ class DiffusersSampler:
 
     def _recorded(self, maps: AttentionMaps | None, x: Tensor, modulated: Modulation | None):
         """The context that records cross-attention maps, if they are wanted."""
-        return nullcontext() if maps is None else record(self.unet, maps, x.shape[-2:], modulated)
+        return nullcontext() if maps is None else record(self.unet, maps, (x.shape[-2], x.shape[-1]), modulated)
 
     def predict(self, x: Tensor, t: Tensor, embeds: PromptEmbeds, unet: torch.nn.Module | None = None) -> Tensor:
         """The UNet's output for latents x [B, C, h, w] at timestep t, [] or [B]: noise, v or x_0, by `prediction_type`.

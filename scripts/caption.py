@@ -3,10 +3,10 @@
     python scripts/caption.py photos --captioner models/blip2-opt-2.7b
     python scripts/caption.py photos --captioner models/blip2-flan-t5-xl --num-beams 5 --recursive
 
-Images are .png, .jpg, .jpeg, .jfif, .webp, .gif (of which the first image counts), .bmp, .tif, and .avif where Pillow
-reads it; hidden files such as ._photo.png are left out. Images that have a .txt already are passed over, so a run that
-was stopped goes on where it was; with --overwrite it starts over. A text is there whole or not at all. An image that
-cannot be read is named, and the others go on; the status is then 1. One of more than 16 megapixels is scaled down.
+Reads .png, .jpg, .jpeg, .jfif, .webp, .gif (the first image), .bmp, .tif, and .avif if Pillow can; not hidden files
+such as ._photo.png. Images that have a .txt already are skipped, so a stopped run continues where it was; --overwrite
+starts over. A text is written whole or not at all. An image that cannot be read is named and left out; the exit status
+is then 1. Images above 16 megapixels are scaled down.
 """
 
 if not __package__:
@@ -29,15 +29,15 @@ from ..core.pictures import SUFFIXES, find_pictures, open_picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the images are")
+    parser.add_argument("folder", type=Path, help="the folder with the images")
     parser.add_argument("--captioner", type=Path, required=True, help="a Hugging Face folder of a captioning BLIP-2")
-    parser.add_argument("--recursive", action="store_true", help="also the folders in it")
-    parser.add_argument("--overwrite", action="store_true", help="caption images again that have a .txt")
+    parser.add_argument("--recursive", action="store_true", help="also caption the folders in it")
+    parser.add_argument("--overwrite", action="store_true", help="also caption images that have a .txt")
     parser.add_argument("--batch-size", type=int, default=8, help="images at once (8)")
-    parser.add_argument("--max-tokens", type=int, default=32, help="where a caption ends at the latest (32)")
-    parser.add_argument("--num-beams", type=int, default=1, help="1: greedy search; more: beam search")
-    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: tokens are drawn by chance")
-    parser.add_argument("--seed", type=int, default=0, help="what is drawn, with a temperature")
+    parser.add_argument("--max-tokens", type=int, default=32, help="longest caption, in tokens (32)")
+    parser.add_argument("--num-beams", type=int, default=1, help="1: greedy search; more: beam search (1)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: sample tokens at this temperature (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling with a temperature (0)")
     parser.add_argument("--eight-bit", action="store_true", help="hold the model in 8 bits (needs bitsandbytes)")
     from ..cli.hardware import add_arguments
 
@@ -48,14 +48,14 @@ def main() -> None:
     except (RealignError, OSError) as error:
         sys.exit(f"caption: {error}")
     except KeyboardInterrupt:
-        again = "captions every image again" if options.overwrite else "goes on where it was"
+        again = "captions every image again" if options.overwrite else "continues where it was"
         sys.exit(f"caption: stopped; the same command {again}.")
     sys.exit(1 if failed else 0)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Caption what has no caption yet; returns how many images could not be read."""
-    from ..cli.hardware import chosen
+    """Caption the images that have no caption yet. Returns how many images could not be read."""
+    from ..cli.hardware import device_and_dtype
     from ..perception.captioner import Captioner, check_generation
 
     writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(found)} images, {len(found) - len(todo)} of them with a caption.")
     if not todo:
         return 0
-    captioner = Captioner.load(options.captioner, *chosen(options), eight_bit=options.eight_bit)
+    captioner = Captioner.load(options.captioner, *device_and_dtype(options), eight_bit=options.eight_bit)
     failed = 0
     with tqdm(total=len(todo), unit="image") as bar:
         for files in batches(todo, options.batch_size):
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
                 try:
                     pictures[file] = open_picture(file)
                 except Exception as error:  # Pillow raises errors of many kinds
-                    bar.write(f"caption: '{file}' was left out, it cannot be read ({error}).", file=sys.stderr)
+                    bar.write(f"caption: '{file}' was left out because it cannot be read ({error}).", file=sys.stderr)
             captions = captioner.caption(list(pictures.values()), **writing) if pictures else []
             for file, caption in zip(pictures, captions, strict=True):
                 write_whole(text_of(file), caption + "\n")
@@ -85,10 +85,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def images_in(folder: Path, recursive: bool) -> list[Path]:
-    """The folder's images, in the order of their names; prints what is left out.
+    """The folder's images, sorted by name. Prints which files are left out.
 
     Raises:
-        RealignError: there is no such folder, no image in it, or two images would get the same text.
+        RealignError: the folder does not exist, has no image, or two of its images would get the same .txt.
     """
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}': give the folder that holds the images.")
@@ -108,7 +108,7 @@ def images_in(folder: Path, recursive: bool) -> list[Path]:
 
 
 def text_of(image: Path) -> Path:
-    """Where an image's caption belongs."""
+    """The file of an image's caption."""
     return image.with_suffix(".txt")
 
 

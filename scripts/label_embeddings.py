@@ -1,12 +1,13 @@
-"""Label embeddings for tags of your own, so that a RAM or RAM++ finds what it was not trained to name.
+"""Label embeddings for tags of your own, so that RAM or RAM++ finds things that it was not trained to name.
 
     python scripts/label_embeddings.py pets.txt --clip models/clip-vit-base-patch16       # → pets.safetensors
     python scripts/label_embeddings.py pets.json --clip models/clip-vit-base-patch16      # for RAM++ only
 
-`pets.txt` has one tag a line; CLIP reads each in sentences such as "a photo of a …", and their mean stands for the tag,
-as in RAM. `pets.json` is a list of {tag: [description, …]} as RAM++'s authors publish them, with as many descriptions
-for each tag; they stay apart, and RAM++ chooses among them for each image. The names are written beside the
-embeddings, to a .txt. RAM and RAM++ were trained with CLIP ViT-B/16 of OpenAI (a Hugging Face folder of it).
+`pets.txt` has one tag per line. CLIP embeds each tag in sentences such as "a photo of a …", and the mean of the
+embeddings stands for the tag, as in RAM. `pets.json` is a list of {tag: [description, …]} as RAM++'s authors publish
+it, with the same number of descriptions for each tag; each description keeps its embedding, and RAM++ chooses among
+them for each image. The tags are written beside the embeddings, to a .txt. RAM and RAM++ were trained with OpenAI's
+CLIP ViT-B/16; give a Hugging Face folder of it.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tags", type=Path, help="a .txt of tags, or a .json of tags and their descriptions")
     parser.add_argument("--clip", type=Path, required=True, help="a Hugging Face folder of CLIP ViT-B/16")
-    parser.add_argument("--out", type=Path, help="default: like tags, but .safetensors")
-    parser.add_argument("--device", default="cpu", help="cuda, cuda:1, mps …; auto: the best that is there (cpu)")
+    parser.add_argument("--out", type=Path, help="file of the embeddings (that of the tags, but .safetensors)")
+    parser.add_argument("--device", default="cpu", help="cuda, cuda:1, mps …; auto: the fastest of this machine (cpu)")
     options = parser.parse_args()
     out = options.out or options.tags.with_suffix(".safetensors")
     try:
@@ -63,10 +64,10 @@ def main() -> None:
 
 
 def read_descriptions(file: Path) -> dict[str, list[str]]:
-    """Tags and the texts that describe them, as many for each.
+    """Tags with the texts that describe them, the same number for each tag.
 
     Raises:
-        RealignError: the file cannot be read, names no tags, or a tag's descriptions are none or of another number.
+        RealignError: the file cannot be read, names no tag, or its tags have no or different numbers of descriptions.
     """
     lines = read_lines(file, "The tags")
     described = {tag: sentences(tag) for tag in lines if tag} if file.suffix != ".json" else from_json(file, lines)
@@ -76,7 +77,7 @@ def read_descriptions(file: Path) -> dict[str, list[str]]:
 
 
 def from_json(file: Path, lines: Sequence[str]) -> dict[str, list[str]]:
-    """Tags and their descriptions from a list of {tag: [description, …]}; a tag's name becomes one line."""
+    """Tags with their descriptions from a list of {tag: [description, …]}; line breaks in a tag become spaces."""
     try:
         described = {
             " ".join(tag.split()): texts for entry in json.loads("\n".join(lines)) for tag, texts in entry.items()
@@ -94,7 +95,7 @@ def from_json(file: Path, lines: Sequence[str]) -> dict[str, list[str]]:
 
 
 def sentences(tag: str) -> list[str]:
-    """The sentences in which RAM's authors show a tag to CLIP."""
+    """RAM's sentences about a tag, for CLIP to embed."""
     name = tag.replace("_", " ").replace("/", " or ").lower().rstrip(".")
     a, the = f"{'an' if name[:1] in set('aeiou') else 'a'} {name}", f"the {name}"
     photos = [f"a photo of {which}" for which in (a, the, f"my {name}", f"one {name}", f"many {name}")]
@@ -110,7 +111,7 @@ def sentences(tag: str) -> list[str]:
 
 @torch.inference_mode()
 def label_embeddings(described: Mapping[str, Sequence[str]], clip: Path, device: torch.device, *, mean: bool) -> Tensor:
-    """Unit vectors [K, N, W] of K tags with N texts each; [K, 1, W] where their mean stands for all."""
+    """Unit vectors [K, N, W] of K tags with N texts each; with `mean` [K, 1, W], the mean over the texts."""
     tokenizer = from_folder(AutoTokenizer, clip)
     model = from_folder(CLIPTextModelWithProjection, clip, dtype=torch.float32).to(device).eval()
     limit = model.config.max_position_embeddings

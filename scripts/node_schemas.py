@@ -63,7 +63,7 @@ class _StandIns(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == "comfy_api.latest":
-            module.io, module.ComfyExtension = _Io(), object
+            vars(module).update(io=_Io(), ComfyExtension=object)
 
 
 @contextmanager
@@ -72,6 +72,7 @@ def nodes_without_comfyui() -> Iterator[ModuleType]:
     replaced = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in HOST}
     sys.meta_path.insert(0, finder := _StandIns())
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None  # a file's spec
     sys.modules[PACK] = importlib.util.module_from_spec(spec)
     try:
         yield importlib.import_module(f"{PACK}.nodes")

@@ -6,8 +6,8 @@
         --segmenter models/sam_vit_h_4b8939.pth --out out/realign
 
 A model is a Hugging Face folder, a file as its authors published it, or the word `demo` for the embedded one. Each
-image gets a folder with before.png, after.png, panel.png and report.json. What is there already, made by the same
-models and settings, is passed over, so a run that was stopped goes on where it was.
+image gets a folder with before.png, after.png, panel.png and report.json. Images that exist already, from the same
+models and settings, are skipped, so a stopped run continues where it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -36,8 +36,7 @@ from ..core.prompt_files import read_prompts
 from ..core.text import encodable
 
 if TYPE_CHECKING:
-    from ..pipeline.realign import Models, RealignResult, RealignSettings
-
+    from ..pipeline.realign import RealignResult, RealignSettings
 
 PICTURES = ("before", "after", "panel")
 """The pictures of an image's folder."""
@@ -45,18 +44,18 @@ PICTURES = ("before", "after", "panel")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    told = parser.add_argument_group("prompts")
-    told.add_argument("--prompt", action="append", default=[], help="may be repeated")
-    told.add_argument(
-        "--prompts", type=Path, help="a .txt, one prompt a line (# begins a comment); or .csv, .tsv, .jsonl, .json"
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument("--prompt", action="append", default=[], help="what the image should show (repeatable)")
+    prompts.add_argument(
+        "--prompts", type=Path, help="a .txt, one prompt per line (# begins a comment); or .csv, .tsv, .jsonl, .json"
     )
-    told.add_argument("--prompt-column", help="of a .csv, .tsv, .jsonl or .json (caption, prompt or text)")
-    told.add_argument("--seed", type=int, default=42, help="of a prompt's first image; its next ones count on (42)")
-    told.add_argument("--count", type=int, default=1, help="images a prompt (1)")
-    told.add_argument("--out", type=Path, default=Path("out/realign"))
-    given = parser.add_argument_group("models")
-    models.add_arguments(given, required=True)
-    given.add_argument("--lora", type=Path, help="what training/refl_train.py wrote")
+    prompts.add_argument("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
+    prompts.add_argument("--seed", type=int, default=42, help="seed of a prompt's first image; the next count up (42)")
+    prompts.add_argument("--count", type=int, default=1, help="images per prompt (1)")
+    prompts.add_argument("--out", type=Path, default=Path("out/realign"), help="folder for the results (out/realign)")
+    group = parser.add_argument_group("models")
+    models.add_arguments(group, required=True)
+    group.add_argument("--lora", type=Path, help="a LoRA or a UNet from training/refl_train.py")
     settings.add_arguments(parser.add_argument_group("settings"))
     hardware.add_arguments(parser)
     options = parser.parse_args()
@@ -65,41 +64,45 @@ def main() -> None:
     except (RealignError, OSError) as error:
         sys.exit(f"realign: {error}")
     except KeyboardInterrupt:
-        sys.exit("realign: stopped; the same command goes on where it was.")
+        sys.exit("realign: stopped; the same command continues where it was.")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Re-align all prompts that are not done yet."""
-    prompts, how = prompts_of(options), settings_of(options)
-    made_of = origin(options)
+    """Re-align the prompts whose images do not exist yet."""
+    from ..pipeline.realign import RealignSettings, realign
+
+    prompts = read_all_prompts(options)
+    realign_settings = settings.settings_of(options, RealignSettings())
+    made_of = provenance(options)
     jobs = [(prompt, options.seed + number) for prompt in prompts for number in range(options.count)]
-    todo = [job for job in jobs if not done(options.out, *job, how, made_of)]
+    todo = [job for job in jobs if not is_done(options.out, *job, realign_settings, made_of)]
     print(f"{len(jobs)} images, {len(jobs) - len(todo)} of them done.")
     if not todo:
         return
     make_folder(options.out)
-    loaded = load(options)
-    from ..pipeline.realign import realign
-
-    with tqdm(total=2 * how.sampling.steps * len(todo), unit="step") as bar:
+    folder = models.model_paths(options)["model"]
+    sampler = models.load_sampler(folder, *hardware.device_and_dtype(options), options.lora)
+    loaded = models.load_chosen_models(options, sampler)
+    steps = 2 * realign_settings.sampling.steps
+    with tqdm(total=steps * len(todo), unit="step") as bar:
 
         def show(doing: str, step: int, steps: int) -> None:
             bar.set_description_str(doing)
             bar.update(1 if doing.endswith("image") else 0)
 
         for number, (prompt, seed) in enumerate(todo, 1):
-            result = realign(loaded, prompt, seed, how, show)
-            write(options.out, result, how, made_of)
-            bar.n = 2 * how.sampling.steps * number  # an image that was left alone has fewer steps
+            result = realign(loaded, prompt, seed, realign_settings, show)
+            write_result(options.out, result, realign_settings, made_of)
+            bar.n = steps * number  # an image that was left alone took fewer steps
             bar.write(f"{result.before.reward:.3f} → {result.after.reward:.3f}  “{prompt}”: {result.verdict}")
     print(f"CaptionedImage at the panels in {options.out}.")
 
 
-def prompts_of(options: argparse.Namespace) -> list[str]:
-    """The prompts, each once; what is wrong with the file's other rows is printed.
+def read_all_prompts(options: argparse.Namespace) -> list[str]:
+    """The prompts of the options and of their file, each once. Prints what is wrong with unusable rows of the file.
 
     Raises:
-        RealignError: there are none, no image is wanted, or the file cannot be read.
+        RealignError: there is no prompt, --count is below 1, or the file cannot be read.
     """
     texts = [text.strip() for text in options.prompt]
     if options.prompts is not None:
@@ -115,62 +118,49 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def settings_of(options: argparse.Namespace) -> RealignSettings:
-    """The paper's settings with what the options say."""
-    from ..pipeline.realign import RealignSettings
-
-    return settings.chosen(options, RealignSettings())
-
-
-def origin(options: argparse.Namespace) -> dict[str, str]:
-    """What an image is made of besides its settings; it is made again once something in it changes.
+def provenance(options: argparse.Namespace) -> dict[str, str]:
+    """The models, the device and the dtype that an image is made with; if one changes, the image is made again.
 
     Raises:
-        RealignError: a model or the device is not there, or a server's model has no name.
+        RealignError: a model or the device does not exist, or a server's model has no name.
     """
-    files = models.places(options) | ({} if options.lora is None else {"lora": options.lora})
+    files = models.model_paths(options) | ({} if options.lora is None else {"lora": options.lora})
     return {**models.stamps(files), **models.llm_stamp(options), **models.hardware_stamp(options)}
 
 
-def load(options: argparse.Namespace) -> Models:
-    """All models, on the device."""
-    folder = models.places(options)["model"]
-    return models.load(options, models.load_sampler(folder, *hardware.chosen(options), options.lora))
-
-
-def folder_of(out: Path, prompt: str, seed: int) -> Path:
-    """Where an image belongs, e.g. `a-red-book-and-a-yellow-pen-0f5ae1b2-42`: words, hash of the prompt, seed."""
+def result_folder(out: Path, prompt: str, seed: int) -> Path:
+    """An image's folder, e.g. `a-red-book-and-a-yellow-pen-0f5ae1b2-42`: words, hash of the prompt, seed."""
     words = "-".join(re.findall(r"\w+", prompt.lower()))[:50].strip("-")
     return out / f"{words}-{short_hash(prompt)}-{seed}".lstrip("-")
 
 
-def done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:
-    """Whether the image is there, whole, of this prompt and made in this way."""
-    folder = folder_of(out, prompt, seed)
+def is_done(out: Path, prompt: str, seed: int, settings: RealignSettings, made_of: dict[str, str]) -> bool:
+    """Whether the pictures of this prompt exist, undamaged, from the same settings and models."""
+    folder = result_folder(out, prompt, seed)
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        made_so = tuple(report.get(name) for name in ("prompt", "settings", "models"))
+        reported = tuple(report.get(name) for name in ("prompt", "settings", "models"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-    return made_so == (prompt, settings.to_dict(), made_of) and all(
+    return reported == (prompt, settings.to_dict(), made_of) and all(
         is_whole_png(folder / f"{name}.png") for name in PICTURES
     )
 
 
-def write(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
-    """The pictures, then the report, which says that they are there."""
+def write_result(out: Path, result: RealignResult, settings: RealignSettings, made_of: dict[str, str]) -> None:
+    """Write the pictures, then the report, whose presence says that the pictures are complete."""
     from ..core.images import to_pil
     from ..drawing.panel import draw_panel
     from ..pipeline.report import report
 
-    folder = folder_of(out, result.prompt, result.seed)
+    folder = result_folder(out, result.prompt, result.seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
-    for name, look in (("before", result.before), ("after", result.after)):
-        to_pil(look.image[None])[0].save(folder / f"{name}.png")
+    for name, image in (("before", result.before.image), ("after", result.after.image)):
+        to_pil(image[None])[0].save(folder / f"{name}.png")
     draw_panel(result).save(folder / "panel.png")
-    told: dict[str, Any] = {**report(result, settings), "models": made_of}
-    write_whole(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    contents = {**report(result, settings), "models": made_of}
+    write_whole(folder / "report.json", json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 from contextlib import contextmanager
 
@@ -30,7 +31,7 @@ from realigndiff.demo.run import PROMPT
 from realigndiff.drawing.attention_map import INFERNO, apply_colormap, draw_labelled_map
 from realigndiff.drawing.panel import draw_panel
 from realigndiff.evaluation import attention_mass as attention_mass_script
-from realigndiff.evaluation.tune import Coarse
+from realigndiff.evaluation.coarse_images import CoarseImages
 from realigndiff.pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from realigndiff.pipeline.realign import CaptionedImage, RealignResult
 from realigndiff.sampling.settings import SamplingSettings
@@ -59,15 +60,15 @@ def both(models):
 @contextmanager
 def hooked(unet):
     """Gives a list that fills with q, k, q, k… [B, H, N, d] of all calls of cross-attention layers in the `with`."""
-    heard, handles = [], []
+    projected, handles = [], []
     for name, layer in unet.named_modules():
         if isinstance(layer, Attention) and name.endswith("attn2"):
 
             def hear(_, __, out, heads=layer.heads):
-                heard.append(out.unflatten(-1, (heads, -1)).transpose(1, 2))
+                projected.append(out.unflatten(-1, (heads, -1)).transpose(1, 2))
 
             handles += [part.register_forward_hook(hear) for part in (layer.to_q, layer.to_k)]
-    yield heard
+    yield projected
     for handle in handles:
         handle.remove()
 
@@ -80,20 +81,20 @@ def test_maps_are_the_written_out_softmax_in_every_layer(models, re_weighted):
     words = [phrase_positions(regions, sampler.tokenizer) for regions in sets]
     maps = AttentionMaps(words)
     options = {"region_sets": sets if re_weighted else None, "modulation": settings, "maps": maps}
-    with torch.no_grad(), hooked(sampler.unet) as heard:
+    with torch.no_grad(), hooked(sampler.unet) as projected:
         sampler.sample_latents([PROMPT, "a green ring"], sampler.noise([1, 2]), sampling, **options)
-    calls = [out[2:] for out in heard if len(out) == 4]  # of the UNet; the recorder projects its two rows only
+    calls = [out[2:] for out in projected if len(out) == 4]  # of the UNet; the recorder projects its two rows only
     calls = list(zip(calls[::2], calls[1::2], strict=True))
     heat = torch.zeros(2, 2, 2, 16, 16)  # [step, image, word, h, w]
     for i, (q, k) in enumerate(calls):
         step, side = i // (len(calls) // 2), math.isqrt(q.shape[2])
         QK = q @ k.mT  # [B, H, Nq, Nk]
         if re_weighted:
-            now, _ = settings.strengths(float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
-            QK = QK + modulation(QK, cross_layout(sets, words, (side, side), 77, settings), now)
+            lam, _ = settings.strengths(float(sampler.scheduler.timesteps[step]) / 1000, step / 2)
+            QK = QK + modulation(QK, cross_layout(sets, words, (side, side), 77, settings), lam)
         A = torch.softmax(QK / math.sqrt(q.shape[-1]), dim=-1)
-        for image, own in enumerate(words):
-            for word, positions in enumerate(own):
+        for image, words_of_image in enumerate(words):
+            for word, positions in enumerate(words_of_image):
                 one = A[image][..., list(positions)].sum(-1).mean(0).view(1, 1, side, side)
                 heat[step, image, word] += interpolate(one, (16, 16), mode="bilinear")[0, 0] / (len(calls) / 2)
     assert {q.shape[2] for q, _ in calls} == {64, 256}
@@ -112,8 +113,8 @@ def test_modulated_maps_are_the_softmax_of_the_written_out_equation(dtype):
     QK = q.float() @ k.float().mT
     A = torch.softmax((QK + modulation(QK, layout, 0.7)) / math.sqrt(8), dim=-1)
     ours = word_attention(q, k, token_matrix(positions, 12), layout, 0.7)
-    for row, own in enumerate(positions):
-        for word, tokens in enumerate(own):
+    for row, words in enumerate(positions):
+        for word, tokens in enumerate(words):
             assert_close(ours[row, word], A[row][..., tokens].sum(-1).mean(0))
     assert ours.shape == (2, 2, 64) and ours.dtype == torch.float32
 
@@ -160,25 +161,35 @@ def test_the_report_tells_the_means_of_the_prompts_that_are_re_aligned(models, b
         maps._sums = {key: total.expand(2, -1, -1, -1) for key, total in maps._sums.items()}
     wrong, right = (CaptionedImage(torch.rand(64, 64, 3), "a ring", reward) for reward in (0.5, 0.95))
     noise = models.sampler.noise(range(3))
-    coarse = Coarse([(PROMPT, [])] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
-    told = attention_mass_script.measure(models, coarse)
-    assert (told["prompts"], told["n"]) == (3, 2)
-    assert told["area"] == pytest.approx((CIRCLE.mean() + SQUARE.mean()) / 2)
+    coarse = CoarseImages([PROMPT] * 3, noise, [wrong, right, wrong], [REGIONS] * 3)
+    report = attention_mass_script.measure(models, coarse)
+    assert (report["prompts"], report["n"]) == (3, 2)
+    assert report["area"] == pytest.approx((CIRCLE.mean() + SQUARE.mean()) / 2)
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16), [0, 1])
-    row = told["rows"][0]
+    row = report["rows"][0]
     assert row["name"] == "re-weighted steps" and row["steps"] == 2 and row["rose"] == 1
     assert (row["before"], row["after"]) == pytest.approx(
         tuple(sum(phrase.mass[i] for phrase in phrases) / 2 for i in (0, 1))
     )
     assert row["delta"] == pytest.approx(row["after"] - row["before"])
-    assert f"{row['delta']:+.3f}" in attention_mass_script.as_text(told)
+    assert f"{row['delta']:+.3f}" in attention_mass_script.as_text(report)
     with pytest.raises(RealignError, match="give a larger count"):
-        attention_mass_script.measure(models, Coarse(coarse.prompts, noise, [right] * 3, coarse.regions))
+        attention_mass_script.measure(models, CoarseImages(coarse.prompts, noise, [right] * 3, coarse.regions))
+
+
+def test_the_script_samples_held_out_prompts_and_writes_what_it_measures(monkeypatch, tmp_path, capsys):
+    quick = dataclasses.replace(FEW, sampling=SamplingSettings(steps=2, cfg=3.0), gate=None, box_threshold=0.05)
+    monkeypatch.setattr(attention_mass_script, "SETTINGS", quick)
+    monkeypatch.setattr("sys.argv", ["attention_mass", "--count=3", "--out", str(tmp_path / "new")])
+    attention_mass_script.main()
+    results = json.loads((tmp_path / "new" / "attention_mass.json").read_text(encoding="utf-8"))
+    assert results["prompts"] == 3 and results["n"] >= 2
+    assert "of 3 held-out prompts are re-aligned" in capsys.readouterr().out
 
 
 def test_the_panel_shows_the_attention_below_its_pictures(both):
-    seen = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
-    result = RealignResult(PROMPT, 22, seen, seen, REGIONS, "Unchanged.")
+    image = CaptionedImage(torch.rand(64, 64, 3), "a ring", 0.5)
+    result = RealignResult(PROMPT, 22, image, image, REGIONS, "Unchanged.")
     (phrases,) = phrase_attention(both, [REGIONS], (16, 16))
     plain, one_row, two_rows = (draw_panel(result, phrases * n) for n in (0, 1, 2))
     assert plain.width == one_row.width and plain.height < one_row.height < two_rows.height

@@ -278,8 +278,8 @@ def test_in_half_precision_no_more_is_lost_than_by_plain_attention(dtype, size):
 
     wide = (q.float(), k.float(), v.float())
     plain = lost(F.scaled_dot_product_attention(q, k, v).float(), F.scaled_dot_product_attention(*wide))
-    for some in (blocks, blocks[:1], blocks[1:]):
-        ours = lost(joint_attention(q, k, v, some).float(), joint_reference(*wide, some))
+    for subset in (blocks, blocks[:1], blocks[1:]):
+        ours = lost(joint_attention(q, k, v, subset).float(), joint_reference(*wide, subset))
         assert ours < 1.3 * plain, f"{ours:.2e} lost, plain attention loses {plain:.2e}"
 
 

@@ -1,13 +1,18 @@
 """The demo world's renderer, captions, prompts and judge."""
 
+import json
 import random
 
 import numpy as np
 import pytest
+import torch
+from realigndiff.core.embedded import WEIGHTS
 from realigndiff.demo import world
 from realigndiff.demo.judge import detect, judge, judge_all
 from realigndiff.demo.prompts import one_object_prompts, two_object_prompts
+from realigndiff.demo.train import pack
 from realigndiff.demo.train.data import draw_scenes
+from safetensors.torch import load_file, save_file
 
 
 def scenes(count, seed=0):
@@ -94,3 +99,22 @@ def test_masks_lie_where_their_things_are():
         ys, xs = np.where(mask > 0.5)
         assert (xs.min() + xs.max() + 1) / 2 == pytest.approx(thing.x, abs=1.5)
         assert (ys.min() + ys.max() + 1) / 2 == pytest.approx(thing.y, abs=1.5)
+
+
+def test_models_are_packed_in_half_precision_and_without_their_makers_paths(tmp_path, monkeypatch):
+    source = tmp_path / "models" / "ram"
+    source.mkdir(parents=True)
+    save_file({"a": torch.tensor([1.0, 2.0]), "count": torch.tensor([3])}, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps({"_name_or_path": "/home/someone", "width": 8}), encoding="utf-8")
+    (source / "ram_tag_list.txt").write_text("cat\n", encoding="utf-8")
+    (tmp_path / "packed" / "ram").mkdir(parents=True)
+    (tmp_path / "packed" / "ram" / "old.txt").touch()
+    arguments = ["pack", "--models", tmp_path / "models", "--out", tmp_path / "packed", "--only", "ram"]
+    monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
+    pack.main()
+    folder = tmp_path / "packed" / "ram"
+    tensors = load_file(folder / "model.safetensors")
+    assert (tensors["a"].dtype, tensors["count"].dtype) == (torch.float16, torch.int64)
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == {"width": 8}
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "ram_tag_list.txt"]
+    assert {name.split("/")[0] for name in pack.FOLDERS} <= {folder.name for folder in WEIGHTS.iterdir()}

@@ -21,10 +21,10 @@ from realigndiff.demo.judge import judge_all
 from realigndiff.demo.models import SETTINGS
 from realigndiff.demo.prompts import two_object_prompts
 from realigndiff.demo.world import parse as pairs_of
-from realigndiff.evaluation import drawing, evaluate, images, metrics
-from realigndiff.evaluation.methods import FINE, FINE_ALL, REDRAW, draw, parse
+from realigndiff.evaluation import evaluate, generation, images, metrics
+from realigndiff.evaluation.methods import FINE, FINE_ALL, REDRAW, parse_methods, sample_methods
 from realigndiff.evaluation.prompt_sets import Numbered, prompt_set
-from realigndiff.evaluation.scores import Cache, item
+from realigndiff.evaluation.scores import Cache, item_of
 from realigndiff.pipeline.realign import realign_batch
 from realigndiff.sampling.settings import SamplingSettings
 
@@ -81,7 +81,7 @@ def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp
     assert [panel.name for panel in (tmp_path / "out" / "panels" / "fine").iterdir()] == ["00000.png"]
     assert (tmp_path / "out" / "table3.csv").read_text(encoding="utf-8").startswith("method,caption,caption_low")
 
-    monkeypatch.setattr(drawing, "draw_batch", lambda *parts: pytest.fail("drawn again"))
+    monkeypatch.setattr(generation, "generate_batch", lambda *parts: pytest.fail("drawn again"))
     asked = []
     load = metrics.load_rewards
     monkeypatch.setattr(
@@ -95,7 +95,7 @@ def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp
 def test_the_controls_differ_from_the_method_in_one_thing_each(models):
     prompts = [text for text, _ in two_object_prompts(held_out=True, count=3)]
     seeds, settings = [5, 6, 7], replace(SETTINGS_QUICK, box_threshold=0.1)
-    drawn = draw(models, prompts, seeds, [FINE, FINE_ALL, REDRAW], settings)
+    drawn = sample_methods(models, prompts, seeds, [FINE, FINE_ALL, REDRAW], settings)
     for way, own in ((FINE, settings), (FINE_ALL, replace(settings, keep_better=False))):
         alone = realign_batch(models, prompts, seeds, own)
         assert [made.result.verdict for made in drawn[way]] == [result.verdict for result in alone]
@@ -152,7 +152,7 @@ def test_of_a_file_of_questions_each_prompt_is_drawn_once_and_that_is_said(call,
 
 
 def test_a_damaged_real_image_is_named_before_anything_is_drawn(call, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(drawing, "draw_batch", lambda *parts: pytest.fail("drawn"))
+    monkeypatch.setattr(generation, "generate_batch", lambda *parts: pytest.fail("drawn"))
     (tmp_path / "real").mkdir()
     for name in ("a.png", "b.gif"):
         Image.new("RGB", (64, 64), "red").save(tmp_path / "real" / name)
@@ -170,8 +170,8 @@ def test_a_stopped_run_says_so(call, monkeypatch):
     def stopped(*parts):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing, "draw_batch", stopped)
-    assert call("--count=2", *QUICK) == "evaluate: stopped; the same command goes on where it was."
+    monkeypatch.setattr(generation, "generate_batch", stopped)
+    assert call("--count=2", *QUICK) == "evaluate: stopped; the same command continues where it was."
 
 
 def test_images_of_other_settings_seeds_or_prompts_are_not_mixed(call, tmp_path):
@@ -240,7 +240,7 @@ class TestOtherSystems:
         return [Numbered(first + i, f"prompt {i}") for i in range(count)]
 
     def names(self, *arguments):
-        return [file.name for file in images.of_another(*arguments)]
+        return [file.name for file in images.other_images(*arguments)]
 
     def test_they_go_by_their_order_or_by_the_prompts_numbers(self, folder):
         assert self.names(folder, self.prompts(3)) == ["image2.png", "image9.png", "image10.png"]
@@ -269,7 +269,7 @@ class TestOtherSystems:
         assert "'base' needs --model PATH" in call(*arguments, *models, "--method=base")
 
     def test_one_that_cannot_be_read_is_named_before_anything_is_drawn(self, call, folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(drawing, "draw_batch", lambda *parts: pytest.fail("drawn"))
+        monkeypatch.setattr(generation, "generate_batch", lambda *parts: pytest.fail("drawn"))
         whole = (folder / "image9.png").read_bytes()
         (folder / "image9.png").write_bytes(whole[: len(whole) // 2])
         said = call("--count=3", "--metric=judge", "--method=base", "--method", f"theirs={folder}")
@@ -284,10 +284,10 @@ class TestOtherSystems:
 def test_both_takes_the_weights_of_the_one_method_that_has_some(tmp_path):
     lora = tmp_path / "a.safetensors"
     lora.touch()
-    assert [m.weights for m in parse(["base", f"mine={lora}", "both"])] == [None, lora, lora]
-    assert parse([f"x={lora}+redraw"])[0].way == REDRAW
+    assert [m.weights for m in parse_methods(["base", f"mine={lora}", "both"])] == [None, lora, lora]
+    assert parse_methods([f"x={lora}+redraw"])[0].way == REDRAW
     (tmp_path / "b+fine").mkdir()
-    assert parse([f"x={tmp_path / 'b+fine'}"])[0].images == tmp_path / "b+fine"
+    assert parse_methods([f"x={tmp_path / 'b+fine'}"])[0].images == tmp_path / "b+fine"
     for methods, told in (
         (["both"], "there are none"),
         ([f"a={lora}", f"b={tmp_path / 'a.safetensors'}", "c=demo", "both"], "there are 2"),
@@ -297,7 +297,7 @@ def test_both_takes_the_weights_of_the_one_method_that_has_some(tmp_path):
         (["+=demo"], "with a letter or a digit"),
     ):
         with pytest.raises(RealignError, match=told):
-            parse(methods)
+            parse_methods(methods)
 
 
 def test_a_damaged_file_of_kept_numbers_is_as_none(tmp_path):
@@ -310,8 +310,8 @@ def test_a_damaged_file_of_kept_numbers_is_as_none(tmp_path):
 def test_a_number_belongs_to_an_image_and_its_prompt(tmp_path):
     for name, color in (("a", "red"), ("b", "red"), ("c", "blue")):
         Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
-    a, b, c = (item(tmp_path / f"{name}.png", "x").key for name in "abc")
-    assert a == b != c and a != item(tmp_path / "a.png", "y").key
+    a, b, c = (item_of(tmp_path / f"{name}.png", "x").key for name in "abc")
+    assert a == b != c and a != item_of(tmp_path / "a.png", "y").key
 
 
 def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call, tmp_path):
@@ -345,7 +345,7 @@ def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call
     ],
 )
 def test_bad_arguments_are_told_before_a_model_is_read(call, tmp_path, monkeypatch, arguments, told):
-    monkeypatch.setattr(evaluate, "draw_all", lambda *parts: pytest.fail("drawn"))
+    monkeypatch.setattr(evaluate, "generate_missing", lambda *parts: pytest.fail("drawn"))
     said = call("--metric=judge", *arguments) if "--metric" not in str(arguments) else call(*arguments)
     assert told in said and said.startswith("evaluate: ")
 

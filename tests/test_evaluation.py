@@ -16,7 +16,7 @@ from realigndiff.evaluation import coarse, tables, tune
 from realigndiff.evaluation.bootstrap import mean_interval, paired_difference
 from realigndiff.evaluation.methods import BASE, FINE, REDRAW, Method
 from realigndiff.evaluation.scores import stayed_right
-from realigndiff.evaluation.tune import rules, variant
+from realigndiff.evaluation.tune import evaluable_rules, parse_settings
 from realigndiff.sampling.settings import SamplingSettings
 
 
@@ -64,7 +64,7 @@ def told(scores, methods=None, whole=None):
     for own in columns.values():
         own["stayed_right"] = stayed_right(own["both_right"], columns[methods[0].name]["both_right"])
     out = {"prompts": {"n": len(scores[0]), "source": "x"}, "notes": ["a note"]}
-    return {**out, **tables.numbers(methods, columns, whole or {})}
+    return {**out, **tables.summarize(methods, columns, whole or {})}
 
 
 def test_stayed_right_counts_only_what_was_right():
@@ -155,8 +155,8 @@ def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, 
 
 
 def test_a_variant_is_the_papers_settings_with_its_changes():
-    assert variant(["end=0.5", "gain_limit=none"]) == ModulationSettings(end=0.5)
-    assert variant(["power=2"]) == ModulationSettings(power=2)
+    assert parse_settings(["end=0.5", "gain_limit=none"]).modulation == ModulationSettings(end=0.5)
+    assert parse_settings(["power=2"]).modulation == ModulationSettings(power=2)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_a_variant_is_the_papers_settings_with_its_changes():
 )
 def test_a_variant_that_is_none_is_refused(change, message):
     with pytest.raises(RealignError, match=message):
-        variant([change])
+        parse_settings([change])
 
 
 def test_only_gates_under_which_all_was_sampled_again_are_told():
-    assert {rule.gate for rule in rules(0.9)} == {0.8, 0.9}
-    assert None in {rule.gate for rule in rules(np.inf)}
+    assert {rule.gate for rule in evaluable_rules(0.9)} == {0.8, 0.9}
+    assert None in {rule.gate for rule in evaluable_rules(np.inf)}
 
 
 def test_a_script_tells_what_is_wrong_in_one_sentence(monkeypatch):

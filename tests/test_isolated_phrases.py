@@ -10,7 +10,7 @@ from realigndiff.cli import settings as options
 from realigndiff.core.errors import RealignError
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
-from realigndiff.evaluation.tune import PAPER, settings_of
+from realigndiff.evaluation.tune import PAPER, parse_settings
 from realigndiff.pipeline.realign import RealignSettings, resample
 from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.sampling.settings import SamplingSettings
@@ -140,11 +140,11 @@ def test_the_setting_reaches_the_loop_and_the_commands(models):
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
     for given, value in (([], True), (["--isolate-phrases"], True), (["--no-isolate-phrases"], False)):
-        assert options.chosen(parser.parse_args(given), RealignSettings()).isolate_phrases is value
+        assert options.settings_of(parser.parse_args(given), RealignSettings()).isolate_phrases is value
     assert RealignSettings().to_dict()["isolate_phrases"] is True
     assert SETTINGS.isolate_phrases is False
-    assert settings_of(["end=0.5", "isolate_phrases=1"]) == replace(
+    assert parse_settings(["end=0.5", "isolate_phrases=1"]) == replace(
         PAPER, modulation=ModulationSettings(end=0.5), isolate_phrases=True
     )
     with pytest.raises(RealignError, match="'isolate_phrases=yes' is neither on nor off"):
-        settings_of(["isolate_phrases=yes"])
+        parse_settings(["isolate_phrases=yes"])

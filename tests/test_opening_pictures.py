@@ -198,6 +198,14 @@ def test_what_a_panel_says_stands_where_it_belongs(changed, columns, rows):
     assert rows[0] <= y0 < y1 <= rows[1]
 
 
+@pytest.mark.parametrize("column", range(3))
+def test_each_picture_of_a_panel_has_a_title_above_and_words_below(column):
+    left = 24 + column * 408
+    title, words = (np.asarray(draw_panel(BASE).crop((left, top, left + 384, top + 18))) for top in (86, 506))
+    for pixels in (title, words):
+        assert 0.02 < (pixels.max(-1) < 150).mean() < 0.3  # dark ink on white
+
+
 def test_an_unchanged_result_says_why_in_its_panel():
     kept = dataclasses.replace(BASE, after=BASE.before, verdict="Unchanged: it reaches the gate.")
     other = dataclasses.replace(kept, verdict="Unchanged: there was nothing to re-weight in the whole image.")

@@ -184,7 +184,7 @@ def saved(folder, answers, name="a", methods=("x", "y", "z"), study="one", rater
 
 
 def summed(*files):
-    return ranks.summary([ranks.read(file) for file in files])
+    return ranks.summarize([ranks.read_results(file) for file in files])
 
 
 def test_tied_images_share_the_mean_of_their_places(tmp_path):
@@ -280,11 +280,11 @@ def test_a_damaged_file_is_refused(tmp_path, text):
     file = tmp_path / "bad.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(RealignError, match=r"bad\.json' is not"):
-        ranks.read(file)
+        ranks.read_results(file)
 
 
 def test_results_without_an_answer_are_read(tmp_path):
-    assert ranks.read(saved(tmp_path, {})).answers == {}
+    assert ranks.read_results(saved(tmp_path, {})).answers == {}
 
 
 def test_the_script_prints_the_table_and_writes_it(tmp_path, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def save(page, folder, do) -> ranks.Results:
         do()
     file = folder / told.value.suggested_filename
     told.value.save_as(file)
-    return ranks.read(file)
+    return ranks.read_results(file)
 
 
 def test_a_rater_needs_no_mouse_and_loses_nothing(page, tmp_path):
@@ -107,7 +107,7 @@ def test_a_rater_needs_no_mouse_and_loses_nothing(page, tmp_path):
         1: dict(zip(second, (1, 2, 2, 1), strict=True)),
         2: {third[1]: 1},
     }
-    told = ranks.summary([results])
+    told = ranks.summarize([results])
     assert (told["answers"], told["incomplete"]) == (2, 1)
     halved = dict(zip(second, (1.5, 3.5, 3.5, 1.5), strict=True))
     wanted = {name: (results.answers[0][name] + halved[name]) / 2 for name in METHODS}

@@ -53,7 +53,7 @@ def test_each_orientation_is_turned_as_pillow_turns_it(orientation, scene, tmp_p
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK", "I;16", "LA"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_picture_of_too_many_pixels_isscale_down(mode, turned, scene, tmp_path, monkeypatch):
+def test_a_picture_of_too_many_pixels_is_scaled_down(mode, turned, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST", 32 * 24)
     large = scene.convert("L") if mode == "I;16" else scene
     large = Image.fromarray(np.asarray(large).astype(np.uint16) * 257) if mode == "I;16" else large.convert(mode)

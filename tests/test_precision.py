@@ -45,12 +45,12 @@ def options(name):
 
 def test_fp16_where_pytorch_has_none_is_a_sentence_that_names_the_option(without_fp16):
     with pytest.raises(RealignError, match=r"^PyTorch .* cannot compute in fp16 on cpu: set --precision to fp32\.$"):
-        hardware.chosen(options("fp16"))
+        hardware.device_and_dtype(options("fp16"))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")])
 def test_what_pytorch_has_is_taken(without_fp16, name, dtype):
-    assert hardware.chosen(options(name)) == (CPU, DTYPES[dtype])
+    assert hardware.device_and_dtype(options(name)) == (CPU, DTYPES[dtype])
 
 
 def test_a_failure_of_another_kind_is_not_blamed_on_the_precision(failing):

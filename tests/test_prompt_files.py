@@ -47,7 +47,7 @@ def test_training_evaluation_and_realign_read_each_form_alike(name, bom, tmp_pat
     assert load_prompts(ReflConfig(prompts=str(file), held_out=0, evaluate_every=0))[0].texts == texts
     assert tuple(prompt.text for prompt in prompt_set(str(file), one_caption=False)[0]) == texts
     options = argparse.Namespace(prompt=[], prompts=file, prompt_column=None, count=1)
-    assert tuple(realign.prompts_of(options)) == texts
+    assert tuple(realign.read_all_prompts(options)) == texts
     assert capsys.readouterr().out == ""
 
 
@@ -58,7 +58,7 @@ def test_only_line_feeds_and_carriage_returns_end_a_line(letter, tmp_path):
     file.write_bytes(f"{text}\r\n{text} again\r# no prompt\n".encode())
     assert read_prompts(file).texts == (text, f"{text} again")
     options = argparse.Namespace(prompt=[], prompts=file, prompt_column=None, count=1)
-    assert realign.prompts_of(options) == [text, f"{text} again"]
+    assert realign.read_all_prompts(options) == [text, f"{text} again"]
 
 
 def test_one_caption_of_each_image_where_numbers_are_text_too(tmp_path):

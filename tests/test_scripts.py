@@ -166,7 +166,7 @@ class TestCaption:
             write(file, text)
 
         monkeypatch.setattr(caption, "write_whole", stopped)
-        assert "goes on where it was" in self.run(call, photos)
+        assert "continues where it was" in self.run(call, photos)
         assert len(self.texts(photos)) == 1
         monkeypatch.setattr(caption, "write_whole", write)
         assert self.run(call, photos) == 0 and len(self.texts(photos)) == 3
@@ -236,29 +236,30 @@ class TestRealign:
         assert call(realign, *arguments) == 0
         assert "2 images, 2 of them done" in capsys.readouterr().out
 
-        def stopped(options):
+        def stopped(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(realign, "load", stopped)  # what is made stays done with more images and prompts
+        monkeypatch.setattr(realign.models, "load_sampler", stopped)
+        # What is made stays done with more images and prompts.
         more = ["--count=3", "--prompt", self.PROMPT.upper(), "--prompt", self.PROMPT]
-        assert "goes on where it was" in call(realign, *arguments, *more)
+        assert "continues where it was" in call(realign, *arguments, *more)
         assert "6 images, 2 of them done" in capsys.readouterr().out
         (made / "after.png").write_bytes((made / "after.png").read_bytes()[:60])
-        assert "goes on where it was" in call(realign, *arguments)
+        assert "continues where it was" in call(realign, *arguments)
         assert "2 images, 1 of them done" in capsys.readouterr().out
 
     def test_prompts_of_a_file_are_each_drawn_once_and_comments_are_not(self, tmp_path, capsys):
         (tmp_path / "a.txt").write_text("# mine\na cat\u0085here\r\n\ra dog\na dog\n", encoding="utf-8")
         options = Namespace(prompt=[" a bird "], prompts=tmp_path / "a.txt", prompt_column=None, count=1)
-        assert realign.prompts_of(options) == ["a bird", "a cat\u0085here", "a dog"]
+        assert realign.read_all_prompts(options) == ["a bird", "a cat\u0085here", "a dog"]
         (tmp_path / "a.csv").write_text("words,id\na cat,1\n,2\n", encoding="utf-8")
         options.prompts, options.prompt_column = tmp_path / "a.csv", "words"
-        assert realign.prompts_of(options) == ["a bird", "a cat"]
+        assert realign.read_all_prompts(options) == ["a bird", "a cat"]
         assert capsys.readouterr().out == "a.csv, line 3: the text is empty.\n"
 
     def test_prompts_of_the_same_words_have_folders_of_their_own(self, tmp_path):
         prompts = ("a cat", "A cat", "a, cat", "a cat?", "x" * 90, "x" * 91, "?", "!", "犬" * 200)
-        folders = {realign.folder_of(tmp_path, prompt, 2**64 - 1).name.lower() for prompt in prompts}
+        folders = {realign.result_folder(tmp_path, prompt, 2**64 - 1).name.lower() for prompt in prompts}
         assert len(folders) == len(prompts) and max(len(name.encode()) for name in folders) < 255
 
     def test_other_settings_make_an_image_again(self, call, tmp_path, capsys):
@@ -275,7 +276,7 @@ class TestRealign:
         shutil.copytree(WEIGHTS / "grounding_dino", detector)
         arguments = ["x", *DEMO, "--prompt=x", "--tagger", str(tagger), "--detector", str(detector)]
         made = []
-        monkeypatch.setattr(realign, "done", lambda *job: made.append(job[-1]) or True)
+        monkeypatch.setattr(realign, "is_done", lambda *job: made.append(job[-1]) or True)
         monkeypatch.setattr(sys, "argv", arguments)
         realign.main()
         if change == "another file":
@@ -333,6 +334,6 @@ class TestRealign:
         ],
     )
     def test_bad_arguments_are_told_before_a_model_is_read(self, call, tmp_path, monkeypatch, arguments, told):
-        monkeypatch.setattr(realign, "load", lambda options: pytest.fail("read"))
+        monkeypatch.setattr(realign.models, "load_sampler", lambda *_: pytest.fail("read"))
         said = call(realign, *QUICK, "--out", tmp_path, *arguments)
         assert told in said and said.startswith("realign: ")

@@ -9,7 +9,8 @@ from realigndiff.attention.equation.settings import ModulationSettings
 from realigndiff.core.regions import Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.evaluation import tune
-from realigndiff.evaluation.tune import Coarse, Rule, again, numbers
+from realigndiff.evaluation.coarse_images import CoarseImages
+from realigndiff.evaluation.tune import Rule, resample_images, summarize
 from realigndiff.pipeline.realign import CaptionedImage
 
 REWARDS = {"before": [0.9, 0.5, 0.5, 0.95, 0.3], "after": [0.2, 0.5, 0.8, 0.99, 0.1]}
@@ -32,9 +33,9 @@ def test_an_image_is_left_alone_that_reaches_the_gate_or_that_is_not_surpassed(g
         rewards.append(REWARDS[chosen][i])
         rights.append(RIGHT[chosen][i])
         sampled += not gated
-    told = numbers(scores("before"), scores("after"), Rule(gate, keep_better))
+    means = summarize(scores("before"), scores("after"), Rule(gate, keep_better))
     was_right = [i for i in range(5) if RIGHT["before"][i]]
-    assert told == pytest.approx(
+    assert means == pytest.approx(
         {
             "caption_reward": np.mean(rewards),
             "both_right": np.mean(rights),
@@ -64,8 +65,8 @@ def test_each_image_is_sampled_again_from_its_own_noise_with_its_own_regions(mon
 
     monkeypatch.setattr(tune, "resample", resampled)
     noise = torch.arange(float(count)).view(-1, 1, 1, 1)
-    out = again(
-        None, Coarse(prompts, noise, looks, sets), replace(SETTINGS, modulation=ModulationSettings(end=0.7)), 0.95
+    out = resample_images(
+        None, CoarseImages(prompts, noise, looks, sets), replace(SETTINGS, modulation=ModulationSettings(end=0.7)), 0.95
     )
     for i, seen in enumerate(out):
         if i % 3 == 0 or i % 5 == 1:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 STANDALONE = Path(__file__).parents[1] / "standalone.py"
-MODULES = ["pipeline.realign", "pipeline.panel", "pipeline.overlay"]
+MODULES = ["pipeline.realign", "drawing.panel", "drawing.attention_map", "rewards.gate"]
 
 
 def test_the_modules_for_every_host_are_imported_without_diffusers():

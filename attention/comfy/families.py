@@ -1,147 +1,188 @@
-"""Which model families attention can be modulated in, and where in their attention the words and the pixels are.
+"""The model families whose attention can be modulated: each one's network, its attention and its text encoders.
 
-UNets have attention patches of their own. Transformers are reached through `optimized_attention_override`, which sees
-every attention of the model and only its tensors; whose queries and keys those are, their numbers tell.
+A new family is one entry of FAMILIES. The lists that people read are made from it; this file imports neither torch nor
+ComfyUI, so that documentation can be.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from itertools import groupby
+from typing import Any
 
 from ...core.errors import RealignError
 
 
 @dataclass(frozen=True)
-class Family:
-    """Models with one layout of attention."""
+class Segment:
+    """Consecutive tokens of a CONDITIONING that stand for the prompt."""
 
-    name: str
-    network: str
-    """The class under comfy.ldm."""
-    joint: bool = False
-    """Words and pixels are keys of one softmax, the words first; else pixels have self- and cross-attention."""
-    pixels_alone: bool = True
-    """Where pixels attend to pixels alone, that is modulated too."""
-    references_behind: bool = True
-    """The pixels of reference images stand behind those of the image."""
-
-
-UNET = Family("Stable Diffusion 1, 2 and XL", "modules.diffusionmodules.openaimodel.UNetModel")
-FAMILIES = (
-    UNET,
-    Family("Stable Diffusion 3", "modules.diffusionmodules.mmdit.MMDiT", joint=True),
-    Family("Flux", "flux.model.Flux", joint=True),
-    Family("Chroma", "chroma.model.Chroma", joint=True),
-    Family("Qwen-Image", "qwen_image.model.QwenImageTransformer2DModel", joint=True),
-    # Its refiners look at noise before any word was heard: what shares a region is not known there.
-    Family("Lumina 2 and Z-Image", "lumina.model.NextDiT", joint=True, pixels_alone=False, references_behind=False),
-    Family("Wan", "wan.model.WanModel"),
-    Family("Cosmos-Predict2", "cosmos.predict2.MiniTrainDIT"),
-)
-
-
-class Place(NamedTuple):
-    """What of one attention is whose; its pixels' queries are modulated."""
-
-    queries: slice
-    """The pixels among the queries."""
-    words: slice | None
-    """The words among the keys."""
-    pixels: slice | None
-    """The pixels among the keys."""
+    label: str
+    """What people call the text encoder."""
+    encoders: tuple[str, ...]
+    """ComfyUI's names of the text encoders that fill these tokens, as patterns such as `qwen*`. Several stand side by
+    side in the channels and read alike, so that the first one that is loaded is asked where a word is."""
+    clip: bool = False
+    """Tokens are CLIP's, in windows of 77."""
+    from_end: bool = False
+    """Positions count from the end of the conditioning, as negative indices: before the prompt may be more or fewer
+    tokens than in the encoding of the prompt alone, as of a chat template, a system prompt or another encoder."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The tokens of one call of a transformer."""
+class TextEncoders:
+    """The text encoders of a family, and the segments of a CONDITIONING that they fill, in their order."""
 
-    words: int
-    size: tuple[int, int]
-    """(h, w) of a frame."""
-    frames: int = 1
-    multiple: int = 1
-    """Words and pixels are each filled up to a multiple of this."""
-    references: bool = False
-    """There are pixels of reference images too."""
+    names: tuple[str, ...]
+    """What ComfyUI's tokenizer makes tokens for, as patterns."""
+    segments: tuple[Segment, ...]
 
-    @property
-    def pixels(self) -> int:
-        return self.frames * math.prod(self.size)
-
-    def place(self, family: Family, queries: int, keys: int) -> Place | None:
-        """Where the words and pixels are in an attention of so many queries and keys; None where it has none."""
-        if not family.joint:
-            if queries != self.pixels:
-                return None
-            everything = slice(0, keys)
-            places = {
-                self.words: Place(slice(0, queries), everything, None),
-                self.pixels: Place(slice(0, queries), None, everything),
-            }
-            return places.get(keys)
-        if queries != keys:
-            return None
-        start = _filled(self.words, self.multiple)
-        end = start + _filled(self.pixels, self.multiple)
-        behind = self.references and family.references_behind and keys > end
-        if keys == end or behind:
-            own = slice(start, start + self.pixels)
-            return Place(own, slice(0, self.words), own)
-        if keys == self.pixels and family.pixels_alone:
-            return Place(slice(0, keys), None, slice(0, keys))
-        return None
-
-    def known(self, queries: int) -> bool:
-        """Whether so many queries are all words or all pixels."""
-        return any(queries in (n, _filled(n, self.multiple)) for n in (self.words, self.pixels))
+    def match(self, names: Iterable[str]) -> bool:
+        """Whether these are the encoders that a tokenizer names."""
+        names = list(names)
+        return len(names) == len(self.names) and all(fnmatch.filter(names, pattern) for pattern in self.names)
 
 
-def _filled(n: int, multiple: int) -> int:
-    return -multiple * (-n // multiple)
+@dataclass(frozen=True)
+class Family:
+    """Models of one architecture."""
+
+    models: tuple[str, ...]
+    """What people call them."""
+    network: str
+    """ComfyUI's class, with its module."""
+    text: tuple[TextEncoders, ...]
+    """The text encoders of its models, each of which may have others."""
+    joint: bool = False
+    """Text and image tokens are keys of one softmax, the text first; else there is self- and cross-attention."""
+    image_alone: bool = True
+    """Where image tokens attend to image tokens alone, that is modulated too."""
+    references_last: bool = True
+    """The tokens of reference images stand after those of the image."""
+    note: str = ""
+    """What the table of families adds about its attention."""
+
+
+def _one(label: str, *names: str, **options: bool) -> tuple[TextEncoders, ...]:
+    """Text encoders of which the last fills the conditioning."""
+    return (TextEncoders(names, (Segment(label, names[-1:], **options),)),)
+
+
+QWEN = _one("Qwen's chat template", "qwen*", from_end=True)
+UNET = Family(
+    ("Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL"),
+    "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    tuple(TextEncoders(names, (Segment("CLIP", names, clip=True),)) for names in (("l",), ("h",), ("l", "g"), ("g",))),
+    note="through the UNet's attention patches",
+)
+FAMILIES = (
+    UNET,
+    Family(
+        ("Stable Diffusion 3",),
+        "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
+        (
+            TextEncoders(
+                ("l", "g", "t5xxl"),
+                (Segment("CLIP", ("l", "g"), clip=True), Segment("T5", ("t5xxl",), from_end=True)),
+            ),
+        ),
+        joint=True,
+        note="3.5 medium has self-attention beside it",
+    ),
+    Family(("Flux",), "comfy.ldm.flux.model.Flux", _one("T5", "l", "t5xxl"), joint=True),
+    Family(("Chroma",), "comfy.ldm.chroma.model.Chroma", _one("T5", "t5xxl"), joint=True),
+    Family(("Qwen-Image",), "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel", QWEN, joint=True),
+    # Its refiners look at noise before any text was read: which tokens share a region is not known there.
+    Family(
+        ("Lumina 2", "Z-Image"),
+        "comfy.ldm.lumina.model.NextDiT",
+        (*_one("Gemma", "gemma*", from_end=True), *QWEN),
+        joint=True,
+        image_alone=False,
+        references_last=False,
+        note="the refiners before it are left alone",
+    ),
+    Family(("Wan",), "comfy.ldm.wan.model.WanModel", _one("UMT5", "umt5xxl")),
+    Family(("Cosmos-Predict2",), "comfy.ldm.cosmos.predict2.MiniTrainDIT", _one("T5", "t5xxl")),
+)
+
+
+def family_names() -> list[str]:
+    """What people call the models whose attention can be modulated."""
+    return [model for family in FAMILIES for model in family.models]
+
+
+def list_families(conjunction: str = "or", families: Sequence[Family] | None = None) -> str:
+    """The families in a sentence: "Stable Diffusion 1, 2, XL or 3, Flux or Wan"."""
+    names = [model for family in FAMILIES if families is None or family in families for model in family.models]
+    parts = []
+    for series, group in groupby(names, lambda name: name.rpartition(" ")[0]):
+        models = list(group)
+        if series and len(models) > 1:
+            models = [f"{series} {_join([model.removeprefix(series).strip() for model in models], conjunction)}"]
+        parts += models
+    return _join(parts, conjunction)
+
+
+def _join(names: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def family_table() -> list[tuple[str, str, str]]:
+    """A row per family for documentation: its models, its attention, the text encoders that have a phrase's tokens."""
+    return [
+        (
+            list_families("and", [family]),
+            ("one softmax" if family.joint else "cross- and self-attention") + (family.note and f"; {family.note}"),
+            ", ".join(dict.fromkeys(segment.label for text in family.text for segment in text.segments)),
+        )
+        for family in FAMILIES
+    ]
 
 
 def family_of(network: Any) -> Family | None:
-    """The family of a ComfyUI network; None if none of ours."""
-    return next((family for family in FAMILIES if isinstance(network, _class(family))), None)
+    """The family of a ComfyUI network; None if it is not known."""
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__}
+    return next((family for family in FAMILIES if family.network in names), None)
 
 
-def check_architecture(model: Any, doing: str, families: Sequence[Family] = FAMILIES) -> None:
-    """Refuse a MODEL whose attention is not where we look for it.
+def text_encoders_of(names: Iterable[str]) -> TextEncoders:
+    """The text encoders that a tokenizer with these names belongs to.
 
     Raises:
-        RealignError: it is of none of the families.
+        RealignError: no family has them.
+    """
+    names = list(names)
+    for text in (text for family in FAMILIES for text in family.text):
+        if text.match(names):
+            return text
+    raise unknown_text_encoder(names)
+
+
+def unknown_text_encoder(names: Iterable[str]) -> RealignError:
+    """The error where a tokenizer with these names is of no family."""
+    return RealignError(
+        f"Nothing tells where this text encoder ({', '.join(names) or 'none'}) has a prompt's words; use one of "
+        f"{list_families()}."
+    )
+
+
+def check_architecture(model: Any, doing: str, families: Sequence[Family] | None = None) -> None:
+    """Refuse a MODEL whose attention is not known.
+
+    Raises:
+        RealignError: it belongs to none of the families (default: all).
     """
     network = uncompiled(model.get_model_object("diffusion_model"))
-    if family_of(network) not in families:
-        names = [family.name for family in families]
-        listed = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
-        raise RealignError(f"{doing} does not know the architecture {type(network).__name__}; it works with {listed}.")
-
-
-def tokens_of(network: Any, x: Tensor, context: Tensor, conds: dict[str, Any]) -> Tokens:
-    """The tokens of a transformer called with latents x [B, C, (T,) h, w], encoded words [B, n, *] and other conds."""
-    patch = getattr(network, "patch_size", None) or network.patch_spatial
-    patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
-    return Tokens(
-        words=conds.get("num_tokens") or context.shape[1],
-        size=(-(-x.shape[-2] // patch), -(-x.shape[-1] // patch)),
-        frames=x.shape[2] if x.ndim == 5 else 1,
-        multiple=getattr(network, "pad_tokens_multiple", None) or 1,
-        references=bool(conds.get("ref_latents")),
-    )
+    if family_of(network) not in (FAMILIES if families is None else families):
+        raise RealignError(
+            f"{doing} does not know the architecture {type(network).__name__}; it works with "
+            f"{list_families('and', families)}."
+        )
 
 
 def uncompiled(network: Any) -> Any:
     """The network itself where torch.compile has wrapped it."""
     return getattr(network, "_orig_mod", network)
-
-
-def _class(family: Family) -> type:
-    module, name = family.network.rsplit(".", 1)
-    return getattr(importlib.import_module(f"comfy.ldm.{module}"), name)

@@ -1,10 +1,10 @@
 """Modulated attention in a ComfyUI MODEL, with any sampler node and beside any other patch.
 
-`realign_model` adds three wrappers to a clone of the MODEL. The outer one begins a run: each conditioning gets a
-payload (so that they still share batches), and what the run shares is made (`comfy_run`). The middle one counts the
-sampler's calls of the model (`comfy_clock`), for each of which ComfyUI may call the network several times. The inner
-one, around each of these, decides whether attention is modulated now; only then is attention patched (`comfy_blocks`),
-over whatever another pack has put there. Nothing is kept on the MODEL or on a patch.
+`realign_model` adds three wrappers to a clone of the MODEL. The outer one begins a run: it makes a `SamplingRun` and
+gives each conditioning a payload, so that they still share batches. The middle one counts the sampler's calls of the
+model (`clock.py`), for each of which ComfyUI may call the network several times. The inner one, around each of these,
+patches attention (`patches.py`) where it is modulated now, over whatever another pack has put there. Nothing is kept on
+the MODEL or on a patch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ...core.errors import RealignError
 from ..equation.settings import ModulationSettings
-from .clock import MORE_CALLS, Clock
-from .conditioning import KEY, with_payload
+from .clock import EXTRA_CALLS, Clock
 from .families import check_architecture, uncompiled
-from .run import Run
+from .payload import KEY, Entry, Payload, complete
+from .run import SamplingRun
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any:
     """A clone of the MODEL that re-weights attention by the regions in its CONDITIONINGs (eq. 7-9).
 
-    The MODEL itself is left as it is. Applied twice, the last settings count.
+    The MODEL itself is left as it is. If this is applied twice, the last settings count.
 
     Raises:
-        RealignError: the model is of no family that is known (`comfy_families`).
+        RealignError: the model belongs to no known family.
     """
     check_architecture(model, "Re-aligning")
-    patched = with_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
+    patched = add_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
     _add_wrapper(patched, WrappersMP.PREDICT_NOISE, KEY, _around_prediction)
     return patched
 
 
-def with_wrappers(model: Any, key: str, around_run: Any, around_model: Any) -> Any:
-    """A clone of the MODEL with both wrappers inside those that are there, in the place of any of the same key."""
+def add_wrappers(model: Any, key: str, around_run: Any, around_model: Any) -> Any:
+    """A clone of the MODEL with both wrappers inside the others, in the place of any of the same key."""
     patched = model.clone()
     for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, around_run), (WrappersMP.APPLY_MODEL, around_model)):
         _add_wrapper(patched, kind, key, wrapper)
@@ -52,8 +52,11 @@ def _add_wrapper(model: Any, kind: str, key: str, wrapper: Any) -> None:
     model.add_wrapper_with_key(kind, key, wrapper)
 
 
-def with_run(extra_args: dict, key: str, run: Any) -> dict:
-    """A sampler's arguments with what a run shares among the transformer options."""
+def begin_run(guider: Any, extra_args: dict, key: str, run: Any, default: Entry, keep_zeroed: bool = False) -> dict:
+    """Give each conditioning of a sampler its entry, and its arguments what the run shares: new arguments."""
+    guider.conds = {
+        name: [complete(cond, key, default, keep_zeroed) for cond in conds] for name, conds in guider.conds.items()
+    }
     options = extra_args["model_options"]
     options = {**options, "transformer_options": {**options.get("transformer_options", {}), key: run}}
     return {**extra_args, "model_options": options}
@@ -66,19 +69,19 @@ class _BeginRun:
         self.settings = settings
 
     def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
-        guider.conds = {name: [with_payload(cond) for cond in conds] for name, conds in guider.conds.items()}
+        sampler = getattr(executor.class_obj, "sampler_function", None)
+        extra_calls = EXTRA_CALLS.get(getattr(sampler, "__name__", ""), 0)
+        clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas, extra_calls)
+        run = SamplingRun(self.settings, clock, tuple(noise.shape[-2:]))
+        extra_args = begin_run(guider, extra_args, KEY, run, Payload())
         payloads = [cond["model_conds"][KEY].cond for conds in guider.conds.values() for cond in conds]
         for payload in payloads:
             _check_images(len(payload.images), len(noise))
         if not any(payload.active for payload in payloads):
             logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
-        sampler = getattr(executor.class_obj, "sampler_function", None)
-        more_calls = MORE_CALLS.get(getattr(sampler, "__name__", ""), 0)
-        clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas, more_calls)
-        extra_args = with_run(extra_args, KEY, Run(self.settings, clock, tuple(noise.shape[-2:])))
 
         def report(step, *results):
-            clock.began(step)
+            clock.report(step)
             if callback is not None:
                 callback(step, *results)
 
@@ -93,17 +96,17 @@ def _check_images(sets: int, images: int) -> None:
 
 
 def _around_prediction(executor, x, timestep, model_options=None, *args, **kwargs):
-    """Around a sampler's call of the model: x [B, C, (T,) h, w] at noise level timestep [B], all conditionings."""
+    """Around a sampler's call of the model: x [B, C, (T,) h, w] at sigma timestep [B], for all conditionings."""
     run = (model_options or {}).get("transformer_options", {}).get(KEY)
     if run is not None:
-        run.clock.call(float(timestep[0]))
+        run.clock.count_call(float(timestep[0]))
     return executor(x, timestep, model_options, *args, **kwargs)
 
 
 def _around_model(
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, *args, **kwargs
 ):
-    """Around a call of the model: x [chunks · B, C, (T,) h, w] at noise level t [chunks · B]."""
+    """Around a call of the model: x [chunks · B, C, (T,) h, w] at sigma t [chunks · B]."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     chunks = kwargs.pop(KEY, None)
     options = transformer_options or {}
@@ -111,5 +114,5 @@ def _around_model(
     if run is not None and chunks and any(payload.active for payload in chunks):
         network = uncompiled(executor.class_obj.diffusion_model)
         sigma = float(t[0])  # read back from the device, before the call's first layer
-        options = run.patched(options, network, x, sigma, c_crossattn, chunks, kwargs)
+        options = run.patch(options, network, x, sigma, c_crossattn, chunks, kwargs)
     return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)

@@ -1,16 +1,15 @@
-"""What stands in for ComfyUI's attention while a model is called: modulated attention for the pixels of rows with
-regions, ComfyUI's own for all else.
+"""Modulated attention in the place of ComfyUI's while a model is called.
 
 `ModulatedBlock` is for UNets, whose blocks have a place for it; `ModulatedAttention` is for transformers, where one
-override sees every attention. Both are put over what another pack has put there: whatever else that adds stays, and
-only attention's own part is exchanged.
+override sees every attention. Both call what another pack has put there: whatever else that adds stays, and only
+attention's own part is exchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
@@ -19,13 +18,46 @@ from torch import Tensor
 
 from ..equation.layout import KeyBlock, as_slice
 from ..equation.modulated import joint_attention
+from ..equation.relation import Elements
 
 CALL = "realign_call"
-"""Among the transformer options: the `comfy_run.Call` that is going on."""
+"""The key of the current `run.ModelCall` in the transformer options."""
 OVERRIDE = "optimized_attention_override"
-Rows = slice | list[int]
 Site = tuple[str, int, int]
 """Where a transformer block is: ("input" | "middle" | "output", block, index in the block)."""
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q, k, v → the attention's output."""
+
+
+class Selection(NamedTuple):
+    """Some queries of some batch elements, and the dimension of tokens in q, k and v and in the output."""
+
+    elements: Elements
+    queries: slice
+    dim: int = 1
+    out_dim: int = 1
+
+    def inputs(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention needs for these queries."""
+        return q[self._index(self.dim)], k[self.elements], v[self.elements]
+
+    @property
+    def outputs(self) -> tuple:
+        """The index of these queries in the output."""
+        return self._index(self.out_dim)
+
+    def others(self, n_elements: int, n_queries: int) -> Iterator[Selection]:
+        """All other queries of so many batch elements."""
+        selected = range(n_elements)[self.elements] if isinstance(self.elements, slice) else self.elements
+        rest = [element for element in range(n_elements) if element not in selected]
+        if rest:
+            yield self._replace(elements=as_slice(rest), queries=slice(0, n_queries))
+        for queries in (slice(0, self.queries.start), slice(self.queries.stop, n_queries)):
+            if queries.start < queries.stop:
+                yield self._replace(queries=queries)
+
+    def _index(self, dim: int) -> tuple:
+        return (self.elements, *[slice(None)] * (dim - 1), self.queries)
 
 
 class ModulatedBlock:
@@ -38,16 +70,18 @@ class ModulatedBlock:
         """q: [B, Nq, C], k and v: [B, Nk, C] → [B, Nq, C], before the output projection."""
         call, heads, precision = options[CALL], options["n_heads"], options["attn_precision"]
 
-        def before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return (self.previous or plain)(q, k, v, options)
+        def previous(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (self.previous or plain_attention)(q, k, v, options)
 
-        blocks = call.of_block(self.cross, q, k, options)
+        blocks = call.blocks_in_unet(self.cross, q, k, options)
         if not blocks:
-            return before(q, k, v)
-        alone = self.previous is None and OVERRIDE not in options
-        own = None if alone else partial(optimized_attention, heads=heads, attn_precision=precision)
-        attend = partial(_attend, blocks, heads, precision)
-        return _exchanged(q, k, v, before, own, attend, call.rows, slice(0, q.shape[1]))
+            return previous(q, k, v)
+        modulated = partial(_attend, blocks, heads, precision)
+        selection = Selection(call.elements, slice(0, q.shape[1]))
+        if self.previous is None and OVERRIDE not in options:
+            return _replace_part(previous, modulated, selection, q, k, v)
+        plain = partial(optimized_attention, heads=heads, attn_precision=precision)
+        return _add_difference(previous, plain, modulated, selection, q, k, v)
 
 
 class ModulatedAttention:
@@ -69,73 +103,57 @@ class ModulatedAttention:
         skip_output_reshape: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        """`func`'s own arguments and result: [B, N, C], or [B, H, N, d] where a reshape is skipped."""
+        """`func`'s arguments and result: [B, N, C], or [B, H, N, d] where a reshape is skipped."""
         options = {"heads": heads, "mask": mask, "attn_precision": attn_precision, **kwargs}
         options |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-        own = partial(func, **options)
-        before = own if self.previous is None else partial(self.previous, func, **options)
-        axes = (2 if skip_reshape else 1), (2 if skip_output_reshape else 1)
+        plain = partial(func, **options)
+        previous = plain if self.previous is None else partial(self.previous, func, **options)
+        dim, out_dim = (2 if skip_reshape else 1), (2 if skip_output_reshape else 1)
         call = kwargs["transformer_options"][CALL]
         special = mask is not None or kwargs.get("scale") is not None or kwargs.get("enable_gqa")
-        queries, blocks = call.of_attention(q, k, axes[0], special)
+        queries, blocks = call.blocks_in_transformer(q, k, dim, special)
         if not blocks:
-            return before(q, k, v)
-        attend = partial(_attend, blocks, heads, attn_precision, split=not skip_reshape, join=not skip_output_reshape)
-        own = None if self.previous is None else own
-        return _exchanged(q, k, v, before, own, attend, call.rows, queries, axes)
+            return previous(q, k, v)
+        modulated = partial(
+            _attend, blocks, heads, attn_precision, split=not skip_reshape, join=not skip_output_reshape
+        )
+        selection = Selection(call.elements, queries, dim, out_dim)
+        if self.previous is None:
+            return _replace_part(previous, modulated, selection, q, k, v)
+        return _add_difference(previous, plain, modulated, selection, q, k, v)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     """ComfyUI's own attention in a UNet's block."""
     return optimized_attention(
         q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
     )
 
 
-def _exchanged(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    before: Callable[..., Tensor],
-    own: Callable[..., Tensor] | None,
-    attend: Callable[..., Tensor],
-    rows: Rows,
-    queries: slice,
-    axes: tuple[int, int] = (1, 1),
+def _replace_part(
+    previous: Attention, modulated: Attention, part: Selection, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
-    """`before(q, k, v)`, but `attend(q, k, v)` of some queries in some rows.
-
-    own: what of `before` that stands for; None: all. axes: of the tokens in q, k, v and in the result.
-    """
-    here, there = _at(rows, axes[0], queries), _at(rows, axes[1], queries)
-    ours = attend(q[here], k[rows], v[rows])
-    if own is not None:
-        out = before(q, k, v).clone()
-        out[there] += ours - own(q[here], k[rows], v[rows])
-        return out
-    n = q.shape[axes[0]]
-    if ours.shape[0] == len(q) and ours.shape[axes[1]] == n:
+    """`modulated` for a part of the queries, `previous` for all others."""
+    n = q.shape[part.dim]
+    ours = modulated(*part.inputs(q, k, v))
+    if ours.shape[0] == len(q) and ours.shape[part.out_dim] == n:
         return ours
-    out = ours.new_empty((len(q), *ours.shape[1 : axes[1]], n, *ours.shape[axes[1] + 1 :]))
-    out[there] = ours
-    rest = _rest(rows, len(q))
-    for some, tokens in ((rest, slice(0, n)), (rows, slice(0, queries.start)), (rows, slice(queries.stop, n))):
-        if some != slice(0, 0) and tokens.start < tokens.stop:
-            here, there = _at(some, axes[0], tokens), _at(some, axes[1], tokens)
-            out[there] = before(q[here], k[some], v[some])
+    out = ours.new_empty((len(q), *ours.shape[1 : part.out_dim], n, *ours.shape[part.out_dim + 1 :]))
+    out[part.outputs] = ours
+    for other in part.others(len(q), n):
+        out[other.outputs] = previous(*other.inputs(q, k, v))
     return out
 
 
-def _at(rows: Rows, axis: int, tokens: slice) -> tuple:
-    """The index of some tokens in some rows."""
-    return (rows, *[slice(None)] * (axis - 1), tokens)
-
-
-def _rest(rows: Rows, n: int) -> Rows:
-    """The other rows of n."""
-    modulated = range(n)[rows] if isinstance(rows, slice) else rows
-    others = [row for row in range(n) if row not in modulated]
-    return as_slice(others) if others else slice(0, 0)
+def _add_difference(
+    previous: Attention, plain: Attention, modulated: Attention, part: Selection, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """`previous`, plus `modulated - plain` for a part of the queries: what `previous` adds to plain attention stays."""
+    inputs = part.inputs(q, k, v)
+    ours = modulated(*inputs)
+    out = previous(q, k, v).clone()
+    out[part.outputs] += ours - plain(*inputs)
+    return out
 
 
 def _attend(
@@ -156,25 +174,25 @@ def _attend(
     return out.transpose(1, 2).flatten(2) if join else out
 
 
-def with_patches(options: dict, kind: str, sites: Sequence[Site], patch: Callable[[Any], Any]) -> dict:
+def add_patches(options: dict, kind: str, sites: Sequence[Site], patch: Callable[[Any], Any]) -> dict:
     """Transformer options with `patch(previous)` as each block's attn1 or attn2; previous: its patch, or None."""
-    there = options.get("patches_replace", {}).get(kind, {})
-    ours = {site: patch(there.get(site, there.get(site[:2]))) for site in sites}
-    return {**options, "patches_replace": {**options.get("patches_replace", {}), kind: {**there, **ours}}}
+    previous = options.get("patches_replace", {}).get(kind, {})
+    ours = {site: patch(previous.get(site, previous.get(site[:2]))) for site in sites}
+    return {**options, "patches_replace": {**options.get("patches_replace", {}), kind: {**previous, **ours}}}
 
 
-def levels(unet: UNetModel) -> list[int]:
+def attention_levels(unet: UNetModel) -> list[int]:
     """How many times the latent has been halved where there is attention."""
-    found, level = set(), 0
+    levels, level = set(), 0
     for block in (*unet.input_blocks, unet.middle_block or ()):
         for layer in block:
             level += isinstance(layer, Downsample)
             if isinstance(layer, SpatialTransformer):
-                found.add(level)
-    return sorted(found)
+                levels.add(level)
+    return sorted(levels)
 
 
-def sites(unet: UNetModel) -> Iterator[Site]:
+def attention_sites(unet: UNetModel) -> Iterator[Site]:
     """All transformer blocks of the UNet, by the names under which ComfyUI looks for their patches."""
     parts: Sequence[tuple[str, Any]] = (
         ("input", unet.input_blocks),

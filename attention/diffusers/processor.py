@@ -145,17 +145,17 @@ class ModulatedProcessor(LayerProcessor):
         layout = self.modulation.layout(cross, x, text if cross else x) if strength else None
         if layout is None or not layout.modulated:
             return previous()
-        stock = type(self.previous) in _STOCK
-        plain = None if stock else previous()
         if mask is not None:
             raise RealignError("Modulated attention takes no attention mask; call the UNet without one.")
         q, k, v = project(attn, x, text)
         modulated = modulated_attention(q, k, v, layout, strength)
-        if stock:
+        if type(self.previous) in _STOCK:
             return project_output(attn, modulated, x)
         # Whatever else the previous processor does stays; only attention's own part is exchanged.
         unmodulated = F.scaled_dot_product_attention(q, k, v)
-        return plain + (_merge_heads(attn, modulated) - _merge_heads(attn, unmodulated)) / attn.rescale_output_factor
+        return (
+            previous() + (_merge_heads(attn, modulated) - _merge_heads(attn, unmodulated)) / attn.rescale_output_factor
+        )
 
 
 def phrase_positions(regions: RegionSet | None, tokenizer: CLIPTokenizer) -> Positions:

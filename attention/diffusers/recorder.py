@@ -66,8 +66,9 @@ class RecordingProcessor(LayerProcessor):
                 f"The UNet is called with {len(x)} batch elements, but words of {images} images are recorded."
             )
         last = slice(len(x) - images, None)
-        strength = 0.0 if self.modulation is None else self.modulation.strength(cross=True)
-        layout = self.modulation.layout(True, x, text).part(last) if strength else None
+        layout, strength = None, 0.0
+        if self.modulation is not None and (strength := self.modulation.strength(cross=True)):
+            layout = self.modulation.layout(True, x, text).part(last)
         q, k, _ = project(attn, x[last], text[last])
         words = token_matrix(self.maps.positions, text.shape[1]).to(q.device)
         size = grid_size(x.shape[1], self.latent_size)

@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.errors import RealignError
-from ...core.regions import RegionSet
+from ...core.regions import Region, RegionSet
 from .cells import mask_to_cells
 from .relation import Elements, Relation
 from .settings import ModulationSettings
@@ -137,17 +138,17 @@ def cross_layout(
     Raises:
         RealignError: a position is beyond the tokens.
     """
-    cells = _cells_of_regions(region_sets, size, settings)  # [B, regions, h·w]
+    cells, likelihoods, is_modulated = _regions_on_grid(region_sets, size, settings)
     tokens = torch.zeros(*cells.shape[:2], n_tokens, dtype=torch.bool)  # [B, regions, Nk]
-    likelihoods = torch.zeros(cells.shape[:2])
-    is_modulated = torch.zeros(len(cells), 1)
-    for element, regions in enumerate(_active(region_sets)):
-        for r, (region, positions) in enumerate(zip(regions, token_positions[element], strict=True)):
-            _check_positions(region.phrase, positions, n_tokens)
+    for element, regions in enumerate(region_sets):
+        for r, (region, positions) in enumerate(zip(_active(regions), token_positions[element], strict=True)):
+            if any(not 0 <= position < n_tokens for position in positions):
+                raise RealignError(
+                    f"The words '{region.phrase}' are tokens {list(positions)}, but the text encoding has only "
+                    f"{n_tokens}; encode the prompt padded to the tokenizer's full length."
+                )
             tokens[element, r, list(positions)] = True
-            likelihoods[element, r] = region.likelihood
-        is_modulated[element] = bool(regions)
-    S = torch.where(tokens.any(1), (tokens * likelihoods[:, :, None]).amax(1), settings.outside) * is_modulated
+    S = torch.where(tokens.any(1), (tokens * likelihoods).amax(1), settings.outside) * is_modulated
     for element, of_text in enumerate(text or ()):
         S[element, [token for token in range(n_tokens) if token not in of_text]] = 0
     return Layout(Relation(cells.mT, tokens.mT), S[:, None], _largest_area(cells), _limit(settings))
@@ -155,44 +156,36 @@ def cross_layout(
 
 def self_layout(region_sets: Sequence[RegionSet | None], size: tuple[int, int], settings: ModulationSettings) -> Layout:
     """Image tokens on a (h, w) grid as queries and keys; those of no region are one more segment, with S = 1."""
-    cells = _cells_of_regions(region_sets, size, settings)
+    cells, likelihoods, is_modulated = _regions_on_grid(region_sets, size, settings)
     segments = torch.cat([cells, ~cells.any(1, keepdim=True)], 1)  # [B, regions + 1, h·w]
-    likelihoods = torch.ones(segments.shape[:2])
-    is_modulated = torch.zeros(len(cells), 1)
-    for element, regions in enumerate(_active(region_sets)):
-        likelihoods[element, : len(regions)] = torch.tensor([region.likelihood for region in regions])
-        is_modulated[element] = bool(regions)
-    S = (segments * likelihoods[:, :, None]).amax(1) * is_modulated
+    S = (segments * F.pad(likelihoods, (0, 0, 0, 1), value=1.0)).amax(1) * is_modulated
     return Layout(Relation(segments.mT, segments.mT), S[..., None], _largest_area(segments), _limit(settings))
 
 
-def _active(region_sets: Sequence[RegionSet | None]) -> list[tuple]:
-    return [() if regions is None else regions.active for regions in region_sets]
-
-
-def _cells_of_regions(
+def _regions_on_grid(
     region_sets: Sequence[RegionSet | None], size: tuple[int, int], settings: ModulationSettings
-) -> Tensor:
-    """Eq. 7: [B, regions, h·w] bool; batch elements with fewer regions are filled up with empty ones."""
-    active = _active(region_sets)
-    cells = torch.zeros(len(active), max([1, *map(len, active)]), size[0] * size[1], dtype=torch.bool)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 7: the cells of each region, [B, regions, h·w] bool; its likelihood, [B, regions, 1]; and whether a batch
+    element has regions, [B, 1]. Elements with fewer regions than others are filled up with empty ones."""
+    active = [_active(regions) for regions in region_sets]
+    most = max([1, *map(len, active)])
+    cells = torch.zeros(len(active), most, size[0] * size[1], dtype=torch.bool)
+    likelihoods = torch.zeros(len(active), most, 1)
     for element, regions in enumerate(active):
         for r, region in enumerate(regions):
+            assert region.mask is not None  # the region is active
             cells[element, r] = mask_to_cells(region.mask, size, settings.coverage).flatten()
-    return cells
+            likelihoods[element, r] = region.likelihood
+    return cells, likelihoods, torch.tensor([[float(bool(regions))] for regions in active])
+
+
+def _active(regions: RegionSet | None) -> tuple[Region, ...]:
+    return () if regions is None else regions.active
 
 
 def _largest_area(cells: Tensor) -> Tensor:
     """B: of the regions [B, regions, h·w] that cover a query, the largest one's fraction of the image, [B, h·w, 1]."""
     return (cells * cells.float().mean(-1, keepdim=True)).amax(1)[..., None]
-
-
-def _check_positions(phrase: str, positions: Sequence[int], n_tokens: int) -> None:
-    if any(not 0 <= position < n_tokens for position in positions):
-        raise RealignError(
-            f"The words '{phrase}' are tokens {list(positions)}, but the text encoding has only {n_tokens}; "
-            "encode the prompt padded to the tokenizer's full length."
-        )
 
 
 def _limit(settings: ModulationSettings) -> float:

@@ -18,6 +18,8 @@ GPU.
 A head is cut into two powers of two, as 40 = 32 + 8 or 160 = 128 + 32: in one it would be padded to 64 or 256.
 """
 
+# pyright: reportArgumentType=false
+# Triton makes constexprs of numbers.
 from __future__ import annotations
 
 import math
@@ -77,21 +79,22 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, d] → [B, H, Nq, d], in memory ordered as q is. One or two blocks,
     whose keys do not overlap. Views are copied only where their last dimension is not contiguous.
     """
-    keys = range(k.shape[2])
-    blocks = sorted(blocks, key=lambda block: keys[block.keys].start)
+    every = range(k.shape[2])
+    blocks = sorted(blocks, key=lambda block: every[block.keys].start)
     layouts = [block.layout for block in blocks]
+    bits = [bits for layout in layouts if (bits := layout.R.bits) is not None]  # `supports` has seen to it
     run = _operation if torch.compiler.is_compiling() else _launch  # an operation costs time of its own
     return run(
         q,
         k,
         v,
         [layout.weights[0] for layout in layouts],
-        [layout.R.bits[0] for layout in layouts],
+        [queries for queries, _ in bits],
         [layout.weights[1] for layout in layouts],
-        [layout.R.bits[1] for layout in layouts],
+        [keys for _, keys in bits],
         [torch.as_tensor(block.strength, dtype=torch.float32, device="cpu") for block in blocks],
         [layout.gain_limit for layout in layouts],
-        [keys[block.keys].start for block in blocks],
+        [every[block.keys].start for block in blocks],
     )
 
 

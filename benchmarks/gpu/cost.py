@@ -129,11 +129,11 @@ def _sampled(
 
 def _by_turns(runs: dict[str, Callable[[int], Times]], repeats: int, steps: int) -> dict[str, Times]:
     """Medians of samplings in turn."""
-    seen: dict[str, list[Times]] = {way: [] for way in runs}
+    times_of: dict[str, list[Times]] = {way: [] for way in runs}
     for _ in range(repeats):
         for way, run in runs.items():
-            seen[way].append(run(steps))
-    return {way: Times(*map(statistics.median, zip(*times, strict=True))) for way, times in seen.items()}
+            times_of[way].append(run(steps))
+    return {way: Times(*map(statistics.median, zip(*times, strict=True))) for way, times in times_of.items()}
 
 
 def _scores(name: str, side: int) -> int:

@@ -68,10 +68,10 @@ def _measures(results: Sequence[Result]) -> list[str]:
     measured = [result for result in results if result.status == MEASURED]
     lines: list[str] = []
     for quantity in dict.fromkeys(result.quantity for result in measured):
-        some = [result for result in measured if result.quantity == quantity]
-        ways = list(dict.fromkeys(result.way for result in some))
-        cells = {(r.case, r.dtype, r.way): _cell(r) for r in some}
-        cases = dict.fromkeys((r.case, r.dtype) for r in some)
+        shown = [result for result in measured if result.quantity == quantity]
+        ways = list(dict.fromkeys(result.way for result in shown))
+        cells = {(r.case, r.dtype, r.way): _cell(r) for r in shown}
+        cases = dict.fromkeys((r.case, r.dtype) for r in shown)
         rows = [[" ".join(filter(None, case)), *(cells.get((*case, way), "-") for way in ways)] for case in cases]
         lines += _table([quantity, *ways], rows)
     return lines

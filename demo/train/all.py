@@ -1,10 +1,10 @@
 """Train all demo models from scratch.
 
     python demo/train/all.py --out out/demo-models                 # everything; a GPU is used where there is one
-    python demo/train/all.py --out out/demo-models --only tagger   # one model (what it is made from must be there)
+    python demo/train/all.py --out out/demo-models --only tagger   # one model; those that it starts from must exist
     python demo/train/all.py --out out/smoke --steps 20 --scenes 1000    # does every script still run?
 
-`make demo-models` runs the first of these and then `demo/train/pack.py`, which writes the shipped fp16 weights.
+`make demo-models` runs the first line, then `demo/train/pack.py`, which writes the shipped fp16 weights.
 """
 
 if not __package__:
@@ -16,7 +16,6 @@ if not __package__:
 import argparse
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +28,14 @@ from .vocabulary import bert_tokenizer, clip_tokenizer, word_tokenizer
 SCENES, SEGMENTER_SCENES, RECONSTRUCTIONS = 40_000, 8_000, 8_000
 MODELS = ("vae", "text_to_image", "captioner", "text_tower", "tagger", "grounding", "segmenter", "clip", "matching")
 LAST = ("clip", "matching")
-"""Those that look through the captioner's ViT; `matching` completes what `text_tower` made."""
+"""Models that start from the captioner's ViT; `matching` completes the model of `text_tower`."""
 
 
 def train_one(name: str, out: Path, device: str, steps: int | None, count: int) -> None:
     """Train the model `name` and save it under `out`.
 
-    All but the VAE and the segmenter need the VAE there; those of `LAST` the captioner too, `matching` the text tower.
+    All but the VAE and the segmenter need the VAE in `out`; those in `LAST` also the captioner; `matching` the text
+    tower.
     """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if name == "vae" else len(MODELS))))
     module = globals()[name]
@@ -72,7 +72,7 @@ def train_one(name: str, out: Path, device: str, steps: int | None, count: int) 
 
 
 def load_scenes(out: Path, count: int) -> data.Scenes:
-    """The training scenes, drawn once and kept beside the models."""
+    """The training scenes, rendered once and kept beside the models."""
     kept = out / f"scenes-{count}.pt"
     if not kept.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -86,20 +86,19 @@ def load_scenes(out: Path, count: int) -> data.Scenes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained models")
-    parser.add_argument("--only", choices=MODELS, action="append", help="train this model only (may be repeated)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, help="instead of each recipe's own steps")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
+    parser.add_argument("--only", choices=MODELS, action="append", help="train only this model (repeatable)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--steps", type=int, help="training steps of every model, in place of its recipe's")
+    parser.add_argument("--scenes", type=int, default=SCENES, help=f"number of training scenes ({SCENES})")
     options = parser.parse_args()
     wanted = [name for name in MODELS if not options.only or name in options.only]
     jobs = [(name, options.out, options.device, options.steps, options.scenes) for name in wanted]
     if "vae" in wanted:
         train_one(*jobs.pop(0))
     workers = len(MODELS) if options.device != "cpu" else os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for last in (False, True):
-            for done in [pool.submit(train_one, *job) for job in jobs if (job[0] in LAST) == last]:
-                done.result()
+            pool.starmap(train_one, [job for job in jobs if (job[0] in LAST) == last], chunksize=1)
 
 
 if __name__ == "__main__":

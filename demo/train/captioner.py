@@ -1,7 +1,7 @@
 """The demo captioner: `Blip2ForConditionalGeneration`, a ViT, a Q-Former and an OPT.
 
-Captions name the things from left to right, so that there is one right answer. With the caption loss alone colours
-are learnt at once and shapes never: the ViT's patches are also asked which shape they belong to.
+Captions name the things from left to right, so that there is one right answer. With the caption loss alone, colours
+are learnt at once and shapes never; so each patch of the ViT also predicts the shape that it belongs to.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
 
 
 def canonical_caption(things: tuple[world.Thing, ...]) -> str:
-    """What the captioner should say: the things from left to right."""
+    """The caption to learn: the things from left to right."""
     return world.caption([t.pair for t in sorted(things, key=lambda t: t.x)])
 
 
 def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, device: str, recipe: Recipe = RECIPE):
-    """Caption loss plus a shape label for each patch. Saves model, tokenizer and image processor to `folder`."""
+    """Caption loss and patch labels. Saves model, tokenizer and image processor to `folder`."""
     torch.manual_seed(recipe.seed)
     model = build(tokenizer).to(device).train()
     patches = PatchLabels(scenes, device, VISION.hidden_size)
@@ -91,8 +91,8 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
         words = ids[index.to(device)]
         out = model(pixel_values=x, input_ids=words, attention_mask=(words != tokenizer.pad_token_id).long())
         logits = out.logits[:, QUERIES:-1].float()
-        spoken = F.cross_entropy(logits.flatten(0, 1), targets[index.to(device), 1:].flatten(), ignore_index=-100)
-        return spoken + patches.loss(out.vision_outputs.last_hidden_state, index)
+        caption_loss = F.cross_entropy(logits.flatten(0, 1), targets[index.to(device), 1:].flatten(), ignore_index=-100)
+        return caption_loss + patches.loss(out.vision_outputs.last_hidden_state, index)
 
     fit(recipe, [model, patches.head], loss_of, "captioner")
     model.eval().save_pretrained(folder)

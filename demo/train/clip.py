@@ -1,8 +1,8 @@
-"""The demo CLIP: `CLIPModel`, a ViT and a causal text transformer that meet in one vector each.
+"""The demo CLIP: `CLIPModel`, a ViT and a causal text transformer with one embedding each.
 
-Trained as NegCLIP is, each image also against captions with a colour or shape changed or two swapped: without those a
-CLIP scores a bag of words. The ViT starts as the captioner's, which knows shapes that a contrast alone learns late or
-never; both towers are asked which coloured shapes their vector stands for.
+As NegCLIP it is also trained on captions with a colour or shape changed or two swapped: without them, a CLIP scores
+bags of words. The ViT starts as the captioner's, which knows shapes; a contrastive loss alone learns them late or
+never. Both embeddings also predict which coloured shapes they stand for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PAIRS: dict[tuple[str, str], int] = {pair: i for i, pair in enumerate(itertools.
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A small CLIP with random weights; its ViT has the captioner's measures."""
+    """A small CLIP with random weights; its ViT has the captioner's sizes."""
     text = text_config(tokenizer)
     vision = CLIPVisionConfig(
         **{name: getattr(VISION, name) for name in ("hidden_size", "intermediate_size", "image_size", "patch_size")},
@@ -57,15 +57,15 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
 def start_from(blip: Blip2VisionModel, vision: Any, pixels: Tensor) -> None:
     """Give CLIP's ViT the weights of a BLIP-2's.
 
-    CLIP's patches have no bias: it moves into their places. CLIP has one norm more, in front: it gets the spread that
-    the ViT has there on `pixels` [B, 3, H, W], so that what follows adds to numbers of the size it knows.
+    CLIP's patch embedding has no bias; it is added to the position embeddings. CLIP has one more norm, in front: its
+    weight is the standard deviation at that place of BLIP-2's ViT on `pixels` [B, 3, H, W], which keeps the scale.
     """
-    seen, own = blip.embeddings, vision.embeddings
-    own.class_embedding.copy_(seen.class_embedding[0, 0])
-    own.patch_embedding.weight.copy_(seen.patch_embedding.weight)
-    own.position_embedding.weight.copy_(seen.position_embedding[0])
-    own.position_embedding.weight[1:] += seen.patch_embedding.bias
-    vision.pre_layrnorm.weight.fill_(seen(pixels).std(dim=-1).mean())
+    source, target = blip.embeddings, vision.embeddings
+    target.class_embedding.copy_(source.class_embedding[0, 0])
+    target.patch_embedding.weight.copy_(source.patch_embedding.weight)
+    target.position_embedding.weight.copy_(source.position_embedding[0])
+    target.position_embedding.weight[1:] += source.patch_embedding.bias
+    vision.pre_layrnorm.weight.fill_(source(pixels).std(dim=-1).mean())
     for theirs, ours in zip(blip.encoder.layers, vision.encoder.layers, strict=True):
         state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("self_attn")}
         for kind in ("weight", "bias"):
@@ -79,31 +79,31 @@ def start_from(blip: Blip2VisionModel, vision: Any, pixels: Tensor) -> None:
 def train(
     scenes: Scenes, tokenizer: CLIPTokenizer, captioner: Path, folder: Path, device: str, recipe: Recipe = RECIPE
 ) -> CLIPModel:
-    """Contrast with hard negatives, starting from the ViT of the model in `captioner`. Saves to `folder`."""
+    """Contrastive loss with hard negatives, starting from the ViT in the folder `captioner`. Saves to `folder`."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build(tokenizer)
-    eyes = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
-    start_from(eyes, model.vision_model, scenes.pixels(torch.arange(250), "cpu"))
+    vit = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
+    start_from(vit, model.vision_model, scenes.pixels(torch.arange(250), "cpu"))
     model.to(device).train()
     patches = PatchLabels(scenes, device, VISION.hidden_size)
-    named = nn.Linear(model.config.projection_dim, len(PAIRS)).to(device)
+    pair_head = nn.Linear(model.config.projection_dim, len(PAIRS)).to(device)
 
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))
         right, _, wrong = draw_captions([scenes.things[i] for i in index.tolist()], rng)
-        looked = model.vision_model(roughen(scenes.pixels(index, device)))
+        vision = model.vision_model(roughen(scenes.pixels(index, device)))
         words = tokenizer(right + wrong, padding=True, return_tensors="pt").to(device)
-        image = model.visual_projection(looked.pooler_output).float()
+        image = model.visual_projection(vision.pooler_output).float()
         text = model.text_projection(model.text_model(**words).pooler_output).float()
         truth = pair_labels(right + wrong).to(device)
-        dense = _named(named(image), truth[:batch]) + _named(named(text), truth)
+        pairs = _pair_loss(pair_head(image), truth[:batch]) + _pair_loss(pair_head(text), truth)
         scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         contrast = _contrast(scale, image, text[:batch], text[batch:], truth[:batch])
-        return contrast + dense + patches.loss(looked.last_hidden_state, index)
+        return contrast + pairs + patches.loss(vision.last_hidden_state, index)
 
-    fit(recipe, [model, patches.head, named], loss_of, "clip")
+    fit(recipe, [model, patches.head, pair_head], loss_of, "clip")
     model.eval().save_pretrained(folder)
     image_processor().save_pretrained(folder)
     return model
@@ -124,19 +124,19 @@ def pair_labels(captions: list[str]) -> Tensor:
     return labels
 
 
-def _named(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of the pairs [N, 42], summed over the pairs: few of them are there."""
+def _pair_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of the pairs [N, 42], summed over the pairs, of which few are in an image."""
     return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="sum") / len(truth)
 
 
 def _contrast(scale: Tensor, image: Tensor, right: Tensor, wrong: Tensor, truth: Tensor) -> Tensor:
     """Images [B, E] against all captions [B, E] and their own wrong ones [B x n, E]; captions against all images.
 
-    truth: [B, 42], by which scenes that show the same are no negatives of each other.
+    truth: [B, 42]; scenes with the same pairs are not negatives of each other.
     """
     same = (truth @ truth.T == truth.sum(1)) & (truth.sum(1)[:, None] == truth.sum(1))
     same.fill_diagonal_(False)
     plain = (scale * image @ right.T).masked_fill(same, -torch.inf)
-    own = scale * torch.einsum("be,bne->bn", image, wrong.unflatten(0, (len(image), -1)))
+    hard = scale * torch.einsum("be,bne->bn", image, wrong.unflatten(0, (len(image), -1)))
     label = torch.arange(len(image), device=image.device)
-    return F.cross_entropy(torch.cat([plain, own], dim=1), label) + F.cross_entropy(plain.T, label)
+    return F.cross_entropy(torch.cat([plain, hard], dim=1), label) + F.cross_entropy(plain.T, label)

@@ -1,4 +1,4 @@
-"""Training scenes, drawn in parallel and held as tensors."""
+"""Training scenes, rendered in parallel and held as tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Scenes:
-    """Many scenes: what they show and, where kept, their masks."""
+    """Many scenes: images, things and, where kept, masks."""
 
     images: Tensor
     """[N, 3, 64, 64] uint8."""
@@ -57,7 +57,7 @@ def _draw_chunk(job: tuple[int, int | None, bool | None]) -> list[world.Scene]:
 
 
 def roughen(pixels: Tensor) -> Tensor:
-    """Blur some images [B, 3, H, W] a little and add noise to all: generated images are not as clean as renders."""
+    """Blur some images [B, 3, H, W] a little and add noise to all: generated images are less clean than renders."""
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
     choose = (torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.3).float()
     strength = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) * 0.08
@@ -65,7 +65,7 @@ def roughen(pixels: Tensor) -> Tensor:
 
 
 def imagenet(pixels: Tensor) -> Tensor:
-    """[-1, 1] → ImageNet's mean and spread, which RAM, GroundingDINO and SAM want their images in."""
+    """[-1, 1] → ImageNet's mean and deviation, as RAM, GroundingDINO and SAM expect."""
     mean = pixels.new_tensor([0.485, 0.456, 0.406])[:, None, None]
     std = pixels.new_tensor([0.229, 0.224, 0.225])[:, None, None]
     return ((pixels + 1) / 2 - mean) / std

@@ -1,8 +1,8 @@
 """The demo detector: `GroundingDinoForObjectDetection`, words to boxes.
 
-The loss is our own: the library's (5.23) adds a wrong offset to the labels of every image of a batch but the first
-two, so phrases are learnt at random. Each word is its own target: a blue circle answers to `blue` of `blue square`
-and not to its `square`, so half a match scores half, which is what assigning mixed-up boxes to phrases needs.
+The loss replaces that of transformers 5.23, which adds a wrong offset to the labels of every image of a batch but the
+first two, so that phrases are learnt at random. Each word is a target of its own: a blue circle matches the `blue` of
+`blue square` but not its `square`. Half a match then scores half, as needed to assign mixed-up boxes to phrases.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def build() -> GroundingDinoForObjectDetection:
 
 
 def image_processor() -> GroundingDinoImageProcessor:
-    """64 x 64, ImageNet mean and spread."""
+    """64 x 64, ImageNet's mean and deviation."""
     return GroundingDinoImageProcessor(size={"height": SIZE, "width": SIZE}, do_pad=False)
 
 
@@ -102,13 +102,13 @@ def train(scenes: Scenes, tokenizer: BertTokenizer, folder: Path, device: str, r
 
 
 def _query(things: tuple[Thing, ...], rng: random.Random) -> str:
-    """A text that asks for the things, some by shape or colour alone, among others that are not there."""
+    """A query for the things, some by shape or colour alone, among things that are not in the image."""
     asked = [f"{t.color} {t.shape}" for t in things]
     while len(asked) < PHRASES:
         asked.append(f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}")
     rng.shuffle(asked)
-    spoken = [words if (u := rng.random()) < 0.7 else words.split()[u > 0.85] for words in asked]
-    return " . ".join(spoken[: rng.randint(2, PHRASES)]) + " ."
+    queried = [words if (u := rng.random()) < 0.7 else words.split()[u > 0.85] for words in asked]
+    return " . ".join(queried[: rng.randint(2, PHRASES)]) + " ."
 
 
 def _labels(things: list[tuple[Thing, ...]], ids: Tensor, tokenizer: BertTokenizer, length: int) -> list[dict]:
@@ -127,7 +127,7 @@ def detection_loss(
 ) -> tuple[Tensor | int, dict, None]:
     """The loss of every decoder layer and of the encoder's proposals, in the signature the library calls.
 
-    logits: [B, Q, L], one a token of the text; pred_boxes: [B, Q, 4]; text_mask: [B, Q, L], True at real tokens.
+    logits: [B, Q, L], one per token of the text; pred_boxes: [B, Q, 4]; text_mask: [B, Q, L], True at real tokens.
     """
     outputs = list(zip(stages["outputs_class"], stages["outputs_coord"], strict=True))
     outputs.append((stages["encoder_logits"], stages["encoder_pred_boxes"]))

@@ -1,7 +1,7 @@
-"""The image half of the demo's `Blip2ForImageTextRetrieval`: does a caption fit an image (ITM, ITC)?
+"""The image half of the demo's `Blip2ForImageTextRetrieval`: does a caption match an image (ITM, ITC)?
 
-The text half is f_enc of eq. 4 and stays as it is, to the bit. As in BLIP-2 the ViT is frozen: the captioner's, which
-has seen far more scenes than f_enc's own. Trained are the queries, what they look and think with, and both heads.
+The text half is f_enc of eq. 4 and stays as it is, bit for bit. As in BLIP-2 the ViT is frozen; it is the captioner's,
+which was trained on far more scenes than f_enc's. The queries, their layers and both heads are trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .text_tower import contrast, draw_captions, embed_images, matching, read_te
 
 RECIPE = Recipe(steps=600, batch=64, lr=1e-3, bf16=False)
 IMAGE_HALF = ("query_tokens", "crossattention", "intermediate_query", "output_query", "vision_projection", "itm_head")
-"""Parts of the names of what is trained."""
+"""Parts of the names of the trained weights."""
 
 
 def train(
@@ -30,12 +30,12 @@ def train(
     device: str,
     recipe: Recipe = RECIPE,
 ) -> Blip2ForImageTextRetrieval:
-    """Matching and contrast with hard negatives, through the ViT of the model in `captioner`. Rewrites `folder`."""
+    """Matching and contrastive loss with hard negatives, on the ViT in the folder `captioner`. Rewrites `folder`."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = Blip2ForImageTextRetrieval.from_pretrained(folder).float()
-    eyes = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
-    model.vision_model.load_state_dict(eyes.state_dict())
+    vit = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
+    model.vision_model.load_state_dict(vit.state_dict())
     for name, weight in model.named_parameters():
         weight.requires_grad_(any(part in name for part in IMAGE_HALF))
     model.to(device).train()

@@ -1,4 +1,4 @@
-"""Pack trained models into the shipped folders: fp16 safetensors, and the small files that stand beside them.
+"""Pack trained models into the shipped folders: fp16 safetensors and the small files beside them.
 
 python demo/train/pack.py --models out/demo-models                  # → demo/weights
 python demo/train/pack.py --models out/demo-models --only ram       # one of them
@@ -28,9 +28,9 @@ FOLDERS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True, help="what demo/train/all.py wrote")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--only", choices=FOLDERS, action="append", help="pack this folder only (may be repeated)")
+    parser.add_argument("--models", type=Path, required=True, help="folder that demo/train/all.py wrote")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the packed models (demo/weights)")
+    parser.add_argument("--only", choices=FOLDERS, action="append", help="pack only this folder (repeatable)")
     options = parser.parse_args()
     for name in options.only or FOLDERS:
         pack(options.models / name, options.out / name)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def pack(source: Path, target: Path) -> None:
-    """Replace the folder `target` by `source`, its floating-point weights halved."""
+    """Replace the folder `target` by a copy of `source` with fp16 weights."""
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
@@ -47,32 +47,32 @@ def pack(source: Path, target: Path) -> None:
         if file.suffix == ".safetensors":
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
             if source.name == "text_encoder":
-                tensors = {_known_to_all(name): t for name, t in tensors.items()}
+                tensors = {_with_prefix(name): t for name, t in tensors.items()}
             if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors.values()):
                 raise SystemExit(f"{file}: a weight does not fit into half precision.")
             save_file(tensors, target / file.name, metadata={"format": "pt"})
         elif file.name == "tokenizer_config.json":
-            (target / file.name).write_text(_readable_by_all(file.read_text(encoding="utf-8")), encoding="utf-8")
+            (target / file.name).write_text(_with_old_class(file.read_text(encoding="utf-8")), encoding="utf-8")
         elif file.name == "config.json":
             (target / file.name).write_text(_without_paths(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, target / file.name)
 
 
-def _known_to_all(name: str) -> str:
-    """transformers 5 writes a CLIPTextModel without the prefix that transformers 4 wants; both read it with."""
+def _with_prefix(name: str) -> str:
+    """transformers 5 writes a CLIPTextModel without the prefix that transformers 4 needs; both read it with."""
     return "text_model." + name.removeprefix("text_model.")
 
 
 def _without_paths(config: str) -> str:
-    """diffusers notes the folder that a model was read from, which is nobody's business."""
+    """diffusers notes the folder that a model was read from; it does not belong into a published file."""
     loaded = json.loads(config)
     loaded.pop("_name_or_path", None)
     return json.dumps(loaded, indent=2) + "\n"
 
 
-def _readable_by_all(config: str) -> str:
-    """transformers 5 names a tokenizer class that transformers 4 does not have; both know its old name."""
+def _with_old_class(config: str) -> str:
+    """transformers 5 names a tokenizer class that transformers 4 does not know; both know its old name."""
     loaded = json.loads(config)
     if loaded.get("tokenizer_class") == "TokenizersBackend":
         loaded["tokenizer_class"] = "PreTrainedTokenizerFast"

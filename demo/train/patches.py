@@ -1,4 +1,4 @@
-"""Without this loss the eyes learn colours at once and shapes very late or never."""
+"""Patch labels. Without this loss image encoders learn colours at once, and shapes very late or never."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .. import world
 from .data import Scenes
 
 PATCH = 8
-"""Pixels a side."""
+"""Pixels per side."""
 
 
 class PatchLabels:

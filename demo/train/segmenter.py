@@ -1,7 +1,7 @@
 """The demo segmenter: `SamModel`, a box in, a mask out.
 
-The library's default spread of the random positional features (half the hidden size) is far too fine to learn from
-scratch at this size; 1 works.
+With the library's default scale of the random positional features (half the hidden size) a model of this size does not
+learn from scratch; 1 works.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def build() -> SamModel:
 
 
 def image_processor() -> SamImageProcessor:
-    """64 x 64, ImageNet mean and spread."""
+    """64 x 64, ImageNet's mean and deviation."""
     square = {"height": SIZE, "width": SIZE}
     low = {"height": SIZE // 4, "width": SIZE // 4}
     return SamImageProcessor(

@@ -32,7 +32,7 @@ CONFIG = RamConfig(
 
 
 def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> Ram:
-    """Multi-label cross-entropy and a shape label for each patch. Saves weights, config and text files to `folder`."""
+    """Multi-label cross-entropy and patch labels. Saves weights, config and text files to `folder`."""
     torch.manual_seed(recipe.seed)
     model = Ram(CONFIG).to(device).train()
     patches = PatchLabels(scenes, device, CONFIG.image_width)
@@ -44,8 +44,8 @@ def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) ->
     def loss_of(batch: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,))
         tokens = model.image_tokens(roughen(imagenet(scenes.pixels(index, device))))
-        tagged = F.binary_cross_entropy_with_logits(model.classify(tokens).float(), targets[index.to(device)])
-        return tagged + patches.loss(tokens, index)
+        tag_loss = F.binary_cross_entropy_with_logits(model.classify(tokens).float(), targets[index.to(device)])
+        return tag_loss + patches.loss(tokens, index)
 
     fit(recipe, [model, patches.head], loss_of, "tagger")
     save(model.eval(), folder)

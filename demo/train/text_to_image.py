@@ -1,7 +1,7 @@
 """The demo Stable Diffusion: `CLIPTextModel` and `UNet2DConditionModel`, trained together from scratch.
 
-Trained to the end it hardly ever errs, so it is then confused on purpose: some steps on captions with swapped colors,
-as captions from the web are often wrong, until two objects are mixed up about half of the time and one still is right.
+Fully trained it hardly ever errs. So it is then confused on purpose, by some steps on captions with swapped colors (web
+captions are often wrong too), until it mixes up two objects about half of the time; one object still comes out right.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RECIPE = Recipe(steps=5000, batch=32, lr=1e-3, weight_decay=1e-4, ema=0.998)
 WIDTH = 64
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFUSION = Recipe(steps=800, batch=32, lr=4e-4, weight_decay=1e-4, ema=0.99)
-"""Afterwards, on captions in half of which two things have their colors swapped."""
+"""The second training, on captions of which half have two colors swapped."""
 CAPTION_DROPOUT = 0.1
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """Of the small text halves of the text-to-image model and of CLIP."""
+    """The configuration of the text encoders of the text-to-image model and of CLIP."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -99,7 +99,7 @@ def train(
 
 
 def _token_ids(scenes: Scenes, tokenizer: CLIPTokenizer, swapped: float) -> Tensor:
-    """Captions name the things in random order, a part of them with the first two things' colors swapped. [N, 77]."""
+    """Token ids [N, 77] of captions in random order; the share `swapped` has the first two things' colors swapped."""
     rng = random.Random(0)
     captions = []
     for things in scenes.things:

@@ -1,7 +1,7 @@
 """The demo f_enc of eq. 4: `Blip2ForImageTextRetrieval`, whose Q-Former text tower embeds captions.
 
-Trained contrastively, images against captions, each image also against captions with one colour or shape changed or
-two swapped: without those, a bag of words is all that is learnt. A second caption order pulls equal meanings together.
+A contrastive loss compares images with captions, also with captions that have one colour or shape changed or two
+swapped: without them only bags of words are learnt. A caption in two orders teaches that equal meanings are near.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ def draw_captions(things: list[tuple[Thing, ...]], rng: random.Random) -> tuple[
 
 
 def embed_images(model: Blip2ForImageTextRetrieval, vision: Tensor) -> Tensor:
-    """ViT tokens [B, T, D] → one unit vector a query [B, Q, E]."""
+    """ViT tokens [B, T, D] → one unit vector per query [B, Q, E]."""
     queries = model.query_tokens.expand(len(vision), -1, -1)
-    seen = model.qformer(query_embeds=queries, encoder_hidden_states=vision).last_hidden_state
-    return F.normalize(model.vision_projection(seen).float(), dim=-1)
+    hidden = model.qformer(query_embeds=queries, encoder_hidden_states=vision).last_hidden_state
+    return F.normalize(model.vision_projection(hidden).float(), dim=-1)
 
 
 def read_texts(model: Blip2ForImageTextRetrieval, tokens) -> tuple[Tensor, Tensor]:
@@ -133,9 +133,9 @@ def read_texts(model: Blip2ForImageTextRetrieval, tokens) -> tuple[Tensor, Tenso
 
 
 class WordLabels:
-    """A dense auxiliary task: which color stands before each shape's word?
+    """A dense auxiliary task: which color precedes each shape's word?
 
-    With the contrasts alone a swap of two colors is never told from another order: 3500 steps left it at 9 %.
+    With contrastive losses alone, a swap of two colors is confused with another order: 9 % after 3500 steps.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, device: str) -> None:

@@ -1,7 +1,7 @@
 """The demo VAE: `AutoencoderKL`, 64 x 64 x 3 → 16 x 16 x 4.
 
-Two things that cost the prototypes a day: with few channels a group norm must not come near one channel a group
-(instance norm forgets colour), and residual branches should start at zero.
+Two lessons: with few channels, groups of the group norm need several channels each (with one it is instance norm, which
+forgets colour), and residual branches should start at zero.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def build() -> AutoencoderKL:
 
 
 def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> AutoencoderKL:
-    """Reconstruction (L1 + L2) with a whisper of KL; latents whitened after each cycle. Saves to `folder`."""
+    """Reconstruction (L1 + L2) and a very small KL term; latents are whitened after each cycle. Saves to `folder`."""
     torch.manual_seed(recipe.seed)
     vae = build().to(device, memory_format=torch.channels_last)
 
@@ -61,7 +61,7 @@ def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) ->
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, scenes: Scenes, device: str) -> None:
-    """Fold each latent channel's mean and spread into the quant convolutions: scaled latents are N(0, 1) a channel."""
+    """Fold each channel's mean and deviation into the quant convolutions, so that scaled latents are N(0, 1)."""
     batches = torch.arange(min(2000, len(scenes))).split(250)
     z = torch.cat([vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)) * SD_SCALING
@@ -84,7 +84,7 @@ def encode(vae: AutoencoderKL, scenes: Scenes, device: str) -> Tensor:
 
 @torch.no_grad()
 def with_reconstructions(vae: AutoencoderKL, scenes: Scenes, count: int, device: str) -> Scenes:
-    """The scenes with the first `count` images replaced by what the VAE makes of them: eyes must know its look."""
+    """The scenes with the first `count` images replaced by their reconstructions: generated images look like these."""
     images = scenes.images.clone()
     for index in torch.arange(count).split(250):
         x = vae.decode(vae.encode(scenes.pixels(index, device)).latent_dist.mean).sample

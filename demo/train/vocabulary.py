@@ -1,4 +1,4 @@
-"""The tokenizers of the demo models: own small vocabularies in the classes that the real models use."""
+"""The demo models' tokenizers: small vocabularies in the classes of the real models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _bpe(word: str, merges: list[tuple[str, str]]) -> list[str]:
 
 
 def word_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """One token a word, for the captioner's language model; `</s>` begins and ends a text, as OPT has it."""
+    """One token per word, for the captioner's language model; `</s>` begins and ends a text, as OPT has it."""
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<image>"]
     vocabulary = {token: i for i, token in enumerate([*specials, *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

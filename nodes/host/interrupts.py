@@ -76,7 +76,7 @@ def run_interruptibly(work: Callable[[], T]) -> T:
 
     It runs in a daemon thread, so it must not touch ComfyUI's models; ComfyUI can exit while it still runs.
     """
-    outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
     context = copy_context()  # ComfyUI keeps the running prompt in it
     Thread(target=lambda: outcome.put(context.run(_outcome, work)), daemon=True).start()
     while True:
@@ -90,7 +90,7 @@ def run_interruptibly(work: Callable[[], T]) -> T:
         return result
 
 
-def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+def _outcome(work: Callable[[], T]) -> tuple[Any, BaseException | None]:
     try:
         return work(), None
     except BaseException as error:

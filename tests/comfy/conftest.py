@@ -89,6 +89,23 @@ def comfy() -> ModuleType:
     return comfy
 
 
+@pytest.fixture(scope="module")
+def tiny(comfy):
+    """The demo models, and sampling in a line."""
+    from .tiny import Tiny
+
+    return Tiny()
+
+
+@pytest.fixture
+def inference_mode():
+    """As ComfyUI runs its nodes."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
 class Server:
     """A running ComfyUI with the pack, in a temporary base directory."""
 

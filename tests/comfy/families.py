@@ -16,7 +16,7 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from realigndiff.attention.comfy.conditioning import KEY, BoundRegions, CONDPayload, Payload
+from realigndiff.attention.comfy.payload import KEY, BoundRegions, Payload, put_entry
 from realigndiff.attention.equation.cells import mask_to_cells
 from realigndiff.attention.equation.settings import ModulationSettings
 from torch import Tensor
@@ -98,9 +98,9 @@ class Family:
 
     def encoded(self, seed: int, words: int = WORDS, **options) -> list:
         """A CONDITIONING of so many random words."""
-        there = torch.randn(1, words, CHANNELS, generator=torch.Generator().manual_seed(seed))
-        own = {k: v(words) if callable(v) else v for k, v in self.options.items()}
-        return [[there, {**own, **options}]]
+        encoding = torch.randn(1, words, CHANNELS, generator=torch.Generator().manual_seed(seed))
+        defaults = {k: v(words) if callable(v) else v for k, v in self.options.items()}
+        return [[encoding, {**defaults, **options}]]
 
     @property
     def positive(self) -> list:
@@ -280,8 +280,10 @@ FAMILIES = (
 )
 if hasattr(comfy.supported_models, "ZImage"):
     wide = {"dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12]}  # its time embedding has 256 numbers
-    own = {"pad_tokens_multiple": 32, "z_image_modulation": True, "time_scale": 1000.0}
-    FAMILIES += (replace(FAMILIES[7], name="Z-Image", kind="ZImage", config={**LUMINA, **wide, **own}, multiple=32),)
+    z_image = {"pad_tokens_multiple": 32, "z_image_modulation": True, "time_scale": 1000.0}
+    FAMILIES += (
+        replace(FAMILIES[7], name="Z-Image", kind="ZImage", config={**LUMINA, **wide, **z_image}, multiple=32),
+    )
 NAMES = [family.name for family in FAMILIES]
 SMALL = (
     replace(
@@ -322,15 +324,15 @@ def family(name: str) -> Family:
     return FAMILIES[NAMES.index(name)]
 
 
-def sample(own: Family, model: ModelPatcher, positive: list, negative: list | None = None, *, noise=None, **options):
+def sample(mini: Family, model: ModelPatcher, positive: list, negative: list | None = None, *, noise=None, **options):
     """KSampler's latents."""
-    noise = own.noise() if noise is None else noise
+    noise = mini.noise() if noise is None else noise
     defaults = {"cfg": 3.0, "steps": 3, "sampler_name": "euler", "scheduler": "simple"}
     return comfy.sample.sample(
         model,
         noise.clone(),
         positive=positive,
-        negative=own.negative if negative is None else negative,
+        negative=mini.negative if negative is None else negative,
         latent_image=torch.zeros_like(noise),
         disable_pbar=True,
         seed=22,
@@ -340,8 +342,7 @@ def sample(own: Family, model: ModelPatcher, positive: list, negative: list | No
 
 def with_regions(conditioning: list, *images: BoundRegions) -> list:
     """The CONDITIONING with the regions of each image, or of all."""
-    payload = {KEY: CONDPayload(Payload(images or (TWO,)))}
-    return [[words, {**old, "model_conds": {**old.get("model_conds", {}), **payload}}] for words, old in conditioning]
+    return [[encoding, put_entry(options, KEY, Payload(images or (TWO,)))] for encoding, options in conditioning]
 
 
 def overridden(model: ModelPatcher, override: Callable) -> ModelPatcher:
@@ -357,7 +358,7 @@ def another_pack(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *a
 
 
 def written_out(
-    own: Family, *images: BoundRegions, settings: ModulationSettings = SETTINGS, previous: Callable | None = None
+    mini: Family, *images: BoundRegions, settings: ModulationSettings = SETTINGS, previous: Callable | None = None
 ) -> ModelPatcher:
     """Its MODEL with eq. 8-9 written out in the positive rows, beside what a `previous` override adds to attention."""
     images = images or (TWO,)
@@ -367,16 +368,16 @@ def written_out(
         out = func(q, k, v, heads, **more)
         extra = 0 if previous is None else previous(func, q, k, v, heads, **more) - out
         which = transformer_options["cond_or_uncond"]
-        per, now = len(q) // len(which), strengths(own, settings, transformer_options)
+        per, now = len(q) // len(which), strengths(mini, settings, transformer_options)
         q, k, v = (by_heads(x, heads, skip_reshape) for x in (q, k, v))
         for row in range(len(q)):
             if which[row // per] == 0:
-                A = weights(own, q[row], k[row], images[row % per % len(images)], now, settings)
+                A = weights(mini, q[row], k[row], images[row % per % len(images)], now, settings)
                 if A is not None:
                     out[row] = (A @ v[row]).transpose(0, 1).flatten(1)
         return out + extra
 
-    return overridden(own.model, override)
+    return overridden(mini.model, override)
 
 
 def by_heads(x: Tensor, heads: int, already: bool) -> Tensor:
@@ -384,15 +385,15 @@ def by_heads(x: Tensor, heads: int, already: bool) -> Tensor:
     return x if already else x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def strengths(own: Family, settings: ModulationSettings, transformer_options: dict) -> tuple[float, float]:
+def strengths(mini: Family, settings: ModulationSettings, transformer_options: dict) -> tuple[float, float]:
     """λ_t of a call of the model, for words and for pixels."""
     sigmas, sigma = transformer_options["sample_sigmas"], transformer_options["sigmas"][0]
     step = int((sigmas == sigma).nonzero()[0])
-    return settings.strengths(own.t(float(sigma)), step / (len(sigmas) - 1))
+    return settings.strengths(mini.t(float(sigma)), step / (len(sigmas) - 1))
 
 
 def weights(
-    own: Family,
+    mini: Family,
     q: Tensor,
     k: Tensor,
     regions: BoundRegions,
@@ -400,13 +401,13 @@ def weights(
     settings: ModulationSettings = SETTINGS,
 ) -> Tensor | None:
     """One row's attention [H, Nq, Nk] by eq. 8-9, for q [H, Nq, d] and k [H, Nk, d]; None where it is to be plain."""
-    place = own.place(q.shape[1], k.shape[1])
+    place = mini.place(q.shape[1], k.shape[1])
     if place is None:
         return None
     z = q.float() @ k.float().mT / math.sqrt(q.shape[-1])
     if regions.positions:
         rows, words, pixels = (slice(part.start, part.stop) for part in place[1:])
-        inside = covered(regions, place.size, own.frames, settings)
+        inside = covered(regions, place.size, mini.frames, settings)
         scores = torch.tensor([region.likelihood for region in regions.regions])
         z[:, rows, words] = to_words(z[:, rows, words], inside, scores, regions.positions, now[0], settings)
         z[:, rows, pixels] = to_pixels(z[:, rows, pixels], inside, scores, now[1])
@@ -423,12 +424,12 @@ def to_words(z: Tensor, inside: Tensor, scores: Tensor, positions: Sequence, now
     """Eq. 9 for the scores [H, pixels, words] of pixels that are `inside` regions [R, pixels]."""
     if not z.shape[-1]:
         return z
-    said = torch.zeros(len(positions), z.shape[-1], dtype=torch.bool)  # [R, words]
-    for region, own in enumerate(positions):
-        said[region, list(own)] = True
+    tokens = torch.zeros(len(positions), z.shape[-1], dtype=torch.bool)  # [R, words]
+    for region, of_phrase in enumerate(positions):
+        tokens[region, list(of_phrase)] = True
     B = (inside * inside.float().mean(1, keepdim=True)).amax(0)
-    S = torch.where(said.any(0), (said * scores[:, None]).amax(0), settings.outside)
-    R = (inside[:, :, None] & said[:, None]).any(0)
+    S = torch.where(tokens.any(0), (tokens * scores[:, None]).amax(0), settings.outside)
+    R = (inside[:, :, None] & tokens[:, None]).any(0)
     return moved(z, R, now * S * (1 - B[:, None]))
 
 
@@ -448,12 +449,12 @@ def moved(z: Tensor, R: Tensor, a: Tensor) -> Tensor:
     return z + a * torch.where(R, z.amax(-1, keepdim=True) - z, z.amin(-1, keepdim=True) - z)
 
 
-def shares(own: Family, attention: Tensor, regions: BoundRegions) -> list[float]:
+def shares(mini: Family, attention: Tensor, regions: BoundRegions) -> list[float]:
     """Of the attention [H, Nq, Nk] that pixels give each region's words, the share that comes from inside it."""
-    place = own.place(*attention.shape[1:])
-    inside = covered(regions, place.size, own.frames, SETTINGS)
+    place = mini.place(*attention.shape[1:])
+    inside = covered(regions, place.size, mini.frames, SETTINGS)
     given = [attention[:, list(place.queries)][..., list(words)].sum((0, 2)) for words in regions.positions]
-    return [float(each[there].sum() / each.sum()) for each, there in zip(given, inside, strict=True)]
+    return [float(each[cells].sum() / each.sum()) for each, cells in zip(given, inside, strict=True)]
 
 
 def one_hot(k: Tensor, v: Tensor) -> Iterator[Tensor]:
@@ -471,8 +472,8 @@ class Looking:
     Values that are one-hot come out of attention as its weights.
     """
 
-    def __init__(self, own: Family) -> None:
-        self.own = own
+    def __init__(self, mini: Family) -> None:
+        self.own = mini
         self.attention: Tensor | None = None
         """[H, Nq, Nk] of the first row."""
         self.seen: tuple = ()

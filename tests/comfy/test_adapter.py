@@ -6,20 +6,7 @@ import pytest
 import torch
 from realigndiff.tests import close
 
-pytestmark = pytest.mark.usefixtures("comfy")
-
-
-@pytest.fixture(scope="module")
-def tiny(comfy):
-    from .tiny import Tiny
-
-    return Tiny()
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("comfy", "inference_mode")
 
 
 ONE_STEP = {"cfg": 1.0, "steps": 1, "scheduler": "normal"}
@@ -95,11 +82,13 @@ def test_both_hosts_give_the_same_latents(tiny):
     headless.decode = lambda latents: latents / headless.vae.config.scaling_factor
     for regions in (None, REGIONS):
         sets = None if regions is None else [regions]
-        there = headless.sample(
+        theirs = headless.sample(
             [PROMPT], tiny.noise() * start, sampling, region_sets=sets, modulation=None if sets is None else SETTINGS
         )
-        here = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets) if sets else tiny.positive, steps=20)
-        assert_close(here, there)
+        in_comfyui = tiny.sample(
+            ours(tiny, tiny.model), with_regions(tiny, sets=sets) if sets else tiny.positive, steps=20
+        )
+        assert_close(in_comfyui, theirs)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +96,12 @@ def test_both_hosts_give_the_same_latents(tiny):
 )
 def test_t_is_known_where_a_model_counts_no_timesteps(tiny, sampling):
     import comfy.model_sampling
-    from realigndiff.attention.comfy.clock import noise_time
+    from realigndiff.attention.comfy.clock import timestep_fraction
 
     discrete = comfy.model_sampling.ModelSamplingDiscrete()
     other = getattr(comfy.model_sampling, sampling)()
     for t in (999, 700, 20):
-        assert noise_time(other, discrete.sigmas[t : t + 1]) == pytest.approx(t / 1000)
+        assert timestep_fraction(other, discrete.sigmas[t : t + 1]) == pytest.approx(t / 1000)
 
 
 @pytest.mark.parametrize("order", ["compiled before", "compiled after"])
@@ -235,6 +224,22 @@ def changed(conditioning, **options):
     return [[encoding, {**old, **options}] for encoding, old in conditioning]
 
 
+def in_halves(model, dim):
+    """As packs do that tile or save memory: the model is called with halves, which no conditioning knows of."""
+
+    def call_halves(apply_model, call):
+        whole = call["timestep"], call["c"]["c_crossattn"]
+        parts = []
+        for i, part in enumerate(call["input"].chunk(2, dim=dim)):
+            t, context = whole if dim else (x.chunk(2)[i] for x in whole)
+            parts.append(apply_model(part, t, **{**call["c"], "c_crossattn": context}))
+        return torch.cat(parts, dim=dim)
+
+    patched = model.clone()
+    patched.set_model_unet_function_wrapper(call_halves)
+    return patched
+
+
 def test_an_area_of_everything_a_mask_of_ones_and_a_whole_range_change_nothing(tiny):
     mended = tiny.sample(ours(tiny, tiny.model), with_regions(tiny))
     for options in (
@@ -326,10 +331,10 @@ def test_each_image_of_a_batch_has_its_own_regions(tiny):
     sets = [REGIONS, REGIONS.with_regions([]), REGIONS.with_regions([REGIONS.regions[1]])]
     noise = tiny.noise(3)
     batch = tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=sets), noise=noise)
-    for i, own in enumerate(sets):
+    for i, regions in enumerate(sets):
         assert_close(
             batch[i : i + 1],
-            tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[own]), noise=noise[i : i + 1]),
+            tiny.sample(ours(tiny, tiny.model), with_regions(tiny, sets=[regions]), noise=noise[i : i + 1]),
         )
 
 
@@ -433,22 +438,8 @@ def test_a_model_without_realign_ignores_regions(tiny):
     assert_close(tiny.sample(tiny.model, with_regions(tiny)), tiny.sample(tiny.model, tiny.positive))
 
 
-@pytest.mark.parametrize(("dim", "told"), [(-1, "a tile of"), (0, "a part of the batch")])
-def test_a_call_with_a_part_is_left_alone_with_one_warning(tiny, caplog, dim, told):
-    """As packs do that tile or save memory: the model is called with parts that no conditioning tells of."""
-    model = ours(tiny, tiny.model)
-
-    def by_halves(apply_model, call):
-        whole = call["timestep"], call["c"]["c_crossattn"]
-        parts = []
-        for i, part in enumerate(call["input"].chunk(2, dim=dim)):
-            t, context = whole if dim else (x.chunk(2)[i] for x in whole)
-            parts.append(apply_model(part, t, **{**call["c"], "c_crossattn": context}))
-        return torch.cat(parts, dim=dim)
-
-    tiled = model.clone()
-    tiled.set_model_unet_function_wrapper(by_halves)
-    bare = tiny.model.clone()
-    bare.set_model_unet_function_wrapper(by_halves)
-    assert_close(tiny.sample(tiled, with_regions(tiny)), tiny.sample(bare, tiny.positive))
-    assert [told in record.message for record in caplog.records].count(True) == 1
+@pytest.mark.parametrize(("dim", "reason"), [(-1, "a tile of"), (0, "a part of the batch")])
+def test_a_call_with_a_part_is_left_alone_with_one_warning(tiny, caplog, dim, reason):
+    left_alone = tiny.sample(in_halves(ours(tiny, tiny.model), dim), with_regions(tiny))
+    assert_close(left_alone, tiny.sample(in_halves(tiny.model, dim), tiny.positive))
+    assert [reason in record.message for record in caplog.records].count(True) == 1

@@ -10,19 +10,13 @@ import pytest
 import torch
 from realigndiff.tests import close
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = pytest.mark.usefixtures("comfy", "inference_mode")
 
 UNETS = ["SD2.1", "SDXL"]
 JOINT = ["SD3", "SD3.5 medium", "Flux", "Chroma", "Qwen-Image", "Lumina2", "Z-Image"]
 CROSS = ["Wan", "Cosmos-Predict2"]
 every_family = pytest.mark.parametrize("name", [*UNETS, *JOINT, *CROSS])
 WARNED = "attention is not re-weighted"
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 def ours(model, settings=None):
@@ -46,8 +40,8 @@ def modulated(name):
     """The latents of a family with two regions."""
     from .families import family, sample, with_regions
 
-    own = family(name)
-    return sample(own, ours(own.model), with_regions(own.positive))
+    mini = family(name)
+    return sample(mini, ours(mini.model), with_regions(mini.positive))
 
 
 @every_family
@@ -59,11 +53,11 @@ def modulated(name):
 def test_it_is_the_written_out_equation(name, cfg, cross, self, caplog):
     from .families import SETTINGS, family, sample, with_regions, written_out
 
-    own = family(name)
+    mini = family(name)
     settings = replace(SETTINGS, cross_strength=cross, self_strength=self)
-    mended = sample(own, ours(own.model, settings), with_regions(own.positive), cfg=cfg)
-    assert_close(mended, sample(own, written_out(own, settings=settings), own.positive, cfg=cfg))
-    assert_clearly_different(mended, sample(own, own.model, own.positive, cfg=cfg))
+    mended = sample(mini, ours(mini.model, settings), with_regions(mini.positive), cfg=cfg)
+    assert_close(mended, sample(mini, written_out(mini, settings=settings), mini.positive, cfg=cfg))
+    assert_clearly_different(mended, sample(mini, mini.model, mini.positive, cfg=cfg))
     assert WARNED not in caplog.text
 
 
@@ -71,42 +65,42 @@ def test_it_is_the_written_out_equation(name, cfg, cross, self, caplog):
 def test_without_regions_or_strength_it_is_the_plain_model_bit_for_bit(name):
     from .families import NONE, SETTINGS, TWO, family, sample, with_regions
 
-    own = family(name)
-    plain = sample(own, own.model, own.positive)
+    mini = family(name)
+    plain = sample(mini, mini.model, mini.positive)
     unlikely = [replace(region, likelihood=0.0) for region in TWO.regions]
     unlikely = TWO._replace(regions=TWO.regions.with_regions(unlikely), positions=())
-    for conditioning in (own.positive, with_regions(own.positive, NONE), with_regions(own.positive, unlikely)):
-        assert torch.equal(sample(own, ours(own.model), conditioning), plain)
+    for conditioning in (mini.positive, with_regions(mini.positive, NONE), with_regions(mini.positive, unlikely)):
+        assert torch.equal(sample(mini, ours(mini.model), conditioning), plain)
     for off in ({"cross_strength": 0, "self_strength": 0}, {"end": 0.0}, {"start": 1.0, "end": 1.0}):
-        assert torch.equal(sample(own, ours(own.model, replace(SETTINGS, **off)), with_regions(own.positive)), plain)
-    assert torch.equal(sample(own, own.model, own.positive), plain)
+        assert torch.equal(sample(mini, ours(mini.model, replace(SETTINGS, **off)), with_regions(mini.positive)), plain)
+    assert torch.equal(sample(mini, mini.model, mini.positive), plain)
 
 
 @every_family
 def test_each_image_of_a_batch_has_its_own_regions(name):
     from .families import NONE, ONE, TWO, family, sample, with_regions, written_out
 
-    own, sets = family(name), (TWO, ONE)
-    noise = own.noise(2)
-    batch = sample(own, ours(own.model), with_regions(own.positive, *sets), noise=noise)
-    assert_close(batch, sample(own, written_out(own, *sets), own.positive, noise=noise))
-    assert_clearly_different(batch, sample(own, ours(own.model), with_regions(own.positive, TWO), noise=noise))
-    one_alone = sample(own, ours(own.model), with_regions(own.positive, TWO, NONE), noise=noise)
+    mini, sets = family(name), (TWO, ONE)
+    noise = mini.noise(2)
+    batch = sample(mini, ours(mini.model), with_regions(mini.positive, *sets), noise=noise)
+    assert_close(batch, sample(mini, written_out(mini, *sets), mini.positive, noise=noise))
+    assert_clearly_different(batch, sample(mini, ours(mini.model), with_regions(mini.positive, TWO), noise=noise))
+    one_alone = sample(mini, ours(mini.model), with_regions(mini.positive, TWO, NONE), noise=noise)
     assert_close(one_alone[:1], batch[:1])
-    assert_close(one_alone[1:], sample(own, own.model, own.positive, noise=noise)[1:])
+    assert_close(one_alone[1:], sample(mini, mini.model, mini.positive, noise=noise)[1:])
 
 
 @every_family
 def test_a_negative_prompt_may_have_another_length_and_regions_too(name):
     from .families import ONE, TWO, family, sample, with_regions, written_out
 
-    own = family(name)
-    negative = own.encoded(2, words=7)
-    mended = sample(own, ours(own.model), with_regions(own.positive), negative)
-    assert_close(mended, sample(own, written_out(own), own.positive, negative))
-    both = [with_regions(own.positive, TWO), with_regions(own.negative, ONE)]
-    apart = (sample(own, ours(own.model), one, cfg=1.0, steps=1) for one in both)
-    together = sample(own, ours(own.model), *both, cfg=3.0, steps=1)
+    mini = family(name)
+    negative = mini.encoded(2, words=7)
+    mended = sample(mini, ours(mini.model), with_regions(mini.positive), negative)
+    assert_close(mended, sample(mini, written_out(mini), mini.positive, negative))
+    both = [with_regions(mini.positive, TWO), with_regions(mini.negative, ONE)]
+    apart = (sample(mini, ours(mini.model), one, cfg=1.0, steps=1) for one in both)
+    together = sample(mini, ours(mini.model), *both, cfg=3.0, steps=1)
     positive, other = apart
     assert_close(together, other + 3.0 * (positive - other))
 
@@ -115,11 +109,11 @@ def test_a_negative_prompt_may_have_another_length_and_regions_too(name):
 def test_a_latent_of_odd_sides_is_modulated(name, caplog):
     from .families import family, sample, with_regions, written_out
 
-    own = family(name)
-    noise = own.noise(size=(15, 23))
-    mended = sample(own, ours(own.model), with_regions(own.positive), noise=noise)
-    assert_close(mended, sample(own, written_out(own), own.positive, noise=noise))
-    assert_clearly_different(mended, sample(own, own.model, own.positive, noise=noise))
+    mini = family(name)
+    noise = mini.noise(size=(15, 23))
+    mended = sample(mini, ours(mini.model), with_regions(mini.positive), noise=noise)
+    assert_close(mended, sample(mini, written_out(mini), mini.positive, noise=noise))
+    assert_clearly_different(mended, sample(mini, mini.model, mini.positive, noise=noise))
     assert WARNED not in caplog.text
 
 
@@ -128,12 +122,12 @@ def test_more_of_the_attention_to_a_phrase_lies_on_its_region(name):
     """As much more as eq. 8-9 say, in the first layer that attends to the words."""
     from .families import TWO, Looking, family, sample, shares, weights, with_regions
 
-    own = family(name)
-    looking = Looking(own)
-    sample(own, looking.at(ours(own.model)), with_regions(own.positive), cfg=1.0, steps=2)
+    mini = family(name)
+    looking = Looking(mini)
+    sample(mini, looking.at(ours(mini.model)), with_regions(mini.positive), cfg=1.0, steps=2)
     q, k, now = looking.seen
-    before, after = (shares(own, weights(own, q, k, TWO, some), TWO) for some in ((0.0, 0.0), now))
-    assert shares(own, looking.attention, TWO) == pytest.approx(after, rel=close.NETWORK)
+    before, after = (shares(mini, weights(mini, q, k, TWO, some), TWO) for some in ((0.0, 0.0), now))
+    assert shares(mini, looking.attention, TWO) == pytest.approx(after, rel=close.NETWORK)
     assert all(ours > 1.5 * plain for ours, plain in zip(after, before, strict=True)), (before, after)
 
 
@@ -144,19 +138,19 @@ class TestBesideAnotherPack:
     def test_before_or_after_is_the_same_and_right(self, name):
         from .families import another_pack, family, overridden, sample, with_regions, written_out
 
-        own = family(name)
-        right = sample(own, written_out(own, previous=another_pack), own.positive)
-        assert_clearly_different(right, sample(own, written_out(own), own.positive))
-        assert_close(sample(own, ours(overridden(own.model, another_pack)), with_regions(own.positive)), right)
-        assert_close(sample(own, overridden(ours(own.model), another_pack), with_regions(own.positive)), right)
+        mini = family(name)
+        right = sample(mini, written_out(mini, previous=another_pack), mini.positive)
+        assert_clearly_different(right, sample(mini, written_out(mini), mini.positive))
+        assert_close(sample(mini, ours(overridden(mini.model, another_pack)), with_regions(mini.positive)), right)
+        assert_close(sample(mini, overridden(ours(mini.model), another_pack), with_regions(mini.positive)), right)
 
     @every_family
     def test_without_regions_the_other_pack_alone_is_heard(self, name):
         from .families import another_pack, family, overridden, sample
 
-        own = family(name)
-        model = overridden(own.model, another_pack)
-        assert torch.equal(sample(own, ours(model), own.positive), sample(own, model, own.positive))
+        mini = family(name)
+        model = overridden(mini.model, another_pack)
+        assert torch.equal(sample(mini, ours(model), mini.positive), sample(mini, model, mini.positive))
 
 
 @pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
@@ -164,30 +158,30 @@ def test_the_tokens_of_a_reference_image_stay_plain_keys(name):
     """As Flux Kontext and Qwen-Image-Edit have them, behind the pixels."""
     from .families import family, sample, with_regions, written_out
 
-    own = family(name)
-    reference = own.noise(size=(10, 8)).flip(-1)
-    seeing = own.encoded(1, reference_latents=[reference])
-    mended = sample(own, ours(own.model), with_regions(seeing))
-    assert_close(mended, sample(own, written_out(own), seeing))
-    assert_clearly_different(mended, sample(own, own.model, seeing))
-    assert_clearly_different(mended, sample(own, ours(own.model), with_regions(own.positive)))
+    mini = family(name)
+    reference = mini.noise(size=(10, 8)).flip(-1)
+    seeing = mini.encoded(1, reference_latents=[reference])
+    mended = sample(mini, ours(mini.model), with_regions(seeing))
+    assert_close(mended, sample(mini, written_out(mini), seeing))
+    assert_clearly_different(mended, sample(mini, mini.model, seeing))
+    assert_clearly_different(mended, sample(mini, ours(mini.model), with_regions(mini.positive)))
 
 
 @pytest.mark.parametrize("name", ["Flux", "Lumina2"])
 def test_a_call_with_a_mask_is_left_alone_with_one_warning(name, caplog):
     from .families import WORDS, family, sample, with_regions
 
-    own = family(name)
+    mini = family(name)
     if name == "Flux":
         masked = torch.zeros(1, WORDS + 96, WORDS + 96)
         masked[:, :WORDS, WORDS:] = -1.0
         options = {"attention_mask": masked, "attention_mask_img_shape": (8, 12)}
     else:
         options = {"attention_mask": (torch.arange(WORDS) < 11).long()[None]}
-    positive = own.encoded(1, **options)
+    positive = mini.encoded(1, **options)
     with caplog.at_level(logging.WARNING):
-        mended = sample(own, ours(own.model), with_regions(positive), cfg=1.0)
-    assert torch.equal(mended, sample(own, own.model, positive, cfg=1.0))
+        mended = sample(mini, ours(mini.model), with_regions(positive), cfg=1.0)
+    assert torch.equal(mended, sample(mini, mini.model, positive, cfg=1.0))
     assert [WARNED in record.getMessage() for record in caplog.records].count(True) == 1
 
 
@@ -195,10 +189,10 @@ def test_as_many_words_as_pixels_are_left_alone_with_one_warning(caplog):
     """Nothing then tells an attention to words from one to pixels."""
     from .families import WORDS, family, sample, with_regions
 
-    own = family("Wan")
-    noise = own.noise(1, (1, 2, 2 * WORDS))
-    mended = sample(own, ours(own.model), with_regions(own.positive), noise=noise)
-    assert torch.equal(mended, sample(own, own.model, own.positive, noise=noise))
+    mini = family("Wan")
+    noise = mini.noise(1, (1, 2, 2 * WORDS))
+    mended = sample(mini, ours(mini.model), with_regions(mini.positive), noise=noise)
+    assert torch.equal(mended, sample(mini, mini.model, mini.positive, noise=noise))
     assert [WARNED in record.getMessage() for record in caplog.records].count(True) == 1
 
 
@@ -209,19 +203,19 @@ def test_an_area_sees_its_part_of_the_masks():
     """
     from .families import TWO, BoundRegions, family, sample, with_regions
 
-    own = family("Flux")
-    model = ours(own.model)
-    outside, there = TWO.regions.regions
+    mini = family("Flux")
+    model = ours(mini.model)
+    outside, inside = TWO.regions.regions
     assert not outside.mask[32:, 32:].any()
-    part = BoundRegions(TWO.regions.with_regions([replace(there, mask=there.mask[32:, 32:])]), TWO.positions[1:])
-    noise, one_step = own.noise(), {"cfg": 1.0, "steps": 1}
-    area = [[words, {**options, "area": (8, 12, 8, 12)}] for words, options in with_regions(own.positive)]
-    everywhere = [[words, {**options, "strength": 1e-8}] for words, options in own.negative]
-    whole = sample(own, model, [*area, *everywhere], noise=noise, **one_step)[..., 8:, 12:]
+    part = BoundRegions(TWO.regions.with_regions([replace(inside, mask=inside.mask[32:, 32:])]), TWO.positions[1:])
+    noise, one_step = mini.noise(), {"cfg": 1.0, "steps": 1}
+    area = [[words, {**options, "area": (8, 12, 8, 12)}] for words, options in with_regions(mini.positive)]
+    everywhere = [[words, {**options, "strength": 1e-8}] for words, options in mini.negative]
+    whole = sample(mini, model, [*area, *everywhere], noise=noise, **one_step)[..., 8:, 12:]
     noise = noise[..., 8:, 12:].contiguous()
-    alone = sample(own, model, with_regions(own.positive, part), noise=noise, **one_step)
+    alone = sample(mini, model, with_regions(mini.positive, part), noise=noise, **one_step)
     assert_close(whole[..., 1:, 1:], alone[..., 1:, 1:])
-    assert_clearly_different(alone, sample(own, model, with_regions(own.positive), noise=noise, **one_step))
+    assert_clearly_different(alone, sample(mini, model, with_regions(mini.positive), noise=noise, **one_step))
 
 
 @pytest.mark.parametrize("kind", ["AuraFlow", "PixArtAlpha"])
@@ -231,9 +225,9 @@ def test_an_architecture_it_does_not_know_is_refused_in_a_sentence(kind):
     from .families import STRANGERS
     from .tiny import patcher
 
-    with pytest.raises(RealignError) as told:
+    with pytest.raises(RealignError) as raised:
         ours(patcher(kind, STRANGERS[kind]))
-    sentence = str(told.value)
+    sentence = str(raised.value)
     assert "does not know the architecture" in sentence and sentence.count(". ") == 0
     for known in (
         "Stable Diffusion 1, 2 and XL",
@@ -256,18 +250,18 @@ def test_a_compiled_model_is_not_compiled_anew_at_each_step(kind):
 
     from .families import SETTINGS, SMALL, sample, with_regions
 
-    own, settings = SMALL[kind], replace(SETTINGS, end=1.0)
+    mini, settings = SMALL[kind], replace(SETTINGS, end=1.0)
     torch._dynamo.reset()
     counter, counts = CompileCounter(), []
-    model = own.model.clone()
+    model = mini.model.clone()
     set_torch_compile_wrapper(model, backend=counter)
     model = ours(model, settings)
     options = {"cfg": 1.0, "steps": 4}
     mended = sample(
-        own, model, with_regions(own.positive), callback=lambda *_: counts.append(counter.frame_count), **options
+        mini, model, with_regions(mini.positive), callback=lambda *_: counts.append(counter.frame_count), **options
     )
     assert 0 < counts[1] == counts[-1]
-    assert_close(mended, sample(own, ours(own.model, settings), with_regions(own.positive), **options))
+    assert_close(mended, sample(mini, ours(mini.model, settings), with_regions(mini.positive), **options))
 
 
 ROOT = Path(__file__).parents[2]

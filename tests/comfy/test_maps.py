@@ -4,52 +4,40 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from .test_adapter import ONE_STEP, assert_close, changed, ours, with_regions
+from .test_adapter import ONE_STEP, assert_close, changed, in_halves, ours, with_regions
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = pytest.mark.usefixtures("comfy", "inference_mode")
 WORDS = [("a red circle", 0), ("square", 0)]
 SIZE = (16, 16)
 
 
-@pytest.fixture(scope="module")
-def tiny(comfy):
-    from .tiny import Tiny
-
-    return Tiny()
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
-
-
 def recorded(tiny, model, positive=None, *, images=1, **options):
     """The latents, and the maps of WORDS."""
-    from realigndiff.attention.comfy.conditioning import find_words
-    from realigndiff.attention.comfy.maps import recording, with_words
+    from realigndiff.attention.comfy.encoded_text import EncodedText
+    from realigndiff.attention.comfy.maps import record_attention, tag_words
     from realigndiff.attention.equation.maps import AttentionMaps
 
     from .tiny import PROMPT
 
-    positions = find_words(WORDS, tiny.clip, PROMPT)
+    encoded = EncodedText(tiny.clip, PROMPT)
+    positions = encoded.find(WORDS)
     maps = AttentionMaps([positions] * images)
-    marked = with_words(positive or tiny.positive, tiny.clip, PROMPT, positions)
-    return tiny.sample(recording(model, maps), marked, **options), maps
+    tagged = tag_words(positive or tiny.positive, encoded, positions)
+    return tiny.sample(record_attention(model, maps), tagged, **options), maps
 
 
 def brute_force(tiny, model, regions=None, images=1):
     """A model that writes its positive rows' softmax, of eq. 8 with regions, into the list that comes with it."""
-    from realigndiff.attention.comfy.conditioning import find_words
+    from realigndiff.attention.comfy.encoded_text import EncodedText
     from realigndiff.attention.equation.layout import cross_layout
     from realigndiff.attention.equation.reference import modulation
 
     from .tiny import PROMPT, SETTINGS, sites, written_out
 
     phrases = [(region.phrase, 0) for region in regions.active] if regions else []
-    seen, (words, own) = [], (find_words(some, tiny.clip, PROMPT) for some in (WORDS, phrases))
+    recorded_maps, (words, positions) = [], (EncodedText(tiny.clip, PROMPT).find(listed) for listed in (WORDS, phrases))
     patched = written_out(tiny, model, regions) if regions else model.clone()
-    there = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    previous_patches = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
 
     def listening(previous):
         from comfy.ldm.modules.attention import optimized_attention
@@ -63,32 +51,32 @@ def brute_force(tiny, model, regions=None, images=1):
             if regions:
                 sigmas, sigma = options["sample_sigmas"], options["sigmas"][0]
                 t = float(model.get_model_object("model_sampling").timestep(sigma)) / 1000
-                now = SETTINGS.strengths(t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0]
-                layout = cross_layout([regions] * len(rows), [own] * len(rows), (h, w), k.shape[1], SETTINGS)
-                QK = QK + modulation(QK, layout, now)
+                lam = SETTINGS.strengths(t, int((sigmas == sigma).nonzero()[0]) / (len(sigmas) - 1))[0]
+                layout = cross_layout([regions] * len(rows), [positions] * len(rows), (h, w), k.shape[1], SETTINGS)
+                QK = QK + modulation(QK, layout, lam)
             A = torch.softmax(QK * (q.shape[-1] // heads) ** -0.5, dim=-1)
             heat = torch.stack([A[..., list(tokens)].sum(-1).mean(1) for tokens in words], 1).unflatten(-1, (h, w))
-            seen.append(interpolate(heat, SIZE, mode="bilinear"))
+            recorded_maps.append(interpolate(heat, SIZE, mode="bilinear"))
             return optimized_attention(q, k, v, heads) if previous is None else previous(q, k, v, options)
 
         return attention
 
     for site in sites(model.get_model_object("diffusion_model")):
-        patched.set_model_attn2_replace(listening(there.get(site)), *site)
-    return patched, seen
+        patched.set_model_attn2_replace(listening(previous_patches.get(site)), *site)
+    return patched, recorded_maps
 
 
-def mean(seen):
-    return torch.stack(seen).mean(0)
+def mean(recorded_maps):
+    return torch.stack(recorded_maps).mean(0)
 
 
 def test_maps_are_the_written_out_softmax_and_the_latents_are_ksamplers(tiny):
     noise = tiny.noise(2)
     latents, maps = recorded(tiny, tiny.model, images=2, noise=noise)
     assert torch.equal(latents, tiny.sample(tiny.model, tiny.positive, noise=noise))
-    other, seen = brute_force(tiny, tiny.model, images=2)
+    other, recorded_maps = brute_force(tiny, tiny.model, images=2)
     tiny.sample(other, tiny.positive, noise=noise)
-    assert_close(maps.mean(SIZE), mean(seen))
+    assert_close(maps.mean(SIZE), mean(recorded_maps))
     assert (maps.mean(SIZE)[0] - maps.mean(SIZE)[1]).abs().max() > 1e-3
 
 
@@ -99,9 +87,9 @@ def test_after_realign_they_are_of_the_modulated_softmax(tiny):
 
     latents, maps = recorded(tiny, ours(tiny, tiny.model), with_regions(tiny))
     assert torch.equal(latents, tiny.sample(ours(tiny, tiny.model), with_regions(tiny)))
-    other, seen = brute_force(tiny, tiny.model, REGIONS)
+    other, recorded_maps = brute_force(tiny, tiny.model, REGIONS)
     tiny.sample(other, tiny.positive)
-    assert_close(maps.mean(SIZE), mean(seen))
+    assert_close(maps.mean(SIZE), mean(recorded_maps))
     _, plain = recorded(tiny, tiny.model)
     for before, after, region in zip(plain.mean(SIZE)[0], maps.mean(SIZE)[0], REGIONS, strict=True):
         assert attention_mass(after, region.mask) > 1.3 * attention_mass(before, region.mask)
@@ -173,21 +161,21 @@ def test_the_block_layout_of_sdxl_is_known(tiny):
     positive, negative = (changed(conditioning, **pooled) for conditioning in (tiny.positive, tiny.negative))
     latents, maps = recorded(tiny, model, positive, negative=negative)
     assert torch.equal(latents, tiny.sample(model, positive, negative))
-    other, seen = brute_force(tiny, model)
+    other, recorded_maps = brute_force(tiny, model)
     tiny.sample(other, positive, negative)
     heat = maps.mean(SIZE)
-    assert_close(heat, mean(seen))
+    assert_close(heat, mean(recorded_maps))
     assert heat.shape == (1, 2, *SIZE)
 
 
 def test_a_compiled_block_is_recorded_without_being_compiled_again(comfy):
-    from realigndiff.attention.comfy.conditioning import Chunks
-    from realigndiff.attention.comfy.maps import CHUNKS, KEY, Heard, RecordedBlock, Recording
+    from realigndiff.attention.comfy.maps import CHUNKS, KEY, RecordedBlock, Recorder, RecorderTag
+    from realigndiff.attention.comfy.payload import Chunks
     from realigndiff.attention.equation.maps import AttentionMaps, token_matrix, word_attention
     from torch._dynamo.testing import CompileCounter
 
     maps, counter, frames = AttentionMaps([[[1, 2]]]), CompileCounter(), []
-    options = {KEY: Recording(maps, (4, 4)), CHUNKS: Chunks([Heard(words=True, tokens=5)])}
+    options = {KEY: Recorder(maps, (4, 4)), CHUNKS: Chunks([RecorderTag(is_tagged=True, tokens=5)])}
     options |= {"activations_shape": (1, 8, 4, 4), "n_heads": 2}
     block = RecordedBlock(lambda q, k, v, options: 2 * q)
     compiled = torch.compile(lambda q, k: block(q + 1, k, k, options) + 1, backend=counter)
@@ -208,28 +196,21 @@ def test_nothing_is_left_on_the_model_or_the_conditioning(tiny):
     assert "patches_replace" not in tiny.model.model_options["transformer_options"]
 
 
-@pytest.mark.parametrize(("dim", "told"), [(-1, "a tile of"), (0, "a part of the batch")])
-def test_a_call_with_a_part_is_not_recorded_and_told_once(tiny, caplog, dim, told):
-    tiled = tiny.model.clone()
+@pytest.mark.parametrize(("dim", "reason"), [(-1, "a tile of"), (0, "a part of the batch")])
+def test_a_call_with_a_part_is_not_recorded_with_one_warning(tiny, caplog, dim, reason):
+    from realigndiff.core.errors import RealignError
 
-    def by_halves(apply_model, call):
-        whole = call["timestep"], call["c"]["c_crossattn"]
-        parts = []
-        for i, part in enumerate(call["input"].chunk(2, dim=dim)):
-            t, context = whole if dim else (x.chunk(2)[i] for x in whole)
-            parts.append(apply_model(part, t, **{**call["c"], "c_crossattn": context}))
-        return torch.cat(parts, dim=dim)
-
-    tiled.set_model_unet_function_wrapper(by_halves)
-    latents, maps = recorded(tiny, tiled)
-    assert torch.equal(latents, tiny.sample(tiled, tiny.positive))
-    assert [told in record.message for record in caplog.records].count(True) == 1
-    assert not maps._sums
+    model = in_halves(tiny.model, dim)
+    latents, maps = recorded(tiny, model)
+    assert torch.equal(latents, tiny.sample(model, tiny.positive))
+    assert [reason in record.message for record in caplog.records].count(True) == 1
+    with pytest.raises(RealignError, match="No attention was recorded"):
+        maps.mean(SIZE)
 
 
 def test_words_that_are_not_in_the_text_are_told_in_a_sentence(tiny):
-    from realigndiff.attention.comfy.conditioning import find_words
+    from realigndiff.attention.comfy.encoded_text import EncodedText
     from realigndiff.core.errors import RealignError
 
     with pytest.raises(RealignError, match=r"No word of 'an old dog' is in the prompt .*\.$"):
-        find_words([("an old dog", 0)], tiny.clip, "a red circle")
+        EncodedText(tiny.clip, "a red circle").find([("an old dog", 0)])

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = pytest.mark.usefixtures("comfy", "inference_mode")
 
 TEXT = "a red circle and a blue square, the photo of a green dog"
 RED, BLUE = "a red circle", "a blue square"
@@ -25,23 +25,10 @@ FAMILIES = {
 
 
 @pytest.fixture(scope="module")
-def tiny(comfy):
-    from .tiny import Tiny
-
-    return Tiny()
-
-
-@pytest.fixture(scope="module")
 def encoder(tiny):
     from realigndiff.tests.comfy import text_encoders
 
     return cache(lambda name: tiny.clip if name == "sd1" else getattr(text_encoders, name)())
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 def regions_of(*phrases, text=TEXT, likelihood=2.0):
@@ -217,7 +204,7 @@ def test_of_several_conditionings_only_the_one_that_says_the_text_changes(encode
     out = isolated(host, conditioning, regions_of(RED, BLUE))
     assert [torch.equal(new[0], old[0]) for new, old in zip(out, conditioning, strict=True)] == [True, False, True]
     again = attach(out, host, [regions_of(RED)])  # which is known although it is no plain encoding any more
-    assert ["realign" in options["model_conds"] for _, options in again] == [False, True, False]
+    assert ["realign" in options.get("model_conds", {}) for _, options in again] == [False, True, False]
     assert not caplog.records
 
 
@@ -251,15 +238,14 @@ def test_the_nodes_pass_the_switch_on(tiny, monkeypatch):
     for on in (False, True):
         ((out, _),) = ApplyRegions.execute(positive, tiny.clip, REGIONS, isolate_phrases=on).result[0]
         assert torch.equal(out, positive[0][0]) != on
-    options = dict.fromkeys(("cross_strength", "self_strength", "power", "start"), 0.0)
-    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    inputs = dict.fromkeys(("cross_strength", "self_strength", "power", "start"), 0.0) | {"end": 1.0}
+    inputs |= {"model": tiny.model, "clip": tiny.clip, "positive": positive, "negative": tiny.negative}
+    inputs |= {"seed": 1, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    inputs |= {"latent_image": {"samples": torch.zeros(1, 4, 8, 8)}, "regions": REGIONS}
     sampled = [
-        RealignKSampler.execute(
-            tiny.model, 1, 2, 3.0, "euler", "normal", positive, tiny.negative, latent, 1.0, tiny.clip, **options,
-            end=1.0, regions=REGIONS, **switch,
-        ).result[0]["samples"]
+        RealignKSampler.execute(**inputs, **switch).result[0]["samples"]
         for switch in ({}, {"isolate_phrases": False}, {"isolate_phrases": True})
-    ]  # fmt: skip
+    ]
     assert torch.equal(sampled[0], sampled[1]) and not torch.allclose(sampled[1], sampled[2], atol=1e-2)
 
 

@@ -9,26 +9,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = pytest.mark.usefixtures("comfy", "inference_mode")
 
 STEPS = 6
 RANGES = [(0.0, 1 / STEPS), (1 / STEPS, 0.5), (0.3, 0.7)]
 """Also the first step alone, and ranges that do not begin or end with a step."""
 WITHOUT_STEPS = ("dpm_fast", "dpm_adaptive")
 """Samplers that go by noise levels of their own."""
-
-
-@pytest.fixture(scope="module")
-def tiny(comfy):
-    from .tiny import Tiny
-
-    return Tiny()
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_node():
-    with torch.inference_mode():
-        yield
 
 
 def step_of_the_sampler() -> int | None:

@@ -37,8 +37,9 @@ def regions_of(text, phrase, occurrence=0):
 
 def positions(host, text, phrase, occurrence=0):
     from realigndiff.attention.comfy.conditioning import bind
+    from realigndiff.attention.comfy.encoded_text import EncodedText
 
-    (found,) = bind(regions_of(text, phrase, occurrence), host, text).positions
+    (found,) = bind(regions_of(text, phrase, occurrence), EncodedText(host, text)).positions
     return list(found)
 
 
@@ -205,7 +206,7 @@ def test_words_after_an_embedding_stand_after_its_vectors(comfy, tmp_path):
 
 
 def test_another_kind_of_text_encoder_is_refused_in_a_sentence(comfy):
-    from realigndiff.attention.comfy.conditioning import find_words
+    from realigndiff.attention.comfy.encoded_text import EncodedText
     from realigndiff.core.errors import RealignError
 
     for keys in (("llama", "l"), ("g", "l", "t5xxl", "llama"), ("qwen25_7b", "byt5"), ("t5xxl",), ()):
@@ -213,7 +214,7 @@ def test_another_kind_of_text_encoder_is_refused_in_a_sentence(comfy):
         with pytest.raises(
             RealignError, match=r"Nothing tells where this text encoder \(.*use one of Stable Diffusion"
         ):
-            find_words([("a red circle", 0)], foreign, "a red circle")
+            EncodedText(foreign, "a red circle").find([("a red circle", 0)])
 
 
 TEXT = "a red circle and a {} square"
@@ -234,7 +235,7 @@ def encoded(host, text, **options):
 def carried(conditioning):
     """The positions that an entry carries to the model, None where it carries none."""
     _, options = conditioning
-    payload = options["model_conds"].get("realign")
+    payload = options.get("model_conds", {}).get("realign")
     return None if payload is None else list(payload.cond.images[0].positions[0])
 
 
@@ -266,7 +267,7 @@ def test_the_positions_are_those_where_another_word_changes_the_conditioning(enc
 
 def made_of_text(conditioning):
     """The tokens of an entry that its words' text made."""
-    return conditioning[1]["model_conds"]["realign"].cond.read
+    return conditioning[1]["model_conds"]["realign"].cond.text_tokens
 
 
 def test_tokens_that_another_node_appends_are_told_from_the_texts(encoder):
@@ -333,8 +334,8 @@ def test_of_several_conditionings_the_one_that_says_the_text_gets_its_regions(en
     for family in ("flux_clip", "qwen_clip"):
         host = encoder(family)
         conditioning = [*encoded(host, TEXT.format("black")), *encoded(host, text), *encoded(host, "a dog")]
-        got = [carried(entry) for entry in attach(conditioning, host, [regions_of(text, "square")])]
-        assert [bool(own) for own in got] == [False, True, False]
+        found = [carried(entry) for entry in attach(conditioning, host, [regions_of(text, "square")])]
+        assert [bool(positions) for positions in found] == [False, True, False]
     assert not caplog.records
 
 

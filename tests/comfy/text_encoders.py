@@ -36,60 +36,60 @@ SENTENCES = (
 
 def sdxl_clip(width: int = WIDTH, pooled: int = POOLED) -> comfy.sd.CLIP:
     """Two CLIPs side by side; the second gives the pooled vector."""
-    own = comfy.sdxl_clip
+    module = comfy.sdxl_clip
     configs = {"clip_l": _clip_config(width - pooled), "clip_g": _clip_config(pooled)}
-    return _clip(own.SDXLTokenizer, own.SDXLClipModel, **configs)
+    return _clip(module.SDXLTokenizer, module.SDXLClipModel, **configs)
 
 
 def flux_clip(width: int = WIDTH, pooled: int = POOLED) -> comfy.sd.CLIP:
     """CLIP for the pooled vector, and T5 padded to 256 tokens."""
-    own = comfy.text_encoders.flux
-    return _clip(own.FluxTokenizer, own.FluxClipModel, clip_l=_clip_config(pooled), t5xxl=_t5_config(width))
+    module = comfy.text_encoders.flux
+    return _clip(module.FluxTokenizer, module.FluxClipModel, clip_l=_clip_config(pooled), t5xxl=_t5_config(width))
 
 
 def chroma_clip(width: int = WIDTH) -> comfy.sd.CLIP:
     """T5 without padding."""
-    own = comfy.text_encoders.pixart_t5
-    return _clip(own.PixArtTokenizer, own.PixArtT5XXL, t5xxl=_t5_config(width))
+    module = comfy.text_encoders.pixart_t5
+    return _clip(module.PixArtTokenizer, module.PixArtT5XXL, t5xxl=_t5_config(width))
 
 
 def sd3_clip(clip_l: bool = True, clip_g: bool = True, t5: bool = True, pooled: int = POOLED) -> comfy.sd.CLIP:
     """Two CLIPs of half the pooled vector each, and T5; each may be missing."""
-    own = comfy.text_encoders.sd3_clip
+    module = comfy.text_encoders.sd3_clip
     clips = {"clip_l": _clip_config(pooled // 2), "clip_g": _clip_config(pooled // 2)}
-    encoder = own.sd3_clip(clip_l=clip_l, clip_g=clip_g, t5=t5)
-    return _clip(own.SD3Tokenizer, encoder, **clips, t5xxl=_t5_config(SD3_WIDTH))
+    encoder = module.sd3_clip(clip_l=clip_l, clip_g=clip_g, t5=t5)
+    return _clip(module.SD3Tokenizer, encoder, **clips, t5xxl=_t5_config(SD3_WIDTH))
 
 
 def qwen_clip(width: int = WIDTH) -> comfy.sd.CLIP:
     """Qwen-Image's language model with a small eye."""
-    own = comfy.text_encoders.qwen_image
+    module = comfy.text_encoders.qwen_image
 
     def eye(hidden_size: int, **options: Any) -> torch.nn.Module:
         return Qwen2VLVisionTransformer(32, intermediate_size=32, num_heads=2, num_layers=1, **options)
 
     with patch.object(comfy.text_encoders.qwen_vl, "Qwen2VLVisionTransformer", eye):
-        return _clip(own.QwenImageTokenizer, own.QwenImageTEModel, qwen25_7b=_language_config(width))
+        return _clip(module.QwenImageTokenizer, module.QwenImageTEModel, qwen25_7b=_language_config(width))
 
 
 def lumina_clip(width: int = WIDTH) -> comfy.sd.CLIP:
     """Lumina 2's Gemma."""
-    own = comfy.text_encoders.lumina2
+    module = comfy.text_encoders.lumina2
     config = {**_language_config(width), "num_hidden_layers": 3, "num_attention_heads": 1, "vocab_size": 1024}
-    return _clip(own.LuminaTokenizer, own.LuminaModel, sentence_pieces(gemma=True), gemma2_2b=config)
+    return _clip(module.LuminaTokenizer, module.LuminaModel, sentence_pieces(gemma=True), gemma2_2b=config)
 
 
 def wan_clip(width: int = WIDTH) -> comfy.sd.CLIP:
     """Wan's umT5, padded to 512 tokens."""
-    own = comfy.text_encoders.wan
+    module = comfy.text_encoders.wan
     config = {**_t5_config(width), "vocab_size": 1024}
-    return _clip(own.WanT5Tokenizer, own.WanT5Model, sentence_pieces(gemma=False), umt5xxl=config)
+    return _clip(module.WanT5Tokenizer, module.WanT5Model, sentence_pieces(gemma=False), umt5xxl=config)
 
 
 def cosmos_clip(width: int = WIDTH) -> comfy.sd.CLIP:
     """Cosmos' first T5, padded to 512 tokens."""
-    own = comfy.text_encoders.cosmos
-    return _clip(own.CosmosT5Tokenizer, own.CosmosT5XXL, t5xxl=_t5_config(width))
+    module = comfy.text_encoders.cosmos
+    return _clip(module.CosmosT5Tokenizer, module.CosmosT5XXL, t5xxl=_t5_config(width))
 
 
 def _clip(tokenizer: Any, encoder: Any, pieces: bytes | None = None, **configs: dict) -> comfy.sd.CLIP:
@@ -136,7 +136,7 @@ def sentence_pieces(gemma: bool) -> bytes:
     """A SentencePiece model of a few words, made as Gemma's or as umT5's is."""
     model = io.BytesIO()
     marks = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3} if gemma else {"pad_id": 0, "eos_id": 1, "unk_id": 2}
-    own = (
+    options = (
         {"add_dummy_prefix": False, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
         if gemma
         else {"bos_id": -1}
@@ -150,6 +150,6 @@ def sentence_pieces(gemma: bool) -> bytes:
         byte_fallback=True,
         minloglevel=2,
         **marks,
-        **own,
+        **options,
     )
     return model.getvalue()
