@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..attention.comfy.families import UNET, list_families
 from ..core.errors import RealignError
 from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
@@ -30,7 +31,7 @@ class AttentionMaps(io.ComfyNode):
             description="A KSampler that shows which parts of the image attend to which words. With Realign Model and "
             "Apply Regions it shows the re-weighted attention, so two of these nodes show before and after.",
             inputs=[
-                *ksampler_inputs("Stable Diffusion 1, 2 or XL, also from Realign Model."),
+                *ksampler_inputs(f"{list_families(families=[UNET])}, also from Realign Model."),
                 io.String.Input(
                     "words",
                     multiline=True,

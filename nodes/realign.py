@@ -52,7 +52,7 @@ def modulation_inputs() -> list[Any]:
 def attaching_inputs() -> list[Any]:
     """The optional inputs of nodes that attach regions; the last came later, so older workflows keep their values."""
     return [
-        text_input("The text that was encoded. Needed only if the regions come without a prompt or from another one."),
+        text_input("The text that was encoded. Needed only if the regions carry no prompt, or a different one."),
         box_image_input(),
         io.Boolean.Input(
             "isolate_phrases",

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from realigndiff.attention.comfy.families import list_families
 from realigndiff.scripts import make_docs
 from realigndiff.scripts.node_schemas import PACK, nodes_without_comfyui, object_info
 from realigndiff.tests.comfy.schemas import GOLDEN, schemas
@@ -78,6 +79,11 @@ def test_every_locale_and_help_page_is_generated(nodes, generated):
     script = (ROOT / "web" / "settings.js").read_text(encoding="utf-8")
     settings = json.loads((ROOT / "locales" / "en" / "settings.json").read_text(encoding="utf-8"))
     assert len(settings) == script.count("tooltip:") == 3
+
+
+def test_the_readme_lists_every_model_family():
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert list_families("and") in words
 
 
 def test_every_node_input_and_output_has_a_text(nodes):

@@ -21,7 +21,7 @@ from ...core.precision import DTYPES
 from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
-from ...training.loop.models import Trained, trainable
+from ...training.loop.models import RunModels, make_trainable
 from ...training.settings.refl import ReflConfig
 from ..refl import EQUAL, measure, our_loop
 from . import diffusion, models
@@ -102,7 +102,7 @@ def config_of(options: Options, way: str) -> ReflConfig:
     return config
 
 
-def load_run_models(config: ReflConfig, options: Options) -> Trained:
+def load_run_models(config: ReflConfig, options: Options) -> RunModels:
     """New models of a run, but for the captioner, which no run changes."""
     sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.model.precision], options.quick)
     captioner = _captioner(options, DTYPES[config.model.precision])
@@ -111,8 +111,8 @@ def load_run_models(config: ReflConfig, options: Options) -> Trained:
     reward = CaptionReward(captioner, TextEncoder.load(embedded("text_encoder"), place))
     for network in reward.networks():
         network.requires_grad_(False)
-    weights = trainable(sampler.unet, config)
-    return Trained(sampler, {"caption": reward}, config.reward.terms, weights, options.device)
+    weights = make_trainable(sampler.unet, config)
+    return RunModels(sampler, {"caption": reward}, config.reward.terms, weights, options.device)
 
 
 @lru_cache(maxsize=1)

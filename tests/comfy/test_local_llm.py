@@ -12,7 +12,7 @@ def folders(comfy, monkeypatch, tmp_path):
     import folder_paths
     from realigndiff.nodes import llm
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, llm.FOLDERS, ([str(tmp_path)], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, llm.KEY, ([str(tmp_path)], set()))
     save_language_model(tmp_path / "tiny", "qwen2")
     return llm
 
