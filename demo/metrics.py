@@ -71,11 +71,9 @@ def main() -> None:
         numbers |= text_to_image(models, matching)
     numbers = {name: float(value) for name, value in numbers.items()}
     for name, value in numbers.items():
-        wish = ""
-        if name in TARGETS:
-            low, high = TARGETS[name]
-            wish = f"   wished {low:.2f} to {high:.2f}{'' if low <= value <= high else '   MISSED'}"
-        print(f"{name:<36}{value:.3f}{wish}")
+        low, high = TARGETS.get(name, (None, None))
+        missed = "" if low is None or low <= value <= high else "   MISSED"
+        print(f"{name:<36}{value:.3f}{'' if low is None else f'   wished {low:.2f} to {high:.2f}{missed}'}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
@@ -85,10 +83,11 @@ def perception(models: Models, matching: dict[str, Reward], scenes: Scenes) -> d
     images = scenes.images.permute(0, 2, 3, 1).float() / 255
     truths = [[thing.pair for thing in things] for things in scenes.things]
     captions, tags, regions = [], [], []
+    phrases = [RegionSet(caption(pairs), tuple(Region(pair[1], phrase(pair)) for pair in pairs)) for pairs in truths]
     for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="perception"):
         captions += models.reward.captioner.caption(images[rows])
         tags += models.tagger.tag(images[rows])
-        regions += models.grounded_sam.ground(images[rows], [_phrases_of(truths[i]) for i in rows.tolist()])
+        regions += models.grounded_sam.ground(images[rows], [phrases[i] for i in rows.tolist()])
     return {
         "judge exact": judge_all(to_uint8(images), truths)["exact"].mean(),
         "VAE reconstruction, judge exact": _reconstruction(models, images, truths),
@@ -134,11 +133,6 @@ def sample(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) ->
     return np.concatenate(out)
 
 
-def _phrases_of(pairs: list[Pair]) -> RegionSet:
-    """Regions with phrases, still without masks."""
-    return RegionSet(caption(pairs), tuple(Region(tag=pair[1], phrase=phrase(pair)) for pair in pairs))
-
-
 @torch.inference_mode()
 def _reconstruction(models: Models, images: Tensor, truths: list[list[Pair]], count: int = 200) -> float:
     """The fraction of scenes that the judge finds exact after encoding and decoding."""
@@ -149,10 +143,10 @@ def _reconstruction(models: Models, images: Tensor, truths: list[list[Pair]], co
     return float(judge_all(pixels, truths[:count])["exact"].mean())
 
 
-def _pair_f1(said: list[list[Pair]], truths: list[list[Pair]]) -> float:
+def _pair_f1(found: list[list[Pair]], truths: list[list[Pair]]) -> float:
     """F1 of the (color, shape) pairs, over all images together."""
-    hits = sum(sum((Counter(a) & Counter(b)).values()) for a, b in zip(said, truths, strict=True))
-    return 2 * hits / max(1, sum(map(len, said)) + sum(map(len, truths)))
+    hits = sum((Counter(a) & Counter(b)).total() for a, b in zip(found, truths, strict=True))
+    return 2 * hits / max(1, sum(map(len, found)) + sum(map(len, truths)))
 
 
 def _right_caption(models: Models, truths: list[list[Pair]]) -> float:
@@ -197,13 +191,9 @@ def _auc(high: np.ndarray, low: np.ndarray) -> float:
 
 def _tag_f1(found: list[set[str]], truths: list[list[Pair]]) -> float:
     """Mean over the tags of each tag's F1."""
-    wanted = [{word for pair in pairs for word in pair} for pairs in truths]
-    scores = []
-    for tag in TAGS:
-        hits = sum(tag in a and tag in b for a, b in zip(found, wanted, strict=True))
-        total = sum((tag in a) + (tag in b) for a, b in zip(found, wanted, strict=True))
-        scores.append(2 * hits / max(1, total))
-    return float(np.mean(scores))
+    a = np.array([[tag in tags for tag in TAGS] for tags in found])
+    b = np.array([[any(tag in pair for pair in pairs) for tag in TAGS] for pairs in truths])
+    return float(np.mean(2 * (a & b).sum(0) / np.maximum(1, a.sum(0) + b.sum(0))))
 
 
 def _grounding(regions: list[RegionSet], scenes: Scenes) -> dict[str, float]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,7 @@ import torch
 from realigndiff.attention.equation import modulated
 from realigndiff.benchmarks import diffusers_unet
 from realigndiff.benchmarks.gpu import captioners, cost, kernel, parity, suite, training, worker
-from realigndiff.benchmarks.gpu.options import Options
-from realigndiff.benchmarks.gpu.results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Lacking, Result
+from realigndiff.benchmarks.gpu.results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Lacking, Options, Result
 from realigndiff.benchmarks.gpu.supervisor import supervise
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +151,7 @@ def test_a_case_that_raises_does_not_stop_the_others():
 
 def test_cases_that_time_does_not_reach_are_told():
     messages = messages_of({"late": lambda: [Result(case="late")]}, end=time.monotonic() - 1)
-    assert messages == [{"result": Result(case="late", status=SKIPPED, detail="no time was left").as_dict()}]
+    assert messages == [{"result": asdict(Result(case="late", status=SKIPPED, detail="no time was left"))}]
 
 
 WORKER = """

@@ -23,8 +23,9 @@ from transformers import (
 
 from .. import world
 from .data import Scenes, roughen
-from .fit import Recipe, fit
+from .fit import Recipe, fit, save
 from .patches import PATCH, PatchLabels
+from .vocabulary import word_tokenizer
 
 RECIPE = Recipe(steps=4000, batch=64, lr=1e-3)
 WIDTH, QUERIES = 64, 8
@@ -72,21 +73,16 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
     return Blip2ForConditionalGeneration(config)
 
 
-def canonical_caption(things: tuple[world.Thing, ...]) -> str:
-    """The caption to learn: the things from left to right."""
-    return world.caption([t.pair for t in sorted(things, key=lambda t: t.x)])
-
-
-def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, device: str, recipe: Recipe = RECIPE):
-    """Caption loss and patch labels. Saves model, tokenizer and image processor to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Caption loss and patch labels. Saves to `out/blip2_captioner`."""
+    folder = out / "blip2_captioner"
+    tokenizer = word_tokenizer(folder)
     torch.manual_seed(recipe.seed)
     model = build(tokenizer).to(device).train()
     patches = PatchLabels(scenes, device, VISION.hidden_size)
-    ids, targets = _caption_ids(scenes, tokenizer, model.config.image_token_index)
-    ids, targets = ids.to(device), targets.to(device)
+    ids, targets = (x.to(device) for x in _caption_ids(scenes, tokenizer, model.config.image_token_index))
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         x = roughen(scenes.pixels(index, device))
         words = ids[index.to(device)]
         out = model(pixel_values=x, input_ids=words, attention_mask=(words != tokenizer.pad_token_id).long())
@@ -94,11 +90,8 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
         caption_loss = F.cross_entropy(logits.flatten(0, 1), targets[index.to(device), 1:].flatten(), ignore_index=-100)
         return caption_loss + patches.loss(out.vision_outputs.last_hidden_state, index)
 
-    fit(recipe, [model, patches.head], loss_of, "captioner")
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return model
+    fit(recipe, [model, patches.head], scenes, loss_of, "captioner")
+    save(folder, model, tokenizer, image_processor())
 
 
 def image_processor() -> BlipImageProcessor:
@@ -109,8 +102,8 @@ def image_processor() -> BlipImageProcessor:
 
 def _caption_ids(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, image_token: int) -> tuple[Tensor, Tensor]:
     """Input ids [N, QUERIES + L] (image places, then `</s> caption </s>`) and targets [N, L] (-100 at padding)."""
-    texts = [f"</s> {canonical_caption(things)} </s>" for things in scenes.things]
+    captions = (world.caption([t.pair for t in sorted(things, key=lambda t: t.x)]) for things in scenes.things)
+    texts = [f"</s> {caption} </s>" for caption in captions]
     encoded = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
-    words = encoded.input_ids
-    targets = words.masked_fill(encoded.attention_mask == 0, -100)
+    words, targets = encoded.input_ids, encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
     return torch.cat([torch.full((len(words), QUERIES), image_token), words], dim=1), targets

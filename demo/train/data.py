@@ -6,6 +6,7 @@ import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,19 +40,19 @@ def draw_scenes(
     count: int, seed: int, *, masks: bool = False, objects: int | None = None, held_out: bool | None = False
 ) -> Scenes:
     """`count` random scenes (a multiple of 500 is drawn, in parallel); equal seeds give equal scenes."""
-    jobs = [(seed * 100_000 + start, objects, held_out) for start in range(0, count, _CHUNK)]
-    if len(jobs) > 1:
+    seeds = [seed * 100_000 + start for start in range(0, count, _CHUNK)]
+    draw = partial(_draw_chunk, objects=objects, held_out=held_out)
+    if len(seeds) > 1:
         with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            chunks = list(pool.map(_draw_chunk, jobs))
+            chunks = list(pool.map(draw, seeds))
     else:
-        chunks = [_draw_chunk(job) for job in jobs]
+        chunks = map(draw, seeds)
     scenes = [scene for chunk in chunks for scene in chunk][:count]
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).contiguous()
     return Scenes(images, [s.things for s in scenes], [s.masks for s in scenes] if masks else None)
 
 
-def _draw_chunk(job: tuple[int, int | None, bool | None]) -> list[world.Scene]:
-    seed, objects, held_out = job
+def _draw_chunk(seed: int, objects: int | None, held_out: bool | None) -> list[world.Scene]:
     rng = random.Random(seed)
     return [world.random_scene(rng, objects, held_out=held_out) for _ in range(_CHUNK)]
 

@@ -31,8 +31,8 @@ CONFIG = RamConfig(
 )
 
 
-def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> Ram:
-    """Multi-label cross-entropy and patch labels. Saves weights, config and text files to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Multi-label cross-entropy and patch labels. Saves weights, config and RAM's two text files to `out/ram`."""
     torch.manual_seed(recipe.seed)
     model = Ram(CONFIG).to(device).train()
     patches = PatchLabels(scenes, device, CONFIG.image_width)
@@ -41,19 +41,13 @@ def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) ->
         device=device,
     )
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         tokens = model.image_tokens(roughen(imagenet(scenes.pixels(index, device))))
         tag_loss = F.binary_cross_entropy_with_logits(model.classify(tokens).float(), targets[index.to(device)])
         return tag_loss + patches.loss(tokens, index)
 
-    fit(recipe, [model, patches.head], loss_of, "tagger")
-    save(model.eval(), folder)
-    return model
-
-
-def save(model: Ram, folder: Path) -> None:
-    """The tagger's folder layout: `config.json`, `model.safetensors`, and RAM's two text files."""
+    fit(recipe, [model, patches.head], scenes, loss_of, "tagger")
+    folder = out / "ram"
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
