@@ -46,10 +46,9 @@ GB = 1e9
 SCORES_HELD = {"DenseDiffusion": 7, "obvious": 6}
 """How many float32 tensors of B x H x Nq x Nk numbers a way holds at its worst moment, B the rows of the prompt."""
 WAYS = ("plain", "ours", "DenseDiffusion", "obvious")
-WORDS, CROSS, SELF = 77, 1.0, 0.3
+CROSS, SELF = 1.0, 0.3
 PROMPT = "a red circle and a blue square"
 """A prompt of the demo world."""
-SIZES = ("512x512", "768x768", "1024x1024", "1536x640")
 BOXES = ((0.1, 0.5, 0.1, 0.5), (0.4, 0.9, 0.3, 0.6), (0.1, 0.4, 0.6, 0.9), (0.5, 0.9, 0.7, 0.9), (0.6, 0.9, 0.1, 0.2))
 """(y0, y1, x0, x1) as fractions; the first two overlap."""
 
@@ -61,7 +60,7 @@ class Layer(NamedTuple):
     d: int
     square: int
     """Its side in pixels."""
-    words: int = WORDS
+    words: int = 77
     joint: bool = False
     """Whether words and pixels are keys of one softmax."""
 
@@ -82,7 +81,8 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     if args.all:
-        args.model, args.size, args.batch, args.regions = list(MODELS), list(SIZES), [1, 4], [1, 5]
+        args.model, args.size = list(MODELS), ["512x512", "768x768", "1024x1024", "1536x640"]
+        args.batch, args.regions = [1, 4], [1, 5]
     device, dtype = device_and_dtype(args)
     print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     ways = ["plain", *args.ways]
@@ -149,9 +149,8 @@ def blocks_of(
 
 
 def shape_of(layer: Layer, blocks: Sequence[KeyBlock]) -> str:
-    shapes = [block.layout.shape for block in blocks]
-    keys = " + ".join(str(n_keys) for _, _, n_keys in shapes)
-    return f"{shapes[0][1]} x {keys}, {layer.heads} heads of {layer.d}"
+    keys = " + ".join(str(block.layout.shape[2]) for block in blocks)
+    return f"{blocks[0].layout.shape[1]} x {keys}, {layer.heads} heads of {layer.d}"
 
 
 def scores_held(way: str, layer: Layer, rows: int, n_queries: int, n_keys: int) -> float:
@@ -184,7 +183,7 @@ def figures(
     runs = {way: run for way, run in runs.items() if needs[way] <= (free(device) / GB if room is None else room)}
     times = medians(runs, device, repeats, seconds)
     inputs = sum(x.nbytes for x in (q, k, v))
-    bytes_ = {way: inputs + peak(run, device)[0] for way, run in runs.items()}
+    bytes_ = {way: inputs + peak(run, device) for way, run in runs.items()}
     return times, bytes_, needs, difference(q, k, v, blocks)
 
 
@@ -193,8 +192,6 @@ def table_cells(
 ) -> list[str]:
     """The cells of a row: time, floor, memory and difference; the need of a way that needs too much memory."""
     times, bytes_, needs, off = figures(layer, blocks, dtype, ways, repeats, room)
-    _, n_queries, _ = blocks[0].layout.shape
-    n_keys = sum(block.layout.shape[2] for block in blocks)
 
     def cell(way: str, values: dict[str, float]) -> str:
         if way in values:
@@ -204,7 +201,7 @@ def table_cells(
     return [
         f"{times['plain']:.4g} ms",
         *(cell(way, times) for way in ways[1:]),
-        " / ".join(f"{x:.2f}" for x in floor(n_queries, n_keys)),
+        floor(blocks[0].layout.shape[1], sum(block.layout.shape[2] for block in blocks)),
         f"{bytes_['plain'] / 1e6:.4g} MB",
         *(cell(way, bytes_) for way in ways[1:]),
         f"{off:.0e}",
@@ -223,12 +220,12 @@ def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> dict
     return runs
 
 
-def floor(n_queries: int, n_keys: int) -> tuple[float, float]:
-    """(FLOPs, bytes) of two passes over those of one, which reads q, k and v once and writes the result.
+def floor(n_queries: int, n_keys: int) -> str:
+    """FLOPs / bytes of two passes over those of one, which reads q, k and v once and writes the result.
 
     The first pass is QKᵀ alone, and reads k; a query's row of q stays where it is.
     """
-    return 3 / 2, (2 * n_queries + 3 * n_keys) / (2 * n_queries + 2 * n_keys)
+    return f"{3 / 2:.2f} / {(2 * n_queries + 3 * n_keys) / (2 * n_queries + 2 * n_keys):.2f}"
 
 
 def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], queries: int = 64) -> float:

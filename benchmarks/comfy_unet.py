@@ -85,10 +85,10 @@ def random_unet(name: str, dtype: torch.dtype) -> Any:
     for name, parameter in model.diffusion_model.named_parameters():
         if parameter.ndim == 1:
             parameter.data.fill_(float(name.endswith("weight")))
-        else:
-            if parameter.shape not in weights:
-                weights[parameter.shape] = torch.randn_like(parameter) * parameter[0].numel() ** -0.5
-            parameter.data = weights[parameter.shape]
+            continue
+        if parameter.shape not in weights:
+            weights[parameter.shape] = torch.randn_like(parameter) * parameter[0].numel() ** -0.5
+        parameter.data = weights[parameter.shape]
     management = comfy.model_management
     return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
@@ -99,7 +99,7 @@ def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -
 
     g = torch.Generator().manual_seed(seed)
     width = ATTENTION[model_name]["context_dim"]
-    options: dict[str, Any] = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
+    options = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
     if regions is not None:
         bound = BoundRegions(regions, positions_of(regions))
         options = put_entry(options, KEY, Payload((bound,), regions.prompt))

@@ -98,7 +98,7 @@ def measure(name: str, config: ReflConfig, steps: int, load: LoadModels) -> dict
         step = plain_loop(config, load(config, device), device) if name == "plain" else our_loop(config, load)
         step()
         times = [start(step, device)() / 1e3 for _ in range(steps)]
-        return {"seconds": statistics.median(times) / config.optimizer.batch_size, "bytes": peak(step, device)[0]}
+        return {"seconds": statistics.median(times) / config.optimizer.batch_size, "bytes": peak(step, device)}
 
 
 def our_loop(config: ReflConfig, load: LoadModels) -> Callable[[], ReflRun]:

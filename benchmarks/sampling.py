@@ -73,7 +73,7 @@ def report(model: Any, args: argparse.Namespace, size: str, batch: int, regions:
         print(f"| {name}: {way} needs more memory than there is |", flush=True)
     ways["plain"](1)  # so that the weights are where they stay
     weights = sum(p.nbytes for p in model.model.diffusion_model.parameters()) / 1e6
-    beyond = {way: peak(partial(run, 1), device)[0] / 1e6 for way, run in ways.items()}
+    beyond = {way: peak(partial(run, 1), device) / 1e6 for way, run in ways.items()}
     most = {way: weights + n for way, n in beyond.items()}
     turns = [{way: run(args.steps) for way, run in ways.items()} for _ in range(args.repeats)]
     whole, modulated = ({way: statistics.median(turn[way][i] for turn in turns) for way in ways} for i in (0, 1))

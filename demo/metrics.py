@@ -52,8 +52,6 @@ TARGETS = {
     **{f"{name} above {wrong}": (0.95, 1.0) for name in ("clip", "blip-itm") for wrong in ("swapped", "changed")},
 }
 """The wished ranges: models should be good, and some mix-ups should remain."""
-MATCHING = ("clip", "blip-itm", "blip-itc")
-"""The rewards that compare an image with a caption."""
 
 
 def main() -> None:
@@ -63,12 +61,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"), help="file for the numbers")
     options = parser.parse_args()
     models = load_models(options.models)
-    matching = load_rewards(MATCHING, {"clip": options.models / "clip", "blip": options.models / "blip2_itm"})
-    numbers: dict[str, float] = {}
-    if not options.only or "eyes" in options.only:
-        numbers |= perception(models, matching, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
-    if not options.only or "text_to_image" in options.only:
-        numbers |= text_to_image(models, matching)
+    names = ("clip", "blip-itm", "blip-itc")  # the rewards that compare an image with a caption
+    matching = load_rewards(names, {"clip": options.models / "clip", "blip": options.models / "blip2_itm"})
+    parts = options.only or ("eyes", "text_to_image")
+    numbers = perception(models, matching) if "eyes" in parts else {}
+    numbers |= text_to_image(models, matching) if "text_to_image" in parts else {}
     numbers = {name: float(value) for name, value in numbers.items()}
     for name, value in numbers.items():
         low, high = TARGETS.get(name, (None, None))
@@ -78,8 +75,9 @@ def main() -> None:
     options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
-def perception(models: Models, matching: dict[str, Reward], scenes: Scenes) -> dict[str, float]:
+def perception(models: Models, matching: dict[str, Reward]) -> dict[str, float]:
     """How good the perception models are on clean scenes of two things."""
+    scenes = draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True)
     images = scenes.images.permute(0, 2, 3, 1).float() / 255
     truths = [[thing.pair for thing in things] for things in scenes.things]
     captions, tags, regions = [], [], []

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,10 +104,8 @@ def test_fp16_fails_where_no_step_changes_the_weights(status, monkeypatch):
     monkeypatch.setattr(training, "config_of", lambda options, way: config_of(options, "ours, LoRA"))
     if status == FAIL:
         monkeypatch.setattr(training, "our_loop", lambda config, models: lambda: run)
-        run = type(
-            "Run", (), {"models": training.load_run_models(config_of(QUICK, "ours"), QUICK), "accelerator": None}
-        )()
-        run.accelerator = type("Accelerator", (), {"scaler": None})()
+        models = training.load_run_models(config_of(QUICK, "ours"), QUICK.device, quick=True)
+        run = SimpleNamespace(models=models, accelerator=SimpleNamespace(scaler=None))
     assert [result.status for result in results_of(training, "loss scale")] == [status]
 
 

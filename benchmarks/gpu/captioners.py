@@ -39,5 +39,5 @@ def _captions(options: Options, beams: int) -> Iterator[Result]:
         milliseconds = medians({"caption": run}, options.device, 1 if options.quick else 3, 0.0)["caption"]
         way = f"batch of {count}"
         yield Result(quantity="throughput", way=way, value=count / milliseconds * 1e3, unit="images/s", **fields)
-        most = weights + peak(run, options.device)[0]
+        most = weights + peak(run, options.device)
         yield Result(quantity="memory with weights", way=way, value=most / 1e6, unit="MB", **fields)

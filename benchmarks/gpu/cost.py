@@ -85,7 +85,7 @@ def _sampling(options: Options, name: str, side: int) -> Iterator[Result]:
         except torch.cuda.OutOfMemoryError:
             del runs[way]
             torch.cuda.empty_cache()
-    most = {way: peak(partial(run, 1), options.device)[0] / 1e6 for way, run in runs.items()}
+    most = {way: peak(partial(run, 1), options.device) / 1e6 for way, run in runs.items()}
     weights = sum(weight.nbytes for weight in sampler.unet.parameters()) / 1e6
     repeats, steps = (1, 2) if options.quick else (3, 10)
     turns = [{way: run(steps) for way, run in runs.items()} for _ in range(repeats)]

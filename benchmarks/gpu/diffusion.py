@@ -77,12 +77,7 @@ def _text_encoder(
     kind: type[T], device: torch.device, dtype: torch.dtype, width: int, layers: int, heads: int, **more: Any
 ) -> T:
     """A text encoder of CLIP whose end token is the demo tokenizer's."""
-    tokens = {
-        "vocab_size": 321 if width < 100 else 49408,
-        "bos_token_id": 319,
-        "eos_token_id": 320,
-        "pad_token_id": 320,
-    }
+    tokens = {"bos_token_id": 319, "eos_token_id": 320, "pad_token_id": 320}
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
     depth = {"num_hidden_layers": layers, "num_attention_heads": heads}
     return random(kind, device, dtype, CLIPTextConfig(321 if width < 100 else 49408, **tokens | sizes | depth | more))
@@ -91,15 +86,8 @@ def _text_encoder(
 def _vae(name: str, device: torch.device, dtype: torch.dtype, quick: bool) -> AutoencoderKL:
     if name == "SDXL" and dtype == torch.float16:
         dtype = torch.float32  # as SDXL's own, whose numbers leave fp16's range
-    channels = (8, 8, 16, 16) if quick else (128, 256, 512, 512)
-    return random(
-        AutoencoderKL,
-        device,
-        dtype,
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1 if quick else 2,
-        norm_num_groups=4 if quick else 32,
-        scaling_factor=0.13025 if name == "SDXL" else 0.18215,
-    )
+    channels, layers, groups = ((8, 8, 16, 16), 1, 4) if quick else ((128, 256, 512, 512), 2, 32)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    sizes = {"block_out_channels": channels, "layers_per_block": layers, "norm_num_groups": groups}
+    scale = 0.13025 if name == "SDXL" else 0.18215
+    return random(AutoencoderKL, device, dtype, scaling_factor=scale, **blocks, **sizes)

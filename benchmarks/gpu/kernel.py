@@ -59,9 +59,7 @@ def _precisions(options: Options) -> list[torch.dtype]:
 
 def _kinds(options: Options, dtype: torch.dtype, d: int) -> Iterator[Result]:
     for kind in KINDS:
-        blocks, n_keys = blocks_of(kind, options)
-        q, k, v = qkv(blocks, n_keys, d, dtype, options)
-        yield compare(f"{kind}, heads of {d}", _kernel, q, k, v, blocks)
+        yield compare(f"{kind}, heads of {d}", _kernel, *_example(options, d, dtype, kind))
 
 
 def blocks_of(
@@ -95,13 +93,11 @@ def _some_likely(regions: RegionSet) -> RegionSet:
     return replace(regions, regions=tuple(changed))
 
 
-def qkv(
-    blocks: Sequence[KeyBlock], n_keys: int, d: int, dtype: torch.dtype, options: Options, sharp: float = 1.5
-) -> tuple[Tensor, Tensor, Tensor]:
+def qkv(blocks: Sequence[KeyBlock], n_keys: int, d: int, dtype: torch.dtype, options: Options) -> tuple[Tensor, ...]:
     """As models make them: views of [B, N, heads · d], those of keys and values parts of a longer vector."""
     (rows, n_queries, _), heads = blocks[0].layout.shape, 1 if options.quick else 4
     g = torch.Generator().manual_seed(d)
-    q = sharp * torch.randn(rows, n_queries, heads * d, generator=g)
+    q = 1.5 * torch.randn(rows, n_queries, heads * d, generator=g)
     both = torch.randn(rows, n_keys, 2 * heads * d, generator=g)
     parts = (q.to(options.device, dtype), *both.to(options.device, dtype).chunk(2, -1))
     return tuple(x.unflatten(-1, (heads, d)).transpose(1, 2) for x in parts)
@@ -137,8 +133,8 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> Tens
     return triton_attention(q, k, v, blocks)
 
 
-def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16) -> tuple[Tensor, ...]:
-    blocks, n_keys = blocks_of("joint", options)
+def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16, kind: str = "joint") -> tuple:
+    blocks, n_keys = blocks_of(kind, options)
     return *qkv(blocks, n_keys, d, dtype, options), blocks
 
 
@@ -162,13 +158,11 @@ def _large_scores(options: Options) -> Iterator[Result]:
 
 def _many_regions(options: Options) -> Iterator[Result]:
     q, k, v, blocks = _example(options)
-    g = torch.Generator().manual_seed(0)
-
-    def random_regions(regions: Tensor) -> Tensor:
-        return (torch.rand(*regions.shape[:2], 31, generator=g) < 0.1).to(regions.device)
-
-    relations = [Relation(random_regions(b.layout.R.queries), random_regions(b.layout.R.keys)) for b in blocks]
-    more = [b._replace(layout=replace(b.layout, R=R)) for b, R in zip(blocks, relations, strict=True)]
+    g, more = torch.Generator().manual_seed(0), []
+    for block in blocks:
+        rows, *sizes = block.layout.shape
+        R = Relation(*((torch.rand(rows, n, 31, generator=g) < 0.1).to(options.device) for n in sizes))
+        more.append(block._replace(layout=replace(block.layout, R=R)))
     yield compare("31 regions", _kernel, q, k, v, more)
 
 
@@ -183,7 +177,6 @@ def _long(options: Options) -> Iterator[Result]:
 def _autocast(options: Options) -> Iterator[Result]:
     """Inside autocast, which would compute products of float32 in half precision."""
     q, k, v, blocks = _example(options, dtype=torch.float32)
-
     attend = torch.autocast(options.device.type, torch.bfloat16)(_kernel)
     yield compare("inside autocast", attend, q, k, v, blocks)
 

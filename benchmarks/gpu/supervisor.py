@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from .results import ERROR, SKIPPED, Result
 
@@ -19,45 +18,37 @@ STARTING = 90.0
 Take = Callable[[Result], None]
 
 
-class Ended(NamedTuple):
-    """How one worker ended."""
-
-    cases: list[str]
-    """All that it knew of."""
-    begun: list[str]
-    running: str
-    """The case that it was at, or empty."""
-    why: str
-    """Why it did not end by itself with status 0, or empty."""
-    tail: str
-    """The last lines that it printed."""
-
-
 def supervise(command: Sequence[str], end: float, case_seconds: float, take: Take) -> None:
     """Run a worker's cases until `end`, by `time.monotonic`, and give each result to `take`.
 
     command: the worker's; ` --seconds S --done CASE …` is added. case_seconds: longer than that no case may take.
     """
     done: list[str] = []
-    late, ended = False, None
-    while not late and (ended is None or ended.begun):  # a worker that began nothing would not do so the next time
+    while True:
         arguments = ["--seconds", f"{end - time.monotonic():.0f}", "--done", *done]
-        ended = watch([*command, *arguments], end, case_seconds, take)
-        done += ended.begun
-        if not ended.why:
+        cases, begun, running, why, tail = watch([*command, *arguments], end, case_seconds, take)
+        done += begun
+        if not why:
             return
         late = time.monotonic() >= end
-        if ended.running or not ended.begun:
-            why = "no time was left: cut off" if late else ended.why
-            detail = f"{why}: {ended.tail}" if ended.tail else why
-            take(Result(case=ended.running or "everything", status=SKIPPED if late else ERROR, detail=detail))
-    for case in ended.cases if late else []:
+        if running or not begun:
+            detail = ": ".join(filter(None, ("no time was left: cut off" if late else why, tail)))
+            take(Result(case=running or "everything", status=SKIPPED if late else ERROR, detail=detail))
+        if late or not begun:  # a worker that began nothing would not do so the next time
+            break
+    for case in cases if late else []:
         if case not in done:
             take(Result(case=case, status=SKIPPED, detail="no time was left"))
 
 
-def watch(command: Sequence[str], end: float, case_seconds: float, take: Take) -> Ended:
-    """One worker, killed at `end` or when a case takes too long."""
+def watch(
+    command: Sequence[str], end: float, case_seconds: float, take: Take
+) -> tuple[list[str], list[str], str, str, str]:
+    """One worker, killed at `end` or when a case takes too long.
+
+    Returns its cases, those begun, the one that it was at or "", why it did not end by itself with status 0 or "", and
+    the last lines that it printed.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     lines: queue.Queue[str | None] = queue.Queue()
 
@@ -95,4 +86,4 @@ def watch(command: Sequence[str], end: float, case_seconds: float, take: Take) -
         status = 1
     if not why and status:
         why = f"its process ended with status {status}"
-    return Ended(cases, begun, running, why, " / ".join(filter(None, tail)) if running or not begun else "")
+    return cases, begun, running, why, " / ".join(filter(None, tail))

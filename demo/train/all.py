@@ -14,6 +14,7 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "standalone.py"))["package_of"](__file__)
 
 import argparse
+import importlib
 import multiprocessing
 import os
 from dataclasses import replace
@@ -23,7 +24,7 @@ import torch
 
 from . import data, vae
 
-SCENES, SEGMENTER_SCENES, RECONSTRUCTIONS = 40_000, 8_000, 8_000
+SCENES = 40_000
 MODELS = ("vae", "text_to_image", "captioner", "text_tower", "tagger", "grounding", "segmenter", "clip", "matching")
 LAST = ("clip", "matching")
 """Models that start from the captioner's ViT; `matching` completes the model of `text_tower`."""
@@ -36,13 +37,11 @@ def train_one(name: str, out: Path, device: str, steps: int | None, count: int) 
     tower.
     """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if name == "vae" else len(MODELS))))
-    module = globals()[name]
-    if name == "segmenter":
-        scenes = data.draw_scenes(min(count, SEGMENTER_SCENES), seed=2, masks=True)
-    else:
-        scenes = load_scenes(out, count)
+    module = importlib.import_module(f".{name}", __package__)
+    masked = name == "segmenter"
+    scenes = data.draw_scenes(min(count, 8_000), seed=2, masks=True) if masked else load_scenes(out, count)
     if name not in ("vae", "text_to_image", "segmenter"):
-        scenes = vae.with_reconstructions(out, scenes, min(count, RECONSTRUCTIONS), device)
+        scenes = vae.with_reconstructions(out, scenes, min(count, 8_000), device)
     module.train(scenes, out, device, replace(module.RECIPE, steps=steps) if steps else module.RECIPE)
 
 

@@ -7,6 +7,7 @@ are learnt at once and shapes never; so each patch of the ViT also predicts the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,8 @@ from transformers import (
 )
 
 from .. import world
-from .data import Scenes, roughen
+from .data import PATCH, PatchLabels, Scenes, roughen
 from .fit import Recipe, fit, save
-from .patches import PATCH, PatchLabels
 from .vocabulary import word_tokenizer
 
 RECIPE = Recipe(steps=4000, batch=64, lr=1e-3)
@@ -41,15 +41,6 @@ VISION = Blip2VisionConfig(
 
 def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
     """A small BLIP-2 with random weights."""
-    qformer = Blip2QFormerConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        encoder_hidden_size=VISION.hidden_size,
-        cross_attention_frequency=1,
-        vocab_size=len(tokenizer),
-    )
     text = OPTConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -65,12 +56,19 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
     )
     config = Blip2Config(
         vision_config=VISION.to_dict(),
-        qformer_config=qformer.to_dict(),
+        qformer_config=qformer(WIDTH, 2, len(tokenizer)).to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     return Blip2ForConditionalGeneration(config)
+
+
+def qformer(width: int, depth: int, words: int, **options: Any) -> Blip2QFormerConfig:
+    """A Q-Former that reads the ViT, with as many heads as layers."""
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "vocab_size": words}
+    layers = {"num_hidden_layers": depth, "num_attention_heads": depth, "cross_attention_frequency": 1}
+    return Blip2QFormerConfig(encoder_hidden_size=VISION.hidden_size, **sizes, **layers, **options)
 
 
 def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:

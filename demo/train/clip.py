@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ from transformers import (
 
 from ..world import COLORS, SHAPES, SIZE, parse
 from .captioner import VISION
-from .data import Scenes, roughen
+from .data import PatchLabels, Scenes, roughen
 from .fit import Recipe, fit, save
-from .patches import PatchLabels
 from .text_to_image import text_config
 from .text_tower import draw_captions
 from .vocabulary import clip_tokenizer
@@ -96,7 +96,9 @@ def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
         image = model.visual_projection(vision.pooler_output).float()
         text = model.text_projection(model.text_model(**words).pooler_output).float()
         truth, batch = pair_labels(right + wrong).to(device), len(index)
-        pairs = _pair_loss(pair_head(image), truth[:batch]) + _pair_loss(pair_head(text), truth)
+        pair_loss = partial(F.binary_cross_entropy_with_logits, reduction="sum")  # over the pairs: an image has few
+        pairs = pair_loss(pair_head(image).float(), truth[:batch]) / batch
+        pairs = pairs + pair_loss(pair_head(text).float(), truth) / len(truth)
         scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         contrast = _contrast(scale, image, text[:batch], text[batch:], truth[:batch])
@@ -105,7 +107,7 @@ def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
     fit(recipe, [model, patches.head, pair_head], scenes, loss_of, "clip")
     half, square = [0.5, 0.5, 0.5], {"height": SIZE, "width": SIZE}
     images = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square, image_mean=half, image_std=half)
-    save(out / "clip", model, tokenizer, images)
+    save(out / "clip", model, images)
 
 
 def pair_labels(captions: list[str]) -> Tensor:
@@ -114,11 +116,6 @@ def pair_labels(captions: list[str]) -> Tensor:
     for row, text in zip(labels, captions, strict=True):
         row[[PAIRS[pair] for pair in parse(text)]] = 1
     return labels
-
-
-def _pair_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of the pairs [N, 42], summed over the pairs, of which few are in an image."""
-    return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="sum") / len(truth)
 
 
 def _contrast(scale: Tensor, image: Tensor, right: Tensor, wrong: Tensor, truth: Tensor) -> Tensor:

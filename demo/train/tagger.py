@@ -12,12 +12,10 @@ from torch import Tensor
 
 from ...checkpoints.networks.ram import Ram, RamConfig
 from ..world import SIZE, TAGS
-from .data import Scenes, imagenet, roughen
+from .data import PatchLabels, Scenes, imagenet, roughen
 from .fit import Recipe, fit
-from .patches import PatchLabels
 
 RECIPE = Recipe(steps=1800, batch=64, lr=1e-3)
-THRESHOLD = 0.5
 CONFIG = RamConfig(
     image_size=SIZE,
     num_tags=len(TAGS),
@@ -52,4 +50,4 @@ def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
     save_model(model, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "ram_tag_list.txt").write_text("\n".join(TAGS) + "\n", encoding="utf-8")
-    (folder / "ram_tag_list_threshold.txt").write_text(f"{THRESHOLD}\n" * len(TAGS), encoding="utf-8")
+    (folder / "ram_tag_list_threshold.txt").write_text("0.5\n" * len(TAGS), encoding="utf-8")

@@ -47,10 +47,9 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Text encoder and UNet with random weights; attention at 16 x 16 and 8 x 8."""
-    text_encoder = CLIPTextModel(text_config(tokenizer))
-    unet = UNet2DConditionModel(
+def build() -> UNet2DConditionModel:
+    """A UNet with random weights; attention at 16 x 16 and 8 x 8."""
+    return UNet2DConditionModel(
         sample_size=16,
         layers_per_block=1,
         block_out_channels=(64, 128),
@@ -60,7 +59,6 @@ def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel
         attention_head_dim=2,  # diffusers' name for the number of heads
         norm_num_groups=8,
     )
-    return text_encoder, unet
 
 
 def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
@@ -69,8 +67,8 @@ def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
     vae, tokenizer = load(out, device), clip_tokenizer(folder / "tokenizer")
     confusion = CONFUSION if recipe is RECIPE else replace(CONFUSION, steps=recipe.steps)
     torch.manual_seed(recipe.seed)
-    text_encoder, unet = (m.to(device).train() for m in build(tokenizer))
-    unet.to(memory_format=torch.channels_last)
+    text_encoder = CLIPTextModel(text_config(tokenizer)).to(device).train()
+    unet = build().to(device, memory_format=torch.channels_last).train()
     latents = encode(vae, scenes, device)
     right, confused = (_token_ids(scenes, tokenizer, swapped).to(device) for swapped in (0.0, 0.5))
     empty = torch.tensor(tokenizer([""], padding="max_length").input_ids, device=device)

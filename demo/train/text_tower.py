@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, PreTrainedTokenizerBase
+from transformers import Blip2Config, Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
 
 from ..world import COLORS, SHAPES, Thing, caption
-from .captioner import QUERIES, VISION, image_processor
-from .data import Scenes, roughen
+from .captioner import QUERIES, VISION, image_processor, qformer
+from .data import PatchLabels, Scenes, roughen
 from .fit import Recipe, fit, save
-from .patches import PatchLabels
 from .vocabulary import bert_tokenizer
 
 RECIPE = Recipe(steps=1600, batch=64, lr=1e-3)
@@ -30,22 +29,11 @@ Pair = tuple[str, str]
 
 def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForImageTextRetrieval:
     """A small BLIP-2 retrieval model with random weights."""
-    qformer = Blip2QFormerConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        encoder_hidden_size=VISION.hidden_size,
-        cross_attention_frequency=1,
-        use_qformer_text_input=True,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    text = {"use_qformer_text_input": True, "max_position_embeddings": 64}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = Blip2Config(
         vision_config=VISION.to_dict(),
-        qformer_config=qformer.to_dict(),
+        qformer_config=qformer(WIDTH, 3, len(tokenizer), **text, **no_dropout).to_dict(),
         num_query_tokens=QUERIES,
         image_text_hidden_size=EMBEDDING,
         image_token_index=None,

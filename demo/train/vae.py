@@ -70,8 +70,7 @@ def load(out: Path, device: str) -> AutoencoderKL:
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, scenes: Scenes, device: str) -> None:
     """Fold each channel's mean and deviation into the quant convolutions, so that scaled latents are N(0, 1)."""
-    batches = torch.arange(min(2000, len(scenes))).split(250)
-    z = torch.cat([vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches])
+    z = _latents(vae, scenes, min(2000, len(scenes)), device)
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)) * SD_SCALING
     into, out = vae.quant_conv, vae.post_quant_conv
     out.bias += out.weight[:, :, 0, 0] @ mean
@@ -85,9 +84,13 @@ def whiten(vae: AutoencoderKL, scenes: Scenes, device: str) -> None:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, scenes: Scenes, device: str) -> Tensor:
     """All scenes as scaled latents [N, 4, 16, 16]."""
-    batches = torch.arange(len(scenes)).split(250)
-    means = [vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches]
-    return torch.cat(means) * vae.config.scaling_factor
+    return _latents(vae, scenes, len(scenes), device) * vae.config.scaling_factor
+
+
+def _latents(vae: AutoencoderKL, scenes: Scenes, count: int, device: str) -> Tensor:
+    """The first scenes' latents, before scaling."""
+    batches = torch.arange(count).split(250)
+    return torch.cat([vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches])
 
 
 @torch.no_grad()

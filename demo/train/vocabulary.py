@@ -12,11 +12,25 @@ from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer, PreTrained
 from ..world import COLORS, SHAPES
 
 WORDS = [
-    *("a", "an", "and", "the", "of", "photo", "picture", "image", "there", "is", "to", "left", "right", "above"),
-    *("below", "with", "two", "three", "one", "shape", "shapes", "background", "on", "in", "light", "plain", "grey"),
-    *("shows", "next"),
-    *COLORS,
-    *SHAPES,
+    *(
+        "a",
+        "an",
+        "and",
+        "the",
+        "of",
+        "photo",
+        "picture",
+        "image",
+        "there",
+        "is",
+        "to",
+        "left",
+        "right",
+        "above",
+        "below",
+    ),
+    *("with", "two", "three", "one", "shape", "shapes", "background", "on", "in", "light", "plain", "grey", "shows"),
+    *("next", *COLORS, *SHAPES),
 ]
 
 
