@@ -35,7 +35,7 @@ from .settings.arl import ArlConfig, ranked
 from .settings.files import METADATA_KEY
 from .settings.refl import ReflConfig
 from .watch import log, samples
-from .watch.curves import Curve, chart, smoothed
+from .watch.curves import Curve, chart, smooth
 
 STYLE = Path(__file__).with_name("report.css")
 LARGEST_SIDE = 512
@@ -217,7 +217,7 @@ def _curves(rows: Sequence[log.Row]) -> str:
         ("Prior loss", "prior_loss", "violet"),
     ):
         points = series(name)
-        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smoothed(points), color)
+        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smooth(points), color)
         charts.append(chart(title, [steps, mean] if len(points) >= SMOOTHED_FROM else [mean]))
     return (
         "<section><h2>Curves over the steps</h2>"

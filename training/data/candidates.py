@@ -99,12 +99,12 @@ def round_files(
     """Each file of a round with its prompts and the index of the first of these in the round."""
     different = list(dict.fromkeys(texts))
     rng = random.Random(f"{config.run.seed} round {number}")
-    chosen = rng.sample(different, min(config.rounds.prompts_per_round, len(different)))
+    prompts = rng.sample(different, min(config.rounds.prompts_per_round, len(different)))
     size = max(1, max_batch // config.rounds.images_per_prompt)
     folder = Path(config.run.output) / "rounds" / f"{number + 1:04d}"
     return {
-        folder / f"{start:06d}.safetensors": (start, chosen[start : start + size])
-        for start in range(0, len(chosen), size)
+        folder / f"{start:06d}.safetensors": (start, prompts[start : start + size])
+        for start in range(0, len(prompts), size)
     }
 
 

@@ -108,14 +108,14 @@ def _sample(
     for start in range(0, len(cycled), sampler.max_batch):
         texts = cycled[start : start + sampler.max_batch]
         noise = sampler.noise([config.run.seed + 10**6 + start + i for i in range(len(texts))])
-        drawn = sampler.sample_latents(texts, noise, sampling)
-        latents.append(drawn.float().cpu())
+        batch = sampler.sample_latents(texts, noise, sampling)
+        latents.append(batch.float().cpu())
         relabelled = config.prior.prior_captions == "captioner"
-        images = sampler.decode(drawn) if relabelled or likelihood else None
-        words = captioner.caption(images) if relabelled else texts
-        captions += words
+        images = sampler.decode(batch) if relabelled or likelihood else None
+        batch_captions = captioner.caption(images) if relabelled else texts
+        captions += batch_captions
         if likelihood:
-            likelihoods.append(likelihood(images, words).cpu())
+            likelihoods.append(likelihood(images, batch_captions).cpu())
         on_image(len(texts))
     return FrozenImages(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
 

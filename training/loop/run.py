@@ -101,10 +101,10 @@ class Run:
                 self._restore()
                 self.watcher.begin(self.step)
                 self._loop()
-                kept = self._save()
+                file = self._save()
                 self.watcher.end()
                 if self.step < self.config.optimizer.steps:
-                    self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {kept}.")
+                    self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {file}.")
                     return
                 if self.config.lora.train == "unet":
                     self._export_folder()
@@ -285,8 +285,8 @@ class Run:
         if not changes.best_is_comparable:
             self.best, self.best_step, self.rewards = float("-inf"), 0, []
             aside = set_aside(self.output, ["best.safetensors"])
-            kept = f"; the one so far is kept in '{aside}'" if aside else ""
-            print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{kept}.")
+            moved = f"; the one so far is kept in '{aside}'" if aside else ""
+            print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{moved}.")
 
     def _state(self) -> dict[str, Any]:
         """The content of a checkpoint, without the step."""
