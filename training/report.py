@@ -233,9 +233,10 @@ def _pictures(grids: Sequence[samples.Grid]) -> str:
         return ""
     before, after = grids[0], grids[-1]
     when = f"step {before.step:,}" if before.step else "before training"
-    pairs: Iterable[Any] = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    pairs = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    captioned: Iterable[Any] = zip_longest(pairs, after.prompts or before.prompts, fillvalue="")
     cards = []
-    for (one, other), prompt in zip_longest(pairs, after.prompts or before.prompts, fillvalue=""):
+    for (one, other), prompt in captioned:
         figures = "".join(
             f"<figure>{_image(picture, f'{prompt}, {name}')}<figcaption>{escape(name)}</figcaption></figure>"
             for picture, name in ((one, when), (other, f"step {after.step:,}"))
