@@ -126,7 +126,8 @@ def measure(metric: Metric, items: Sequence[Item], folder: Path, processes: Proc
 def _group_by_size(items: Sequence[Item]) -> Iterator[tuple[Sequence[Item], Sequence[Image.Image]]]:
     pairs = sorted(((item, read_image(item.file)) for item in items), key=lambda pair: pair[1].size)
     for _, group in groupby(pairs, key=lambda pair: pair[1].size):
-        yield tuple(zip(*group, strict=True))
+        same_size = list(group)
+        yield [item for item, _ in same_size], [picture for _, picture in same_size]
 
 
 def read_scores(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -20,7 +20,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -233,7 +233,7 @@ def _pictures(grids: Sequence[samples.Grid]) -> str:
         return ""
     before, after = grids[0], grids[-1]
     when = f"step {before.step:,}" if before.step else "before training"
-    pairs = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    pairs: Iterable[Any] = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
     cards = []
     for (one, other), prompt in zip_longest(pairs, after.prompts or before.prompts, fillvalue=""):
         figures = "".join(
