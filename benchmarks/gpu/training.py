@@ -52,7 +52,7 @@ def _way(options: Options, way: str) -> Iterator[Result]:
     config, size = config_of(options, way), 64 if options.quick else 512
     try:
         random.seed(0)  # the steps at which the gradient enters, on which the time depends
-        seen = measure(way, config, 1 if options.quick else 3, trained(config, options))
+        seen = measure(way, config, 1 if options.quick else 3, load_run_models(config, options))
         total = torch.cuda.max_memory_allocated() if options.device.type == "cuda" else None
     finally:
         reset()
@@ -70,7 +70,7 @@ def _loss_scale(options: Options) -> Iterator[Result]:
     scales: list[float] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            step = our_loop(config.replace(output=folder), trained(config, options))
+            step = our_loop(config.replace(output=folder), load_run_models(config, options))
             first = [weight.detach().clone() for weight in step().models.weights]
             for _ in range(2 if options.quick else 12):
                 run = step()
@@ -102,7 +102,7 @@ def config_of(options: Options, way: str) -> ReflConfig:
     return config
 
 
-def trained(config: ReflConfig, options: Options) -> RunModels:
+def load_run_models(config: ReflConfig, options: Options) -> RunModels:
     """New models of a run, but for the captioner, which no run changes."""
     sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.model.precision], options.quick)
     captioner = _captioner(options, DTYPES[config.model.precision])
