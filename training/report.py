@@ -20,7 +20,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -234,8 +234,9 @@ def _pictures(grids: Sequence[samples.Grid]) -> str:
     before, after = grids[0], grids[-1]
     when = f"step {before.step:,}" if before.step else "before training"
     pairs = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    captioned: Iterable[Any] = zip_longest(pairs, after.prompts or before.prompts, fillvalue="")
     cards = []
-    for (one, other), prompt in zip_longest(pairs, after.prompts or before.prompts, fillvalue=""):
+    for (one, other), prompt in captioned:
         figures = "".join(
             f"<figure>{_image(picture, f'{prompt}, {name}')}<figcaption>{escape(name)}</figcaption></figure>"
             for picture, name in ((one, when), (other, f"step {after.step:,}"))

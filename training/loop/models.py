@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tup
     return torch.device("cpu") if config.model.offload_captioner else device, DTYPES[config.model.precision]
 
 
-def make_trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
+def make_trainable(unet: Any, config: TrainingConfig) -> list[nn.Parameter]:
     """Freeze the UNet, add a LoRA or unfreeze all of it, and return the trainable weights in float32.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Run:
         """For subclasses: further values for the checkpoint."""
         return {}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """For subclasses: take the values of `extra_state` from a checkpoint."""
 
     def agree_to_stop(self) -> None:
@@ -200,7 +200,7 @@ class Run:
         config = self.config
         set_learning_rate(self.optimizer, config, self.step)
         self.optimizer.zero_grad()
-        totals = torch.zeros(4)
+        totals: Any = torch.zeros(4)
         for part in range(config.optimizer.gradient_accumulation):
             if self.asked_to_stop and self.accelerator.num_processes == 1:
                 return None
@@ -208,7 +208,7 @@ class Run:
         totals[3] = self.asked_to_stop
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # equal on all devices
         self.stopping = bool(totals[3])
-        norm = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
+        norm: Any = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
         finite = bool(torch.isfinite(totals[1:2]).all())
         if finite and torch.isfinite(norm):
             self.nonfinite, self.consistent = 0, False

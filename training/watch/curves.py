@@ -66,7 +66,8 @@ def thin(points: Sequence[Point]) -> list[Point]:
     if size <= 1:
         return list(points)
     pieces = [points[i : i + size] for i in range(0, len(points), size)]
-    return [tuple(math.fsum(axis) / len(piece) for axis in zip(*piece, strict=True)) for piece in pieces] + [points[-1]]
+    means = [(math.fsum(x for x, _ in p) / len(p), math.fsum(y for _, y in p) / len(p)) for p in pieces]
+    return [*means, points[-1]]
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -57,7 +57,7 @@ def load(file: Path) -> Grid:
     """
     with Image.open(file) as opened:
         canvas = opened.convert("RGB")
-        header = getattr(opened, "text", {}).get(KEY)
+        header: Any = getattr(opened, "text", {}).get(KEY)
     try:
         about = json.loads(header)
         prompts, (width, height) = tuple(map(str, about["prompts"])), about["size"]

@@ -31,7 +31,7 @@ class Watcher:
         self.images = config.optimizer.batch_size * config.optimizer.gradient_accumulation * accelerator.num_processes
         self.steps = config.optimizer.steps
         self.unwritten: list[dict[str, Any]] = []
-        self.bar: tqdm | None = None
+        self.bar = tqdm(disable=True)
         trackers.start(accelerator, self.output, report.displayed_settings(config.to_dict()))
 
     def begin(self, step: int) -> None:
