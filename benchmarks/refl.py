@@ -1,4 +1,4 @@
-"""What a training step costs, next to a plain loop: images a second, and memory at the worst moment.
+"""The cost of a training step beside a plain loop: images per second, and peak memory.
 
     python benchmarks/refl.py            # the demo models on a CPU: some minutes
     python benchmarks/refl.py --model models/stable-diffusion-v1-5 --captioner models/blip2-opt-2.7b \\
@@ -7,8 +7,8 @@
 `plain` is the loop that ImageReward (arXiv 2304.05977) published, restated in few lines: 40 steps, the gradient at one
 of the last ten, no guidance, the whole UNet; only the reward is ours, the captioner's likelihood of the prompt. `ours`
 is `training/refl_train.py` with the same settings, and the caption reward that it logs besides. Below it one thing more
-is switched on at a time. Each way runs in a process of its own, by turns, so that a slow moment of the machine meets
-all alike. Times are medians; memory is what a step takes beyond models and optimiser.
+is switched on at a time. Each variant runs in a separate process, by turns, so that a slow moment of the machine
+affects all alike. Times are medians; memory is what a step takes beyond models and optimiser.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from diffusers import DDPMScheduler
 from ..core.precision import DTYPES
 from ..training.data.prompts import load_prompts
 from ..training.loop import run
-from ..training.loop.feedback import estimators
-from ..training.loop.models import Trained, load
+from ..training.loop.feedback import make_estimators
+from ..training.loop.models import RunModels, load_models
 from ..training.refl_train import ReflRun
 from ..training.settings.refl import ReflConfig
 from .memory import peak
@@ -74,7 +74,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", default="demo")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=3, help="processes of each way (default 3)")
+    parser.add_argument("--turns", type=int, default=3, help="processes of each variant (default 3)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a process (default 2)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
@@ -82,28 +82,28 @@ def main() -> None:
     if worker:
         print(json.dumps(measure(worker, ReflConfig(**options, **(EQUAL | WAYS[worker])), steps)))
         return
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    measurements: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for _ in range(turns):
-        for name, results in told.items():
-            results.append(_in_a_process(name))
-    report(told)
+        for name, results in measurements.items():
+            results.append(_run_in_process(name))
+    print_table(measurements)
 
 
-def _in_a_process(name: str) -> dict[str, float]:
+def _run_in_process(name: str) -> dict[str, float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def measure(name: str, config: ReflConfig, steps: int, models: Trained | None = None) -> dict[str, float]:
-    """Seconds per image of a step, the first left out, and the bytes that one needs.
+def measure(name: str, config: ReflConfig, steps: int, models: RunModels | None = None) -> dict[str, float]:
+    """Seconds per image and peak bytes of a step, after one step of warm-up.
 
-    models: what is trained and judged with, where it is not to be read from the folders that `config` names.
+    models: used instead of those in the folders that `config` names.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         config = config.replace(output=folder)
         if name == "plain":
-            step = plain_loop(config, load(config, device) if models is None else models, device)
+            step = plain_loop(config, load_models(config, device) if models is None else models, device)
         else:
             step = our_loop(config, models)
         step()
@@ -111,23 +111,23 @@ def measure(name: str, config: ReflConfig, steps: int, models: Trained | None = 
         return {"seconds": statistics.median(times) / config.optimizer.batch_size, "bytes": peak(step, device)[0]}
 
 
-def our_loop(config: ReflConfig, models: Trained | None = None) -> Callable[[], ReflRun]:
-    """One step of ours, which returns the run."""
-    with nullcontext() if models is None else patch.object(run, "load", lambda config, device: models):
+def our_loop(config: ReflConfig, models: RunModels | None = None) -> Callable[[], ReflRun]:
+    """A function that takes one of our steps and returns the run."""
+    with nullcontext() if models is None else patch.object(run, "load_models", lambda config, device: models):
         ours = ReflRun(config)
 
     def step() -> ReflRun:
-        ours._take_step()
+        ours.train_step()
         ours.step += 1
-        ours.optimizer.zero_grad()  # as the plain loop, so that both begin without gradients
+        ours.optimizer.zero_grad()  # both loops start without gradients
         return ours
 
     return step
 
 
-def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Callable[[], None]:
-    """One step of the published loop."""
-    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, estimators(config, models.rewards)["caption"]
+def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> Callable[[], None]:
+    """A function that takes one step of the published loop."""
+    unet, vae, likelihood = models.sampler.unet, models.sampler.vae, make_estimators(config, models.rewards)["caption"]
     unet.to(memory_format=torch.contiguous_format)  # as it is read
     vae.requires_grad_(False)
     models.sampler.text_encoder.requires_grad_(False)
@@ -138,16 +138,16 @@ def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Cal
 
     def step() -> None:
         prompts = random.sample(texts, config.optimizer.batch_size)
-        words = models.sampler.encode_prompts(prompts)
+        prompt_embeds = models.sampler.encode_prompts(prompts)
         x = torch.randn(config.optimizer.batch_size, *models.sampler.latent_shape, device=device)
         scheduler.set_timesteps(config.rollout.rollout_steps, device=device)
         middle = random.randrange(config.rollout.first_gradient_step, config.rollout.rollout_steps)
         with autocast:
             for t in scheduler.timesteps[:middle]:
                 with torch.no_grad():
-                    x = scheduler.step(models.sampler.predict(x, t, words), t, x).prev_sample
+                    x = scheduler.step(models.sampler.predict(x, t, prompt_embeds), t, x).prev_sample
             t = scheduler.timesteps[middle]
-            x0 = scheduler.step(models.sampler.predict(x, t, words), t, x).pred_original_sample
+            x0 = scheduler.step(models.sampler.predict(x, t, prompt_embeds), t, x).pred_original_sample
         image = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor).sample
         image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         (config.reward.reward_weight * F.relu(config.reward.margin - likelihood(image, prompts)).mean()).backward()
@@ -158,12 +158,13 @@ def plain_loop(config: ReflConfig, models: Trained, device: torch.device) -> Cal
     return step
 
 
-def report(told: dict[str, list[dict[str, float]]]) -> None:
+def print_table(measurements: dict[str, list[dict[str, float]]]) -> None:
     seconds, most = (
-        {name: statistics.median(r[key] for r in rows) for name, rows in told.items()} for key in ("seconds", "bytes")
+        {name: statistics.median(r[key] for r in rows) for name, rows in measurements.items()}
+        for key in ("seconds", "bytes")
     )
     print(f"{'':28}{'images/s':>10}{'x plain':>10}{'peak MB':>10}{'x plain':>10}")
-    for name in told:
+    for name in measurements:
         print(
             f"{name:28}{1 / seconds[name]:10.2f}{seconds['plain'] / seconds[name]:10.2f}"
             f"{most[name] / 2**20:10.0f}{most[name] / most['plain']:10.2f}"

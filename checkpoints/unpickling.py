@@ -92,7 +92,7 @@ def check_torch(file: Path | str) -> None:
 
 
 def version_of_torch() -> tuple[int, ...]:
-    """Its first two numbers."""
+    """The version of torch as (major, minor)."""
     return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -63,16 +63,13 @@ def unwrap(content: Any, roots: Sequence[str] = ()) -> Weights:
     Of several mappings with tensors, the one with most names of the wanted model is taken; among equals the one under
     the first key of `WRAPPERS`, so averages only if there is nothing else.
     """
-    best: Weights | None = None
-    most = -1
+    candidates = []
     for path, mapping in sorted(_mappings(content), key=lambda item: _rank(*item)):
-        weights = _strip_prefixes({name: value for name, value in mapping.items() if _is_named(name, value)}, roots)
-        known = sum(name.startswith(tuple(roots)) for name in weights.tensors) if roots else 0
-        if known > most:
-            most, best = known, weights
-            best.place = path
-    if best is None:
+        tensors = {name: value for name, value in mapping.items() if _is_named(name, value)}
+        candidates.append(replace(_strip_prefixes(tensors, roots), place=path))
+    if not candidates:
         return Weights({})
+    best = max(candidates, key=lambda weights: sum(name.startswith(tuple(roots)) for name in weights.tensors))
     best.skipped = [*_beside(content, best.place), *best.skipped]
     return best
 

@@ -129,29 +129,15 @@ def load_sampler(
 
 
 def load_chosen_models(options: argparse.Namespace, sampler: DiffusersSampler) -> Models:
-    """Load the other models of the loop. Tagger, detector, segmenter and f_enc are in fp32: fp16 changes their scores.
+    """Load the other models of the loop.
 
     Raises:
         RealignError: a model cannot be read.
     """
-    from ..language.offline_scorer import OfflineScorer
-    from ..perception.captioner import Captioner
-    from ..perception.grounded_sam import GroundedSam
-    from ..perception.tagger import Tagger
-    from ..perception.text_encoder import TextEncoder
     from ..pipeline.realign import Models
-    from ..rewards.caption import CaptionReward
 
-    device, dtype = device_and_dtype(options)
-    paths = model_paths(options)
-    text_encoder = TextEncoder.load(paths["text_encoder"], device)
-    return Models(
-        sampler=sampler,
-        reward=CaptionReward(Captioner.load(paths["captioner"], device, dtype), text_encoder),
-        tagger=Tagger.load(paths["tagger"], device),
-        language_model=chosen_language_model(options) or OfflineScorer(text_encoder),
-        grounded_sam=GroundedSam.load(paths["detector"], paths["segmenter"], device),
-    )
+    language_model = chosen_language_model(options)
+    return Models.load(sampler, model_paths(options), *device_and_dtype(options), language_model)
 
 
 def chosen_language_model(options: argparse.Namespace) -> LanguageModel | None:

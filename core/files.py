@@ -104,12 +104,12 @@ def make_folder(folder: Path, option: str = "--out") -> None:
         raise RealignError(f"'{folder}' is no folder to write to ({reason(error)}): give another {option}.") from error
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException | None) -> str:
     """The system's message, without the path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def advice(error: Exception) -> str:
+def advice(error: BaseException | None) -> str:
     """What the user should do about a file that cannot be written."""
     full = getattr(error, "errno", None) in _FULL or "No space left" in str(error)
     return "make room there" if full else "check what is in its place"

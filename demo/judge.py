@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -69,8 +69,8 @@ def detect(image: np.ndarray) -> list[tuple[str, str]]:
     nearest = ((pixels[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
     found = []
     for index, color in enumerate(COLORS):
-        labels: np.ndarray
-        labels, count = ndimage.label(saturated & (nearest == index), structure=np.ones((3, 3)))
+        components: Any = ndimage.label(saturated & (nearest == index), structure=np.ones((3, 3)))
+        labels, count = components
         for label in range(1, count + 1):
             component = labels == label
             if component.sum() >= MIN_AREA and ndimage.binary_erosion(component).sum() >= MIN_CORE:

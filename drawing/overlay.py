@@ -54,6 +54,7 @@ def overlay(image: Tensor, regions: Iterable[Region], side: int = 384) -> Image.
 
 def _tint(canvas: Image.Image, region: Region, color: str) -> None:
     """Paint the region's mask in half-transparent stripes, so that the image shows through."""
+    assert region.mask is not None
     mask = Image.fromarray((region.mask.numpy() * 255).astype(np.uint8)).resize(canvas.size, Image.Resampling.NEAREST)
     alpha = Image.fromarray((np.asarray(mask) * _stripes(canvas.height, canvas.width)).astype(np.uint8))
     bounds = alpha.getbbox()

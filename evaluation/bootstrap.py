@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -36,7 +36,8 @@ def mean_interval(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0)
     if (values == values[0]).all():
         return Difference(float(values[0]), float(values[0]) - 3 / len(values), float(values[0]) + 3 / len(values))
     batch = max(1, min(1000, 10_000_000 // len(values)))  # limits memory
+    options: dict[str, Any] = {"random_state": seed}  # `rng` since scipy 1.15
     interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, method="percentile", batch=batch, random_state=seed
+        (values,), np.mean, n_resamples=resamples, method="percentile", batch=batch, **options
     ).confidence_interval
     return Difference(float(values.mean()), float(interval.low), float(interval.high))

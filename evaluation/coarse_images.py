@@ -37,7 +37,7 @@ def sample_coarse(
     noise = models.sampler.noise(range(seed, seed + len(prompts)))
     captioned, regions = [], []
     for rows in tqdm(torch.arange(len(prompts)).split(batch), desc="coarse images"):
-        texts = [prompts[i] for i in rows.tolist()]
+        texts = [prompts[int(i)] for i in rows]
         images = models.sampler.sample(texts, noise[rows], settings.sampling)
         captioned += caption_and_score(models, images, texts)
         regions += find_regions(models, images, texts, settings) if with_regions else []

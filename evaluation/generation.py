@@ -116,7 +116,7 @@ def generate_batch(
     """Sample some prompts by methods of the same weights, and write the images and panels that are missing."""
     texts, seeds = [prompt.text for prompt in prompts], [options.seed + prompt.index for prompt in prompts]
     chosen = chosen_settings(options)
-    if any(method.needs_perception for method in methods):
+    if loaded is not None and any(method.needs_perception for method in methods):
         images = sample_methods(loaded, texts, seeds, [method.way for method in methods], chosen, on_progress)
     else:
         images = {PLAIN: [MethodImage(image) for image in sample_plain(sampler, texts, seeds, chosen, on_progress)]}
@@ -125,7 +125,7 @@ def generate_batch(
         for prompt, seed, made in zip(prompts, seeds, images[method.way], strict=True):
             if prompt not in lacking:
                 continue
-            if wants_panel(options, method, prompt):
+            if made.result is not None and wants_panel(options, method, prompt):
                 phrases = result_attention(sampler, made.result, chosen, on_progress) if options.attention else []
                 write_png(panel_file(options, method, prompt), draw_panel(made.result, phrases))
             write_image(image_file(method_folder(options, method), prompt.index), made.image, prompt.text, seed)

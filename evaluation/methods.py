@@ -76,9 +76,10 @@ def parse_methods(texts: Sequence[str]) -> list[Method]:
         RealignError: a text names no method, two methods have the same name, or `both` finds not exactly one method
             with weights.
     """
-    methods = [_parse(text) for text in texts]
-    weights = {method.weights for method in methods if method is not None and method.weights is not None}
-    if None in methods:
+    parsed = [_parse(text) for text in texts]
+    methods = [method for method in parsed if method is not None]
+    weights = {method.weights for method in methods if method.weights is not None}
+    if None in parsed:
         if len(weights) != 1:
             many = f"there are {len(weights)}" if weights else "there are none"
             raise RealignError(
@@ -86,7 +87,7 @@ def parse_methods(texts: Sequence[str]) -> list[Method]:
                 "--method NAME=FILE.safetensors, or write NAME=FILE.safetensors+fine in place of both."
             )
         both = Method(NAMES[BOTH], FINE, *weights)
-        methods = [both if method is None else method for method in methods]
+        methods = [both if method is None else method for method in parsed]
     seen: dict[str, Method] = {}
     for method in methods:
         if not method.slug:
@@ -182,7 +183,7 @@ def redraw(
     settings: RealignSettings,
     on_progress: Progress = no_progress,
 ) -> list[CaptionedImage]:
-    """The coarse images, of which those that do not pass the gate are sampled again, plainly, from other noise."""
+    """The coarse images; those that fail the gate may be replaced by plain samples from other noise."""
     out = list(before)
     failed = [i for i, image in enumerate(before) if not passes_gate(image.reward, settings.gate)]
     if not failed:

@@ -119,7 +119,7 @@ def reference_images(options: argparse.Namespace, prompts: Sequence[Numbered], n
     features(options)  # raises if the network is missing
     if options.reference == DEMO:
         return render_reference(options, prompts, asked)
-    folder = Path(options.reference)
+    folder = Path(str(options.reference))
     files, left_out = find_pictures(folder)
     if left_out:
         notes.append(left_out)

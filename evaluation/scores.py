@@ -126,7 +126,8 @@ def measure(metric: Metric, items: Sequence[Item], folder: Path, processes: Proc
 def _group_by_size(items: Sequence[Item]) -> Iterator[tuple[Sequence[Item], Sequence[Image.Image]]]:
     pairs = sorted(((item, read_image(item.file)) for item in items), key=lambda pair: pair[1].size)
     for _, group in groupby(pairs, key=lambda pair: pair[1].size):
-        yield tuple(zip(*group, strict=True))
+        same_size = list(group)
+        yield [item for item, _ in same_size], [picture for _, picture in same_size]
 
 
 def read_scores(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -153,7 +154,7 @@ def metric_of_reward(name: str, models: Mapping[str, str], load: Callable[[], Re
 
 
 def judge_metric() -> Metric:
-    """The demo world's judge, which has no trained parts; of a prompt that names no coloured shape it says nothing."""
+    """The demo world's judge, which has no trained parts. A prompt without a coloured shape gets NaN."""
     return Metric("judge", Verdict._fields, {}, lambda: _judge)
 
 

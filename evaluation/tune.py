@@ -41,7 +41,6 @@ PAPER = replace(SETTINGS, modulation=ModulationSettings(), isolate_phrases=False
 """The paper's re-weighting; sampling and regions are the demo world's in all variants."""
 VARIANTS = {"paper": replace(PAPER, isolate_phrases=True), "ours": SETTINGS}
 ISOLATE = "isolate_phrases"
-SWITCH = {f"{ISOLATE}=1": True, f"{ISOLATE}=0": False}
 COLUMNS = ("bind", "both_right", "exact", "caption_reward", "stayed_right", "mended", "sampled_again")
 
 
@@ -97,36 +96,28 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def parse_settings(changes: Sequence[str]) -> RealignSettings:
-    """The paper's settings with changes such as `end=0.5` or `isolate_phrases=1`, which is off by default.
-
-    Raises:
-        RealignError: a change has another form, or its value is out of range.
-    """
-    switches = [change for change in changes if change.partition("=")[0] == ISOLATE]
-    for change in switches:
-        if change not in SWITCH:
-            raise RealignError(f"'{change}' is neither on nor off; write {' or '.join(SWITCH)}.")
-    modulation = parse_modulation([change for change in changes if change not in switches])
-    return replace(PAPER, modulation=modulation, isolate_phrases=bool(switches) and SWITCH[switches[-1]])
-
-
-def parse_modulation(changes: Sequence[str]) -> ModulationSettings:
-    """The paper's modulation with changes such as `end=0.5` or `gain_limit=none`.
+    """The paper's settings with changes such as `end=0.5`, `gain_limit=none` or `isolate_phrases=1`, by default off.
 
     Raises:
         RealignError: a change has another form, or its value is out of range.
     """
     allowed = [field.name for field in fields(ModulationSettings)]
     values: dict[str, float | None] = {}
+    isolate = False
     for change in changes:
         name, _, value = change.partition("=")
+        if name == ISOLATE:
+            if value not in ("0", "1"):
+                raise RealignError(f"'{change}' is neither on nor off; write {ISOLATE}=1 or {ISOLATE}=0.")
+            isolate = value == "1"
+            continue
         try:
             values[name] = None if value == "none" and name == "gain_limit" else float(value)
         except ValueError:
             raise RealignError(f"'{change}' sets no number; write e.g. end=0.5, or gain_limit=none.") from None
         if name not in allowed:
             raise RealignError(f"'{name}' is no setting of a variant; choose from {', '.join([*allowed, ISOLATE])}.")
-    return replace(PAPER.modulation, **values)
+    return replace(PAPER, modulation=replace(PAPER.modulation, **values), isolate_phrases=isolate)
 
 
 def evaluable_rules(below: float) -> list[Rule]:
@@ -137,7 +128,7 @@ def evaluable_rules(below: float) -> list[Rule]:
 def resample_images(
     models: Models, coarse: CoarseImages, settings: RealignSettings, below: float
 ) -> list[CaptionedImage]:
-    """The coarse images, of which those with an active region and a reward below `below` are sampled again."""
+    """The coarse images; those with an active region and a reward below `below` are replaced by new samples."""
     out = list(coarse.images)
     chosen = [i for i, image in enumerate(out) if image.reward < below and coarse.regions[i].active]
     for start in range(0, len(chosen), BATCH):

@@ -142,7 +142,8 @@ class SamReward(io.ComfyNode):
         from ..rewards.sam import SamReward as Reward
 
         llm = llm or ManagedOfflineScorer()
-        reward = Reward(_OnDemand(tagger), _OnDemand(grounded_sam), FailFast(llm), llm.offline)
+        on_demand: tuple[Any, Any] = _OnDemand(tagger), _OnDemand(grounded_sam)
+        reward = Reward(*on_demand, FailFast(llm), llm.offline)
         return io.NodeOutput(ManagedModel(reward))
 
 

@@ -7,11 +7,13 @@ coarse image → caption reward → gate (good enough: stop) → tags → phrase
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..attention.equation.settings import ModulationSettings
@@ -23,9 +25,11 @@ from ..core.text import encodable
 from ..language.binding import bind_tags
 from ..language.model import LanguageModel
 from ..language.offline_scorer import OfflineScorer
+from ..perception.captioner import Captioner
 from ..perception.detector import NMS
 from ..perception.grounded_sam import BOX_THRESHOLD, Boxes, GroundedSam, check_grounding
 from ..perception.tagger import Tagger, check_threshold
+from ..perception.text_encoder import TextEncoder
 from ..rewards.caption import CaptionReward
 from ..rewards.gate import passes_gate, replaces
 from ..sampling.settings import SamplingSettings
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from ..sampling.sampler import DiffusersSampler
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, step, steps); raise in it to interrupt."""
+"""Called with (current activity, step, steps); raise an exception in it to interrupt."""
 
 
 def no_progress(doing: str, step: int, steps: int) -> None:
@@ -52,6 +56,31 @@ class Models:
     tagger: Tagger
     language_model: LanguageModel
     grounded_sam: GroundedSam
+
+    @classmethod
+    def load(
+        cls,
+        sampler: DiffusersSampler,
+        paths: Mapping[str, Path],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        language_model: LanguageModel | None = None,
+    ) -> Models:
+        """Load the models around a sampler. Only the captioner is in `dtype`: fp16 changes the others' scores.
+
+        paths: of captioner, text_encoder, tagger, detector, segmenter. language_model: by default the offline scorer.
+
+        Raises:
+            RealignError: a model cannot be read.
+        """
+        text_encoder = TextEncoder.load(paths["text_encoder"], device)
+        return cls(
+            sampler=sampler,
+            reward=CaptionReward(Captioner.load(paths["captioner"], device, dtype), text_encoder),
+            tagger=Tagger.load(paths["tagger"], device),
+            language_model=language_model or OfflineScorer(text_encoder),
+            grounded_sam=GroundedSam.load(paths["detector"], paths["segmenter"], device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,8 @@ class DiffusersSampler:
         folder = Path(folder)
 
         def read(kind: type[Published], name: str, dtype: torch.dtype = dtype) -> Any:
-            return from_folder(kind, folder / name, dtype=dtype).to(device).eval()
+            model: Any = from_folder(kind, folder / name, dtype=dtype)
+            return model.to(device).eval()
 
         text_encoder, unet = read(CLIPTextModel, "text_encoder"), read(UNet2DConditionModel, "unet")
         unet.to(memory_format=torch.channels_last)  # measured on a CPU: convolutions are faster

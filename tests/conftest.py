@@ -5,11 +5,13 @@ import os
 import pathlib
 import runpy
 import signal
+import sys
 
 import pytest
 
 # The models are tiny: a second thread costs more than it gains. Another number wins, and must be as right.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["load_pack"]()
 
@@ -28,6 +30,24 @@ def pickles():
     from realigndiff.checkpoints import unpickling
 
     unpickling.SAFE_TORCH = min(unpickling.SAFE_TORCH, unpickling.version_of_torch())
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps the first precision of a process: each test may choose another."""
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def three_steps(tmp_path_factory):
+    """The folder of a training run of three steps that nothing stopped."""
+    from realigndiff.tests.short_runs import run_in
+
+    output = tmp_path_factory.mktemp("three_steps")
+    run_in(output).train()
+    return output
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from realigndiff.core.errors import RealignError
 from realigndiff.sampling.settings import SamplingSettings
@@ -16,7 +15,7 @@ from realigndiff.tests.close import SAMPLING, assert_close
 from realigndiff.training.arl_train import ArlRun
 from realigndiff.training.data import candidates
 from realigndiff.training.data.prompts import load_prompts
-from realigndiff.training.loop.models import load
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.loop.plan import plan
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import parse
@@ -38,21 +37,7 @@ TEXTS = load_prompts(QUICK)[0].texts
 
 @pytest.fixture(scope="module")
 def trained():
-    return load(QUICK, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _afresh():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return load_models(QUICK, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +78,21 @@ def test_a_run_writes_what_every_training_writes_and_its_rounds(whole):
 def test_the_winner_has_the_smallest_sum_of_ranks(whole, models):
     """Drawn, judged and ranked again, one image after the other."""
     (file,) = rounds(whole)[:1]
-    told = load_file(file)
-    ((_, prompts),) = candidates.parts(QUICK, TEXTS, 0, 32).values()
+    stored = load_file(file)
+    ((_, prompts),) = candidates.round_files(QUICK, TEXTS, 0, 32).values()
     for place, prompt in enumerate(prompts):
         first = 42 * 10**9 + candidates.SEED_OF_CANDIDATES + place * 3
         noise = models.sampler.noise([first, first + 1, first + 2])
         latents = models.sampler.sample_latents([prompt] * 3, noise, SamplingSettings(steps=3, cfg=QUICK.rollout.cfg))
-        assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), told["caption"][place], SAMPLING)
-        sums = sum(rankdata(-told[name][place].numpy()) for name in told if name != "winners")
-        assert_close(told["winners"][place], latents[sums.argmin()], SAMPLING)
+        assert_close(models.reward(models.sampler.decode(latents), [prompt] * 3), stored["caption"][place], SAMPLING)
+        sums = sum(rankdata(-stored[name][place].numpy()) for name in stored if name != "winners")
+        assert_close(stored["winners"][place], latents[sums.argmin()], SAMPLING)
 
 
 def test_winners_are_of_the_best_ranks_or_by_chance():
     scores = [torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0], [2.0, 1.0, 3.0]])]
-    assert candidates.winners(scores, "rank_sum", random.Random(0)).tolist() == [2, 0]
-    chance = torch.stack([candidates.winners(scores, "random", random.Random(seed)) for seed in range(300)])
+    assert candidates.pick_winners(scores, "rank_sum", random.Random(0)).tolist() == [2, 0]
+    chance = torch.stack([candidates.pick_winners(scores, "random", random.Random(seed)) for seed in range(300)])
     assert (torch.nn.functional.one_hot(chance).float().mean(0) - 1 / 3).abs().max() < 0.1
 
 
@@ -126,13 +111,13 @@ def test_a_run_that_goes_on_within_a_round_ends_with_the_same_weights(whole, tmp
 def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(whole, tmp_path):
     shutil.copytree(whole / "rounds", tmp_path / "rounds")
     config = QUICK.replace(output=str(tmp_path))
-    ((file, (_, prompts)),) = candidates.parts(config, TEXTS, 0, 32).items()
+    ((file, (_, prompts)),) = candidates.round_files(config, TEXTS, 0, 32).items()
     with safe_open(file, "pt") as opened:
         weights = json.loads(opened.metadata()["made_of"])["weights"]
 
     def kept(weights: str, **changes) -> bool:
-        made_of = candidates._made_of(config.replace(**changes), prompts, weights)
-        return candidates._read(file, made_of) is not None
+        made_of = candidates.provenance_of(config.replace(**changes), prompts, weights)
+        return candidates.read_file(file, made_of) is not None
 
     assert kept(weights)
     assert not kept("other")
@@ -141,9 +126,9 @@ def test_images_that_other_weights_drew_or_another_model_judged_are_not_taken(wh
 
 def test_stopping_while_images_are_drawn_keeps_those_that_are_there(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    config, texts, drawn, draw = QUICK.replace(output=str(tmp_path)), TEXTS, [], candidates._draw
-    monkeypatch.setattr(candidates, "_draw", lambda *given: (drawn.append(given[4]), draw(*given)))
-    candidates.draw_round(config, trained, texts, 0, "mine", stopped=lambda: len(drawn) == 2)
+    config, texts, drawn, draw = QUICK.replace(output=str(tmp_path)), TEXTS, [], candidates.draw_file
+    monkeypatch.setattr(candidates, "draw_file", lambda *given: (drawn.append(given[4]), draw(*given)))
+    candidates.draw_round(config, trained, texts, 0, "mine", should_stop=lambda: len(drawn) == 2)
     assert drawn == [0, 1] and len(rounds(tmp_path)) == 2
     rounds(tmp_path)[1].write_bytes(b"cut off")
     candidates.draw_round(config, trained, texts, 0, "mine")
@@ -189,16 +174,16 @@ def test_a_round_that_another_device_wrote_elsewhere_is_one_sentence(trained, tm
 def test_devices_share_a_rounds_images(trained, tmp_path, monkeypatch):
     config, drawn = QUICK.replace(output=str(tmp_path)), []
     monkeypatch.setattr(type(trained.sampler), "max_batch", 3)
-    monkeypatch.setattr(candidates, "_draw", lambda *given: drawn.append(given[4]))
+    monkeypatch.setattr(candidates, "draw_file", lambda *given: drawn.append(given[4]))
     for device in (1, 0):
         candidates.draw_round(config, trained, TEXTS, 0, "mine", share=(device, 2))
     assert drawn == [1, 0, 2]
 
 
 def test_the_plan_says_how_many_images_are_ranked(tmp_path):
-    told = plan(QUICK.replace(output=str(tmp_path / "none")))
-    assert "ranks 2 times 3 × 3 images by caption, sam" in told
-    assert "rounds/" in told and "prior.safetensors" not in told
+    text = plan(QUICK.replace(output=str(tmp_path / "none")))
+    assert "ranks 2 times 3 × 3 images by caption, sam" in text
+    assert "rounds/" in text and "prior.safetensors" not in text
 
 
 def test_the_papers_first_version_is_the_default():
@@ -225,4 +210,4 @@ def test_settings_that_do_not_fit_are_one_sentence(changes, says):
 
 def test_a_reward_that_is_not_there_is_one_sentence():
     with pytest.raises(RealignError, match="The reward clip needs to know where clip is: give its path"):
-        load(QUICK.replace(reward="clip", clip=""), torch.device("cpu"))
+        load_models(QUICK.replace(reward="clip", clip=""), torch.device("cpu"))

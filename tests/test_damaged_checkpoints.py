@@ -9,32 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.tests.short_runs import QUICK, checkpoint, contents, copy_of, forget_devices, run_in, same, steps
-from realigndiff.training.state import checkpoints, origin, proof
+from realigndiff.tests.short_runs import QUICK, checkpoint, contents, copy_of, run_in, same, steps
+from realigndiff.training.state import checkpoints, validation
 from realigndiff.training.state.resuming import Resumption
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _afresh():
-    yield
-    forget_devices()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, _on_the_cpu) -> Path:
-    """A run of three steps that nothing stopped."""
-    output = tmp_path_factory.mktemp("run")
-    run_in(output).train()
-    forget_devices()
-    return output
-
 
 # Bytes
 
@@ -110,11 +87,11 @@ def make_a_program(file: Path) -> None:
         pytest.param(lambda file: file.write_bytes(os.urandom(999)), id="noise"),
     ],
 )
-def test_a_file_that_is_not_what_was_written_is_passed_over(damage, whole, tmp_path, caplog):
-    output = copy_of(whole, tmp_path / "run", 2, 3)
+def test_a_file_that_is_not_what_was_written_is_passed_over(damage, three_steps, tmp_path, caplog):
+    output = copy_of(three_steps, tmp_path / "run", 2, 3)
     damage(checkpoint(output, 3))
-    file, state = checkpoints.load(checkpoints.found("auto", output))
-    assert (file.name, state["step"]) == ("step-00000002.pt", 2)
+    newest = checkpoints.Candidates(checkpoints.list_checkpoints("auto", output))
+    assert (newest.file.name, newest.state["step"]) == ("step-00000002.pt", 2)
     assert "step-00000003.pt cannot be read (" in caplog.text and "weights_only" not in caplog.text
     assert not (output / "checkpoints/ran").exists()
 
@@ -179,15 +156,15 @@ CHANGES = {
 
 def check_of(file: Path, like: dict):
     def check(_: Path, state) -> None:
-        origin.check_settings(file, state)
-        proof.check(state, like)
+        validation.check_settings(file, state)
+        validation.check_state(state, like)
 
     return check
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_state_that_lacks_something_or_does_not_fit_is_unusable(change, whole):
-    file = checkpoint(whole, 3)
+def test_a_state_that_lacks_something_or_does_not_fit_is_unusable(change, three_steps):
+    file = checkpoint(three_steps, 3)
     like = checkpoints.read(file)
     check = check_of(file, {**like, "average": {"shadow_params": like["weights"], "decay": 0.5}})
     check(file, copy.deepcopy(like))
@@ -198,10 +175,10 @@ def test_a_state_that_lacks_something_or_does_not_fit_is_unusable(change, whole)
 
 
 @pytest.mark.parametrize("state", [{}, [], None, 3, "text", torch.zeros(3)])
-def test_something_else_than_a_state_is_unusable(state, whole):
-    like = checkpoints.read(checkpoint(whole, 3))
+def test_something_else_than_a_state_is_unusable(state, three_steps):
+    like = checkpoints.read(checkpoint(three_steps, 3))
     with pytest.raises(checkpoints.Unusable):
-        check_of(checkpoint(whole, 3), like)(Path(), state)
+        check_of(checkpoint(three_steps, 3), like)(Path(), state)
 
 
 AVERAGE = {"shadow_params": [torch.zeros(2)], "decay": 0.5, "optimization_step": 3, "use_ema_warmup": False}
@@ -237,9 +214,9 @@ def test_average_loss_scale_and_a_scripts_own_state_are_proved_too(changed):
         "config": {"ema": 0.5, "precision": "fp16"},
         "drawn_by": (0, "a"),
     }
-    proof.check(state, state)
+    validation.check_state(state, state)
     with pytest.raises(checkpoints.Unusable):
-        proof.check({**state, **changed}, state)
+        validation.check_state({**state, **changed}, state)
 
 
 @pytest.mark.parametrize(
@@ -252,14 +229,14 @@ def test_average_loss_scale_and_a_scripts_own_state_are_proved_too(changed):
     ],
     ids=["a list of models", "no held-out prompts", "settings that hold themselves", "a state that holds itself"],
 )
-def test_a_state_whose_origin_is_nonsense_is_passed_over(change, whole, tmp_path, caplog):
-    output = copy_of(whole, tmp_path / "run", 2, 3)
+def test_a_state_whose_origin_is_nonsense_is_passed_over(change, three_steps, tmp_path, caplog):
+    output = copy_of(three_steps, tmp_path / "run", 2, 3)
     state = checkpoints.read(checkpoint(output, 3))
     made_of = copy.deepcopy(state["made_of"])
     change(state)
     torch.save(state, checkpoint(output, 3))
     resumption = Resumption(QUICK.replace(output=str(output)), made_of)
-    resumption.prove(checkpoints.read(checkpoint(output, 2)))
+    resumption.validate(checkpoints.read(checkpoint(output, 2)))
     assert resumption.file == checkpoint(output, 2)
     assert "step-00000003.pt cannot be read (" in caplog.text
 
@@ -267,9 +244,11 @@ def test_a_state_whose_origin_is_nonsense_is_passed_over(change, whole, tmp_path
 # Runs
 
 
-def test_a_run_passes_over_all_that_is_damaged_keeps_it_and_ends_with_the_same_weights(whole, tmp_path, caplog, capsys):
-    output = copy_of(whole, tmp_path / "run", 1)
-    good = checkpoints.read(checkpoint(whole, 1))
+def test_a_run_passes_over_all_that_is_damaged_keeps_it_and_ends_with_the_same_weights(
+    three_steps, tmp_path, caplog, capsys
+):
+    output = copy_of(three_steps, tmp_path / "run", 1)
+    good = checkpoints.read(checkpoint(three_steps, 1))
     nan, broadcast, moments = (copy.deepcopy(good) for _ in range(3))
     nan["weights"][0][0] = torch.nan
     broadcast["weights"][0] = broadcast["weights"][0][:1, :1]
@@ -283,13 +262,13 @@ def test_a_run_passes_over_all_that_is_damaged_keeps_it_and_ends_with_the_same_w
     assert "step 1 of 3" in capsys.readouterr().out
     for step in range(4, 9):
         assert f"step-{step:08d}.pt cannot be read" in caplog.text
-    assert same(output / "last.safetensors", whole / "last.safetensors")
+    assert same(output / "last.safetensors", three_steps / "last.safetensors")
     assert steps(output) == [1, 2, 3]
     assert contents(output / "before-1/checkpoints") == {k: v for k, v in before.items() if "00001" not in k}
 
 
-def test_where_none_is_good_the_run_ends_with_one_sentence_and_nothing_is_touched(whole, tmp_path, caplog):
-    output = copy_of(whole, tmp_path / "run", 2, 3)
+def test_where_none_is_good_the_run_ends_with_one_sentence_and_nothing_is_touched(three_steps, tmp_path, caplog):
+    output = copy_of(three_steps, tmp_path / "run", 2, 3)
     state = checkpoints.read(checkpoint(output, 2))
     state["weights"][0][0] = torch.nan
     torch.save(state, checkpoint(output, 2))
@@ -304,19 +283,19 @@ def test_where_none_is_good_the_run_ends_with_one_sentence_and_nothing_is_touche
     assert contents(output) == before
 
 
-def test_a_checkpoint_of_an_older_version_is_gone_on_from(whole, tmp_path, capsys):
-    output = copy_of(whole, tmp_path / "run", 2)
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(three_steps, tmp_path, capsys):
+    output = copy_of(three_steps, tmp_path / "run", 2)
     state = checkpoints.read(checkpoint(output, 2))
     del state["made_of"], state["best_step"]
     torch.save(state, checkpoint(output, 2))
     run_in(output).train()
     assert "step 2 of 3" in capsys.readouterr().out
-    assert same(output / "last.safetensors", whole / "last.safetensors")
+    assert same(output / "last.safetensors", three_steps / "last.safetensors")
 
 
 @pytest.mark.parametrize("spoilt", ["weights", "moments"])
-def test_a_step_that_makes_weights_not_finite_is_not_saved(spoilt, whole, tmp_path):
-    output = copy_of(whole, tmp_path / "run", 1)
+def test_a_step_that_makes_weights_not_finite_is_not_saved(spoilt, three_steps, tmp_path):
+    output = copy_of(three_steps, tmp_path / "run", 1)
     run = run_in(output)
     take = run.optimizer.step
 

@@ -16,7 +16,7 @@ from realigndiff.evaluation import coarse, tables, tune
 from realigndiff.evaluation.bootstrap import mean_interval, paired_difference
 from realigndiff.evaluation.methods import BASE, FINE, REDRAW, Method
 from realigndiff.evaluation.scores import stayed_right
-from realigndiff.evaluation.tune import evaluable_rules, parse_modulation
+from realigndiff.evaluation.tune import evaluable_rules, parse_settings
 from realigndiff.sampling.settings import SamplingSettings
 
 
@@ -155,8 +155,8 @@ def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, 
 
 
 def test_a_variant_is_the_papers_settings_with_its_changes():
-    assert parse_modulation(["end=0.5", "gain_limit=none"]) == ModulationSettings(end=0.5)
-    assert parse_modulation(["power=2"]) == ModulationSettings(power=2)
+    assert parse_settings(["end=0.5", "gain_limit=none"]).modulation == ModulationSettings(end=0.5)
+    assert parse_settings(["power=2"]).modulation == ModulationSettings(power=2)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_variant_is_the_papers_settings_with_its_changes():
 )
 def test_a_variant_that_is_none_is_refused(change, message):
     with pytest.raises(RealignError, match=message):
-        parse_modulation([change])
+        parse_settings([change])
 
 
 def test_only_gates_under_which_all_was_sampled_again_are_told():

@@ -130,25 +130,6 @@ def test_the_tokenizer_of_another_model_is_refused(file):
         tokenizers.bert_tokenizer(file, 30522)
 
 
-OTHERS = {
-    "a SAM segmenter": ("image_encoder.blocks.x", "prompt_encoder.x", "mask_decoder.x"),
-    "a GroundingDINO detector of transformers": ("model.backbone.x", "model.text_backbone.x"),
-    "a Stable Diffusion checkpoint": ("model.diffusion_model.x",),
-}
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_the_file_of_another_model_is_named(kind, tmp_path):
-    torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    message = (
-        "which needs its folder"
-        if kind == "a GroundingDINO detector of transformers"
-        else "but a GroundingDINO detector of its authors"
-    )
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
-        Detector.load(tmp_path / "x.pth")
-
-
 @pytest.mark.parametrize(
     ("lost", "message"),
     [

@@ -13,34 +13,12 @@ import torch
 from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
 from realigndiff.core.files import remove_partial_files, write_whole
-from realigndiff.tests.short_runs import QUICK, contents, forget_devices, run_in, same, steps
-from realigndiff.training.loop import failures, run, stopping
+from realigndiff.tests.short_runs import QUICK, contents, run_in, same, steps
+from realigndiff.training.loop import failures, run, script, stopping
 from realigndiff.training.refl_train import ReflRun
+from realigndiff.training.state import resuming
 from realigndiff.training.state.run_folder import RunFolder, check_writable
 from realigndiff.training.watch.watching import Watcher
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _afresh():
-    yield
-    forget_devices()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, _on_the_cpu) -> Path:
-    """A run of three steps that nothing stopped."""
-    output = tmp_path_factory.mktemp("run")
-    run_in(output).train()
-    forget_devices()
-    return output
-
 
 NOT_LOADED = lambda *_: pytest.fail("a model was read")  # noqa: E731
 
@@ -52,7 +30,7 @@ def test_a_file_in_the_place_of_a_folder_is_found_before_a_model_is_read(name, t
     output = tmp_path / "out"
     (output / name).parent.mkdir(parents=True, exist_ok=True)
     (output / name).write_text("a file", encoding="utf-8")
-    monkeypatch.setattr(run, "load", NOT_LOADED)
+    monkeypatch.setattr(run, "load_models", NOT_LOADED)
     with pytest.raises(RealignError, match=r"is no folder to write to .*give another output"):
         run_in(output)
 
@@ -60,7 +38,7 @@ def test_a_file_in_the_place_of_a_folder_is_found_before_a_model_is_read(name, t
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "log.csv", "report.html"])
 def test_a_folder_in_the_place_of_a_file_is_found_before_a_model_is_read(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
-    monkeypatch.setattr(run, "load", NOT_LOADED)
+    monkeypatch.setattr(run, "load_models", NOT_LOADED)
     with pytest.raises(RealignError, match="is a folder, where the run writes a file: move it"):
         run_in(tmp_path)
 
@@ -70,7 +48,7 @@ def test_a_read_only_output_is_found_before_a_model_is_read(tmp_path, monkeypatc
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("realigndiff.core.files.tempfile.TemporaryFile", read_only)
-    monkeypatch.setattr(run, "load", NOT_LOADED)
+    monkeypatch.setattr(run, "load_models", NOT_LOADED)
     with pytest.raises(RealignError, match=r"is no folder to write to \(Read-only file system\): give another output"):
         run_in(tmp_path)
 
@@ -90,7 +68,7 @@ def test_a_full_disk_is_named_as_what_it_is(tmp_path):
 
 def test_little_room_is_warned_of_at_the_start(tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: usage)
     run_in(tmp_path, prior_weight=0.0, reward_weight=1e-3)
     assert "Only 1.0 kB are free in" in capsys.readouterr().out
 
@@ -154,26 +132,26 @@ def failing_at(step: int, error: Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), r"The memory did not suffice for step 2 \(MemoryError\): halve batch_size and double gradient"),
         (RuntimeError("CUDA error: an illegal access\nCompile with"), r"Step 2 failed on the GPU \(RuntimeError: CUDA"),
         (RealignError("The server is silent: start it."), "The server is silent: start it"),
     ],
 )
-def test_an_error_in_a_step_is_one_sentence_and_what_was_trained_is_saved(error, told, whole, tmp_path, monkeypatch):
+def test_an_error_in_a_step_is_one_sentence_and_the_steps_before_are_saved(
+    error, message, three_steps, tmp_path, monkeypatch
+):
     monkeypatch.setattr(ReflRun, "add_gradient", failing_at(2, error))
-    with pytest.raises(RealignError, match=told) as failed:
+    with pytest.raises(RealignError, match=message) as failed:
         run_in(tmp_path, save_every=0).train()
     assert str(failed.value).endswith("; step 1 is saved, and the same command goes on from it.")
     assert "\n" not in str(failed.value)
     assert steps(tmp_path) == [1] and (tmp_path / "report.html").is_file()
     if isinstance(error, MemoryError):
         monkeypatch.undo()
-        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-        forget_devices()
         run_in(tmp_path).train()
-        assert same(tmp_path / "last.safetensors", whole / "last.safetensors")
+        assert same(tmp_path / "last.safetensors", three_steps / "last.safetensors")
 
 
 def test_an_error_that_is_none_of_torchs_keeps_its_traceback_and_what_was_trained(tmp_path, monkeypatch, capsys):
@@ -202,7 +180,7 @@ def test_models_that_do_not_fit_are_one_sentence_and_the_folder_is_free_again(tm
     def load(*_):
         raise torch.cuda.OutOfMemoryError(TOO_LARGE)
 
-    monkeypatch.setattr(run, "load", load)
+    monkeypatch.setattr(run, "load_models", load)
     with pytest.raises(RealignError, match="The memory did not suffice for reading the models"):
         run_in(tmp_path)
     RunFolder(tmp_path).release()
@@ -220,7 +198,7 @@ def test_models_that_do_not_fit_are_one_sentence_and_the_folder_is_free_again(tm
     ],
 )
 def test_memory_that_does_not_suffice_is_known_by_any_name(error, is_one):
-    assert failures.out_of_memory(error) == is_one
+    assert failures.is_out_of_memory(error) == is_one
 
 
 # Stopping
@@ -229,7 +207,7 @@ def test_memory_that_does_not_suffice_is_known_by_any_name(error, is_one):
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
-def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, whole, tmp_path, capsys):
+def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, tmp_path, capsys):
     before = [signal.getsignal(each) for each in stopping.SIGNALS]
     started = run_in(tmp_path, save_every=0)
     take = started.optimizer.step
@@ -240,10 +218,10 @@ def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, who
     assert [signal.getsignal(each) for each in stopping.SIGNALS] == before
 
 
-def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(whole, tmp_path, capsys):
+def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(tmp_path, capsys):
     started = run_in(tmp_path, gradient_accumulation=2)
     add = started.add_gradient
-    started.add_gradient = lambda part: (add(part), started._stop())[0]
+    started.add_gradient = lambda part: (add(part), started.request_stop())[0]
     started.train()
     assert "Stopped at step 0" in capsys.readouterr().out
 
@@ -252,7 +230,7 @@ def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(whole, tmp_path, cap
 @pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_acts_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
     asked = []
-    with pytest.raises(KeyboardInterrupt), stopping.asked_by_signals(lambda: asked.append(1)):
+    with pytest.raises(KeyboardInterrupt), stopping.handle_stop_signals(lambda: asked.append(1)):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # the launcher's, of the same request
         monkeypatch.setattr(stopping, "ECHO", -1)
@@ -265,7 +243,7 @@ def test_a_second_signal_acts_at_once_but_an_echo_of_the_first_does_not(monkeypa
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.asked_by_signals(lambda: pytest.fail("nohup asks for nothing")):
+        with stopping.handle_stop_signals(lambda: pytest.fail("nohup asks for nothing")):
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -276,7 +254,7 @@ def test_outside_of_the_main_thread_nothing_is_handled():
     went = []
 
     def work():
-        with stopping.asked_by_signals(lambda: None):
+        with stopping.handle_stop_signals(lambda: None):
             went.append(True)
 
     thread = threading.Thread(target=work)
@@ -287,7 +265,7 @@ def test_outside_of_the_main_thread_nothing_is_handled():
 
 def test_a_run_that_does_not_go_on_by_itself_says_how_it_does(tmp_path, capsys):
     started = run_in(tmp_path, resume="never")
-    started._stop()
+    started.request_stop()
     started.train()
     assert "the same command with resume set to auto goes on from" in capsys.readouterr().out
 
@@ -297,9 +275,9 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
         def __init__(self, _):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "parse", lambda *_, **__: type("C", (), {"log_with": "csv", "dry_run": False}))
+    monkeypatch.setattr(script, "parse_command", lambda *_, **__: (QUICK, False))
     with pytest.raises(SystemExit) as ended:
-        run.main(Interrupted, None, "refl_train", "")
+        script.main(Interrupted, None, "refl_train", "")
     assert ended.value.code == 130
     assert capsys.readouterr().err == "refl_train: stopped at once; what was saved before is there.\n"
 

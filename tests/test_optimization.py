@@ -5,20 +5,18 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from realigndiff.core.errors import RealignError
-from realigndiff.training.loop.offload import moved_to
-from realigndiff.training.loop.optimization import accelerator, adamw, averaged, lower_scale, moving_average
+from realigndiff.training.loop.models import on_device
+from realigndiff.training.loop.optimization import (
+    lower_scale,
+    make_accelerator,
+    make_average,
+    make_optimizer,
+    set_learning_rate,
+    swap_in_average,
+)
 from realigndiff.training.settings.refl import ReflConfig
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """accelerate keeps one state a process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def weights() -> list[nn.Parameter]:
@@ -32,8 +30,7 @@ def weights() -> list[nn.Parameter]:
 @pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
 def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog, tmp_path, capability, warned):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    accelerator(ReflConfig(precision="bf16", output=str(tmp_path)))
+    make_accelerator(ReflConfig(precision="bf16", output=str(tmp_path)))
     assert ("set precision to fp32" in caplog.text) == warned
 
 
@@ -41,34 +38,34 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog, tmp_path, ca
 
 
 def test_the_average_is_the_sum_of_the_equation_written_out():
-    own = weights()
-    average, expected = moving_average(own, 0.3), [weight.detach().clone() for weight in own]
+    params = weights()
+    average, expected = make_average(params, 0.3), [weight.detach().clone() for weight in params]
     for step in range(6):
-        for weight in own:
+        for weight in params:
             weight.data += torch.randn_like(weight)
-        average.step(own)
+        average.step(params)
         decay = min(0.3, (1 + step) / (10 + step)) if step else 0
-        expected = [decay * old + (1 - decay) * new.detach() for old, new in zip(expected, own, strict=True)]
+        expected = [decay * old + (1 - decay) * new.detach() for old, new in zip(expected, params, strict=True)]
     for got, want in zip(average.shadow_params, expected, strict=True):
         torch.testing.assert_close(got, want)
 
 
 def test_the_average_stands_in_for_the_weights_and_makes_way_again():
-    own = weights()
-    average, before = moving_average(own, 0.9), [weight.detach().clone() for weight in own]
-    for weight in own:
+    params = weights()
+    average, before = make_average(params, 0.9), [weight.detach().clone() for weight in params]
+    for weight in params:
         weight.data += 1
-    raw = [weight.detach().clone() for weight in own]
-    with pytest.raises(KeyError), averaged(own, average):
-        assert all(map(torch.equal, own, before))
+    raw = [weight.detach().clone() for weight in params]
+    with pytest.raises(KeyError), swap_in_average(params, average):
+        assert all(map(torch.equal, params, before))
         raise KeyError
-    assert all(map(torch.equal, own, raw))
-    with averaged(own, None):
-        assert all(map(torch.equal, own, raw))
+    assert all(map(torch.equal, params, raw))
+    with swap_in_average(params, None):
+        assert all(map(torch.equal, params, raw))
 
 
 def test_no_decay_is_no_average():
-    assert moving_average(weights(), 0.0) is None
+    assert make_average(weights(), 0.0) is None
 
 
 # AdamW
@@ -78,7 +75,7 @@ def test_a_missing_bitsandbytes_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(RealignError, match=r"bitsandbytes.*pip install bitsandbytes, or set optimizer_8bit to false"):
-        adamw(weights(), ReflConfig(optimizer_8bit=True))
+        make_optimizer(weights(), ReflConfig(optimizer_8bit=True))
 
 
 def test_8_bits_move_the_weights_as_32_do():
@@ -87,7 +84,7 @@ def test_8_bits_move_the_weights_as_32_do():
     for eight_bit in (False, True):
         torch.manual_seed(1)
         weight = nn.Parameter(torch.randn(64, 64))
-        optimizer = adamw([weight], ReflConfig(optimizer_8bit=eight_bit, learning_rate=1e-2))
+        optimizer = make_optimizer([weight], ReflConfig(optimizer_8bit=eight_bit, learning_rate=1e-2))
         for _ in range(5):
             weight.grad = torch.sign(weight.detach())
             optimizer.step()
@@ -95,13 +92,21 @@ def test_8_bits_move_the_weights_as_32_do():
     torch.testing.assert_close(moved[1], moved[0], atol=1e-3, rtol=0)
 
 
+def test_the_learning_rate_rises_and_falls():
+    config, rates = ReflConfig(steps=6, warmup_steps=2, decay_steps=4, learning_rate=0.1), []
+    optimizer = make_optimizer(weights(), config)
+    for step in range(6):
+        set_learning_rate(optimizer, config, step)
+        rates.append(optimizer.param_groups[0]["lr"] / 0.1)
+    assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+
+
 # fp16
 
 
 def test_fp16_without_a_gpu_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(RealignError, match=r"precision is fp16.*set it to fp32 or bf16"):
-        accelerator(ReflConfig(precision="fp16"))
+        make_accelerator(ReflConfig(precision="fp16"))
 
 
 def test_a_scale_too_large_falls_until_the_gradient_fits():
@@ -152,7 +157,7 @@ def test_modules_move_and_have_their_own_memory_again():
     tensors = [*module.parameters(), *module.buffers()]
     places = [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(KeyError), moved_to(torch.float64, [module]):
+    with pytest.raises(KeyError), on_device(torch.float64, [module]):
         module.eval()(x).sum().backward()
         assert {tensor.dtype for tensor in tensors} == {torch.float64}
         raise KeyError
@@ -163,5 +168,5 @@ def test_modules_move_and_have_their_own_memory_again():
 def test_nothing_moves_where_it_is_already():
     module = nn.Linear(3, 3)
     place = module.weight.data_ptr()
-    with moved_to(torch.device("cpu"), [module]):
+    with on_device(torch.device("cpu"), [module]):
         assert module.weight.data_ptr() == place

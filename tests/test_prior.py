@@ -16,8 +16,8 @@ from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.close import NETWORK, assert_close
 from realigndiff.tests.miniatures import PREDICTIONS, predicting
 from realigndiff.training.data.pairs import Pairs
-from realigndiff.training.data.prior import Drawn, folder_prior, frozen_prior
-from realigndiff.training.loop.models import load
+from realigndiff.training.data.prior import FrozenImages, folder_prior, frozen_prior
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.settings.refl import ReflConfig
 from safetensors.torch import save_file
 
@@ -48,7 +48,7 @@ def test_the_prior_loss_is_the_distance_to_what_the_model_was_trained_to_say(sam
 
 def test_the_prior_learns_at_the_noise_levels_asked_for(sampler):
     prior = Pairs(sampler.noise([5]), ["a green ring"], min_timestep=990)
-    drawn = {int(prior._draw(torch.Generator().manual_seed(seed), 1000).t) for seed in range(200)}
+    drawn = {int(prior.draw(torch.Generator().manual_seed(seed), 1000).t) for seed in range(200)}
     assert drawn == set(range(990, 1000))
 
 
@@ -63,16 +63,18 @@ def test_a_level_that_the_model_does_not_have_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(DiffusersSampler, "load", with_few_levels)
     with pytest.raises(RealignError, match="prior_min_timestep is 400, but this model's noise levels are 0 to 99"):
-        load(ReflConfig(**demo, prior_min_timestep=400), torch.device("cpu"))
+        load_models(ReflConfig(**demo, prior_min_timestep=400), torch.device("cpu"))
 
 
 def test_the_likeliest_pairs_are_kept_in_their_order():
-    drawn = Drawn(torch.arange(4.0).view(4, 1, 1, 1), ["a", "b", "c", "d"], torch.tensor([-2.0, -0.1, -3.0, -0.2]))
-    latents, captions = drawn.likeliest(0.5)
+    drawn = FrozenImages(
+        torch.arange(4.0).view(4, 1, 1, 1), ["a", "b", "c", "d"], torch.tensor([-2.0, -0.1, -3.0, -0.2])
+    )
+    latents, captions = drawn.select_likeliest(0.5)
     assert captions == ["b", "d"] and latents.flatten().tolist() == [1, 3]
-    assert drawn.likeliest(0.01)[1] == ["b"]
-    assert drawn.likeliest(1.0)[1] == drawn.captions
-    assert drawn._replace(likelihoods=torch.tensor([-2.0, math.nan, -3.0, -0.2])).likeliest(0.5)[1] == ["a", "d"]
+    assert drawn.select_likeliest(0.01)[1] == ["b"]
+    assert drawn.select_likeliest(1.0)[1] == drawn.captions
+    assert drawn._replace(likelihoods=torch.tensor([-2.0, math.nan, -3.0, -0.2])).select_likeliest(0.5)[1] == ["a", "d"]
 
 
 def test_what_was_drawn_is_drawn_once(sampler, tmp_path):
@@ -244,16 +246,16 @@ class TestFolder:
             (tmp_path / name).write_bytes(b"x")
         sentences = []
         assert len(self.latents(sampler, tmp_path, sentences.append)) == 1
-        told = "\n".join(sentences)
-        assert "1 image without a .txt file beside it ('alone.jpg')" in told
-        assert "2 images that share a .txt file with another ('twice.jpg', 'twice.png')" in told
-        assert "1 image that cannot be read ('cut.png')" in told
-        assert "1 image whose .txt file is empty or not UTF-8 ('silent.png')" in told
-        assert "2 pictures of kinds that are not read (1 .heic, 1 .nef)" in told
-        assert "1 hidden file ('._good.png')" in told
+        message = "\n".join(sentences)
+        assert "1 image without a .txt file beside it ('alone.jpg')" in message
+        assert "2 images that share a .txt file with another ('twice.jpg', 'twice.png')" in message
+        assert "1 image that cannot be read ('cut.png')" in message
+        assert "1 image whose .txt file is empty or not UTF-8 ('silent.png')" in message
+        assert "2 pictures of kinds that are not read (1 .heic, 1 .nef)" in message
+        assert "1 hidden file ('._good.png')" in message
 
-    @pytest.mark.parametrize(("folder", "told"), [("nowhere", "no folder"), ("empty", "no image that can be read")])
-    def test_a_folder_without_pairs_is_one_sentence(self, sampler, tmp_path, folder, told):
+    @pytest.mark.parametrize(("folder", "message"), [("nowhere", "no folder"), ("empty", "no image that can be read")])
+    def test_a_folder_without_pairs_is_one_sentence(self, sampler, tmp_path, folder, message):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(RealignError, match=told):
+        with pytest.raises(RealignError, match=message):
             folder_prior(tmp_path / folder, sampler, 64)

@@ -7,10 +7,8 @@ import math
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,40 +18,42 @@ from PIL import Image
 from realigndiff.core.errors import RealignError
 from realigndiff.tests.close import assert_close
 from realigndiff.tests.miniatures import save_sdxl
-from realigndiff.tests.training_runs import (
-    QUICK,
+from realigndiff.tests.short_runs import (
+    PRIOR_ALONE,
     ROOT,
-    SCRIPT,
-    alone_on_the_cpu,
-    arguments,
-    copied,
+    WITH_REWARD,
+    Exit,
+    checkpoint,
+    copy_of,
     environment,
-    run_refl,
+    run_in,
+    run_script,
     same,
+    steps,
 )
-from realigndiff.training.loop.feedback import estimators
+from realigndiff.training.loop.feedback import make_estimators
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.files import parse
 from realigndiff.training.settings.refl import ReflConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+ONE_STEP = ("--steps", "1", "--evaluate-every", "0", "--sample-every", "0")
+
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A run of six steps that nothing stopped."""
+def finished(tmp_path_factory) -> tuple[Path, Exit]:
+    """A run of six steps that nothing stopped, and what it printed."""
     output = tmp_path_factory.mktemp("run")
-    done = run_refl(output)
+    done = run_script(output)
     assert done.status == 0, done.stderr
-    return output
+    return output, done
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """For a test that makes a run itself."""
-    monkeypatch.chdir(ROOT)
-    with alone_on_the_cpu():
-        yield
+@pytest.fixture(scope="module")
+def whole(finished) -> Path:
+    """The folder of that run."""
+    return finished[0]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,32 @@ def sdxl(tmp_path_factory) -> tuple[list[str], Path]:
     """The options for a miniature SDXL, and a run of two steps with them that nothing stopped."""
     folder = tmp_path_factory.mktemp("sdxl")
     options = ["--model", str(save_sdxl(folder / "model")), "--steps", "2", "--save-every", "1", "--sample-every", "2"]
-    done = run_refl(folder / "run", *options)
+    done = run_script(folder / "run", *options)
     assert done.status == 0, done.stderr
     return options, folder / "run"
+
+
+LITTLE = "--steps 2 --evaluate-every 0 --sample-every 0 --prior-images 2 --prior-steps 1 --rollout-steps 3"
+WAYS = {
+    "predicted": (f"{LITTLE} --first-gradient-step 1", "--batch-size 4"),
+    "finished": (
+        f"{LITTLE} --first-gradient-step 1 --judged finished --gradient-steps 2 --prior-batch-size 3",
+        "--batch-size 4 --prior-batch-size 6",
+    ),
+}
+"""The options of a run that two processes train, and those that change where one trains the same."""
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> Path:
+    """The runs `killed`, `predicted` and `finished` of processes of their own."""
+    folder = tmp_path_factory.mktemp("processes")
+    runs = {"killed": PRIOR_ALONE, **{way: f"{WITH_REWARD} {options}" for way, (options, _) in WAYS.items()}}
+    each = [f"{options} --output {shlex.quote(str(folder / way))}" for way, options in runs.items()]
+    command = [sys.executable, str(ROOT / "tests/train_in_turn.py"), *each]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def first_loss(folder: Path) -> float:
@@ -87,10 +110,9 @@ def test_it_writes_a_log_samples_checkpoints_and_the_weights(whole):
         assert "realigndiff.config" in file.metadata()
 
 
-def test_the_progress_bar_shows_reward_loss_and_speed(tmp_path):
-    options = ["--steps", "1", "--evaluate-every", "0", "--sample-every", "0", "--prior-weight", "0"]
-    said = run_refl(tmp_path / "bar", *options)
-    assert re.search(r"1/1 .*reward 0\.\d+, loss 0\.\d+, \d+\.\d+ images/s", said.stderr), said.stderr
+def test_the_progress_bar_shows_reward_loss_and_speed(finished):
+    output = finished[1].stderr
+    assert re.search(r"6/6 .*reward 0\.\d+, loss 0\.\d+, \d+\.\d+ images/s", output), output
 
 
 def test_the_header_holds_the_newest_sample_as_a_thumbnail_and_stays_small(whole):
@@ -109,98 +131,78 @@ def test_the_report_shows_the_run_and_its_samples(whole):
     assert text.count("<img") == 2 * 4 + 1  # four prompts before and after, and one grid between
 
 
-def test_drawing_samples_changes_nothing(whole, tmp_path):
-    output = copied(whole, tmp_path / "drawn", "checkpoints/step-00000004.pt", "prior.safetensors")
-    assert run_refl(output, "--sample-every", "1").status == 0
+def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_path):
+    """As if it had been killed after a checkpoint; and drawing samples changes nothing."""
+    output = copy_of(whole, tmp_path / "resumed", 4)
+    done = run_script(output, "--sample-every", "1")
+    assert "step 4 of 6" in done.stdout, done.stderr
     assert len(list((output / "samples").iterdir())) == 2
     assert same(output / "last.safetensors", whole / "last.safetensors")
 
 
-@pytest.mark.parametrize("kept", [2, 4])
-def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(whole, tmp_path, kept):
-    """As if it had been killed after the checkpoint of step `kept`."""
-    output = copied(whole, tmp_path / "resumed", f"checkpoints/step-{kept:08d}.pt", "prior.safetensors")
-    done = run_refl(output)
-    assert f"step {kept} of 6" in done.stdout, done.stderr
-    assert same(output / "last.safetensors", whole / "last.safetensors")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.usefixtures("default_signals")
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(whole, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(three_steps, processes, capsys):
     """What a run that is stopped in order leaves: tests/test_how_runs_end.py."""
-    output = tmp_path / "killed"
-    command = [sys.executable, str(SCRIPT), *arguments(output)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    while not (output / "checkpoints/step-00000002.pt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert run_refl(output).status == 0
-    assert same(output / "last.safetensors", whole / "last.safetensors")
+    killed = processes / "killed"
+    assert steps(killed) == [1]
+    run_in(killed).train()
+    assert "step 1 of 3" in capsys.readouterr().out
+    assert same(killed / "last.safetensors", three_steps / "last.safetensors")
 
 
-def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path):
+def test_the_moving_average_is_saved_and_goes_on_bit_for_bit_in_bf16(tmp_path, capsys):
     """The raw weights, their average and the optimiser's state all come back from a checkpoint."""
-    little = "--batch-size 1 --rollout-steps 2 --first-gradient-step 1 --prior-weight 0"
-    options = ["--train", "unet", "--ema", "0.5", "--precision", "bf16", "--steps", "3", *little.split()]
-    options += ["--evaluate-every", "0", "--sample-every", "0"]
-    for name in ("whole", "resumed"):
-        done = run_refl(tmp_path / name, *options)
-        assert done.status == 0, done.stderr
-        if name == "whole":
-            copied(tmp_path / "whole", tmp_path / "resumed", "checkpoints/step-00000002.pt")
-    assert "step 2 of 3" in done.stdout
-    assert same(tmp_path / "resumed/last.safetensors", tmp_path / "whole/last.safetensors")
-    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "whole/log.csv").open()) if row["loss"]]
-    assert len(losses) == 3
+    whole, settings = tmp_path / "whole", {"train": "unet", "ema": 0.5, "precision": "bf16", "steps": 2}
+    run_in(whole, **settings).train()
+    run_in(copy_of(whole, tmp_path / "resumed", 1), **settings).train()
+    assert "step 1 of 2" in capsys.readouterr().out
+    assert same(tmp_path / "resumed/last.safetensors", whole / "last.safetensors")
+    losses = [float(row["loss"]) for row in csv.DictReader((whole / "log.csv").open()) if row["loss"]]
+    assert len(losses) == 2
     assert all(map(math.isfinite, losses))
-    two, three = (torch.load(tmp_path / f"whole/checkpoints/step-0000000{i}.pt", weights_only=True) for i in (2, 3))
-    conv = next(i for i, weight in enumerate(three["weights"]) if weight.dim() == 4)
-    before, raw = two["average"]["shadow_params"][conv], three["weights"][conv]
-    average = before + (raw - before) * (1 - 3 / 12)  # the third step's decay, still rising to 0.5
-    assert_close(three["average"]["shadow_params"][conv], average)
-    saved = load_file(tmp_path / "whole/last.safetensors")["input_blocks.0.0.weight"]
-    assert torch.equal(saved, three["average"]["shadow_params"][conv].half())
+    first, second = (torch.load(checkpoint(whole, step), weights_only=True) for step in (1, 2))
+    conv = next(i for i, weight in enumerate(second["weights"]) if weight.dim() == 4)
+    before, raw = first["average"]["shadow_params"][conv], second["weights"][conv]
+    average = before + (raw - before) * (1 - 2 / 11)  # the second step's decay, still rising to 0.5
+    assert_close(second["average"]["shadow_params"][conv], average)
+    saved = load_file(whole / "last.safetensors")["input_blocks.0.0.weight"]
+    assert torch.equal(saved, second["average"]["shadow_params"][conv].half())
     assert not torch.equal(saved, raw.half())
-    folder = load_file(tmp_path / "whole/unet/diffusion_pytorch_model.safetensors")
+    folder = load_file(whole / "unet/diffusion_pytorch_model.safetensors")
     assert torch.equal(folder["conv_in.weight"].half(), saved)
 
 
-def test_a_lora_trains_in_bf16(whole, tmp_path):
+def test_a_lora_trains_in_bf16(three_steps, tmp_path):
     """Frozen weights in bf16, the LoRA in fp32; the same run as in fp32, as far as bf16 goes."""
-    options = ["--precision", "bf16", "--steps", "1", "--evaluate-every", "0", "--sample-every", "0"]
-    done = run_refl(tmp_path / "bf16", *options)
-    assert done.status == 0, done.stderr
-    assert first_loss(tmp_path / "bf16") == pytest.approx(first_loss(whole), rel=0.05)
-    tensors = load_file(tmp_path / "bf16/last.safetensors")
+    output = copy_of(three_steps, tmp_path / "bf16")
+    run_in(output, precision="bf16", steps=1).train()
+    assert first_loss(output) == pytest.approx(first_loss(three_steps), rel=0.05)
+    tensors = load_file(output / "last.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     assert max(float(tensor.abs().max()) for name, tensor in tensors.items() if "lora_up" in name) > 1e-5
 
 
-@pytest.mark.parametrize("reward", ["caption", "caption=0.5, clip=0..4"])
-def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(reward, tmp_path, in_process):
-    """Of one reward, and of two whose weights go with the step at which the gradient enters."""
-    settings = parse(ReflConfig, [*QUICK.split(), "--reward", reward, "--margin", "1", "--schedule", "timesteps"])
-    settings = settings.replace(output=str(tmp_path), offload_captioner=True)
+def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(tmp_path):
+    """Of two rewards whose weights go with the step at which the gradient enters."""
+    changes = "--reward caption=0.5,clip=0..4 --margin 1 --schedule timesteps --offload-captioner --prior-steps 1"
+    settings = parse(ReflConfig, [*WITH_REWARD.split(), *changes.split(), "--output", str(tmp_path)])
     whole = ReflRun(settings)
-    told, loss, prior_loss = whole.add_gradient(0).tolist()
+    reward, loss, prior_loss = whole.add_gradient(0).tolist()
     pieces = [weight.grad.clone() for weight in whole.models.weights]
     whole.optimizer.zero_grad()
 
     texts, seeds, (index,) = whole._draw_batch(0)
-    images = whole.rollout.predicted(texts, whole.models.sampler.noise(seeds), index)
+    images = whole.rollout.predict_x0(texts, whole.models.sampler.noise(seeds), index)
     L_pre = whole.prior.loss(whole.models.sampler, whole.models.sampler.unet, seeds)
     R, true = whole.estimators["caption"](images, texts), whole.models.rewards["caption"](images.clamp(0, 1), texts)
-    if "clip" in reward:
-        weight = 4 * index / (settings.rollout.rollout_steps - 1)
-        clip = whole.models.rewards["clip"]
-        R, true = 0.5 * R + weight * clip(images, texts), 0.5 * true + weight * clip(images.clamp(0, 1), texts)
+    weight = 4 * index / (settings.rollout.rollout_steps - 1)
+    clip = whole.models.rewards["clip"]
+    R, true = 0.5 * R + weight * clip(images, texts), 0.5 * true + weight * clip(images.clamp(0, 1), texts)
     L = (
         settings.reward.reward_weight * (settings.reward.margin - R).relu().mean() + settings.prior.prior_weight * L_pre
     )  # eq. 5
     L.backward()
-    assert (told, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
+    assert (reward, loss, prior_loss) == pytest.approx((true.mean().item(), L.item(), L_pre.item()), rel=1e-4)
     assert max(float(piece.abs().max()) for piece in pieces) > 1e-4
     for piece, weight in zip(pieces, whole.models.weights, strict=True):
         assert_close(piece, weight.grad, 1e-3)
@@ -209,32 +211,32 @@ def test_the_gradient_that_goes_back_in_pieces_is_that_of_the_loss_written_out(r
 def test_a_reward_without_gradient_is_sent_to_the_other_script():
     flat = SimpleNamespace(name="sam", differentiable=False)
     with pytest.raises(RealignError, match=r"The reward sam has no gradient: .* training/arl_train\.py"):
-        estimators(ReflConfig(), {"sam": flat})
+        make_estimators(ReflConfig(), {"sam": flat})
 
 
-def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path, in_process):
-    settings = parse(ReflConfig, [*QUICK.split(), "--estimator", "score_function"])
-    whole = ReflRun(settings.replace(output=str(tmp_path)))
-    before, drawn = [weight.clone() for weight in whole.models.weights], whole.rollout.predicted
-    whole.rollout.predicted = lambda *given: drawn(*given) * torch.tensor([1.0, math.nan])[:, None, None, None]
-    row = whole._take_step()
-    assert whole.bad == 1
+def test_an_image_that_is_not_finite_leaves_its_batch_out(tmp_path):
+    changes = f"--estimator score_function --prior-weight 0 --output {shlex.quote(str(tmp_path))}"
+    whole = ReflRun(parse(ReflConfig, [*WITH_REWARD.split(), *shlex.split(changes)]))
+    before, drawn = [weight.clone() for weight in whole.models.weights], whole.rollout.predict_x0
+    whole.rollout.predict_x0 = lambda *given: drawn(*given) * torch.tensor([1.0, math.nan])[:, None, None, None]
+    row = whole.train_step()
+    assert whole.nonfinite == 1
     assert "loss" not in row
     assert all(torch.equal(*pair) for pair in zip(before, whole.models.weights, strict=True))
-    whole.rollout.predicted = drawn
-    assert math.isfinite(whole._take_step()["loss"])
-    assert whole.bad == 0
+    whole.rollout.predict_x0 = drawn
+    assert math.isfinite(whole.train_step()["loss"])
+    assert whole.nonfinite == 0
 
 
 def test_a_checkpoint_of_another_run_is_one_sentence(whole, tmp_path):
-    copied(whole, tmp_path, "checkpoints/step-00000006.pt")
-    done = run_refl(tmp_path, "--seed", "43", "--prior-weight", "0")
+    copy_of(whole, tmp_path, 6)
+    done = run_script(tmp_path, "--seed", "43", "--prior-weight", "0")
     assert "whose seed was 42, and now it is 43" in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "last.safetensors").exists()
 
 
 def test_a_plan_is_told_and_nothing_written(tmp_path):
-    done = run_refl(tmp_path / "none", "--dry-run")
+    done = run_script(tmp_path / "none", "--dry-run")
     assert done.status == 0, done.stderr
     assert "trains" in done.stdout
     assert "6 steps of 2 images" in done.stdout
@@ -242,39 +244,27 @@ def test_a_plan_is_told_and_nothing_written(tmp_path):
 
 
 def test_a_size_that_the_model_does_not_draw_is_one_sentence(tmp_path):
-    done = run_refl(tmp_path / "none", "--resolution", "128")
+    done = run_script(tmp_path / "none", "--resolution", "128")
     assert "resolution is 128, but this is no longer a setting: images have the size" in done.stderr.splitlines()[-1]
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):
-    done = run_refl(tmp_path / "none", "--model", "no/such/folder")
+    done = run_script(tmp_path / "none", "--model", "no/such/folder")
     assert done.status == 1
     assert done.stderr.strip().splitlines()[-1].startswith("refl_train: There is no model folder 'no/such/folder")
 
 
-def test_two_processes_train_what_one_does_at_the_same_total_batch(tmp_path):
-    """As `accelerate launch` starts them, on the CPU: by the image that a step predicts, and by the finished one."""
-    little = "--prior-steps 1 --rollout-steps 3 --first-gradient-step 1"
-    quick = ["--steps", "2", "--evaluate-every", "0", "--sample-every", "0", *little.split()]
-    ways = {
-        "predicted": (quick, ["--batch-size", "4"]),
-        "finished": (
-            [*quick, "--judged", "finished", "--gradient-steps", "2", "--prior-batch-size", "3"],
-            ["--batch-size", "4", "--prior-batch-size", "6"],
-        ),
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    each = [shlex.join(arguments(tmp_path / "two" / way, *options)) for way, (options, _) in ways.items()]
-    command = [*launch, str(ROOT / "tests/train_in_turn.py"), *each]
-    two = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert two.returncode == 0, two.stderr
-    for way, (options, larger) in ways.items():
-        assert run_refl(tmp_path / "one" / way, *options, *larger).status == 0
-        one, both = (load_file(tmp_path / count / way / "last.safetensors") for count in ("one", "two"))
-        apart = torch.cat([(one[name] - both[name]).flatten() for name in one])
-        # AdamW takes a whole step for the smallest gradient, whose sign rounding may turn: not each weight is alike
-        assert apart.square().mean().sqrt() < 0.02 * 2 * 2e-4  # of two steps of the learning rate
-        assert max(float(one[name].abs().max()) for name in one if "lora_up" in name) > 1e-4
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_what_one_does_at_the_same_total_batch(way, processes, tmp_path):
+    """By the image that a step predicts, and by the finished one."""
+    options, larger = WAYS[way]
+    assert run_script(tmp_path, *options.split(), *larger.split()).status == 0
+    one, two = (load_file(folder / "last.safetensors") for folder in (tmp_path, processes / way))
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in one])
+    # AdamW takes a whole step for the smallest gradient, whose sign rounding may turn: not each weight is alike
+    assert apart.square().mean().sqrt() < 0.02 * 2 * 2e-4  # of two steps of the learning rate
+    assert max(float(one[name].abs().max()) for name in one if "lora_up" in name) > 1e-4
 
 
 def test_sdxl_trains_a_lora_that_diffusers_loads(sdxl):
@@ -301,35 +291,24 @@ def test_sdxl_trains_a_lora_that_diffusers_loads(sdxl):
 
 def test_half_precision_trains_what_stays_in_float32(sdxl, tmp_path):
     options, whole = sdxl
-    one_step = ["--precision", "bf16", "--steps", "1", "--evaluate-every", "0", "--sample-every", "0"]
-    done = run_refl(tmp_path / "half", *options, *one_step)
+    output = copy_of(whole, tmp_path / "half")
+    done = run_script(output, *options, "--precision", "bf16", *ONE_STEP)
     assert done.status == 0, done.stderr
-    assert first_loss(tmp_path / "half") == pytest.approx(first_loss(whole), rel=0.05)
-    half = load_file(tmp_path / "half" / "last.safetensors")
+    assert first_loss(output) == pytest.approx(first_loss(whole), rel=0.05)
+    half = load_file(output / "last.safetensors")
     assert all(weight.dtype == torch.float32 for weight in half.values())
     assert max(float(weight.abs().max()) for name, weight in half.items() if "lora_up" in name) > 1e-5
 
 
 def test_a_run_on_sdxl_goes_on_to_the_same_weights(sdxl, tmp_path):
     options, whole = sdxl
-    output = copied(whole, tmp_path / "resumed", "checkpoints/step-00000001.pt", "prior.safetensors")
-    done = run_refl(output, *options)
+    output = copy_of(whole, tmp_path / "resumed", 1)
+    done = run_script(output, *options)
     assert "step 1 of 2" in done.stdout, done.stderr
     assert same(output / "last.safetensors", whole / "last.safetensors")
 
 
-def test_without_the_rewards_weight_nothing_is_sampled_and_l_pre_is_trained_alone(tmp_path):
-    done = run_refl(tmp_path, "--reward-weight", "0", "--steps", "2")
-    assert done.status == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "log.csv").open(encoding="utf-8")))
-    assert [row["reward"] for row in rows] == ["", "", ""]
+def test_without_the_rewards_weight_nothing_is_sampled_and_l_pre_is_trained_alone(three_steps):
+    rows = list(csv.DictReader((three_steps / "log.csv").open(encoding="utf-8")))
+    assert [row["reward"] for row in rows] == ["", "", "", ""]
     assert all(row["loss"] == row["prior_loss"] != "" for row in rows[1:])
-
-
-def test_the_learning_rate_rises_and_falls(tmp_path, in_process):
-    settings = parse(ReflConfig, [*QUICK.split(), "--warmup-steps", "2", "--decay-steps", "4", "--prior-weight", "0"])
-    whole, rates = ReflRun(settings.replace(output=str(tmp_path))), []
-    for whole.step in range(6):
-        whole._set_learning_rate()
-        rates.append(whole.optimizer.param_groups[0]["lr"] / settings.optimizer.learning_rate)
-    assert rates == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])

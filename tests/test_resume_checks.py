@@ -1,4 +1,4 @@
-"""What made a run's state is kept with it: what changed is refused or said, and nothing of an earlier run is lost."""
+"""A checkpoint stores what made it: changes are refused or printed, and nothing of an earlier run is lost."""
 
 import json
 import os
@@ -11,26 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
-from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy_of, forget_devices, run_in, same, steps
+from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy_of, run_in, same, steps
 from realigndiff.training.data.prompts import Prompts, load_prompts
 from realigndiff.training.loop.plan import plan
 from realigndiff.training.settings.arl import ArlConfig
-from realigndiff.training.state import checkpoints, origin, run_folder
+from realigndiff.training.state import checkpoints, provenance, run_folder
 from realigndiff.training.state.run_folder import RunFolder, holds_a_run, set_aside
 from realigndiff.training.watch import log
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _afresh():
-    yield
-    forget_devices()
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +28,10 @@ def words(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, words, _on_the_cpu) -> Path:
+def whole(tmp_path_factory, words) -> Path:
     """A run of three steps on twenty prompts, of which two are held out."""
     output = tmp_path_factory.mktemp("run")
     run_in(output, prompts=str(words), held_out_prompts="", held_out=2).train()
-    forget_devices()
     return output
 
 
@@ -59,9 +45,9 @@ def config(whole, words):
     return QUICK.replace(prompts=str(words), held_out_prompts="", held_out=2, output=str(whole))
 
 
-def compare(kept, config, **made_of) -> origin.Changes:
-    now = origin.origin_of(config, *load_prompts(config)) | made_of
-    return origin.changes(Path("step.pt"), kept, config, now)
+def compare(kept, config, **made_of) -> provenance.Changes:
+    now = provenance.provenance(config, *load_prompts(config)) | made_of
+    return provenance.compare(Path("step.pt"), kept, config, now)
 
 
 # What changed
@@ -83,7 +69,7 @@ def test_what_changes_no_weight_is_taken_silently(changes, kept, config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
         ({"learning_rate": 1e-5}, "learning_rate 1e-05, which was 0.001"),
         ({"batch_size": 2}, "batch_size 2, which was 1"),
@@ -91,9 +77,9 @@ def test_what_changes_no_weight_is_taken_silently(changes, kept, config):
         ({"precision": "bf16"}, 'precision "bf16", which was "fp32"'),
     ],
 )
-def test_a_setting_that_changes_the_training_is_said(changes, said, kept, config):
+def test_a_setting_that_changes_the_training_is_said(changes, sentence, kept, config):
     changed = compare(kept, config.replace(**changes))
-    assert changed.sentences == (said,) and changed.best_is_comparable
+    assert changed.sentences == (sentence,) and changed.best_is_comparable
 
 
 @pytest.mark.parametrize(
@@ -109,7 +95,7 @@ def test_another_number_of_processes_is_said(kept, config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seed": 7}, "whose seed was 42, and now it is 7"),
         ({"rank": 4}, "whose rank was 2, and now it is 4"),
@@ -117,13 +103,13 @@ def test_another_number_of_processes_is_said(kept, config):
         ({"held_out": 0.5}, "with other held-out prompts"),
     ],
 )
-def test_another_run_is_refused(changes, told, kept, config):
-    with pytest.raises(RealignError, match=told):
+def test_another_run_is_refused(changes, message, kept, config):
+    with pytest.raises(RealignError, match=message):
         compare(kept, config.replace(**changes))
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (
             lambda text: text + "a green star\n",
@@ -134,10 +120,10 @@ def test_another_run_is_refused(changes, told, kept, config):
     ],
     ids=["one more", "another", "another order"],
 )
-def test_other_prompts_in_the_same_file_are_refused(edit, told, kept, config, words, tmp_path):
+def test_other_prompts_in_the_same_file_are_refused(edit, message, kept, config, words, tmp_path):
     changed = tmp_path / "prompts.txt"
     changed.write_text(edit(words.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(RealignError, match=told):
+    with pytest.raises(RealignError, match=message):
         compare(kept, config.replace(prompts=str(changed)))
 
 
@@ -148,9 +134,9 @@ def test_other_held_out_prompts_are_refused_and_the_same_in_another_file_are_not
         file.write_text("\n".join(prompts.texts), encoding="utf-8")
     moved = config.replace(prompts=str(files[0]), held_out_prompts=str(files[1]))
     assert compare(kept, moved) == ((), True)
-    now = origin.origin_of(config, training, Prompts((*held_out.texts, "a green star")))
+    now = provenance.provenance(config, training, Prompts((*held_out.texts, "a green star")))
     with pytest.raises(RealignError, match=r"other held-out prompts \(2, and now 3\)"):
-        origin.changes(Path("step.pt"), kept, config, now)
+        provenance.compare(Path("step.pt"), kept, config, now)
 
 
 def test_a_model_is_known_by_its_contents_wherever_it_lies(kept, config, tmp_path):
@@ -163,9 +149,9 @@ def test_a_model_is_known_by_its_contents_wherever_it_lies(kept, config, tmp_pat
 
 
 def test_other_weights_of_a_judge_are_said(kept, config):
-    now = origin.origin_of(config, *load_prompts(config))
+    now = provenance.provenance(config, *load_prompts(config))
     now["models"]["captioner"] = "other"
-    changed = origin.changes(Path("step.pt"), kept, config, now)
+    changed = provenance.compare(Path("step.pt"), kept, config, now)
     assert changed == (("other weights of the captioner",), False)
 
 
@@ -181,7 +167,7 @@ def test_a_checkpoint_of_an_older_version_is_compared_by_its_settings(kept, conf
 def test_other_steps_of_reward_ranked_learning_are_said_as_rounds_begin_elsewhere():
     config = ArlConfig(prompts="demo")
     now = {"prompts": 1, "held_out": 2, "models": {}, "processes": 1}
-    changed = origin.changes(
+    changed = provenance.compare(
         Path("step.pt"), {"config": config.to_dict(), "made_of": now}, config.replace(steps=2000), now
     )
     assert changed.sentences == ("steps 2000, which was 1000",)
@@ -246,7 +232,7 @@ def test_nothing_is_moved_where_the_models_cannot_be_read(whole, tmp_path):
 
 def test_another_run_is_refused_before_a_model_is_read(whole, tmp_path, monkeypatch):
     output = copy_of(whole, tmp_path / "run", 3)
-    monkeypatch.setattr("realigndiff.training.loop.run.load", lambda *_: pytest.fail("a model was read"))
+    monkeypatch.setattr("realigndiff.training.loop.run.load_models", lambda *_: pytest.fail("a model was read"))
     with pytest.raises(RealignError, match="other held-out prompts"):
         run_in(output)
 

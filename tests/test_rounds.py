@@ -7,7 +7,7 @@ import pytest
 import torch
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.training.data import candidates
-from realigndiff.training.loop.models import load
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import load as settings_of
 
@@ -23,15 +23,15 @@ TEXTS = ["a red circle and a blue square"]
 
 @pytest.fixture(scope="module")
 def trained():
-    return load(CONFIG, torch.device("cpu"))
+    return load_models(CONFIG, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["model", "clip"])
 def test_a_round_of_other_weights_behind_the_same_path_is_drawn_again(trained, tmp_path, monkeypatch, name):
     folder = shutil.copytree(WEIGHTS / {"model": "stable_diffusion"}.get(name, name), tmp_path / "model")
     config = CONFIG.replace(output=str(tmp_path / "out"), **{name: str(folder)})
-    draw, drawn = candidates._draw, []
-    monkeypatch.setattr(candidates, "_draw", lambda *given: drawn.append(given) or draw(*given))
+    draw, drawn = candidates.draw_file, []
+    monkeypatch.setattr(candidates, "draw_file", lambda *given: drawn.append(given) or draw(*given))
 
     def drawn_with(config):
         drawn.clear()

@@ -91,28 +91,6 @@ def test_the_folder_of_one_file_and_safetensors_are_read(tensors, segmenter, tmp
         Segmenter.load(tmp_path)
 
 
-OTHERS = {
-    "a GroundingDINO detector": ("transformer.level_embed", "bert.x", "backbone.x"),
-    "a HQ-SAM segmenter": ("image_encoder.blocks.x", "prompt_encoder.x", "mask_decoder.hf_token.weight"),
-    "a MobileSAM segmenter": ("image_encoder.layers.x", "prompt_encoder.x", "mask_decoder.x"),
-    "a SAM 2 segmenter": ("image_encoder.trunk.x", "memory_encoder.x"),
-    "a SAM segmenter of transformers": ("vision_encoder.x", "prompt_encoder.x", "mask_decoder.x"),
-    "a RAM tagger": ("label_embed", "tagging_head.x"),
-}
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_the_file_of_another_model_is_named(kind, tmp_path):
-    torch.save({name: torch.zeros(1) for name in OTHERS[kind]}, tmp_path / "x.pth")
-    message = (
-        "which needs its folder"
-        if kind == "a SAM segmenter of transformers"
-        else "but a SAM segmenter of segment-anything"
-    )
-    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
-        Segmenter.load(tmp_path / "x.pth")
-
-
 def spoiled(tensors, how):
     tensors = dict(tensors)
     if how == "without its neck":

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from realigndiff.rewards.caption_gradient import PromptLikelihood, ScoreFunction, StraightThrough
 from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.training.arl_train import ArlRun
 from realigndiff.training.data.candidates import draw_round
-from realigndiff.training.loop.feedback import estimators
-from realigndiff.training.loop.models import load
+from realigndiff.training.loop.feedback import make_estimators
+from realigndiff.training.loop.models import load_models
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import load as read
@@ -43,12 +42,15 @@ class Brightness:
         return ()
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """One run serves all tests of this module, which need what accelerate keeps of it."""
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose images and reward cost nothing: all images are grey, of reward 0.5."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        made = ReflRun(REFL.replace(output=str(tmp_path_factory.mktemp("run"))))
+    made = ReflRun(REFL.replace(output=str(tmp_path_factory.mktemp("run"))))
     made.indices, made.noises = [], []
 
     def drawn(texts, noise, index, unet):
@@ -57,12 +59,10 @@ def run(tmp_path_factory):
         weights = sum(weight.sum() for weight in made.models.weights)
         return 0.5 + 1e-3 * (weights - weights.detach()) * torch.ones(len(texts), 8, 8, 3)
 
-    made.rollout = SimpleNamespace(predicted=drawn)
+    made.rollout = SimpleNamespace(predict_x0=drawn)
     made.estimators = {"clip": lambda images, texts: images.mean((1, 2, 3))}
     made.models.rewards["clip"] = Brightness()
-    yield made
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return made
 
 
 def losses(run, **changes):
@@ -115,10 +115,10 @@ def test_the_prior_learns_from_as_many_pairs_as_its_batch_size_says(run, monkeyp
         return sum(weight.sum() for weight in run.models.weights) * 0 + 1.0
 
     monkeypatch.setattr(run, "prior", SimpleNamespace(loss=loss))
-    told = losses(run, prior_batch_size=asked, prior_weight=0.25, reward_weight=1.0, margin=0.0)
+    values = losses(run, prior_batch_size=asked, prior_weight=0.25, reward_weight=1.0, margin=0.0)
     assert [len(seeds) for seeds in seen] == [count] * 5
     assert len({seed for seeds in seen for seed in seeds}) == 5 * count
-    assert told == pytest.approx([0.25] * 5)
+    assert values == pytest.approx([0.25] * 5)
 
 
 def gradients(run):
@@ -147,13 +147,10 @@ def test_a_batchs_gradient_is_its_share_of_the_steps(run, monkeypatch, accumulat
 
 @pytest.mark.parametrize("accumulated", [1, 4])
 def test_a_batchs_gradient_is_its_share_of_the_steps_in_reward_ranked_learning(tmp_path, monkeypatch, accumulated):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     config = read(ArlConfig, CONFIGS / "arl-demo.toml").replace(**CLIP, **QUIET, output=str(tmp_path))
     run = ArlRun(config.replace(gradient_accumulation=accumulated))
     run.pairs, run.reward = SimpleNamespace(loss=slope), 0.0
     assert gradients(run) == pytest.approx([1 / accumulated], rel=1e-4)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def test_each_estimator_is_the_one_that_is_asked_for(models):
@@ -163,12 +160,12 @@ def test_each_estimator_is_the_one_that_is_asked_for(models):
         "straight_through": StraightThrough,
     }
     for name, kind in kinds.items():
-        made = estimators(REFL.replace(estimator=name, samples_per_image=3), {"caption": models.reward})
+        made = make_estimators(REFL.replace(estimator=name, samples_per_image=3), {"caption": models.reward})
         assert type(made["caption"]) is kind
 
 
 def test_the_score_function_samples_as_many_captions_of_an_image_as_asked_for(models, monkeypatch):
-    made = estimators(REFL.replace(estimator="score_function", samples_per_image=3), {"caption": models.reward})[
+    made = make_estimators(REFL.replace(estimator="score_function", samples_per_image=3), {"caption": models.reward})[
         "caption"
     ]
     asked = []
@@ -190,7 +187,7 @@ def test_no_two_images_of_a_trainings_rounds_have_the_same_noise(tmp_path, monke
         prompts_per_round=3,
         images_per_prompt=3,
     )
-    models = load(config, torch.device("cpu"))
+    models = load_models(config, torch.device("cpu"))
     models.rewards["clip"] = Brightness()
     seen, noise = [], models.sampler.noise
 

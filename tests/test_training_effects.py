@@ -1,20 +1,18 @@
 """Settings of a training that are only passed on have the effect that their text promises."""
 
-import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDIMScheduler
 from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.miniatures import unet
 from realigndiff.training.data.pairs import Pairs
 from realigndiff.training.loop import run as loop
-from realigndiff.training.loop.models import load, trainable
-from realigndiff.training.loop.optimization import adamw
+from realigndiff.training.loop.models import load_models, make_trainable
+from realigndiff.training.loop.optimization import make_optimizer
 from realigndiff.training.loop.run import Run
 from realigndiff.training.settings.files import load as read
 from realigndiff.training.settings.refl import ReflConfig
@@ -46,7 +44,7 @@ def miniature() -> nn.Module:
 def test_a_loras_change_is_the_product_of_its_matrices(rank):
     """Its alpha is its rank, so nothing scales it."""
     network = miniature()
-    trainable(network, DEMO.replace(rank=rank, targets=("to_q",)))
+    make_trainable(network, DEMO.replace(rank=rank, targets=("to_q",)))
     layer = next(module for name, module in network.named_modules() if name.endswith("attn2.to_q"))
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     nn.init.normal_(up)
@@ -62,7 +60,7 @@ def test_a_lora_begins_as_no_change_and_follows_from_the_seed():
         network = miniature()
         x, t, words = torch.randn(1, 4, 16, 16), torch.tensor(10), torch.randn(1, 7, 32)
         before = network(x, t, words).sample
-        weights = trainable(network, DEMO.replace(seed=seed))
+        weights = make_trainable(network, DEMO.replace(seed=seed))
         torch.testing.assert_close(network(x, t, words).sample, before, rtol=1e-5, atol=1e-6)
         starts.append(torch.cat([weight.detach().flatten() for weight in weights]))
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
@@ -72,7 +70,7 @@ def test_with_gradient_checkpointing_the_same_gradient_costs_a_second_forward_pa
     calls, gradients = [], []
     for checkpointing in (False, True):
         network = miniature().eval()
-        weights = trainable(network, DEMO.replace(gradient_checkpointing=checkpointing))
+        weights = make_trainable(network, DEMO.replace(gradient_checkpointing=checkpointing))
         for weight in weights:
             nn.init.constant_(weight, 0.01)
         counted = Counter()
@@ -97,7 +95,7 @@ def test_with_gradient_checkpointing_the_same_gradient_costs_a_second_forward_pa
 def test_weights_without_a_gradient_stay_where_they_are():
     """So there is no weight decay: it would draw a LoRA, or the model itself, towards 0."""
     weight = nn.Parameter(torch.tensor([1.0, -20.0, 300.0]))
-    optimizer, before = adamw([weight], DEMO.replace(learning_rate=0.1)), weight.detach().clone()
+    optimizer, before = make_optimizer([weight], DEMO.replace(learning_rate=0.1)), weight.detach().clone()
     for _ in range(3):
         weight.grad = torch.zeros(3)
         optimizer.step()
@@ -106,23 +104,13 @@ def test_weights_without_a_gradient_stay_where_they_are():
 
 def test_the_first_step_moves_each_weight_by_the_learning_rate():
     weight = nn.Parameter(torch.zeros(3))
-    optimizer = adamw([weight], DEMO.replace(learning_rate=0.03))
+    optimizer = make_optimizer([weight], DEMO.replace(learning_rate=0.03))
     weight.grad = torch.tensor([5.0, -0.1, 70.0])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.03, 0.03, -0.03]), rtol=1e-4, atol=0)
 
 
 # A step
-
-
-@pytest.fixture
-def accelerate_on_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 class Sloped(Run):
@@ -137,7 +125,7 @@ class Sloped(Run):
 
 
 @pytest.fixture
-def trained(accelerate_on_the_cpu, tmp_path):
+def trained(tmp_path):
     def train(slope, **changes):
         settings = {"steps": 1, "rank": 1, "targets": ("to_q",), "gradient_accumulation": 1, **changes}
         run = Sloped(DEMO.replace(output=str(tmp_path / "run"), **settings))
@@ -239,7 +227,7 @@ def test_each_latent_is_learnt_with_its_caption_and_noise_of_its_own():
 
 def test_the_models_of_a_run_draw_as_its_settings_say(tmp_path):
     """rank and targets reach the UNet that is trained, whatever path they take."""
-    models = load(DEMO.replace(rank=2, targets=("to_v",)), torch.device("cpu"))
+    models = load_models(DEMO.replace(rank=2, targets=("to_v",)), torch.device("cpu"))
     layers = [module for module in models.sampler.unet.modules() if hasattr(module, "lora_A")]
     assert layers and len(models.weights) == 2 * len(layers)
     assert {layer.scaling["default"] for layer in layers} == {1.0}

@@ -1,4 +1,4 @@
-"""Prompts from the files people have: what is broken is told by file and line, and held-out stays held-out."""
+"""Prompts from the files that people have: faults are reported by file and line, and held-out prompts stay held out."""
 
 import json
 import sys

@@ -193,3 +193,32 @@ def test_a_model_is_known_by_its_tensors():
     assert looks_like(["label_embed", "tagging_head.x", "reweight_scale"]) == "a RAM++ tagger"
     assert looks_like(["x"]) == "an unknown model (its first tensor is 'x')"
     assert looks_like([]) == "nothing"
+
+
+OTHER_MODELS = {
+    "a GroundingDINO detector": ("transformer.level_embed", "bert.x", "backbone.x"),
+    "a GroundingDINO detector of transformers": ("model.backbone.x", "model.text_backbone.x"),
+    "a HQ-SAM segmenter": ("image_encoder.blocks.x", "prompt_encoder.x", "mask_decoder.hf_token.weight"),
+    "a MobileSAM segmenter": ("image_encoder.layers.x", "prompt_encoder.x", "mask_decoder.x"),
+    "a SAM 2 segmenter": ("image_encoder.trunk.x", "memory_encoder.x"),
+    "a SAM segmenter": ("image_encoder.blocks.x", "prompt_encoder.x", "mask_decoder.x"),
+    "a SAM segmenter of transformers": ("vision_encoder.x", "prompt_encoder.x", "mask_decoder.x"),
+    "a RAM tagger": ("label_embed", "tagging_head.x"),
+    "a Stable Diffusion checkpoint": ("model.diffusion_model.x",),
+}
+WANTED = {
+    Detector: ("a GroundingDINO detector", "a GroundingDINO detector of its authors"),
+    Segmenter: ("a SAM segmenter", "a SAM segmenter of segment-anything"),
+    Tagger: ("a RAM tagger", "a RAM or RAM\\+\\+ tagger"),
+}
+
+
+@pytest.mark.parametrize(
+    ("reader", "kind"), [(reader, kind) for reader in WANTED for kind in OTHER_MODELS if kind != WANTED[reader][0]]
+)
+def test_the_file_of_another_model_is_named(reader, kind, tmp_path):
+    right, wanted = WANTED[reader]
+    torch.save({name: torch.zeros(1) for name in OTHER_MODELS[kind]}, tmp_path / "x.pth")
+    message = "which needs its folder" if kind == f"{right} of transformers" else f"but {wanted}"
+    with pytest.raises(RealignError, match=rf"x.pth' looks like {kind}, {message}"):
+        reader.load(tmp_path / "x.pth")

@@ -17,15 +17,17 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .data.candidates import Round, draw_round, fingerprint_of, mean_reward, read_round
+from .data.candidates import Round, draw_round, fingerprint_weights, mean_reward, read_round
 from .data.pairs import Pairs
-from .loop.optimization import averaged
-from .loop.run import Run, main
+from .loop.optimization import swap_in_average
+from .loop.run import Run
+from .loop.script import main
 from .settings.arl import ArlConfig
 
 
@@ -43,11 +45,11 @@ class ArlRun(Run):
         if self.drawn is not None and self.drawn.number == number:
             return
         if self.drawn_by[0] != number:
-            self.drawn_by = number, fingerprint_of(models.weights)
+            self.drawn_by = number, fingerprint_weights(models.weights)
         weights = self.drawn_by[1]
         share = self.accelerator.process_index, self.accelerator.num_processes
-        with averaged(models.weights, self.average):
-            stop = {"share": share, "stopped": lambda: self.asked_to_stop}
+        with swap_in_average(models.weights, self.average):
+            stop = {"share": share, "should_stop": lambda: self.asked_to_stop}
             draw_round(config, models, self.prompts.texts, number, weights, **stop)
         self.agree_to_stop()
         if not self.stopping:
@@ -61,10 +63,10 @@ class ArlRun(Run):
         self.accelerator.backward(loss / self.config.optimizer.gradient_accumulation)
         return torch.tensor([self.reward, loss.item(), math.nan])
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         return {"drawn_by": self.drawn_by}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.drawn_by = tuple(state["drawn_by"])
 
 

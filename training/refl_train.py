@@ -29,9 +29,10 @@ from tqdm import tqdm
 from ..rewards.combine import weighted_sum
 from .data.pairs import Pairs
 from .data.prior import folder_prior, frozen_prior, prior_captioner
-from .loop.feedback import estimators
+from .loop.feedback import make_estimators
 from .loop.rollout import Rollout
-from .loop.run import Run, main
+from .loop.run import Run
+from .loop.script import main
 from .settings.refl import ReflConfig
 
 
@@ -43,7 +44,7 @@ class ReflRun(Run):
     def prepare(self) -> None:
         config = self.config
         self.rollout = Rollout(self.models.sampler, config.rollout.rollout_steps, config.rollout.cfg)
-        self.estimators = estimators(config, self.models.rewards)
+        self.estimators = make_estimators(config, self.models.rewards)
         self.prior = self._prior() if config.prior.prior_weight else None
 
     def add_gradient(self, part: int) -> Tensor:
@@ -58,11 +59,11 @@ class ReflRun(Run):
         texts, seeds, steps = self._draw_batch(part)
         noise, progress = models.sampler.noise(seeds), self._progress(steps)
         if config.rollout.judged == "finished":
-            images = self.rollout.finished(texts, noise, steps, self.unet)
+            images = self.rollout.roll_out(texts, noise, steps, self.unet)
         else:
-            images = self.rollout.predicted(texts, noise, steps[0], self.unet)
+            images = self.rollout.predict_x0(texts, noise, steps[0], self.unet)
         pixels = images.detach().nan_to_num(0, 1, 0).requires_grad_()
-        with models.judging():
+        with models.rewards_on_device():
             R = weighted_sum(models.terms, {n: judge(pixels, texts) for n, judge in self.estimators.items()}, progress)
             loss = config.reward.reward_weight * F.relu(config.reward.margin - R).mean()  # λ·φ(R), eq. 5
             self.accelerator.backward(loss / config.optimizer.gradient_accumulation)
@@ -108,7 +109,7 @@ class ReflRun(Run):
         captioner = prior_captioner(config, self.models)
         networks = [] if captioner is None else [captioner.model]
         bar = tqdm(total=config.prior.prior_images, desc="images of the frozen model", disable=not self._main)
-        with bar, self.accelerator.main_process_first(), self.models.judging(*networks):
+        with bar, self.accelerator.main_process_first(), self.models.rewards_on_device(*networks):
             return frozen_prior(sampler, captioner, self.prompts.texts, config, bar.update)
 
 

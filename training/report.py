@@ -2,8 +2,8 @@
 
     python training/report.py out/mine
 
-It is made from what the run left in its folder (log.csv, samples, the headers of the weights), so it can be made at
-any time: while the run goes on, after it was killed, or again.
+It is made from the files in the run's folder (log.csv, samples, the headers of the weights), so it can be made at any
+time: during the run, after it was killed, or again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -35,11 +35,11 @@ from .settings.arl import ArlConfig, ranked
 from .settings.files import METADATA_KEY
 from .settings.refl import ReflConfig
 from .watch import log, samples
-from .watch.curves import Curve, chart, smoothed
+from .watch.curves import Curve, chart, smooth
 
 STYLE = Path(__file__).with_name("report.css")
-LARGEST = 512
-"""The largest side, in pixels, of a picture in the page."""
+LARGEST_SIDE = 512
+"""The largest side of a picture in the page, in pixels."""
 LOADING = {
     "lora": (
         "loras",
@@ -52,11 +52,11 @@ LOADING = {
         "Checkpoint</b> went; CLIP and VAE stay those of {model}.",
     ),
 }
-"""For each thing that is trained its folder in ComfyUI's `models`, and what to do in the graph."""
-FEWEST = 40
-"""A curve of fewer points is not smoothed."""
+"""For each value of the setting `train` the folder in ComfyUI's `models`, and what to do in the graph."""
+SMOOTHED_FROM = 40
+"""Points from which on a curve is smoothed."""
 BETWEEN = 6
-"""How many grids are shown of those between the first and the last."""
+"""The number of sample grids shown between the first and the last."""
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def write(folder: Path) -> Path:
-    """Write the report of the run in `folder` into it.
+    """Write `report.html` into the folder of a run; its path.
 
     Raises:
         RealignError: there is no run in the folder, or it cannot be written.
@@ -82,7 +82,7 @@ def write(folder: Path) -> Path:
 
 
 def page(folder: Path) -> str:
-    """The whole page, of a folder that may lack anything."""
+    """The whole page as HTML; any file may be missing from the folder."""
     rows, notes = log.read(folder / "log.csv")
     last_step = rows[-1]["step"] if rows else math.inf
     grids = _grids(folder / "samples", last_step, notes)
@@ -108,17 +108,16 @@ def page(folder: Path) -> str:
     )
 
 
-def shown(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The settings as text for others' eyes: of a path from the root only its last part, for whose folders they were
-    is nobody's business."""
+def displayed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings as text that can be shown to others: absolute paths lose their folders, which may be private."""
     return {name: _text(value) for name, value in settings.items()}
 
 
-# What the folder holds
+# Reading the folder
 
 
 def _grids(folder: Path, last: float, notes: list[str]) -> list[samples.Grid]:
-    """The first grid, the last, and some between; those that cannot be read are noted."""
+    """The first grid, the last, and up to BETWEEN others; unreadable ones are noted."""
     files = samples.files(folder, last)
     if len(files) > BETWEEN + 2:
         files = [files[round(i * (len(files) - 1) / (BETWEEN + 1))] for i in range(BETWEEN + 2)]
@@ -126,13 +125,13 @@ def _grids(folder: Path, last: float, notes: list[str]) -> list[samples.Grid]:
     for file in files:
         try:
             grids.append(samples.load(file))
-        except (OSError, SyntaxError) as error:  # Pillow has both for a file that is cut off
+        except (OSError, SyntaxError) as error:  # Pillow raises either for a truncated file
             notes.append(f"{file.name} cannot be read ({error}).")
     return grids
 
 
 def _header(file: Path, notes: list[str]) -> dict[str, str] | None:
-    """The metadata of a file of weights; None where there is none."""
+    """The metadata of a file of weights; None if there is no such file."""
     from safetensors import SafetensorError, safe_open
 
     if not file.exists():
@@ -146,7 +145,7 @@ def _header(file: Path, notes: list[str]) -> dict[str, str] | None:
 
 
 def _settings(header: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
-    """The run's settings; none, and a note, where the header does not have them."""
+    """The run's settings; empty, with a note, if the header does not hold them."""
     try:
         settings = json.loads(header[METADATA_KEY])
         if isinstance(settings, dict):
@@ -163,20 +162,20 @@ def _settings(header: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
 def _head(name: str, rows: Sequence[log.Row], settings: Mapping[str, Any]) -> str:
     steps = f"{rows[-1]['step']:,.0f}" if rows else "0"
     wanted = settings.get("steps")
-    told = f"{steps} of {wanted:,} steps" if isinstance(wanted, int) else f"{steps} steps"
+    progress = f"{steps} of {wanted:,} steps" if isinstance(wanted, int) else f"{steps} steps"
     if rows and isinstance(wanted, int) and rows[-1]["step"] < wanted:
-        told += "; not finished"
+        progress += "; not finished"
     model = _text(settings["model"]) if "model" in settings else ""
     reward = str(settings.get("reward", "caption"))
     how = "on the best of its own images by" if ranked(settings) else "with"
     return (
         f"<header><h1>{escape(name)}</h1><p>Fine-tuned {how} the reward <b>{escape(reward)}</b>"
-        f"{f' from <b>{escape(model)}</b>' if model else ''}. {escape(told)}.</p></header>"
+        f"{f' from <b>{escape(model)}</b>' if model else ''}. {escape(progress)}.</p></header>"
     )
 
 
 def _numbers(rows: Sequence[log.Row], header: Mapping[str, str]) -> str:
-    """The few numbers that say how it went."""
+    """Cards with the key numbers."""
     measured = [(row["step"], row["held_out_reward"]) for row in rows if "held_out_reward" in row]
     cards = []
     if measured:
@@ -184,17 +183,17 @@ def _numbers(rows: Sequence[log.Row], header: Mapping[str, str]) -> str:
         step, best = max(measured, key=lambda point: point[1])
         cards.append(_card("Best held-out reward", f"{best:.3f}", f"at step {step:,.0f}"))
     elif "realigndiff.reward_before" in header and "realigndiff.reward_after" in header:
-        told = [_number(header[f"realigndiff.reward_{when}"]) for when in ("before", "after")]
-        cards.append(_change("Held-out reward", *told))
+        before, after = (_number(header[f"realigndiff.reward_{when}"]) for when in ("before", "after"))
+        cards.append(_change("Held-out reward", before, after))
     seconds = [row["seconds"] for row in rows if row.get("seconds", 0) > 0]
     if seconds:
-        cards.append(_card("Time in steps", _duration(sum(seconds)), f"{sum(seconds) / len(seconds):.3g} s a step"))
+        cards.append(_card("Time in steps", _duration(sum(seconds)), f"{sum(seconds) / len(seconds):.3g} s per step"))
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]
     if speeds:
-        cards.append(_card("Speed", f"{sum(speeds) / len(speeds):.3g}", "images a second"))
-    bad = [f"{row['step']:.0f}" for row in rows if row.get("bad_batches", 0) > 0]
-    where = f"left out at step {', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}" if bad else "all were finite"
-    cards.append(_card("Bad batches", str(len(bad)), where, "worse" if bad else ""))
+        cards.append(_card("Speed", f"{sum(speeds) / len(speeds):.3g}", "images per second"))
+    skipped = [f"{row['step']:.0f}" for row in rows if row.get("bad_batches", 0) > 0]
+    where = f"left out at step {', '.join(skipped[:8])}{' …' if len(skipped) > 8 else ''}" if skipped else ""
+    cards.append(_card("Non-finite steps", str(len(skipped)), where or "all were finite", "worse" if skipped else ""))
     return f'<section class="cards">{"".join(cards)}</section>'
 
 
@@ -208,18 +207,18 @@ def _card(title: str, value: str, more: str, kind: str = "") -> str:
 
 
 def _curves(rows: Sequence[log.Row]) -> str:
-    def of(column: str) -> list[tuple[float, float]]:
+    def series(column: str) -> list[tuple[float, float]]:
         return [(row["step"], row[column]) for row in rows if column in row]
 
-    charts = [chart("Reward on held-out prompts", [Curve("held out", of("held_out_reward"), "green", "dots")])]
+    charts = [chart("Reward on held-out prompts", [Curve("held out", series("held_out_reward"), "green", "dots")])]
     for title, name, color in (
         ("Reward on training prompts", "reward", "blue"),
         ("Loss", "loss", "amber"),
         ("Prior loss", "prior_loss", "violet"),
     ):
-        points = of(name)
-        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smoothed(points), color)
-        charts.append(chart(title, [steps, mean] if len(points) >= FEWEST else [mean]))
+        points = series(name)
+        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smooth(points), color)
+        charts.append(chart(title, [steps, mean] if len(points) >= SMOOTHED_FROM else [mean]))
     return (
         "<section><h2>Curves over the steps</h2>"
         '<p class="quiet">The reward <b>caption</b> is R<sub>cap</sub>: how near the caption of an image is to its '
@@ -229,22 +228,23 @@ def _curves(rows: Sequence[log.Row]) -> str:
 
 
 def _pictures(grids: Sequence[samples.Grid]) -> str:
-    """Each prompt's picture before and after, then the grids between."""
+    """Each prompt's sample before and after training, then the grids between."""
     if not grids:
         return ""
     before, after = grids[0], grids[-1]
     when = f"step {before.step:,}" if before.step else "before training"
     pairs = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    captioned: Iterable[Any] = zip_longest(pairs, after.prompts or before.prompts, fillvalue="")
     cards = []
-    for (one, other), prompt in zip_longest(pairs, after.prompts or before.prompts, fillvalue=""):
-        told = "".join(
+    for (one, other), prompt in captioned:
+        figures = "".join(
             f"<figure>{_image(picture, f'{prompt}, {name}')}<figcaption>{escape(name)}</figcaption></figure>"
             for picture, name in ((one, when), (other, f"step {after.step:,}"))
             if picture
         )
-        cards.append(f'<div class="pair"><div>{told}</div><p>{escape(prompt)}</p></div>')
+        cards.append(f'<div class="pair"><div>{figures}</div><p>{escape(prompt)}</p></div>')
     between = "".join(
-        f"<figure>{_image(samples.in_rows(grid.pictures), f'the samples of step {grid.step}', 2 * LARGEST)}"
+        f"<figure>{_image(samples.in_rows(grid.pictures), f'the samples of step {grid.step}', 2 * LARGEST_SIDE)}"
         f"<figcaption>step {grid.step:,}</figcaption></figure>"
         for grid in grids[1:-1]
     )
@@ -256,7 +256,7 @@ def _pictures(grids: Sequence[samples.Grid]) -> str:
 
 
 def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapping[str, Any]) -> str:
-    """How the result gets into ComfyUI."""
+    """How to load the result in ComfyUI."""
     if not weights:
         return ""
     untrained = "best" in weights and weights["best"].get("ss_steps") == "0"
@@ -280,7 +280,7 @@ def _loading(name: str, weights: Mapping[str, Mapping[str, str]], settings: Mapp
 
 
 def _table(settings: Mapping[str, Any]) -> str:
-    """The settings that are not the defaults."""
+    """The settings that differ from the defaults."""
     if not settings:
         return ""
     kind = ArlConfig if ranked(settings) else ReflConfig
@@ -297,13 +297,13 @@ def _table(settings: Mapping[str, Any]) -> str:
     )
 
 
-# Small things
+# Helpers
 
 
-def _image(picture: Image.Image, label: str, largest: int = LARGEST) -> str:
-    """The picture in the page itself; small ones keep their pixels."""
-    shown = inline(picture, largest)
-    return f'<img class="{"small" if shown.small else ""}" alt="{escape(label)}" src="{shown.address}">'
+def _image(picture: Image.Image, label: str, largest: int = LARGEST_SIDE) -> str:
+    """An `<img>` with the picture inline; small ones keep their pixels."""
+    data = inline(picture, largest)
+    return f'<img class="{"small" if data.small else ""}" alt="{escape(label)}" src="{data.address}">'
 
 
 def _text(value: Any) -> str:

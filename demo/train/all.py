@@ -16,7 +16,6 @@ if not __package__:
 import argparse
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,10 +96,9 @@ def main() -> None:
     if "vae" in wanted:
         train_one(*jobs.pop(0))
     workers = len(MODELS) if options.device != "cpu" else os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for last in (False, True):
-            for done in [pool.submit(train_one, *job) for job in jobs if (job[0] in LAST) == last]:
-                done.result()
+            pool.starmap(train_one, [job for job in jobs if (job[0] in LAST) == last], chunksize=1)
 
 
 if __name__ == "__main__":

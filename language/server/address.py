@@ -18,7 +18,7 @@ def host_of(base_url: str) -> str:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port  # reading the port checks it
     except ValueError:
-        parts = host = None
+        parts, host = urlsplit(""), None
     printable = base_url.isprintable() and not set(base_url) & {" ", "\\"}
     if not host or not printable or parts.scheme not in ("http", "https"):
         short = " ".join(base_url.split())[:100]

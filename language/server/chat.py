@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as LoopTimeout
+from typing import Any
 
 from ..questions import Question
 from .address import host_of
@@ -102,7 +103,7 @@ class ChatServer:
 
         schema: ask for the question's schema too.
         """
-        options = {"temperature": 0, "seed": self.seed, "max_tokens": MOST_TOKENS}
+        options: dict[str, Any] = {"temperature": 0, "seed": self.seed, "max_tokens": MOST_TOKENS}
         if schema and question.schema is not None:
             json_schema = {"name": "answer", "strict": True, "schema": question.schema}
             options["response_format"] = {"type": "json_schema", "json_schema": json_schema}

@@ -56,7 +56,8 @@ def parse_completion(body: bytes) -> Completion:
     """
     if len(body) >= MOST_BYTES:
         return Completion("")
-    completion = choice = content = None
+    completion: Any = None
+    choice = content = None
     with suppress(ValueError, RecursionError):
         completion = json.loads(body.decode("utf-8-sig", "replace"))
     with suppress(LookupError, TypeError, AttributeError):

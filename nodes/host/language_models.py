@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from threading import Event
 from typing import Any
 
@@ -15,13 +16,13 @@ failures: Counter[str] = Counter()
 
 
 class _LanguageModel:
-    def bind(self, prompt: str, tags: list[str]) -> Any:
+    def bind(self, prompt: str, tags: Sequence[str]) -> Any:
         return self._ask("bind", prompt, tags)
 
-    def score(self, prompt: str, tags: list[str]) -> Any:
+    def score(self, prompt: str, tags: Sequence[str]) -> Any:
         return self._ask("score", prompt, tags)
 
-    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
+    def _ask(self, question: str, prompt: str, tags: Sequence[str]) -> Any:
         """question: the name of one of the two methods above."""
         raise NotImplementedError
 
@@ -33,7 +34,7 @@ class ManagedOfflineScorer(_LanguageModel):
         self.blip2 = blip2
         self.offline = self
 
-    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
+    def _ask(self, question: str, prompt: str, tags: Sequence[str]) -> Any:
         from ...language.offline_scorer import OfflineScorer
 
         if self.blip2 is None or question == "bind" or not tags:
@@ -48,7 +49,7 @@ class ManagedLanguageModel(_LanguageModel):
     def __init__(self, scorer: ManagedModel, offline: ManagedOfflineScorer) -> None:
         self.scorer, self.offline = scorer, offline
 
-    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
+    def _ask(self, question: str, prompt: str, tags: Sequence[str]) -> Any:
         with self.scorer.loaded() as scorer:
             return getattr(scorer, question)(prompt, tags)
 
@@ -60,7 +61,7 @@ class InterruptibleServer(_LanguageModel):
         """server: a `LanguageModel` whose questions take `stop`, as `OpenAiLanguageModel`'s do."""
         self.server, self.offline, self.base_url = server, offline, base_url
 
-    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
+    def _ask(self, question: str, prompt: str, tags: Sequence[str]) -> Any:
         from .consent import check_allowed
 
         check_allowed(self.base_url)  # the running prompt may be another user's than the one that made this model
@@ -81,7 +82,7 @@ class FailFast(_LanguageModel):
         self.model = model
         self.failure: NoAnswer | None = None
 
-    def _ask(self, question: str, prompt: str, tags: list[str]) -> Any:
+    def _ask(self, question: str, prompt: str, tags: Sequence[str]) -> Any:
         if self.failure is not None:
             raise self.failure
         try:

@@ -1,8 +1,8 @@
-"""L_pre of eq. 5: the denoising loss on images that the model should stay able to draw.
+"""The images for L_pre (eq. 5), the denoising loss that keeps the model able to draw them.
 
-The paper trains on captions only, so the images are sampled once from the frozen model and kept beside the run. Paired
-with the captioner's words in place of the prompt, a pair is right even where the model mixed things up. The captioner
-is not always right, but how likely its words are tells fairly well when: the likeliest pairs may be kept alone.
+The paper trains on captions only, so the images are sampled once from the frozen model and cached beside the run. With
+the captioner's caption instead of the prompt a pair is right even if the model mixed things up. The likelihood of a
+caption tells fairly well whether the captioner is right, so the training can be restricted to the likeliest pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,49 +28,49 @@ from ...rewards.caption_gradient import PromptLikelihood
 from ...rewards.caption_likelihood import CaptionLikelihood
 from ...sampling.sampler import DiffusersSampler
 from ...sampling.settings import SamplingSettings
-from ..loop.models import Trained, fingerprints, judges_place
+from ..loop.models import RunModels, fingerprint_models, reward_device_and_dtype
 from ..settings.refl import ReflConfig
-from ..state.kept import keep, kept
+from ..state.tensor_cache import load_tensors, save_tensors
 from .pairs import Pairs
 
 logger = logging.getLogger(__name__)
 MADE_OF = ("prior_captions", "prior_images", "prior_steps", "cfg", "seed")
-"""The settings that the images of the frozen model depend on, besides the prompts and the models' files."""
+"""The settings on which the frozen model's images depend, besides the prompts and the models' files."""
 
 
-class Drawn(NamedTuple):
-    """The images that the untrained model drew."""
+class FrozenImages(NamedTuple):
+    """Images that the untrained model drew."""
 
     latents: Tensor
     """[N, C, h, w], float32."""
     captions: list[str]
-    """The words that each is paired with."""
+    """One per image."""
     likelihoods: Tensor | None
-    """[N] in (-inf, 0]: mean log-likelihood of those words as the captioner's; None where all are learnt from."""
+    """[N] in (-inf, 0]: the captioner's mean log-likelihood of each caption; None if all images are used."""
 
-    def likeliest(self, share: float) -> tuple[Tensor, list[str]]:
-        """The latents and captions of that share of them, at least one, in their order."""
+    def select_likeliest(self, share: float) -> tuple[Tensor, list[str]]:
+        """The latents and captions of the likeliest `share` of the images, at least one, in their order."""
         if self.likelihoods is None:
             return self.latents, self.captions
         count = max(1, round(share * len(self.captions)))
-        kept = self.likelihoods.nan_to_num(nan=-math.inf).topk(count).indices.sort().values
-        return self.latents[kept], [self.captions[i] for i in kept.tolist()]
+        selected = self.likelihoods.nan_to_num(nan=-math.inf).topk(count).indices.sort().values
+        return self.latents[selected], [self.captions[i] for i in selected.tolist()]
 
 
-def prior_captioner(config: ReflConfig, models: Trained) -> Captioner | None:
-    """What looks at the frozen model's images: the caption reward's captioner, else one of its own; None where nothing
-    has to be said of them.
+def prior_captioner(config: ReflConfig, models: RunModels) -> Captioner | None:
+    """The captioner for the frozen model's images: the caption reward's if there is one; None if none is needed.
 
     Raises:
-        RealignError: there is none where `captioner` says.
+        RealignError: the folder `captioner` does not hold one.
     """
-    asked = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
-    if not (config.prior.prior_weight and config.prior.prior == "frozen" and asked):
+    needed = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
+    if not (config.prior.prior_weight and config.prior.prior == "frozen" and needed):
         return None
-    reward = models.rewards.get(CaptionReward.name)
+    reward: Any = models.rewards.get(CaptionReward.name)
     if reward is not None:
         return reward.captioner
-    return Captioner.load(model_path(config.model.captioner, "captioner"), *judges_place(config, models.device))
+    placement = reward_device_and_dtype(config, models.device)
+    return Captioner.load(model_path(config.model.captioner, "captioner"), *placement)
 
 
 def frozen_prior(
@@ -78,70 +78,75 @@ def frozen_prior(
     captioner: Captioner | None,
     prompts: Sequence[str],
     config: ReflConfig,
-    on_image: Callable[[int], None] = lambda count: None,
+    on_image: Callable[[int], object] = lambda count: None,
 ) -> Pairs:
-    """`prior_images` images of the prompts in turn, sampled from the untrained model, or those an earlier start kept;
-    of these the likeliest, as `prior_keep` says.
+    """`prior_images` images of the prompts in turn, sampled from the untrained model or cached by an earlier start; of
+    these the likeliest share `prior_keep`.
 
-    captioner: see `prior_captioner`. on_image: called with how many were just made.
+    captioner: see `prior_captioner`. on_image: called with the number of images just made.
     """
     file, made_of = Path(config.run.output) / "prior.safetensors", _made_of(config, prompts)
-    drawn = _kept(file, made_of, scored=config.prior.prior_keep < 1)
-    if drawn is None:
-        drawn = _draw(sampler, captioner, prompts, config, on_image)
-        _keep(file, made_of, drawn)
-    return Pairs(*drawn.likeliest(config.prior.prior_keep), config.prior.prior_min_timestep)
+    images = _load(file, made_of, scored=config.prior.prior_keep < 1)
+    if images is None:
+        images = _sample(sampler, captioner, prompts, config, on_image)
+        _save(file, made_of, images)
+    return Pairs(*images.select_likeliest(config.prior.prior_keep), config.prior.prior_min_timestep)
 
 
 @torch.no_grad()
-def _draw(
+def _sample(
     sampler: DiffusersSampler,
     captioner: Captioner | None,
     prompts: Sequence[str],
     config: ReflConfig,
-    on_image: Callable[[int], None],
-) -> Drawn:
-    asked = [prompts[i % len(prompts)] for i in range(config.prior.prior_images)]
+    on_image: Callable[[int], object],
+) -> FrozenImages:
+    cycled = [prompts[i % len(prompts)] for i in range(config.prior.prior_images)]
     sampling = SamplingSettings(steps=config.prior.prior_steps, cfg=config.rollout.cfg)
-    likelihood = PromptLikelihood(CaptionLikelihood(captioner)) if config.prior.prior_keep < 1 else None
+    likelihood = None
+    if captioner is not None and config.prior.prior_keep < 1:
+        likelihood = PromptLikelihood(CaptionLikelihood(captioner))
     latents, captions, likelihoods = [], [], []
-    for start in range(0, len(asked), sampler.max_batch):
-        texts = asked[start : start + sampler.max_batch]
+    for start in range(0, len(cycled), sampler.max_batch):
+        texts = cycled[start : start + sampler.max_batch]
         noise = sampler.noise([config.run.seed + 10**6 + start + i for i in range(len(texts))])
-        drawn = sampler.sample_latents(texts, noise, sampling)
-        latents.append(drawn.float().cpu())
+        batch = sampler.sample_latents(texts, noise, sampling)
+        latents.append(batch.float().cpu())
         relabelled = config.prior.prior_captions == "captioner"
-        images = sampler.decode(drawn) if relabelled or likelihood else None
-        words = captioner.caption(images) if relabelled else texts
-        captions += words
-        if likelihood:
-            likelihoods.append(likelihood(images, words).cpu())
+        batch_captions = texts
+        if captioner is not None and (relabelled or likelihood):
+            images = sampler.decode(batch)
+            if relabelled:
+                batch_captions = captioner.caption(images)
+            if likelihood:
+                likelihoods.append(likelihood(images, batch_captions).cpu())
+        captions += batch_captions
         on_image(len(texts))
-    return Drawn(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
+    return FrozenImages(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
 
 
-def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, object]:
-    """Settings, prompts, and the contents of the models' files; of the captioner's where it was asked."""
-    asked = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
-    models = fingerprints(config, ["model", *(["captioner"] if asked else [])])
+def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, Any]:
+    """Settings, prompts, and fingerprints of the model and, if it is used, of the captioner."""
+    captioned = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
+    models = fingerprint_models(config, ["model", *(["captioner"] if captioned else [])])
     return {name: config.to_dict()[name] for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
 
 
-def _keep(file: Path, made_of: dict[str, object], drawn: Drawn) -> None:
-    """For the next start of the same run."""
-    tensors = {name: tensor for name, tensor in drawn._asdict().items() if isinstance(tensor, Tensor)}
+def _save(file: Path, made_of: dict[str, object], images: FrozenImages) -> None:
+    """Cache the images for the next start of the same run."""
+    tensors = {name: tensor for name, tensor in images._asdict().items() if isinstance(tensor, Tensor)}
     try:
-        keep(file, tensors, made_of, drawn.captions)
+        save_tensors(file, tensors, made_of, images.captions)
     except RealignError as error:
         logger.warning("%s A run that goes on has to sample its images again.", error)
 
 
-def _kept(file: Path, made_of: dict[str, object], *, scored: bool) -> Drawn | None:
-    """What an earlier start of the same run drew; with its likelihoods where these are asked for."""
-    found = kept(file, made_of)
-    if found is None or (scored and "likelihoods" not in found.tensors):
+def _load(file: Path, made_of: dict[str, object], *, scored: bool) -> FrozenImages | None:
+    """The images of an earlier start, with likelihoods if `scored`; None if the cache does not have them."""
+    cached = load_tensors(file, made_of)
+    if cached is None or (scored and "likelihoods" not in cached.tensors):
         return None
-    return Drawn(found.tensors["latents"], found.about, found.tensors["likelihoods"] if scored else None)
+    return FrozenImages(cached.tensors["latents"], cached.about, cached.tensors["likelihoods"] if scored else None)
 
 
 @torch.no_grad()
@@ -152,11 +157,9 @@ def folder_prior(
     min_timestep: int = 0,
     report: Callable[[str], None] = logger.warning,
 ) -> Pairs:
-    """The images of a folder, each beside a `.txt` file with its caption, cut to a square of `resolution` pixels.
+    """The images of a folder, each beside a `.txt` file with its caption, cropped to a square of `resolution` pixels.
 
-    Images are opened as `scripts/caption.py` opens them.
-
-    report: called with a sentence that counts and names what was skipped, for each reason.
+    report: called with a sentence for each reason why images were skipped.
 
     Raises:
         RealignError: there is no such pair.
@@ -166,15 +169,15 @@ def folder_prior(
     files, left_out = find_pictures(folder)
     skipped: dict[str, list[Path]] = {}
     latents, captions = [], []
-    for picture, caption in _captioned(files, skipped):
+    for picture, caption in _pair_with_captions(files, skipped):
         try:
             cut = ImageOps.fit(open_picture(picture), (resolution, resolution), Image.Resampling.BICUBIC)
         except Exception:  # Pillow raises errors of many kinds
             skipped.setdefault("that cannot be read", []).append(picture)
             continue
-        latents.append(_encoded(cut, sampler))
+        latents.append(_encode(cut, sampler))
         captions.append(caption)
-    for sentence in _in_words(folder, skipped, left_out):
+    for sentence in _describe_skipped(folder, skipped, left_out):
         report(sentence)
     if not captions:
         raise RealignError(
@@ -183,38 +186,38 @@ def folder_prior(
     return Pairs(torch.cat(latents), captions, min_timestep)
 
 
-def _captioned(files: Sequence[Path], skipped: dict[str, list[Path]]) -> Iterator[tuple[Path, str]]:
-    """The images that have a caption of their own, with it; the others go to `skipped`, under the reason."""
+def _pair_with_captions(files: Sequence[Path], skipped: dict[str, list[Path]]) -> Iterator[tuple[Path, str]]:
+    """Yields each image that has a caption to itself, with the caption; adds the others to `skipped`, by reason."""
     images: dict[Path, list[Path]] = {}
     for file in files:
         images.setdefault(file.with_suffix(".txt"), []).append(file)
-    for text, of_text in images.items():
+    for text, sharing in images.items():
         if not text.is_file():
-            skipped.setdefault("without a .txt file beside it", []).extend(of_text)
-        elif len(of_text) > 1:
-            skipped.setdefault("that share a .txt file with another", []).extend(of_text)
-        elif caption := _caption(text):
-            yield of_text[0], caption
+            skipped.setdefault("without a .txt file beside it", []).extend(sharing)
+        elif len(sharing) > 1:
+            skipped.setdefault("that share a .txt file with another", []).extend(sharing)
+        elif caption := _read_caption(text):
+            yield sharing[0], caption
         else:
-            skipped.setdefault("whose .txt file is empty or not UTF-8", []).extend(of_text)
+            skipped.setdefault("whose .txt file is empty or not UTF-8", []).extend(sharing)
 
 
-def _caption(file: Path) -> str:
+def _read_caption(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def _encoded(picture: Image.Image, sampler: DiffusersSampler) -> Tensor:
+def _encode(picture: Image.Image, sampler: DiffusersSampler) -> Tensor:
     """The latents [1, C, h, w] of an RGB picture, float32 on the CPU."""
     vae = sampler.vae
     pixels = torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
     return vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor
 
 
-def _in_words(folder: Path, skipped: dict[str, list[Path]], left_out: str) -> list[str]:
-    """A sentence for each reason why images are not learnt from."""
+def _describe_skipped(folder: Path, skipped: dict[str, list[Path]], left_out: str) -> list[str]:
+    """A sentence for each reason why images were skipped."""
     sentences = [
         f"Skipped in '{folder}': {count_noun(len(files), 'image')} {reason} ({list_names(files)})."
         for reason, files in skipped.items()

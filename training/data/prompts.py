@@ -1,4 +1,4 @@
-"""The prompts that a run trains on and those that it is only evaluated on."""
+"""The prompts for training, and the held-out prompts for evaluation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["MAX_LENGTH", "Prompts", "fingerprint", "load_prompts", "read_prompts
 def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompts]:
     """Split into (training, held out), by a hash of each text: equal texts are never on both sides.
 
-    held_out: below 1 a share. Whether a text is held out then depends on that text alone, so adding prompts never moves
-        one into training. From 1 on the number of different texts, those with the lowest hashes; no rule can keep both
-        to a number and to that promise: an added text with a lower hash takes a place.
+    held_out: below 1 a share; whether a text is held out then depends on that text alone, so adding prompts never moves
+        one into training. From 1 on the number of different texts, those with the lowest hashes; an added prompt with a
+        lower hash then takes another's place.
 
     Raises:
         RealignError: a side would be empty, unless `held_out` is 0.
@@ -29,21 +29,21 @@ def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompt
     keys = {text: _key(text) for text in prompts.texts}
     hashes = {key: _hash(key, seed) for key in keys.values()}
     if held_out < 1:
-        chosen = {key for key, value in hashes.items() if value < held_out}
+        selected = {key for key, value in hashes.items() if value < held_out}
     else:
-        chosen = set(sorted(hashes, key=lambda key: (hashes[key], key))[: int(held_out)])
-    if len(chosen) == len(hashes) or (held_out and not chosen):
-        side = "held out" if not chosen else "left for training"
+        selected = set(sorted(hashes, key=lambda key: (hashes[key], key))[: int(held_out)])
+    if len(selected) == len(hashes) or (held_out and not selected):
+        side = "held out" if not selected else "left for training"
         raise RealignError(
             f"held_out is {held_out:g} of {len(hashes)} different prompts, so none is {side}; "
             "give another held_out, or more prompts."
         )
-    training = tuple(text for text in prompts.texts if keys[text] not in chosen)
-    return Prompts(training, prompts.problems), Prompts(tuple(t for t in prompts.texts if keys[t] in chosen))
+    training = tuple(text for text in prompts.texts if keys[text] not in selected)
+    return Prompts(training, prompts.problems), Prompts(tuple(t for t in prompts.texts if keys[t] in selected))
 
 
 def load_prompts(config: TrainingConfig) -> tuple[Prompts, Prompts]:
-    """The prompts of a run: (training, held out). What is in both files is not trained on."""
+    """The prompts of a run: (training, held out). Prompts in both files are only evaluated on."""
     files = config.prompts
     prompts = _read(files.prompts, config, held_out=False)
     if not files.held_out_prompts:
@@ -54,8 +54,8 @@ def load_prompts(config: TrainingConfig) -> tuple[Prompts, Prompts]:
     if not training:
         raise RealignError(f"Every prompt in {files.prompts} is also in {files.held_out_prompts}; give other prompts.")
     left_out = len(prompts.texts) - len(training)
-    told = f"{files.prompts}: not trained on, because also in {files.held_out_prompts}: {left_out} of its prompts."
-    return Prompts(training, (*prompts.problems, *([told] if left_out else []))), held_out
+    note = f"{files.prompts}: not trained on, because also in {files.held_out_prompts}: {left_out} of its prompts."
+    return Prompts(training, (*prompts.problems, *([note] if left_out else []))), held_out
 
 
 def _read(path: str, config: TrainingConfig, held_out: bool) -> Prompts:
@@ -67,10 +67,10 @@ def _read(path: str, config: TrainingConfig, held_out: bool) -> Prompts:
 
 
 def _key(text: str) -> str:
-    """The text without what makes no difference to what is drawn: upper case and spacing."""
+    """The text without differences of case and spacing."""
     return " ".join(text.casefold().split())
 
 
 def _hash(key: str, seed: int) -> float:
-    """Evenly in [0, 1), the same on every machine."""
+    """A hash, uniform in [0, 1) and equal on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:6], "big") / 2**48

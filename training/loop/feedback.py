@@ -1,4 +1,4 @@
-"""What ReFL climbs: for each reward of a run a function that is differentiable in the images."""
+"""The objective of ReFL: for each reward of a run a function that is differentiable in the images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ...rewards.reward import Reward
 from ..settings.refl import ReflConfig
 
 
-def estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
-    """Of the caption reward the chosen estimator; of the others they themselves.
+def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
+    """The differentiable function for each reward: the estimator for the caption reward, otherwise the reward itself.
 
     Raises:
         RealignError: a reward has no gradient.

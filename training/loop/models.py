@@ -1,12 +1,13 @@
-"""What a run trains and what it trains with."""
+"""The models of a run: what it trains, and what rewards it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,44 +25,43 @@ from ...rewards.reward import Reward
 from ...sampling.sampler import DiffusersSampler
 from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
-from .offload import moved_to
 
 
 @dataclass(frozen=True)
-class Trained:
+class RunModels:
     """The models of a run."""
 
     sampler: DiffusersSampler
     rewards: dict[str, Reward]
-    """By name, each true: the caption reward of freely generated captions."""
+    """The true rewards by name; the caption reward is that of freely generated captions."""
     terms: tuple[Term, ...]
     """The rewards' weights."""
     weights: list[nn.Parameter]
-    """What the optimiser changes, float32."""
+    """The trainable weights, float32."""
     device: torch.device
-    """Where the run computes. With `offload_captioner` what judges rests on the CPU."""
+    """Where the run computes. With `offload_captioner` the rewards' networks stay on the CPU between uses."""
 
     @property
     def resolution(self) -> int:
-        """The side in pixels of the images that are drawn: the size that the UNet was trained at."""
+        """The side of the images in pixels: the size at which the UNet was trained."""
         return self.sampler.latent_shape[-1] * self.sampler.vae_scale_factor
 
     @torch.no_grad()
     def reward(self, images: Tensor, prompts: Sequence[str], progress: float = 0.5) -> Tensor:
         """The weighted sum of the true rewards of images [B, H, W, 3] in [0, 1]: [B] on the CPU.
 
-        progress: see `rewards.combine`; half-way, for numbers that are to be compared over a whole run.
+        progress: see `rewards.combine`; 0.5 for numbers that are compared over a whole run.
         """
         scores = {name: reward(images, prompts).float().cpu() for name, reward in self.rewards.items()}
         return weighted_sum(self.terms, scores, progress)
 
-    def judging(self, *others: nn.Module) -> AbstractContextManager[None]:
-        """The rewards' networks, and others, at the place where the run computes, for as long as they are used."""
+    def rewards_on_device(self, *others: nn.Module) -> AbstractContextManager[None]:
+        """Hold the rewards' networks, and others, on `device` for the duration of a `with` block."""
         networks = [network for reward in self.rewards.values() for network in reward.networks()]
-        return moved_to(self.device, list(dict.fromkeys([*networks, *others])))
+        return on_device(self.device, list(dict.fromkeys([*networks, *others])))
 
 
-def load(config: TrainingConfig, device: torch.device) -> Trained:
+def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
     """Read the run's models; all but the trained weights are frozen.
 
     Raises:
@@ -70,35 +70,53 @@ def load(config: TrainingConfig, device: torch.device) -> Trained:
     names = [term.name for term in config.reward.terms]
     entries = [reward_entry(name) for name in names]
     if config.lora.train == "lora":
-        import_module("peft")  # which is missing now, not after minutes of reading
+        import_module("peft")  # fails at once, not after minutes of reading models
     sampler = DiffusersSampler.load(model_path(config.model.model, "model"), device, DTYPES[config.model.precision])
     _check_against_model(config, sampler)
-    judges = judges_place(config, device)
-    places = {name: path for name, path in config.to_dict().items() if name in all_models() and path}
-    reader = None
+    placement = reward_device_and_dtype(config, device)
+    paths = {name: path for name, path in config.to_dict().items() if name in all_models() and path}
+    language_model = None
     if isinstance(config, ArlConfig) and any(entry.asks_language_model for entry in entries):
         answers = Path(config.run.output) / "answers"
-        reader = load_language_model(config.model.llm, config.model.llm_model, answers, *judges)
-        unread = reader is not None and not model_path(config.model.text_encoder, "").exists()
+        language_model = load_language_model(config.model.llm, config.model.llm_model, answers, *placement)
+        unread = language_model is not None and not model_path(config.model.text_encoder, "").exists()
         if unread and CaptionReward.name not in names:
-            places.pop("text_encoder", None)  # it would be of use, but is not needed
-    rewards = load_rewards(names, places, *judges, language_model=reader)
+            paths.pop("text_encoder", None)  # useful, but not required
+    rewards = load_rewards(names, paths, *placement, language_model=language_model)
     for reward in rewards.values():
         for network in reward.networks():
             network.requires_grad_(False)
-    return Trained(sampler, rewards, config.reward.terms, trainable(sampler.unet, config), device)
+    return RunModels(sampler, rewards, config.reward.terms, make_trainable(sampler.unet, config), device)
 
 
-def judges_place(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
-    """Where what judges is loaded to, and in which precision."""
+@contextmanager
+def on_device(device: torch.device, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Hold frozen modules on `device` for the duration of a `with` block.
+
+    Afterwards they have their previous memory again: nothing is copied back, as nothing changed. A backward pass
+    through them must end inside the block.
+    """
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    originals = [tensor.data for tensor in tensors]
+    try:
+        for tensor, data in zip(tensors, originals, strict=True):
+            tensor.data = data.to(device)
+        yield
+    finally:
+        for tensor, data in zip(tensors, originals, strict=True):
+            tensor.data = data
+
+
+def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tuple[torch.device, torch.dtype]:
+    """Where the rewards' networks are loaded, and in which precision."""
     return torch.device("cpu") if config.model.offload_captioner else device, DTYPES[config.model.precision]
 
 
-def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
-    """The UNet's LoRA or all of it, as float32 parameters that take a gradient; the LoRA is put in here.
+def make_trainable(unet: Any, config: TrainingConfig) -> list[nn.Parameter]:
+    """Freeze the UNet, add a LoRA or unfreeze all of it, and return the trainable weights in float32.
 
     Raises:
-        RealignError: no module's name ends as `targets` says.
+        RealignError: no module's name ends in one of `targets`.
     """
     unet.requires_grad_(False)
     if config.model.gradient_checkpointing:
@@ -122,8 +140,8 @@ def trainable(unet: nn.Module, config: TrainingConfig) -> list[nn.Parameter]:
     return weights
 
 
-def fingerprints(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
-    """What the models of these settings are, by the contents of their files.
+def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
+    """A digest of each model's files, by name; empty settings are left out.
 
     Raises:
         RealignError: a file cannot be read.
@@ -134,7 +152,7 @@ def fingerprints(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]
 
 
 def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
-    """Images are learnt from at the UNet's noise levels."""
+    """Check the lowest timestep against those of the model."""
     levels = sampler.scheduler.config.num_train_timesteps
     for name in ("prior_min_timestep", "min_timestep"):
         if (lowest := config.to_dict().get(name, 0)) >= levels:

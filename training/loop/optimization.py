@@ -1,4 +1,4 @@
-"""From gradients to weights: mixed precision, AdamW, fp16's loss scale, and the moving average of the weights."""
+"""Mixed precision, AdamW, fp16's loss scale, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from ...core.errors import RealignError
 from ..settings.common import TrainingConfig
 
 logger = logging.getLogger(__name__)
-WITHOUT_BF16 = "AVX2"
-"""What PyTorch calls a CPU on which a step in bf16 takes several times as long as in fp32 (`benchmarks/refl.py`)."""
+SLOW_BF16 = "AVX2"
+"""PyTorch's name for CPUs on which a step in bf16 takes several times as long as in fp32 (`benchmarks/refl.py`)."""
 
 
-def accelerator(config: TrainingConfig) -> Accelerator:
-    """What runs the UNet in the run's precision (autocast) and on its devices; in fp16 it also scales the loss.
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """accelerate's object for the run's devices and precision (autocast); in fp16 it also scales the loss.
 
     Raises:
         RealignError: this device does not train in that precision.
     """
     precision = config.model.precision
     try:
-        made = Accelerator(
+        host = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
             log_with=None if config.watch.log_with == "csv" else config.watch.log_with,
             project_dir=Path(config.run.output) / "tensorboard",
-            # the others wait while the main process draws L_pre's images or evaluates
+            # the other processes wait while the main one draws images for L_pre or evaluates
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
     except ValueError as error:
         raise RealignError(f"This device does not train in {precision} ({error}): set precision to fp32.") from error
-    if precision == "fp16" and made.device.type == "cpu":  # accelerate would go on without autocast and scale
+    if precision == "fp16" and host.device.type == "cpu":  # accelerate would go on without autocast and scale
         raise RealignError("precision is fp16, which trains on a GPU only, and none was found: set it to fp32 or bf16.")
-    slow = made.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == WITHOUT_BF16
-    if precision == "bf16" and slow and made.is_main_process:
+    slow = host.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == SLOW_BF16
+    if precision == "bf16" and slow and host.is_main_process:
         logger.warning("This CPU has no arithmetic in bf16, and may be many times slower at it: set precision to fp32.")
-    return made
+    return host
 
 
-def adamw(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW without weight decay; with `optimizer_8bit` bitsandbytes', whose moments take 8 bits a weight.
+def make_optimizer(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW without weight decay; with `optimizer_8bit` bitsandbytes' version with moments in 8 bits.
 
     Raises:
         RealignError: bitsandbytes is wanted and cannot be imported.
@@ -66,10 +66,18 @@ def adamw(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.opti
     return AdamW8bit(weights, lr=config.optimizer.learning_rate, weight_decay=0)
 
 
-def lower_scale(accelerator: Accelerator) -> bool:
-    """After a gradient that is not finite and was left out: halve fp16's loss scale, where there is one.
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int) -> None:
+    """The learning rate of a step (from 0): linear warm-up, constant, linear decay."""
+    rise = min(1.0, (step + 1) / max(1, config.optimizer.warmup_steps))
+    fall = min(1.0, (config.optimizer.steps - step) / max(1, config.optimizer.decay_steps))
+    for group in optimizer.param_groups:
+        group["lr"] = config.optimizer.learning_rate * min(rise, fall)
 
-    Whether that scale may have been the cause: below 1 it cannot be, nor in other precisions.
+
+def lower_scale(accelerator: Accelerator) -> bool:
+    """Halve fp16's loss scale, if there is one, after a gradient that was not finite and is left out.
+
+    Returns whether that scale may have been the cause: not if it is below 1, nor in other precisions.
     """
     scaler = accelerator.scaler
     if scaler is None:
@@ -79,13 +87,10 @@ def lower_scale(accelerator: Accelerator) -> bool:
     return scale >= 1
 
 
-def moving_average(
-    weights: Sequence[nn.Parameter], decay: float, state: dict[str, Any] | None = None
-) -> EMAModel | None:
-    """The moving average of the weights, which begins with what they are now; None where `decay` is 0.
+def make_average(weights: Sequence[nn.Parameter], decay: float, state: dict[str, Any] | None = None) -> EMAModel | None:
+    """A moving average that starts from the current weights, or from `state` of a checkpoint; None if `decay` is 0.
 
     The decay rises from 0 as (1 + n) / (10 + n) with the step n, so that the first steps are soon forgotten.
-    state: of a checkpoint, to go on from.
     """
     if not decay:
         return None
@@ -97,8 +102,8 @@ def moving_average(
 
 
 @contextmanager
-def averaged(weights: Sequence[nn.Parameter], average: EMAModel | None) -> Iterator[None]:
-    """The average in the place of the weights for a while, if there is one; not to be nested."""
+def swap_in_average(weights: Sequence[nn.Parameter], average: EMAModel | None) -> Iterator[None]:
+    """Replace the weights by their average, if any, for the duration of a `with` block; not to be nested."""
     if average is None:
         yield
         return

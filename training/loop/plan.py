@@ -1,4 +1,4 @@
-"""What a run would do, with sizes and files: `--dry-run`."""
+"""The plan of a run for `--dry-run`: steps, memory and files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
 from ..settings.refl import ReflConfig
 from ..state import checkpoints
-from ..state.origin import changes, check_settings, origin_of
+from ..state.provenance import compare, provenance
 from ..state.run_folder import ASIDE, holds_a_run
-from .feedback import estimators
-from .models import Trained, load
+from ..state.validation import check_settings
+from .feedback import make_estimators
+from .models import RunModels, load_models
 
-JUDGES = "reward/"
+REWARD_PREFIX = "reward/"
 QUANTISED_FROM, BLOCK = 4096, 256
-"""bitsandbytes keeps moments of tensors from this many weights on in 8 bits, with one float32 a block."""
+"""bitsandbytes keeps moments of tensors with at least this many weights in 8 bits, with one float32 per block."""
 
 
 def plan(config: TrainingConfig) -> str:
-    """The plan in words. Reads prompts and models, in the computer's memory, and writes nothing.
+    """The plan as text. Reads prompts and models into the computer's memory and writes nothing.
 
     Raises:
-        RealignError: what would also stop the run: prompts or a model are missing or wrong.
+        RealignError: prompts or a model are missing or wrong, as in the run.
     """
     training, held_out = load_prompts(config)
-    models = load(config, torch.device("cpu"))
-    if isinstance(config, ReflConfig):  # for what they raise
-        estimators(config, models.rewards)
+    models = load_models(config, torch.device("cpu"))
+    if isinstance(config, ReflConfig):  # for their errors
+        make_estimators(config, models.rewards)
         prior_captioner(config, models)
     batch = config.optimizer.batch_size * config.optimizer.gradient_accumulation
     trained = sum(weight.numel() for weight in models.weights)
@@ -51,36 +52,40 @@ def plan(config: TrainingConfig) -> str:
             *_memory_in_words(config, models),
             "",
             f"writes to {Path(config.run.output)}:",
-            *(f"    {name:<30}{told}" for name, told in _files(config, models, held_out).items()),
+            *(f"    {name:<30}{text}" for name, text in _files(config, models, held_out).items()),
         ]
     )
 
 
-def checkpoint_bytes(config: TrainingConfig, models: Trained) -> float:
+def checkpoint_bytes(config: TrainingConfig, models: RunModels) -> float:
     """The size of a checkpoint."""
-    own = _bytes(models.weights)
-    return own + _moments(models.weights, config.optimizer.optimizer_8bit) + (own if config.optimizer.ema else 0)
+    weights = _bytes(models.weights)
+    average = weights if config.optimizer.ema else 0
+    return weights + _moments(models.weights, config.optimizer.optimizer_8bit) + average
 
 
 def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
-    """Of reward-ranked learning the images that are ranked."""
+    """For reward-ranked learning, the number of ranked images."""
     if not isinstance(config, ArlConfig):
         return []
     rounds, count = config.rounds, min(config.rounds.prompts_per_round, prompts)
     return [f"ranks {rounds.rounds} times {count} × {rounds.images_per_prompt} images by {config.reward.reward}"]
 
 
-def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
-    """What lies in a device's memory all through a run, in bytes; activations, which come on top, not counted."""
+def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
+    """What a device's memory holds throughout a run, in bytes, without activations."""
     parts = {"model/unet": [models.sampler.unet], "model/vae": [models.sampler.vae]}
     parts |= {f"model/text_encoder_{i}": [encoder] for i, encoder in enumerate(models.sampler.text_encoders, 1)}
     for name, reward in models.rewards.items():
-        counted = {network for own in parts.values() for network in own}  # some rewards share one
-        parts[f"{JUDGES}{name}"] = [network for network in reward.networks() if network not in counted]
+        counted = {network for networks in parts.values() for network in networks}  # some rewards share one
+        parts[f"{REWARD_PREFIX}{name}"] = [network for network in reward.networks() if network not in counted]
     count = sum(weight.numel() for weight in models.weights)
     halved = config.lora.train == "unet" and config.model.precision != "fp32"  # by autocast
     return {
-        **{name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in own) for name, own in parts.items()},
+        **{
+            name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in networks)
+            for name, networks in parts.items()
+        },
         "gradient": 4.0 * count,
         "AdamW's moments": _moments(models.weights, config.optimizer.optimizer_8bit),
         "moving average": 4.0 * count if config.optimizer.ema else 0.0,
@@ -88,13 +93,15 @@ def memory(config: TrainingConfig, models: Trained) -> dict[str, float]:
     }
 
 
-def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
+def _memory_in_words(config: TrainingConfig, models: RunModels) -> list[str]:
     sizes = memory(config, models)
-    lines = [f"memory of each device: {size(sum(sizes.values()))}, and activations"]
+    lines = [f"memory of each device: {format_bytes(sum(sizes.values()))}, and activations"]
     for name, count in sizes.items():
-        away = config.model.offload_captioner and name.startswith(JUDGES)
+        away = config.model.offload_captioner and name.startswith(REWARD_PREFIX)
         if count:
-            lines.append(f"    {name:<22}{size(count):>10}{'  only while images are judged' if away else ''}")
+            lines.append(
+                f"    {name:<22}{format_bytes(count):>10}{'  only while rewards are computed' if away else ''}"
+            )
     return [
         *lines,
         "    Activations are not estimated: they grow with batch_size. Where they do not fit, halve",
@@ -103,7 +110,7 @@ def _memory_in_words(config: TrainingConfig, models: Trained) -> list[str]:
 
 
 def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
-    """The bytes of AdamW's two moments of each weight."""
+    """The bytes of AdamW's two moments per weight."""
     return sum(
         2.0 * weight.numel() * (1 + 4 / BLOCK if eight_bit and weight.numel() >= QUANTISED_FROM else 4)
         for weight in weights
@@ -111,13 +118,13 @@ def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
 
 
 def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list[str]:
-    """Which checkpoint the run would go on from, if any, and what is not as it was.
+    """The checkpoint from which the run would resume, if any, and the changed settings.
 
     Raises:
         RealignError: it is of another run.
     """
-    made_of, lines = origin_of(config, training, held_out), []
-    files = checkpoints.found(config.run.resume, Path(config.run.output))
+    made_of, lines = provenance(config, training, held_out), []
+    files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
     for file in files:
         try:
             state = checkpoints.read(file)
@@ -125,7 +132,7 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         except checkpoints.Unusable as why:
             lines.append(f"cannot go on from {file}: {why}")
             continue
-        changed = changes(file, state, config, made_of).sentences
+        changed = compare(file, state, config, made_of).sentences
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
     if files:
         lines.append("so that it would stop: restore a checkpoint, or set resume to never")
@@ -134,36 +141,38 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
     return lines
 
 
-def _files(config: TrainingConfig, models: Trained, held_out: Prompts) -> dict[str, str]:
-    """Each file in the run's folder with what is to say of it."""
-    own, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
+def _files(config: TrainingConfig, models: RunModels, held_out: Prompts) -> dict[str, str]:
+    """The files that the run would write, each with its size or content."""
+    weights, checkpoint = _bytes(models.weights), checkpoint_bytes(config, models)
     # as `export` writes them: a LoRA in float32, the UNet in float16
-    exported = size(own if config.lora.train == "lora" else own / 2)
-    shown = config.watch.sample_every if held_out.texts else 0
+    exported = format_bytes(weights if config.lora.train == "lora" else weights / 2)
+    every = config.watch.sample_every if held_out.texts else 0
     channels, height, width = models.sampler.latent_shape
     latents = 4.0 * channels * height * width
-    drawn = isinstance(config, ReflConfig) and config.prior.prior == "frozen" and config.prior.prior_weight > 0
+    prior_images = 0
+    if isinstance(config, ReflConfig) and config.prior.prior == "frozen" and config.prior.prior_weight > 0:
+        prior_images = config.prior.prior_images
     ranked = config.rounds.rounds * config.rounds.prompts_per_round if isinstance(config, ArlConfig) else 0
-    told = {
-        "log.csv": "a row a step",
-        "samples/step-*.png": f"grids, {1 + config.optimizer.steps // shown} in all" if shown else "",
-        "prior.safetensors": size(latents * config.prior.prior_images) if drawn else "",
-        "rounds/": f"{size(latents * ranked)}, the winners, and what the rewards said" if ranked else "",
-        "checkpoints/step-*.pt": f"{size(checkpoint)} each, the last {config.run.keep_last} are kept",
+    files = {
+        "log.csv": "a row per step",
+        "samples/step-*.png": f"grids, {1 + config.optimizer.steps // every} in all" if every else "",
+        "prior.safetensors": format_bytes(latents * prior_images) if prior_images else "",
+        "rounds/": f"{format_bytes(latents * ranked)}, the winners and all scores" if ranked else "",
+        "checkpoints/step-*.pt": f"{format_bytes(checkpoint)} each, the last {config.run.keep_last} are kept",
         "report.html": "the run in pictures",
         "last.safetensors": exported,
         "best.safetensors": exported if config.watch.evaluate_every and held_out.texts else "",
-        "unet/": f"{size(own)}, the last weights in the diffusers layout" if config.lora.train == "unet" else "",
+        "unet/": f"{format_bytes(weights)}, in the diffusers layout" if config.lora.train == "unet" else "",
     }
-    return {name: text for name, text in told.items() if text}
+    return {name: text for name, text in files.items() if text}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> float:
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
-def size(count: float) -> str:
-    """Bytes for people: `1.5 GB`."""
+def format_bytes(count: float) -> str:
+    """Bytes as text: `1.5 GB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"

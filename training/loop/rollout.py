@@ -1,13 +1,13 @@
-"""From noise to the image that is judged, with gradient in the UNet's weights at one step or a few.
+"""From noise to the image that the reward judges, with gradient in the UNet's weights at one step or a few.
 
-*predicted* (ReFL, the paper): sample without gradient to a step t, and judge what that step predicts:
+x0 prediction (ReFL, the paper): sample without gradient to a step t, and judge what that step predicts:
 
     x_T → … → x_t (no gradient) → x_0' = (x_t − √(1 − ᾱ_t) ε_θ(x_t, t, prompt)) / √ᾱ_t → decoded image → reward
 
-*finished* (DRTune, arXiv 2405.00760): sample to the end and judge that. A DDIM step is linear in x_t and in the UNet's
-answer; the gradient goes back along this line to the answers of the chosen steps, not through what the UNet read.
+Full rollout (DRTune, arXiv 2405.00760): sample to the end and judge that. A DDIM step is linear in x_t and in the
+UNet's output; the gradient flows back along these lines to the outputs of some steps, not through the UNet's inputs.
 
-For a model that predicts v or x_0 in place of the noise ε, its scheduler makes the same of that.
+For a model that predicts v or x_0 instead of the noise ε, its scheduler converts.
 """
 
 from __future__ import annotations
@@ -34,39 +34,40 @@ class Rollout:
         self.scheduler.set_timesteps(steps, device=sampler.unet.device)
         self.empty = sampler.encode_prompts([""]).clone()  # a normal tensor: autograd refuses those of inference mode
 
-    def predicted(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
+    def predict_x0(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
         """The images [B, H, W, 3] that step `index` (from 0) predicts, with gradient in the UNet's trainable weights.
 
-        noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient; what judges them takes values
-        beyond [0, 1] as 0 or 1 and keeps the gradient (`core/images.py`). unet: the model, if something such as
-        a data-parallel wrapper must be called in its place.
+        The images are not clamped, so that no pixel loses its gradient; rewards read values beyond [0, 1] as 0 or 1 and
+        pass the gradient on (`core/images.py`).
+
+        noise: [B, C, h, w] of N(0, 1). unet: called in place of the sampler's UNet, such as a data-parallel wrapper.
         """
-        words = self.sampler.encode_prompts(prompts).clone()
+        prompt_embeds = self.sampler.encode_prompts(prompts).clone()
         x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma
         with torch.no_grad():
             for t in self.scheduler.timesteps[:index]:
-                x = self.scheduler.step(self._predict(unet, x, t, words), t, x).prev_sample
+                x = self.scheduler.step(self.predict(unet, x, t, prompt_embeds), t, x).prev_sample
         t = self.scheduler.timesteps[index]
-        x0 = self.scheduler.step(self._predict(unet, x, t, words), t, x).pred_original_sample
+        x0 = self.scheduler.step(self.predict(unet, x, t, prompt_embeds), t, x).pred_original_sample
         return self.sampler.decode_unclamped(x0)
 
-    def finished(
-        self, prompts: Sequence[str], noise: Tensor, chosen: Collection[int], unet: nn.Module | None = None
+    def roll_out(
+        self, prompts: Sequence[str], noise: Tensor, gradient_steps: Collection[int], unet: nn.Module | None = None
     ) -> Tensor:
-        """The images that sampling ends with, with gradient at the steps `chosen` (from 0); else as `predicted`."""
-        words = self.sampler.encode_prompts(prompts).clone()
+        """The images at the end of sampling, with gradient at `gradient_steps` (from 0); else as `predict_x0`."""
+        prompt_embeds = self.sampler.encode_prompts(prompts).clone()
         x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.scheduler.timesteps):
-            with torch.set_grad_enabled(i in chosen):
-                answer = self._predict(unet, x.detach(), t, words)
-            x = self.scheduler.step(answer, t, x).prev_sample
+            with torch.set_grad_enabled(i in gradient_steps):
+                output = self.predict(unet, x.detach(), t, prompt_embeds)
+            x = self.scheduler.step(output, t, x).prev_sample
         return self.sampler.decode_unclamped(x)
 
-    def _predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, words: PromptEmbeds) -> Tensor:
+    def predict(self, unet: nn.Module | None, x: Tensor, t: Tensor, prompt_embeds: PromptEmbeds) -> Tensor:
         """Guided prediction; only the conditional half gets a gradient, which halves the memory of the step."""
-        worded = self.sampler.predict(x, t, words, unet)
+        cond = self.sampler.predict(x, t, prompt_embeds, unet)
         if self.cfg == 1:
-            return worded
+            return cond
         with torch.no_grad():
-            empty = self.sampler.predict(x, t, self.empty[[0] * len(x)], unet)
-        return empty + self.cfg * (worded - empty)
+            uncond = self.sampler.predict(x, t, self.empty[[0] * len(x)], unet)
+        return uncond + self.cfg * (cond - uncond)

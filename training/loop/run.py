@@ -1,94 +1,73 @@
-"""One fine-tuning run, from its settings to its files; what a step learns from is the subclass's.
+"""One fine-tuning run: the training loop, its checkpoints, and how it ends.
 
-`refl_train.py` and `arl_train.py` each add a dozen lines that make a gradient; steps, checkpoints, evaluation, samples,
-log, report and export are here.
+`refl_train.py` and `arl_train.py` are subclasses that add the gradient of a step.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import RealignError
-from ...core.files import advice, partial_path, reason
 from ...core.images import to_pil
-from ...lora_files.export import save_lora, save_unet
-from ...lora_files.metadata import run_metadata
 from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
-from ..settings.files import parse_command
-from ..state import checkpoints, origin, proof
-from ..state.resuming import Resumption, keep_earlier_run
+from ..state import checkpoints, provenance, validation
+from ..state.resuming import Resumption, make_room
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
-from ..watch import trackers
 from ..watch.watching import Watcher
 from . import failures
-from .models import Trained, load
-from .optimization import accelerator, adamw, averaged, lower_scale, moving_average
-from .plan import checkpoint_bytes, plan, size
-from .stopping import asked_by_signals
+from .evaluation import mean_reward, sample
+from .exporting import export_unet_folder, export_weights
+from .models import RunModels, load_models
+from .optimization import (
+    lower_scale,
+    make_accelerator,
+    make_average,
+    make_optimizer,
+    set_learning_rate,
+    swap_in_average,
+)
+from .plan import checkpoint_bytes
+from .stopping import handle_stop_signals
 
-logger = logging.getLogger(__name__)
-SEED_OF_EVALUATION = 10**7
-LOWER = "lower learning_rate or train in fp32"
 MAX_GRAD_NORM = 1.0
-MAX_BAD_BATCHES = 10
-"""More steps in a row whose loss or gradient is not finite end the run."""
-INTERRUPTED = 130
-"""The exit status of a process that Ctrl-C ended at once."""
-
-
-def main(run: type[Run], settings: type[TrainingConfig], name: str, description: str) -> None:
-    """What a training script does: read its settings, and run or tell what it would do."""
-    try:
-        config, dry_run = parse_command(settings, description=description)
-        trackers.check(config.watch.log_with)
-        if dry_run:
-            print(plan(config))
-        else:
-            run(config).train()
-    except RealignError as error:
-        sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        print(f"{name}: stopped at once; what was saved before is there.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+MAX_NONFINITE_STEPS = 10
+"""A run ends after more steps in a row whose loss or gradient is not finite."""
+ADVICE = "lower learning_rate or train in fp32"
 
 
 class Run:
-    """One run; a subclass says in `add_gradient` what a step learns from.
+    """One run; a subclass implements `add_gradient`.
 
     Raises:
-        RealignError: the output cannot be written or another run holds it, a prompt or a model is missing, or the
-            checkpoint is of another run; all that can be found out before the models are read is.
+        RealignError: the output cannot be written or another run holds it, prompts or a model are missing, or the
+            checkpoint is of another run. What can be checked without the models is checked before they are read.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config, self.output = config, Path(config.run.output)
-        self.accelerator = accelerator(config)
-        self.step, self.bad, self.rewards, self.best = 0, 0, [], float("-inf")
+        self.accelerator = make_accelerator(config)
+        self.step, self.nonfinite, self.rewards, self.best = 0, 0, [], float("-inf")
         self.best_step = 0
-        self.saved, self.sound = 0, True
-        """The step of the newest checkpoint; whether weights and moments are all those of `step`."""
+        self.saved, self.consistent = 0, True
+        """The step of the newest checkpoint; whether all weights and moments are those after `step` steps."""
         self.asked_to_stop = self.stopping = False
         self.folder = RunFolder(self.output) if self._main else None
         try:
             self._set_up()
         except BaseException as error:
             self._release()
-            if failures.of_the_device(error):
-                raise RealignError(f"{failures.sentence(error, 'reading the models')}.") from error
+            if failures.is_device_failure(error):
+                raise RealignError(f"{failures.describe_failure(error, 'reading the models')}.") from error
             raise
 
     def _set_up(self) -> None:
@@ -97,32 +76,35 @@ class Run:
         for problem in (*self.prompts.problems, *self.held_out.problems):
             self.accelerator.print(problem)
         processes = self.accelerator.num_processes
-        self.origin = origin.origin_of(config, self.prompts, self.held_out, processes) if self._main else None
+        self.origin = provenance.provenance(config, self.prompts, self.held_out, processes) if self._main else None
         self.resumption = Resumption(config, self.origin)
-        self.models: Trained = load(config, self.accelerator.device)
-        self.optimizer = adamw(self.models.weights, config)
+        self.sampling = SamplingSettings(steps=config.rollout.rollout_steps, cfg=config.rollout.cfg)
+        self.models: RunModels = load_models(config, self.accelerator.device)
+        self.optimizer = make_optimizer(self.models.weights, config)
         self.unet, self.optimizer = self.accelerator.prepare(self.models.sampler.unet, self.optimizer)
-        self.average = moving_average(self.models.weights, config.optimizer.ema)
-        self.resumption.prove({"step": self.step, **self._state()})
-        self._make_room()
+        self.average = make_average(self.models.weights, config.optimizer.ema)
+        self.resumption.validate({"step": self.step, **self._state()})
+        self.accelerator.wait_for_everyone()  # all have read the checkpoint
+        if self._main:
+            make_room(config, checkpoint_bytes(config, self.models), self.resumption.file)
         self.watcher = Watcher(config, self.accelerator)
         self.prepare()
 
     def train(self) -> None:
-        """All steps, then the files.
+        """Take all steps and write the files.
 
         Raises:
-            RealignError: a step, an evaluation or a file failed; what was trained until then is saved where it can be.
+            RealignError: a step, an evaluation or a file failed; the steps before are saved if possible.
         """
         try:
-            with asked_by_signals(self._stop):
+            with handle_stop_signals(self.request_stop):
                 self._restore()
                 self.watcher.begin(self.step)
-                self._take_all_steps()
-                kept = self._save()
+                self._loop()
+                file = self._save()
                 self.watcher.end()
                 if self.step < self.config.optimizer.steps:
-                    self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {kept}.")
+                    self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {file}.")
                     return
                 if self.config.lora.train == "unet":
                     self._export_folder()
@@ -132,80 +114,76 @@ class Run:
             self._release()
 
     def prepare(self) -> None:
-        """What a subclass makes of the models before training; they have not been trained yet, also where the run goes
-        on."""
+        """For subclasses: called once before the first step. The weights are still the untrained ones, also if the run
+        resumes."""
 
     def prepare_step(self) -> None:
-        """Whatever must be there before a step and is not counted as its time; may set `stopping`."""
+        """For subclasses: called before each step and not counted in its time; may set `stopping`."""
 
     def add_gradient(self, part: int) -> Tensor:
         """Add the gradient of batch `part` of the step to that of the weights; (reward, loss, L_pre) as [3], NaN for
-        what there is not."""
+        missing values."""
         raise NotImplementedError
 
-    def own_state(self) -> dict[str, Any]:
-        """What the subclass keeps in a checkpoint."""
+    def extra_state(self) -> dict[str, Any]:
+        """For subclasses: further values for the checkpoint."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take what `own_state` gave."""
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """For subclasses: take the values of `extra_state` from a checkpoint."""
 
     def agree_to_stop(self) -> None:
-        """Set `stopping` on all devices where one was asked to stop; all wait for each other here."""
+        """Set `stopping` on all devices if one was asked to stop; all must call this together."""
         asked = torch.tensor(float(self.asked_to_stop), device=self.accelerator.device)
         self.stopping = bool(self.accelerator.reduce(asked, "sum"))
 
-    def _stop(self) -> None:
-        """End with this step; one process alone leaves out a step that it is in, as schedulers do not wait for long."""
+    def request_stop(self) -> None:
+        """End after this step. A single process abandons the step, as schedulers do not wait for long."""
         self.asked_to_stop = True
 
-    def _take_all_steps(self) -> None:
-        """Until the last, or until the run is asked to stop."""
+    def _loop(self) -> None:
+        """All steps until the last, or until the run is asked to stop."""
         config = self.config
         if not self.step:
-            with self._kept("the evaluation before training"):
-                self._draw()
-                self.watcher.log({"step": 0, **self._look()})
+            with self._save_on_failure("the evaluation before training"):
+                self._log_samples()
+                self.watcher.log({"step": 0, **self._evaluate()})
         while self.step < config.optimizer.steps and not self.stopping:
-            with self._kept(f"step {self.step + 1}"):
+            with self._save_on_failure(f"step {self.step + 1}"):
                 self.prepare_step()
                 began = time.monotonic()
-                row = None if self.stopping else self._take_step()
+                row = None if self.stopping else self.train_step()
                 if row is None:
                     return
                 self.step += 1
-                self.sound = True
-            with self._kept(f"the evaluation at step {self.step}"):
-                row |= {"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.bad}
+                self.consistent = True
+            with self._save_on_failure(f"the evaluation at step {self.step}"):
+                row |= {"step": self.step, "seconds": time.monotonic() - began, "bad_batches": self.nonfinite}
                 self.watcher.show(row)
                 if self._due(config.watch.sample_every):
-                    self._draw()  # before the evaluation: the best weights' thumbnail is then of their own step
-                row |= self._look() if self._due(config.watch.evaluate_every) else {}
+                    self._log_samples()  # before the evaluation: the best weights' thumbnail is then of their own step
+                row |= self._evaluate() if self._due(config.watch.evaluate_every) else {}
                 self.watcher.log(row)
             if self._due(config.run.save_every):
                 self._save()
 
     @contextmanager
-    def _kept(self, doing: str) -> Iterator[None]:
-        """Where something fails, save what was trained until then, and say in one sentence what failed."""
+    def _save_on_failure(self, activity: str) -> Iterator[None]:
+        """If the body of the `with` block fails, save the steps so far and describe the failure in one sentence."""
         try:
             yield
         except Exception as error:
-            kept = self._save_what_is_sound()
-            told = str(error) if isinstance(error, RealignError) else failures.sentence(error, doing)
-            if told is None:  # of which the traceback says more
-                self.accelerator.print(f"{doing[:1].upper()}{doing[1:]} failed; {kept}.")
+            if self.consistent and self.step > self.saved:
+                with suppress(Exception):  # the first failure is the one to report
+                    self._save()
+            with suppress(Exception):
+                self.watcher.end()
+            saved = self._saved_so_far()
+            message = str(error) if isinstance(error, RealignError) else failures.describe_failure(error, activity)
+            if message is None:  # the traceback says more
+                self.accelerator.print(f"{activity[:1].upper()}{activity[1:]} failed; {saved}.")
                 raise
-            raise RealignError(f"{told.rstrip('.')}; {kept}.") from error
-
-    def _save_what_is_sound(self) -> str:
-        """After a failure; what the run goes on from, in words."""
-        if self.sound and self.step > self.saved:
-            with suppress(Exception):  # the first failure is what is reported
-                self._save()
-        with suppress(Exception):
-            self.watcher.end()
-        return self._saved_so_far()
+            raise RealignError(f"{message.rstrip('.')}; {saved}.") from error
 
     def _saved_so_far(self) -> str:
         if not self.saved:
@@ -216,144 +194,121 @@ class Run:
         auto = self.config.run.resume == "auto"
         return "the same command" if auto else "the same command with resume set to auto"
 
-    def _take_step(self) -> dict[str, float] | None:
-        """One step of the optimiser; a batch that is not finite is left out and counted. None where the run was asked
-        to stop and nothing has changed."""
+    def train_step(self) -> dict[str, float] | None:
+        """One step of the optimiser, left out and counted if loss or gradient are not finite; the row for the log. None
+        if the run was asked to stop and nothing has changed."""
         config = self.config
-        self._set_learning_rate()
+        set_learning_rate(self.optimizer, config, self.step)
         self.optimizer.zero_grad()
-        totals = torch.zeros(4)
+        totals: Any = torch.zeros(4)
         for part in range(config.optimizer.gradient_accumulation):
             if self.asked_to_stop and self.accelerator.num_processes == 1:
                 return None
             totals[:3] += self.add_gradient(part) / config.optimizer.gradient_accumulation
         totals[3] = self.asked_to_stop
-        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # one mind on all devices
+        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # equal on all devices
         self.stopping = bool(totals[3])
-        norm = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
+        norm: Any = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
         finite = bool(torch.isfinite(totals[1:2]).all())
         if finite and torch.isfinite(norm):
-            self.bad, self.sound = 0, False
+            self.nonfinite, self.consistent = 0, False
             self.optimizer.step()
             if self.average is not None:
                 self.average.step(self.models.weights)
             self._check_weights()
         elif not (lower_scale(self.accelerator) and finite):
-            self.bad += 1
-            if self.bad > MAX_BAD_BATCHES:
-                self.sound = False  # weights that give no finite batch any more
-                raise RealignError(f"{self.bad} batches in a row were not finite: {LOWER}.")
+            self.nonfinite += 1
+            if self.nonfinite > MAX_NONFINITE_STEPS:
+                self.consistent = False  # these weights give no finite loss any more
+                raise RealignError(f"{self.nonfinite} batches in a row were not finite: {ADVICE}.")
         row = dict(zip(("reward", "loss", "prior_loss"), totals[:3].tolist(), strict=True))
         return {name: value for name, value in row.items() if not math.isnan(value)}
 
     def seeds(self, part: int, count: int) -> list[int]:
-        """Of the images of a pass on this device.
+        """The seeds of the `count` images of a pass on this device.
 
-        Everything random in a step follows from them, so from the seed, the step and the image's number: a run that is
-        resumed, or split over more devices, draws the same.
+        Everything random in a step follows from them, and so from the seed, the step and the image's number: a run that
+        is resumed, or split over more devices, draws the same.
         """
-        at = (self.step * self.config.optimizer.gradient_accumulation + part) * self.accelerator.num_processes
-        first = (at + self.accelerator.process_index) * count
+        batch = (self.step * self.config.optimizer.gradient_accumulation + part) * self.accelerator.num_processes
+        first = (batch + self.accelerator.process_index) * count
         return [self.config.run.seed * 10**9 + first + i for i in range(count)]
 
-    def _look(self) -> dict[str, float]:
-        """The reward on held-out prompts from seeds of their own; the best weights so far are kept."""
+    def _evaluate(self) -> dict[str, float]:
+        """The reward on held-out prompts; if it is the best so far, the weights are exported."""
         texts = self.held_out.texts[: self.config.watch.evaluate_prompts]
         if not self._main or not texts or not self.config.watch.evaluate_every:
             return {}
-        scores = []
-        count = self.models.sampler.max_batch
-        for start in range(0, len(texts), count):
-            some = texts[start : start + count]
-            images = self._images(some, start)
-            with self.models.judging():
-                scores += self.models.reward(images, some).tolist()
-        reward = sum(scores) / len(scores)
+        with swap_in_average(self.models.weights, self.average):
+            reward = mean_reward(self.models, texts, self.sampling)
         self.rewards.append(reward)
         if reward > self.best:
             self.best, self.best_step = reward, self.step
             self._export("best")
         return {"held_out_reward": reward}
 
-    def _draw(self) -> None:
-        """A grid of samples of fixed prompts and seeds."""
+    def _log_samples(self) -> None:
+        """A grid of samples for fixed prompts and seeds."""
         if self.config.watch.sample_every:
             texts = self.held_out.texts[:4]
-            self.watcher.draw(self.step, texts, lambda: to_pil(self._images(texts, 0)))
-
-    def _images(self, texts: Sequence[str], first: int) -> Tensor:
-        """One image a text, as the rollout samples, from seeds that no training step uses."""
-        settings = SamplingSettings(steps=self.config.rollout.rollout_steps, cfg=self.config.rollout.cfg)
-        noise = self.models.sampler.noise([SEED_OF_EVALUATION + first + i for i in range(len(texts))])
-        with averaged(self.models.weights, self.average):
-            return self.models.sampler.sample(texts, noise, settings)
+            with swap_in_average(self.models.weights, self.average):
+                self.watcher.draw(self.step, texts, lambda: to_pil(sample(self.models, texts, self.sampling)))
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
-            raise RealignError(f"The weights after step {self.step + 1} are not finite: {LOWER}.")
-
-    def _make_room(self) -> None:
-        """Keep the files of an earlier run that this one does not go on from, and see to the disk."""
-        self.accelerator.wait_for_everyone()  # all have read the checkpoint
-        if not self._main:
-            return
-        needed, free = checkpoint_bytes(self.config, self.models), shutil.disk_usage(self.output).free
-        if free < 2 * needed:
-            print(f"Only {size(free)} are free in '{self.output}', and a checkpoint takes {size(needed)}: make room.")
-        if kept := keep_earlier_run(self.config, self.resumption.file):
-            print(kept)
+            raise RealignError(f"The weights after step {self.step + 1} are not finite: {ADVICE}.")
 
     def _restore(self) -> None:
-        """Take the state of the checkpoint, which was proved."""
+        """Load the state of the checkpoint, which was validated."""
         if self.resumption.file is None:
             return
         file, state = self.resumption.take()
-        for weight, kept in zip(self.models.weights, state["weights"], strict=True):
-            weight.data.copy_(kept)
-        groups = self.optimizer.state_dict()["param_groups"]  # no setting of AdamW comes from a file
+        for weight, stored in zip(self.models.weights, state["weights"], strict=True):
+            weight.data.copy_(stored)
+        groups = self.optimizer.state_dict()["param_groups"]  # AdamW's settings come from the configuration
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.average = moving_average(self.models.weights, self.config.optimizer.ema, state["average"])
+        self.average = make_average(self.models.weights, self.config.optimizer.ema, state["average"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.bad, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
+        self.step, self.nonfinite, self.rewards, self.best = (state[k] for k in ("step", "bad", "rewards", "best"))
         self.best_step, self.saved = state.get("best_step", 0), self.step
-        self.restore(state)
+        self.load_extra_state(state)
         self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.optimizer.steps}.")
         if self._main:
             self._report_changes()
 
     def _report_changes(self) -> None:
-        """What is not as it was; the best weights are chosen anew where rewards cannot be compared any more."""
+        """Print what changed; if rewards cannot be compared any more, the best weights are chosen anew."""
         changes = self.resumption.changes
         if changes.sentences:
             print(f"Changed since then: {'; '.join(changes.sentences)}.")
         if not changes.best_is_comparable:
             self.best, self.best_step, self.rewards = float("-inf"), 0, []
             aside = set_aside(self.output, ["best.safetensors"])
-            kept = f"; the one so far is kept in '{aside}'" if aside else ""
-            print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{kept}.")
+            moved = f"; the one so far is kept in '{aside}'" if aside else ""
+            print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{moved}.")
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the step."""
+        """The content of a checkpoint, without the step."""
         return {
             "weights": [weight.detach() for weight in self.models.weights],
             "optimizer": self.optimizer.state_dict(),
             "average": self.average and self.average.state_dict(),
             "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
-            "bad": self.bad,
+            "bad": self.nonfinite,
             "rewards": self.rewards,
             "best": self.best,
             "best_step": self.best_step,
             "config": self.config.to_dict(),
-            origin.KEY: self.origin,
-            **self.own_state(),
+            provenance.KEY: self.origin,
+            **self.extra_state(),
         }
 
     def _save(self) -> Path:
         """Write the checkpoint of this step and `last.safetensors`; the checkpoint's path.
 
         Raises:
-            RealignError: they cannot be written, or are not finite; the checkpoints before stay as they are.
+            RealignError: they cannot be written or are not finite; earlier checkpoints are not touched.
         """
         if not self._main:
             self.saved = self.step
@@ -361,60 +316,35 @@ class Run:
         state = self._state()
         state["weights"] = [weight.cpu() for weight in state["weights"]]
         try:
-            proof.check_finite(state)
+            validation.check_finite(state)
         except checkpoints.Unusable as why:
-            raise RealignError(f"Step {self.step} is not kept, as {why}: {LOWER}; {self._saved_so_far()}.") from why
+            raise RealignError(f"Step {self.step} is not kept, as {why}: {ADVICE}; {self._saved_so_far()}.") from why
         file = checkpoints.save(self.output / CHECKPOINTS, self.step, state, self.config.run.keep_last)
         self.saved = self.step
         self._export("last")
         return file
 
     def _export(self, name: str) -> None:
-        """The weights as ComfyUI loads them."""
+        """The weights in a file that ComfyUI loads."""
         rewards = self.rewards or [None]
-        told = run_metadata(
-            f"{self.output.name}-{name}",
-            steps=self.step,
-            learning_rate=self.config.optimizer.learning_rate,
-            config=self.config.to_dict(),
-            prompts=self.prompts.texts,
-            reward_before=rewards[0],
-            reward_after=rewards[-1],
-            resolution=self.models.resolution,
-            prediction_type=self.models.sampler.scheduler.config.prediction_type,
-            thumbnail=self.watcher.thumbnail(self.step),
-        )
-        self.output.mkdir(parents=True, exist_ok=True)
-        write = save_lora if self.config.lora.train == "lora" else save_unet
-        with averaged(self.models.weights, self.average):
-            write(self.models.sampler.unet, self.output / f"{name}.safetensors", told)
+        with swap_in_average(self.models.weights, self.average):
+            export_weights(
+                self.output / f"{name}.safetensors",
+                self.models.sampler,
+                self.config,
+                steps=self.step,
+                resolution=self.models.resolution,
+                prompts=self.prompts.texts,
+                reward_before=rewards[0],
+                reward_after=rewards[-1],
+                thumbnail=self.watcher.thumbnail(self.step),
+            )
 
     def _export_folder(self) -> None:
-        """The whole UNet in the diffusers layout, each file whole or not there."""
-        if not self._main:
-            return
-        folder = self.output / "unet"
-        partial = partial_path(folder)
-        try:
-            with averaged(self.models.weights, self.average):
-                self.models.sampler.unet.save_pretrained(partial)
-            folder.mkdir(exist_ok=True)
-            for file in partial.iterdir():
-                file.replace(folder / file.name)
-        except (OSError, SafetensorError) as error:
-            raise RealignError(
-                f"The UNet's folder could not be written to '{self.output}' ({reason(error)}): {advice(error)} and "
-                "start again; last.safetensors is there."
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def _set_learning_rate(self) -> None:
-        """Linear warm-up, constant, linear decay."""
-        rise = min(1.0, (self.step + 1) / max(1, self.config.optimizer.warmup_steps))
-        fall = min(1.0, (self.config.optimizer.steps - self.step) / max(1, self.config.optimizer.decay_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.learning_rate * min(rise, fall)
+        """The whole UNet in the diffusers layout."""
+        if self._main:
+            with swap_in_average(self.models.weights, self.average):
+                export_unet_folder(self.output, self.models.sampler.unet)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0

@@ -1,4 +1,4 @@
-"""A run that is asked to stop (Ctrl-C, a scheduler's SIGTERM, a closed terminal) ends in order."""
+"""Signals that ask a run to stop: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ECHO = 0.5
-"""Seconds in which more signals are the same request: a scheduler and a launcher each send one."""
+"""Seconds within which further signals count as the same request: scheduler and launcher may each send one."""
 
 
 @contextmanager
-def asked_by_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Call `stop` at the first signal; what a later one does is what it did before. Afterwards all is as before.
+def handle_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` at the first signal within a `with` block; a second signal has its previous effect.
 
-    Outside of the main thread, where Python allows no handlers, and for signals that are ignored (`nohup`) nothing
-    changes.
+    Nothing changes outside the main thread, where Python allows no handlers, and for ignored signals (`nohup`).
     """
     before: dict[int, Any] = {}
     first: list[float] = []

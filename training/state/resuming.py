@@ -1,85 +1,106 @@
-"""Which checkpoint a run goes on from, and what becomes of the files that it does not go on from."""
+"""Which checkpoint a run resumes from, and what happens to the files that it does not resume from."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import RealignError
+from ..loop.plan import format_bytes
 from ..settings.common import TrainingConfig
-from . import checkpoints, proof
-from .origin import Changes, changes, check_settings
+from . import checkpoints, provenance, validation
 from .run_folder import CHECKPOINTS, RESULTS, holds_a_run, set_aside
 
 
 class Resumption:
-    """The newest whole checkpoint of those that the setting `resume` means, read before the models are.
+    """The newest usable checkpoint that the setting `resume` selects. It is read before the models are.
 
-    made_of: this run's `origin_of`; None in a process that leaves the comparison to the main one.
+    made_of: this run's `provenance`; None in a process that leaves the comparison to the main one.
 
     Raises:
-        RealignError: there is none where one is asked for, none that can be used, or it is of another run.
+        RealignError: `resume` names a place without a checkpoint, none can be used, or it is of another run.
     """
 
     def __init__(self, config: TrainingConfig, made_of: Mapping[str, Any] | None) -> None:
         self.config, self.made_of = config, made_of
-        self.changes = Changes((), True)
-        """What differs from the run that wrote it."""
-        files = checkpoints.found(config.run.resume, Path(config.run.output))
+        self.changes = provenance.Changes((), True)
+        """How this run differs from the one that wrote the checkpoint."""
+        files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
         self._candidates = checkpoints.Candidates(files, self._check) if files else None
 
     @property
     def file(self) -> Path | None:
-        """None where the run begins anew."""
+        """The checkpoint; None if the run starts over."""
         return self._candidates and self._candidates.file
 
-    def prove(self, like: Mapping[str, Any]) -> None:
-        """Pass over checkpoints that lack something or do not fit; see `proof.check`.
+    def validate(self, like: Mapping[str, Any]) -> None:
+        """Skip checkpoints that do not fit this run; see `validation.check_state`.
 
         Raises:
-            RealignError: none is left, or the one before is of another run.
+            RealignError: none is left, or the next one is of another run.
         """
-        proved = self._candidates is None
-        while not proved:
+        candidates = self._candidates
+        while candidates is not None:
             try:
-                proof.check(self._candidates.state, like)
-                proved = True
+                validation.check_state(candidates.state, like)
+                return
             except checkpoints.Unusable as why:
-                self._candidates.pass_over(why)
+                candidates.reject(why)
 
     def take(self) -> tuple[Path, Mapping[str, Any]]:
-        """The checkpoint and its state, which is not held any longer."""
+        """The checkpoint and its state, which this object then releases."""
+        assert self._candidates is not None  # `file` is not None
         file, state = self._candidates.file, self._candidates.state
         self._candidates = None
         return file, state
 
     def _check(self, file: Path, state: Any) -> None:
-        check_settings(file, state)
+        validation.check_settings(file, state)
         try:
             if self.made_of is None:
-                checkpoints.check_same(file, state["config"], self.config.to_dict())
+                provenance.check_fixed_settings(file, state["config"], self.config.to_dict())
             else:
-                self.changes = changes(file, state, self.config, self.made_of)
+                self.changes = provenance.compare(file, state, self.config, self.made_of)
         except RealignError:
             raise
-        except Exception as error:  # any nonsense may be in there
+        except Exception as error:  # the file may hold any nonsense
             raise checkpoints.Unusable("its settings are of another form") from error
 
 
+def make_room(config: TrainingConfig, needed: float, file: Path | None) -> None:
+    """Keep the files of an earlier run, and print a warning if the disk is nearly full.
+
+    needed: the bytes of a checkpoint. file: see `keep_earlier_run`.
+
+    Raises:
+        RealignError: a file cannot be moved.
+    """
+    free = shutil.disk_usage(config.run.output).free
+    if free < 2 * needed:
+        sizes = f"{format_bytes(free)} are free in '{config.run.output}', and a checkpoint takes {format_bytes(needed)}"
+        print(f"Only {sizes}: make room.")
+    if message := keep_earlier_run(config, file):
+        print(message)
+
+
 def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:
-    """Move what a run that begins anew, or goes on from `file`, would write over to `before-N` in the output; a
-    sentence about it, None where there was nothing.
+    """Move what this run would overwrite to `before-N` in the output.
+
+    file: the checkpoint from which the run resumes; None if it starts over.
+
+    Returns a sentence about it; None if there was nothing to move.
 
     Raises:
         RealignError: it cannot be moved.
     """
     output = Path(config.run.output)
     if file is not None and file.resolve().parent == (output / CHECKPOINTS).resolve():
-        checkpoints.put_aside_later(file)
+        checkpoints.set_later_aside(file)
         return None
     if not holds_a_run(output):
         return None
-    again = () if config.run.resume == "auto" else ("rounds",)
-    aside = set_aside(output, (*RESULTS, *again))
+    rounds = () if config.run.resume == "auto" else ("rounds",)
+    aside = set_aside(output, (*RESULTS, *rounds))
     return f"The files of the run that was in '{output}' are kept in '{aside}'."

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, found out to be writable before hours are spent, and nothing in it lost."""
+"""The output folder of a run: checked to be writable, locked against other runs, and nothing in it lost."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from ..watch import log
 logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 FOLDERS = (CHECKPOINTS, "samples", "rounds", "unet", "tensorboard", "wandb", "answers")
-"""The folders that a run may write in its own."""
+"""The folders that a run may make in its output."""
 FILES = ("last.safetensors", "best.safetensors", "prior.safetensors", "log.csv", "report.html")
 RESULTS = ("log.csv", CHECKPOINTS, "samples", "last.safetensors", "best.safetensors", "report.html", "unet")
 RESULTS += ("tensorboard", "wandb")
-"""What belongs to one run alone. `prior.safetensors`, `rounds/` and `answers/` may serve another: each knows what it
-was made of."""
+"""What belongs to one run alone. `prior.safetensors`, `rounds/` and `answers/` may serve another run: they record what
+they were made of."""
 ASIDE = "before-"
-"""How the name of a folder begins in which the files of an earlier run are kept."""
-_HALF = re.compile(r"(step-\d+|report|prior|\d{6})\.part")
-"""What runs called half-written files once."""
+"""The prefix of folders that keep the files of an earlier run."""
+_OLD_PARTIAL = re.compile(r"(step-\d+|report|prior|\d{6})\.part")
+"""The names of half-written files in older versions."""
 _LOCK, _HOLDER = ".lock", ".lock-holder"
 
 
 class RunFolder:
-    """The output folder, held by this process until `release` or its death: the lock is the system's, which a killed
-    process cannot leave behind.
+    """The output folder, locked by this process until `release` or its death: a killed process leaves no lock behind.
 
     Raises:
         RealignError: another run holds it, or it cannot be written.
@@ -45,7 +44,7 @@ class RunFolder:
         self.output = output
         check_writable(output)
         self.lock = FileLock(output / _LOCK, timeout=0, thread_local=False)
-        self._take()
+        self._acquire()
         for folder in (output, *(output / name for name in FOLDERS), *_subfolders(output / "rounds")):
             remove_partial_files(folder)
             _sweep_old_names(folder)
@@ -57,13 +56,13 @@ class RunFolder:
                 (self.output / _HOLDER).unlink()
             self.lock.release(force=True)
 
-    def _take(self) -> None:
+    def _acquire(self) -> None:
         holder = self.output / _HOLDER
         try:
             self.lock.acquire()
         except Timeout as error:
             raise RealignError(
-                f"Another run writes to '{self.output}' ({_text(holder)}): wait for it, or give another output."
+                f"Another run writes to '{self.output}' ({_read_line(holder)}): wait for it, or give another output."
             ) from error
         except (OSError, NotImplementedError) as error:  # a file system without locks
             logger.warning("'%s' cannot be locked (%s): see to it that no other run writes there.", self.output, error)
@@ -73,10 +72,10 @@ class RunFolder:
 
 
 def check_writable(output: Path) -> None:
-    """That a run's files can be written, also those in folders that are there already.
+    """Check that a run can write its files, also in folders that exist already.
 
     Raises:
-        RealignError: they cannot.
+        RealignError: it cannot.
     """
     make_folder(output, "output")
     for folder in (output / name for name in FOLDERS):
@@ -88,7 +87,7 @@ def check_writable(output: Path) -> None:
 
 
 def holds_a_run(output: Path) -> bool:
-    """Whether a run in the folder came further than its first evaluation."""
+    """Whether a run in the folder got further than its first evaluation."""
     if any((output / name).exists() for name in ("last.safetensors", "unet")):
         return True
     if any((output / CHECKPOINTS).glob("step-*.pt")):
@@ -98,18 +97,18 @@ def holds_a_run(output: Path) -> bool:
 
 
 def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
-    """Move what is there of `names`, paths below `output`, into a new folder `before-N` of it; None where nothing is.
+    """Move those of `names`, paths below `output`, that exist into a new folder `before-N`; None if none exists.
 
     Raises:
         RealignError: it cannot be moved.
     """
-    present = [name for name in map(Path, names) if os.path.lexists(output / name)]
-    if not present:
+    existing = [name for name in map(Path, names) if os.path.lexists(output / name)]
+    if not existing:
         return None
     numbers = (folder.name.removeprefix(ASIDE) for folder in output.glob(f"{ASIDE}*"))
     aside = output / f"{ASIDE}{1 + max((int(number) for number in numbers if number.isdecimal()), default=0)}"
     try:
-        for name in present:
+        for name in existing:
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             os.rename(output / name, aside / name)
     except OSError as error:
@@ -127,13 +126,13 @@ def _subfolders(folder: Path) -> Sequence[Path]:
 def _sweep_old_names(folder: Path) -> None:
     with suppress(OSError):
         for left in list(folder.iterdir()):
-            if _HALF.fullmatch(left.name) and left.is_file():
+            if _OLD_PARTIAL.fullmatch(left.name) and left.is_file():
                 left.unlink()
 
 
-def _text(file: Path) -> str:
-    """What a file says, in one line."""
+def _read_line(file: Path) -> str:
+    """The content of a file, as one line."""
     try:
-        return " ".join(file.read_text(encoding="utf-8", errors="replace").split()) or "which does not say who it is"
+        return " ".join(file.read_text(encoding="utf-8", errors="replace").split()) or "no holder is recorded"
     except OSError:
-        return "which does not say who it is"
+        return "no holder is recorded"

@@ -1,4 +1,4 @@
-"""Curves as inline SVG, which takes its colours from the page that it stands in."""
+"""Curves as inline SVG, coloured by the CSS of the page around it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 28
 """The margins of the plot, in units of the drawing."""
 LARGEST = 1e30
-"""A value beyond is no measurement, and would leave nothing to see of the others."""
+"""Larger values are left out: they would flatten the rest of the curve."""
 MOST_POINTS = 300
-"""A longer curve is drawn as the means of as many pieces."""
+"""A longer curve is curves as the means of about this many pieces."""
 Point = tuple[float, float]
 
 
@@ -22,22 +22,22 @@ class Curve(NamedTuple):
 
     name: str
     points: Sequence[Point]
-    """(step, value); values that are no numbers, or beyond LARGEST, are left out."""
+    """(step, value); NaN and values beyond LARGEST are left out."""
     color: str
     """A CSS class of the page."""
-    look: Literal["line", "faint", "dots"] = "line"
+    style: Literal["line", "faint", "dots"] = "line"
 
 
 def chart(title: str, curves: Sequence[Curve]) -> str:
-    """A `<figure>` with a title, a legend and the curves over their steps, or that there is nothing to draw."""
-    drawn = [c._replace(points=thinned([p for p in c.points if abs(p[1]) < LARGEST])) for c in curves]
-    drawn = [curve for curve in drawn if curve.points]
-    head = f"<figcaption>{escape(title)}{_legend(drawn)}</figcaption>"
-    if not drawn:
+    """A `<figure>` with a title, a legend and the curves over the steps; without a point it says so."""
+    curves = [c._replace(points=thin([p for p in c.points if abs(p[1]) < LARGEST])) for c in curves]
+    curves = [curve for curve in curves if curve.points]
+    head = f"<figcaption>{escape(title)}{_legend(curves)}</figcaption>"
+    if not curves:
         return f'<figure class="chart">{head}<p class="quiet">Nothing was measured yet.</p></figure>'
-    steps = [step for curve in drawn for step, _ in curve.points]
-    values = [value for curve in drawn for _, value in curve.points]
-    across, up = _ticks(min(steps), max(steps), 6), _ticks(min(values), max(values), 5)
+    steps = [step for curve in curves for step, _ in curve.points]
+    values = [value for curve in curves for _, value in curve.points]
+    across, up = ticks(min(steps), max(steps), 6), ticks(min(values), max(values), 5)
     low, high = min(up[0], *values), max(up[-1], *values)
     first, last = min(steps), max(max(steps), min(steps) + 1)
 
@@ -54,22 +54,23 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
         if first <= tick <= last and abs(tick - round(tick)) < 1e-9:
             x = place((tick, low))[0]
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:.6g}</text>')
-    parts += [_drawn(curve, [place(point) for point in curve.points]) for curve in drawn]
+    parts += [_draw(curve, [place(point) for point in curve.points]) for curve in curves]
     label = f"{title}, steps {first:g} to {max(steps):g}"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return f'<figure class="chart">{head}{svg}</figure>'
 
 
-def thinned(points: Sequence[Point]) -> list[Point]:
+def thin(points: Sequence[Point]) -> list[Point]:
     """At most MOST_POINTS points: the means of pieces of equal length, and the last point itself."""
     size = -(-len(points) // (MOST_POINTS - 1))
     if size <= 1:
         return list(points)
     pieces = [points[i : i + size] for i in range(0, len(points), size)]
-    return [tuple(math.fsum(axis) / len(piece) for axis in zip(*piece, strict=True)) for piece in pieces] + [points[-1]]
+    means = [(math.fsum(x for x, _ in p) / len(p), math.fsum(y for _, y in p) / len(p)) for p in pieces]
+    return [*means, points[-1]]
 
 
-def smoothed(points: Sequence[Point]) -> list[Point]:
+def smooth(points: Sequence[Point]) -> list[Point]:
     """The running mean over a tenth of the points, half of it to each side."""
     points = [point for point in points if abs(point[1]) < LARGEST]
     reach = len(points) // 20
@@ -83,10 +84,10 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     return out
 
 
-def _drawn(curve: Curve, points: Sequence[Point]) -> str:
+def _draw(curve: Curve, points: Sequence[Point]) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    line = f'<path class="curve {curve.look} {curve.color}" d="{path}"/>'
-    if curve.look != "dots" and len(points) > 1:
+    line = f'<path class="curve {curve.style} {curve.color}" d="{path}"/>'
+    if curve.style != "dots" and len(points) > 1:
         return line
     dots = (
         f'<circle class="{curve.color}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
@@ -99,12 +100,12 @@ def _drawn(curve: Curve, points: Sequence[Point]) -> str:
 def _legend(curves: Sequence[Curve]) -> str:
     if len(curves) < 2:
         return ""
-    named = (f'<span class="key {curve.look} {curve.color}">{escape(curve.name)}</span>' for curve in curves)
-    return f'<span class="legend">{"".join(named)}</span>'
+    keys = (f'<span class="key {curve.style} {curve.color}">{escape(curve.name)}</span>' for curve in curves)
+    return f'<span class="legend">{"".join(keys)}</span>'
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers that enclose low...high, or that lie in the middle of it, at most `most` and one."""
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers that enclose low...high, at most `most` + 1."""
     span = high - low or abs(high) or 1.0
     unit = 10 ** math.floor(math.log10(span / most))
     step = next(unit * factor for factor in (1, 2, 5, 10, 20) if span / (unit * factor) <= most - 1)

@@ -1,4 +1,4 @@
-"""log.csv: a row a step, written while a run goes on and read again for its report."""
+"""log.csv: a row per step, written during a run and read again for its report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = ("step", "reward", "loss", "prior_loss", "held_out_reward", "bad_batches", "seconds", "images_per_second")
-"""`reward` is of the step's own batch; `held_out_reward` is only there where it was measured; `bad_batches` counts
-those in a row; `seconds` are the step's, without samples and evaluation."""
+"""`reward` is that of the step's batch; `held_out_reward` is empty where it was not measured; `bad_batches` counts
+non-finite steps in a row; `seconds` are those of the step, without samples and evaluation."""
 Row = dict[str, float]
-"""What a row says, by column; an empty cell is left out."""
+"""The numbers of a row by column; empty cells are left out."""
 
 
 def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to the end of the file, under the columns that it has; a new file gets ours.
+    """Append rows to the file, with its columns; a new file gets COLUMNS.
 
-    A line that a killed process left half written is ended first, so that it spoils nothing after it.
+    If a killed process left a half-written line, it is ended first, so that it damages no other.
 
     Raises:
         OSError: it cannot be written.
@@ -39,10 +39,9 @@ def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(file: Path) -> tuple[list[Row], list[str]]:
-    """The steps in their order, and a sentence for each thing that is wrong with the file.
+    """The rows by ascending step, and a sentence for each fault of the file.
 
-    A run that was killed and went on, or began anew in the same folder, wrote some steps twice: what was written later
-    counts, and nothing stays of the steps after it.
+    A resumed run writes some steps twice: the later row counts, and discards all rows of later steps before it.
     """
     try:
         text = file.read_bytes().decode("utf-8", errors="replace").replace("\0", "")
@@ -57,7 +56,7 @@ def read(file: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     broken = 0
     for line in lines:
-        row = _numbers(columns, line.split(","))  # numbers alone: nothing in it is quoted
+        row = _numbers(columns, line.split(","))  # numbers only: nothing is quoted
         if row is None:
             broken += 1
             continue
@@ -68,7 +67,7 @@ def read(file: Path) -> tuple[list[Row], list[str]]:
 
 
 def _numbers(columns: Sequence[str], cells: Sequence[str]) -> Row | None:
-    """The row, or None where a cell holds something else, or too few or too many of them stand there."""
+    """The row; None if a cell is no number or the number of cells is wrong."""
     if len(cells) != len(columns):
         return None
     try:

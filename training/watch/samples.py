@@ -1,11 +1,11 @@
-"""Grids of sample images, one a file; each tells in its PNG header which prompts it shows."""
+"""Grids of sample images, one per PNG file, whose header holds the prompts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from ...core.files import write_whole
 
 KEY = "realigndiff.samples"
-"""Where the PNG header holds `{"prompts": [...], "size": [width, height]}`; `size` is of one picture."""
+"""The key of the PNG header for `{"prompts": [...], "size": [width, height]}`; `size` is that of one picture."""
 PATTERN = "step-*.png"
 
 
@@ -22,21 +22,21 @@ class Grid(NamedTuple):
 
     step: int
     prompts: tuple[str, ...]
-    """One a picture; none for a file that does not say."""
+    """One per picture; empty if the header does not hold them."""
     pictures: tuple[Image.Image, ...]
-    """Of a file that does not say what it shows, all of it as one picture."""
+    """A file without our header is one picture."""
 
 
 def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Path:
-    """Write the pictures of one step, all of one size, as one file.
+    """Write the pictures of one step, all of equal size, as one file; its path.
 
     Raises:
         RealignError: it cannot be written.
     """
-    told = PngInfo()
-    told.add_text(KEY, json.dumps({"prompts": list(prompts), "size": pictures[0].size}))
+    header = PngInfo()
+    header.add_text(KEY, json.dumps({"prompts": list(prompts), "size": pictures[0].size}))
     file = folder / f"step-{step:08d}.png"
-    write_picture(file, in_rows(pictures), told)
+    write_picture(file, in_rows(pictures), header)
     return file
 
 
@@ -50,16 +50,16 @@ def write_picture(file: Path, picture: Image.Image, header: PngInfo | None = Non
 
 
 def load(file: Path) -> Grid:
-    """A file that `save` wrote, or, as one picture without a prompt, any other image.
+    """Read a file that `save` wrote; any other image becomes one picture without a prompt.
 
     Raises:
-        OSError: it is no image, or one that is cut off.
+        OSError: it is no image, or a truncated one.
     """
     with Image.open(file) as opened:
         canvas = opened.convert("RGB")
-        told = getattr(opened, "text", {}).get(KEY)
+        header: Any = getattr(opened, "text", {}).get(KEY)
     try:
-        about = json.loads(told)
+        about = json.loads(header)
         prompts, (width, height) = tuple(map(str, about["prompts"])), about["size"]
         columns = canvas.width // width
         corners = [(i % columns * width, i // columns * height) for i in range(len(prompts))]
@@ -70,13 +70,13 @@ def load(file: Path) -> Grid:
 
 
 def files(folder: Path, last: float = float("inf")) -> list[Path]:
-    """The grids up to step `last`, in their order; later ones are of a run that was begun anew."""
-    found = [file for file in folder.glob(PATTERN) if file.stem.removeprefix("step-").isdecimal()]
-    return sorted((file for file in found if _step(file) <= last), key=_step)
+    """The grids up to step `last`, by step; later ones are from a run that was started over."""
+    grids = [file for file in folder.glob(PATTERN) if file.stem.removeprefix("step-").isdecimal()]
+    return sorted((file for file in grids if _step(file) <= last), key=_step)
 
 
 def newest_picture(folder: Path, last: float = float("inf")) -> Image.Image | None:
-    """The first picture of the newest grid up to step `last`, if there is one that can be read."""
+    """The first picture of the newest readable grid up to step `last`, if any."""
     for file in reversed(files(folder, last)):
         try:
             return load(file).pictures[0]
@@ -86,7 +86,7 @@ def newest_picture(folder: Path, last: float = float("inf")) -> Image.Image | No
 
 
 def in_rows(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Pictures of one size, side by side; a few take one row of their own width."""
+    """Pictures of equal size in rows of `columns`; fewer pictures make one shorter row."""
     columns = min(columns, len(pictures))
     width, height = pictures[0].size
     canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")

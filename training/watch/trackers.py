@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases or trackio, beside log.csv: `log_with` says which."""
+"""TensorBoard, Weights & Biases or trackio beside log.csv, as the setting `log_with` selects."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from PIL import Image
 from ...core.errors import RealignError
 
 PROJECT = "realigndiff"
-"""What the runs are filed under in the tracker."""
+"""The name of the project in the tracker."""
 
 
 def check(name: str) -> None:
-    """That the tracker can be used, before hours are spent; "csv" is none.
+    """Check that the tracker can be used; "csv" needs none.
 
     Raises:
         RealignError: its package, or an accelerate that knows it, is missing.
     """
     if name == "csv":
         return
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:  # a folder `wandb` in the working folder is not the package
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a folder `wandb` in the working folder is not the package
         raise RealignError(
             f"log_with is {name}, but the package {name} is not installed: pip install {name}, or set log_with to csv."
         )
@@ -36,24 +36,24 @@ def check(name: str) -> None:
 
 
 def start(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Begin a run with these settings in the tracker that `accelerator` has, if it has one.
+    """Begin a run in the tracker of `accelerator`, if it has one, and store the settings there.
 
-    folder: of the run, which is called the same; what W&B and TensorBoard write lies in it.
+    folder: the run's output, after which it is named; W&B and TensorBoard write into it.
 
     Raises:
-        RealignError: the tracker refuses, say because nobody is logged in.
+        RealignError: the tracker cannot be started, for instance because nobody is logged in.
     """
     if not accelerator.log_with:
         return
-    about = {"name": folder.name, "config": dict(settings)}
-    own = {"wandb": {**about, "dir": str(folder)}, "trackio": {**about, "resume": "allow"}}
+    options = {"name": folder.name, "config": dict(settings)}
+    per_tracker = {"wandb": {**options, "dir": str(folder)}, "trackio": {**options, "resume": "allow"}}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        accelerator.init_trackers(PROJECT, init_kwargs=own)
+        accelerator.init_trackers(PROJECT, init_kwargs=per_tracker)
         if accelerator.trackers and accelerator.trackers[0].name == "tensorboard":
             rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
             accelerator.log({"settings": f"| setting | value |\n|---|---|\n{rows}"}, step=0)
-    except Exception as error:  # each tracker has its own kinds
+    except Exception as error:  # each tracker raises other kinds
         name = str(accelerator.log_with[0])
         raise RealignError(
             f"{name} could not be started ({type(error).__name__}: {error}): mend that, or set log_with to csv."
@@ -61,7 +61,7 @@ def start(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any]) -
 
 
 def log_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
-    """Send one picture under the name `samples`; each tracker takes it its own way."""
+    """Send one picture under the name `samples`."""
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({"samples": np.asarray(picture)[None]}, step=step, dataformats="NHWC")

@@ -1,6 +1,6 @@
-"""What a run shows of itself while it goes on: progress bar, log.csv, tracker, sample grids and, at the end, a report.
+"""What a run shows while it trains: progress bar, log.csv, tracker, sample grids and, at the end, a report.
 
-Nothing in here may end a training: what cannot be written or drawn is told, and the steps go on.
+Nothing in here may end a training: if something cannot be written or drawn, a message says so, and training goes on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from . import log, samples, trackers
 
 
 class Watcher:
-    """The watching of one run; the methods do nothing in a process that is not the main one.
+    """Shows one run. In all but the main process the methods do nothing.
 
     Raises:
-        RealignError: the tracker refuses to start; before anything was trained.
+        RealignError: the tracker cannot be started.
     """
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
@@ -31,22 +31,22 @@ class Watcher:
         self.images = config.optimizer.batch_size * config.optimizer.gradient_accumulation * accelerator.num_processes
         self.steps = config.optimizer.steps
         self.unwritten: list[dict[str, Any]] = []
-        self.bar: tqdm | None = None
-        trackers.start(accelerator, self.output, report.shown(config.to_dict()))
+        self.bar = tqdm(disable=True)
+        trackers.start(accelerator, self.output, report.displayed_settings(config.to_dict()))
 
     def begin(self, step: int) -> None:
-        """Show the progress bar, of a run that stands at `step`."""
+        """Show the progress bar of a run that is at `step`."""
         self.bar = tqdm(total=self.steps, initial=step, disable=not self.accelerator.is_main_process)
 
     def show(self, row: dict[str, Any]) -> None:
-        """A step was taken: `row` is what goes into the log, and gets the images a second here."""
+        """Show a step in the progress bar; adds images_per_second to the `row` that goes into the log."""
         row["images_per_second"] = self.images / row["seconds"]
         self.bar.update()
-        told = [f"{name} {row[name]:.4f}" for name in ("reward", "loss") if name in row]
-        self.bar.set_postfix_str(", ".join([*told, f"{row['images_per_second']:.2f} images/s"]))
+        values = [f"{name} {row[name]:.4f}" for name in ("reward", "loss") if name in row]
+        self.bar.set_postfix_str(", ".join([*values, f"{row['images_per_second']:.2f} images/s"]))
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write one row of numbers; one that cannot be written, as while Excel has the file, waits for the next."""
+        """Write one row. If the file cannot be written, as while Excel holds it, the row waits for the next one."""
         if not self.accelerator.is_main_process:
             return
         self.unwritten.append(row)
@@ -54,23 +54,23 @@ class Watcher:
         self._track(lambda: self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"]))
 
     def draw(self, step: int, prompts: Sequence[str], sample: Callable[[], Sequence[Image.Image]]) -> None:
-        """Keep the pictures that `sample` draws of `prompts`; whatever it raises is told and ends nothing."""
+        """Save the pictures that `sample` draws for `prompts`. An error in it is printed and does not end the run."""
         if not self.accelerator.is_main_process or not prompts:
             return
         try:
             pictures = sample()
             samples.save(self.output / "samples", step, pictures, prompts)
-        except Exception as error:  # whatever it is, hours of training are worth more than a picture
+        except Exception as error:  # hours of training are worth more than a picture
             tqdm.write(f"The samples of step {step} could not be drawn ({error}); training goes on.")
             return
         self._track(lambda: trackers.log_picture(self.accelerator, samples.in_rows(pictures), step))
 
     def thumbnail(self, step: int) -> Image.Image | None:
-        """The first picture of the newest grid."""
+        """The first picture of the newest sample grid."""
         return samples.newest_picture(self.output / "samples", step)
 
     def end(self) -> None:
-        """Close bar and tracker, and write the report."""
+        """Close the bar and the tracker, and write the report."""
         self.bar.close()
         self._track(lambda: [tracker.finish() for tracker in self.accelerator.trackers])
         if not self.accelerator.is_main_process:
@@ -86,11 +86,11 @@ class Watcher:
         try:
             log.append(self.output / "log.csv", self.unwritten)
             self.unwritten = []
-        except (OSError, ValueError, csv.Error) as error:  # the last two: what is there is no log
+        except (OSError, ValueError, csv.Error) as error:  # the last two: the file is no log
             tqdm.write(f"log.csv cannot be written ({error}); its rows are kept until it can.")
 
     def _track(self, send: Callable[[], Any]) -> None:
-        """Send something to the tracker; one that fails is told once and then left."""
+        """Send something to the tracker. One that fails is reported once and no longer used."""
         try:
             if self.accelerator.trackers:
                 send()

@@ -1,6 +1,7 @@
-"""Tensors that a run keeps beside itself so that its next start need not make them again.
+"""Tensors stored beside a run so that its next start need not compute them again.
 
-A file says what it was made of, and proves that it is whole: what is damaged, or made of something else, is made again.
+A file records what its tensors were computed from, and a checksum. If it is damaged, or was computed from something
+else, they are computed again.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from ...core.files import write_whole
 logger = logging.getLogger(__name__)
 
 
-class Kept(NamedTuple):
-    """What a file holds."""
+class CachedTensors(NamedTuple):
+    """The content of a file."""
 
     tensors: dict[str, Tensor]
     about: Any
-    """What was kept with them, JSON-ready."""
+    """Further data stored with them."""
 
 
-def keep(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str, Any], about: Any = None) -> None:
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str, Any], about: Any = None) -> None:
     """Write tensors, whole or not at all; the folder is made.
 
-    made_of: the settings and fingerprints that they follow from, JSON-ready. about: what belongs to them, JSON-ready.
+    made_of: the settings and fingerprint_models from which they follow. about: further data. Both must be JSON-ready.
 
     Raises:
         RealignError: they cannot be written.
@@ -44,27 +45,27 @@ def keep(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str, Any], 
     write_whole(file, save(tensors, header))
 
 
-def kept(file: Path, made_of: Mapping[str, Any]) -> Kept | None:
-    """What `keep` wrote, if the file is whole and was made of this.
+def load_tensors(file: Path, made_of: Mapping[str, Any]) -> CachedTensors | None:
+    """What `save_tensors` wrote; None if there is no file, it is damaged, or it was made of something else.
 
-    made_of: what must be as it was; the file may say more.
+    made_of: what must be equal; the file may record more.
     """
     if not file.is_file():
         return None
     try:
         with safe_open(file, "pt") as opened:
             header = opened.metadata() or {}
-            if "sha256" not in header:  # of an older version, which did not prove what it was made of
+            if "sha256" not in header:  # from an older version, which did not record what it was made of
                 return None
-            was = json.loads(header["made_of"])
+            recorded = json.loads(header["made_of"])
             wanted = json.loads(json.dumps(dict(made_of)))
-            changed = [name for name, value in wanted.items() if was.get(name) != value]
+            changed = [name for name, value in wanted.items() if recorded.get(name) != value]
             if changed:
                 logger.warning("'%s' was made with other settings (%s) and is made again.", file, ", ".join(changed))
                 return None
-            found = Kept({name: opened.get_tensor(name) for name in opened.keys()}, json.loads(header["about"]))  # noqa: SIM118
-        if _digest(found.tensors, header["about"]) == header["sha256"]:
-            return found
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if _digest(tensors, header["about"]) == header["sha256"]:
+            return CachedTensors(tensors, json.loads(header["about"]))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     logger.warning("'%s' is damaged and is made again.", file)
@@ -75,5 +76,5 @@ def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

@@ -1,29 +1,46 @@
-"""Whether a run's state is all there and right: before it is written, and before a run goes on from it."""
+"""Checks the state of a run before it is written, and again before a run resumes from it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoints import Unusable
+from .checkpoints import Unusable, step_of
+from .provenance import KEY
 
 NUMBERS = {"step": int, "bad": int, "best": (int, float), "best_step": int}
-BASE = {*NUMBERS, "weights", "optimizer", "average", "scaler", "rewards", "config", "made_of"}
-"""What every run keeps; the rest is a script's own."""
-OLDER = {"best_step": 0}
-"""What older versions did not write, and what it was."""
+BASE = {*NUMBERS, "weights", "optimizer", "average", "scaler", "rewards", "config", KEY}
+"""The keys of every run's state; a training script may add more."""
+DEFAULTS = {"best_step": 0}
+"""The values of keys that older versions did not write."""
 _WORDS = {"weights": "weights", "optimizer": "AdamW's moments", "average": "averaged weights"}
 
 
-def check(state: Any, like: Mapping[str, Any]) -> None:
-    """That a run can go on from `state`.
+def check_settings(file: Path, state: Any) -> None:
+    """Check that a checkpoint holds its settings and is of the step in its file's name.
 
-    like: the state of the run that is to go on, as it would write it: the same keys, shapes and number formats are
-        expected of `state`.
+    Raises:
+        Unusable: it does not, or is not.
+    """
+    if not isinstance(state, dict):
+        raise Unusable("it is no state of a run")
+    if not isinstance(state.get("config"), dict):
+        raise Unusable("it lacks its run's settings")
+    if not isinstance(state.get(KEY, {}), dict):
+        raise Unusable("it does not say which prompts and models it was made of")
+    if step_of(file) not in (-1, state.get("step")):
+        raise Unusable(f"its step is {state.get('step')!r:.40}")
+
+
+def check_state(state: Any, like: Mapping[str, Any]) -> None:
+    """Check that a run can resume from `state`.
+
+    like: the state of the run that is to resume, as it would write it; keys, shapes and dtypes must be the same.
 
     Raises:
         Unusable: something is missing, of another shape, or not finite.
@@ -32,15 +49,15 @@ def check(state: Any, like: Mapping[str, Any]) -> None:
         _check(state, like)
     except Unusable:
         raise
-    except Exception as error:  # any nonsense may be in there
+    except Exception as error:  # the file may hold any nonsense
         raise Unusable(f"it is of another form ({type(error).__name__})") from error
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """That nothing in a state is NaN or infinite where it must not be.
+    """Check the weights, AdamW's moments and the moving average.
 
     Raises:
-        Unusable: something is.
+        Unusable: a value in them is NaN or infinite.
     """
     for name in ("weights", "optimizer", "average"):
         if not all(map(_is_finite, _tensors(state.get(name)))):
@@ -48,11 +65,11 @@ def check_finite(state: Mapping[str, Any]) -> None:
 
 
 def _check(state: Any, like: Mapping[str, Any]) -> None:
-    missing = [name for name in like if name not in state and name not in OLDER and name != "made_of"]
+    missing = [name for name in like if name not in state and name not in DEFAULTS and name != KEY]
     if missing:
         raise Unusable(f"it lacks {', '.join(missing)}")
     for name, kind in NUMBERS.items():
-        value = state.get(name, OLDER.get(name))
+        value = state.get(name, DEFAULTS.get(name))
         if isinstance(value, bool) or not isinstance(value, kind) or math.isnan(value):
             raise Unusable(f"its {name} is {value!r:.40}")
         if name != "best" and value < 0:
@@ -74,37 +91,37 @@ def _check(state: Any, like: Mapping[str, Any]) -> None:
 
 
 def _check_like(tensors: Sequence[Tensor], like: Sequence[Tensor], name: str) -> None:
-    """As many tensors, of the same shapes and number formats."""
+    """Check for equal numbers of tensors, with equal shapes and dtypes."""
     if len(tensors) != len(like):
         raise Unusable(f"it has {len(tensors)} {name}, and the model {len(like)}")
     for one, other in zip(tensors, like, strict=True):
         if not isinstance(one, Tensor) or one.layout != torch.strided or one.is_meta:
             raise Unusable(f"one of its {name} is no tensor of numbers")
         if one.shape != other.shape or one.dtype != other.dtype:
-            raise Unusable(f"one of its {name} is {_form(one)}, and the model's is {_form(other)}")
+            raise Unusable(f"one of its {name} is {_describe(one)}, and the model's is {_describe(other)}")
 
 
 def _check_optimizer(state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    """Two moments of each weight; of none where no step was good yet."""
-    kept, groups = state["optimizer"]["state"], state["optimizer"]["param_groups"]
+    """Check for two moments per weight; there are none before the first finite step."""
+    moments, groups = state["optimizer"]["state"], state["optimizer"]["param_groups"]
     if [group["params"] for group in groups] != [group["params"] for group in like["optimizer"]["param_groups"]]:
         raise Unusable("AdamW's moments are of other weights")
-    if not kept:
+    if not moments:
         if state["step"] > state["bad"] and state["scaler"] is None:
             raise Unusable("it lacks AdamW's moments")
         return
-    if set(kept) != set(range(len(like["weights"]))):
+    if set(moments) != set(range(len(like["weights"]))):
         raise Unusable("it lacks AdamW's moments of some weights")
     for number, weight in enumerate(like["weights"]):
-        own = kept[number]
-        if not 0 <= float(own["step"]) <= state["step"]:
-            raise Unusable(f"AdamW's count of steps is {float(own['step']):g}")
+        entry = moments[number]
+        if not 0 <= float(entry["step"]) <= state["step"]:
+            raise Unusable(f"AdamW's count of steps is {float(entry['step']):g}")
         if not state["config"].get("optimizer_8bit"):
-            _check_like([own["exp_avg"], own["exp_avg_sq"]], [weight, weight], "moments")
-            if bool((own["exp_avg_sq"] < 0).any()):
+            _check_like([entry["exp_avg"], entry["exp_avg_sq"]], [weight, weight], "moments")
+            if bool((entry["exp_avg_sq"] < 0).any()):
                 raise Unusable("one of AdamW's second moments is negative")
-        elif not any(tensor.shape == weight.shape for tensor in _tensors(own)):  # which bitsandbytes nests
-            raise Unusable(f"it lacks AdamW's moments of a weight of {_form(weight)}")
+        elif not any(tensor.shape == weight.shape for tensor in _tensors(entry)):  # which bitsandbytes nests
+            raise Unusable(f"it lacks AdamW's moments of a weight of {_describe(weight)}")
 
 
 def _check_average(average: Mapping[str, Any], like: Mapping[str, Any]) -> None:
@@ -114,9 +131,9 @@ def _check_average(average: Mapping[str, Any], like: Mapping[str, Any]) -> None:
 
 def _check_numbers(values: Mapping[str, Any], like: Mapping[str, Any], name: str) -> None:
     for key, value in like.items():
-        kept = values[key]
-        if isinstance(kept, bool) != isinstance(value, bool) or not math.isfinite(kept):
-            raise Unusable(f"the {name}'s {key} is {kept!r:.40}")
+        stored = values[key]
+        if isinstance(stored, bool) != isinstance(value, bool) or not math.isfinite(stored):
+            raise Unusable(f"the {name}'s {key} is {stored!r:.40}")
 
 
 def _kind(value: Any) -> Any:
@@ -124,23 +141,17 @@ def _kind(value: Any) -> Any:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in lists and dictionaries."""
+    """All tensors in nested lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _each(value.values())
-    elif isinstance(value, (list, tuple)):
-        yield from _each(value)
-
-
-def _each(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        yield from _tensors(value)
+    elif isinstance(value, (Mapping, list, tuple)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-def _form(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
