@@ -61,4 +61,5 @@ def random(kind: type[T], device: torch.device, dtype: torch.dtype, *args: Any, 
                 weight = torch.randn(empty.shape, device=device, dtype=dtype) * empty[0].numel() ** -0.5
             setattr(module, name, nn.Parameter(weight, requires_grad=False))
     getattr(model, "tie_weights", lambda: None)()
-    return nn.Module.to(model, device, dtype).eval()  # buffers; the classes' own methods warn
+    nn.Module.to(model, device, dtype)  # buffers; the classes' own methods warn
+    return model.eval()

@@ -94,7 +94,8 @@ def config_of(options: Options, way: str) -> ReflConfig:
     precision, batch = ("fp32", 2) if options.quick else ("bf16", 4)
     base: dict[str, Any] = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
     base |= {"precision": precision, "batch_size": batch, **EQUAL}
-    config = ReflConfig(**(base | (FEW if options.quick else {}) | WAYS[way]))
+    settings: dict[str, Any] = base | (FEW if options.quick else {}) | WAYS[way]
+    config = ReflConfig(**settings)
     if config.optimizer.optimizer_8bit and find_spec("bitsandbytes") is None:
         raise Lacking("the package bitsandbytes")
     if config.model.precision == "fp16" and options.device.type == "cpu":

@@ -200,13 +200,14 @@ class Run:
         config = self.config
         set_learning_rate(self.optimizer, config, self.step)
         self.optimizer.zero_grad()
-        totals: Any = torch.zeros(4)
+        totals = torch.zeros(4)
         for part in range(config.optimizer.gradient_accumulation):
             if self.asked_to_stop and self.accelerator.num_processes == 1:
                 return None
             totals[:3] += self.add_gradient(part) / config.optimizer.gradient_accumulation
         totals[3] = self.asked_to_stop
-        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # equal on all devices
+        reduced: Any = self.accelerator.reduce(totals.to(self.accelerator.device), "mean")
+        totals = reduced.cpu()  # equal on all devices
         self.stopping = bool(totals[3])
         norm: Any = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
         finite = bool(torch.isfinite(totals[1:2]).all())
