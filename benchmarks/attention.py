@@ -4,13 +4,14 @@
     python benchmarks/attention.py --model sdxl flux --size 1024x1024 --regions 5
     python benchmarks/attention.py --all                     # every model, size, batch and number of regions: for a GPU
 
-A row of the table is one layer, with the rows of the prompt alone and random q, k and v. `plain` is PyTorch's own
-scaled_dot_product_attention, `ours` is `attention/equation/modulated.py`, `DenseDiffusion` its published processor, and
-`obvious` is `attention/equation/reference.py`; what needs more memory than there is, is left out and named. All tokens
-have gain 1, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of the machine
-meets all alike. `floor` is what two passes over the keys cost, one for the extrema and one for the softmax, over one
-pass: in FLOPs / in bytes. Memory is that of q, k, v, the result and all between, on a CPU counted tensor by tensor, on
-CUDA by the allocator. `off` is the largest difference of ours to the float32 oracle, at up to 64 queries.
+A row of the table is one layer, for the conditional batch elements alone, with random q, k and v. `plain` is PyTorch's
+own scaled_dot_product_attention, `ours` is `attention/equation/modulated.py`, `DenseDiffusion` its published processor,
+and `obvious` is `attention/equation/reference.py`; a way that needs more memory than is free is left out and named. S
+is 1 for all text tokens, as in DenseDiffusion. Times are medians of interleaved repetitions, so that a slow moment of
+the machine affects all alike. `floor` is the cost of two passes over the keys, one for the extrema and one for the
+softmax, over that of one pass: in FLOPs / in bytes. Memory is that of q, k, v, the result and all between, counted
+tensor by tensor on a CPU, by the allocator on CUDA. `off` is the largest difference of ours to the float32 reference,
+at up to 64 queries.
 """
 
 from __future__ import annotations
@@ -94,12 +95,12 @@ def main() -> None:
     print(f"| attention | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     with torch.inference_mode():
         for model, size, batch, regions in product(args.model, args.size, args.batch, args.regions):
-            for layer, cross in product(MODELS[model], (True, False)):
-                if not (layer.joint and cross):
+            for layer in MODELS[model]:
+                for cross in (False,) if layer.joint else (True, False):
                     blocks = blocks_of(layer, cross, size, [regions_of(regions)] * batch, device)
                     name = f"{model} {size}, {batch} x {regions} regions: {shape_of(layer, blocks)}"
-                    results = measured(layer, blocks, dtype, ways, args.repeats, args.memory)
-                    print(f"| {name} | {' | '.join(results)} |", flush=True)
+                    cells = table_cells(layer, blocks, dtype, ways, args.repeats, args.memory)
+                    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def regions_of(number: int, side: int = 512) -> RegionSet:
@@ -177,10 +178,10 @@ def figures(
     return Figures(times, bytes_, needs, difference(q, k, v, blocks))
 
 
-def measured(
+def table_cells(
     layer: Layer, blocks: Sequence[KeyBlock], dtype: torch.dtype, ways: list[str], repeats: int, room: float | None
 ) -> list[str]:
-    """The cells of a row: time, floor, memory and difference; a way that needs too much memory has its need instead."""
+    """The cells of a row: time, floor, memory and difference; the need of a way that needs too much memory."""
     times, bytes_, needs, off = figures(layer, blocks, dtype, ways, repeats, room)
     _, n_queries, _ = blocks[0].layout.shape
     n_keys = sum(block.layout.shape[2] for block in blocks)
@@ -206,7 +207,7 @@ def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> dict
         "obvious": lambda: joint_reference(q, k, v, blocks),
     }
     if len(blocks) == 1:  # DenseDiffusion knows no joint attention
-        maps, weight = region_maps(blocks[0].layout), blocks[0].strength
+        maps, weight = region_maps(blocks[0].layout), float(blocks[0].strength)
         runs["DenseDiffusion"] = lambda: dense_diffusion_attention(q, k, v, maps, weight, 1.0)
     return runs
 

@@ -1,8 +1,8 @@
 """DenseDiffusion's attention (arXiv 2308.12964), stated again after its published code, to compare with.
 
-At every step it holds the scores of all heads in full, of the empty prompt's rows too, where fused attention holds
-none. In the first steps it then adds and takes away M of eq. 9 in the rows of the prompt, by region maps that are as
-large as the scores and copied for each head. Its tensors are kept as they are there, for they are what it costs.
+At every step it holds the scores of all heads in full, also for the unconditional batch elements, where fused
+attention holds none. In the first steps it then adds M of eq. 9 in the conditional elements, with region maps that are
+as large as the scores and copied for each head. Its tensors are kept as they are there, because they are its cost.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def region_maps(layout: Layout) -> RegionMaps:
 def dense_diffusion_attention(
     q: Tensor, k: Tensor, v: Tensor, maps: RegionMaps | None, weight: float, fade: float
 ) -> Tensor:
-    """softmax(QKᵀ/√d + M) V, where M is 0 but in the last rows, as many as the maps have.
+    """softmax(QKᵀ/√d + M) V, where M is 0 except in the last batch elements, as many as the maps have.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv]. weight·fade is λ_t: w_c or w_s, and (t/T)^5.
     maps: None after the modulated steps.
     """
-    rows, heads = q.shape[:2]
+    elements, heads = q.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     unused = q.new_empty(len(q), q.shape[1], k.shape[1])
     sim = torch.baddbmm(unused, q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
@@ -47,4 +47,4 @@ def dense_diffusion_attention(
         mask, size = (x.repeat_interleave(heads, 0) for x in maps)
         modulated += (mask > 0) * size * weight * fade * (high - modulated)
         modulated -= ~(mask > 0) * size * weight * fade * (modulated - low)
-    return torch.bmm(sim.softmax(-1), v).unflatten(0, (rows, heads))
+    return torch.bmm(sim.softmax(-1), v).unflatten(0, (elements, heads))

@@ -35,16 +35,16 @@ def two_regions(prompt: str) -> RegionSet:
 
 def samplers(sampler: DiffusersSampler) -> dict[str, DiffusersSampler]:
     """The sampler as it is, `ours`, and two that share its models and attend in another way."""
-    return {"ours": sampler, **{way: replaced(sampler, way) for way in ("DenseDiffusion", "obvious")}}
+    return {"ours": sampler, **{way: replace_attention(sampler, way) for way in ("DenseDiffusion", "obvious")}}
 
 
-def replaced(sampler: DiffusersSampler, way: str) -> DiffusersSampler:
+def replace_attention(sampler: DiffusersSampler, way: str) -> DiffusersSampler:
     """A sampler of the same models that attends in another way: `DenseDiffusion`, `obvious` or `exact`."""
     ways = {"DenseDiffusion": DenseDiffusion, "obvious": lambda: obvious, "exact": lambda: exact}
-    return _Replaced(sampler, ways[way])
+    return _ReplacedAttention(sampler, ways[way])
 
 
-class _Replaced(DiffusersSampler):
+class _ReplacedAttention(DiffusersSampler):
     """A sampler whose attention in transformer blocks is computed by a function, modulated or not."""
 
     def __init__(self, sampler: DiffusersSampler, make: Callable[[], Attend]) -> None:
@@ -65,7 +65,8 @@ class _Replaced(DiffusersSampler):
         sets = [None] * len(prompts) if region_sets is None else list(region_sets)
         elements = [*([None] * len(prompts) if guided else []), *sets]
         batch = Batch(elements, [phrase_positions(regions, self.tokenizer) for regions in elements])
-        shared, attend = Modulation(batch, x.shape[-2:], modulation or ModulationSettings()), self.make()
+        latent_size = x.shape[-2], x.shape[-1]
+        shared, attend = Modulation(batch, latent_size, modulation or ModulationSettings()), self.make()
         with wrap_processors(self.unet, lambda previous: _Processor(shared, attend)):
             yield shared
 

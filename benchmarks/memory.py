@@ -1,4 +1,4 @@
-"""The bytes that a piece of work needs at its worst moment, and those that are there."""
+"""The peak memory of a piece of work, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, of those made while it is on."""
+    """Counts the bytes of the tensors that were made while it is on and are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
-    """Bytes beyond those that were taken before, at the worst moment of a run; and what it returns.
+    """The peak of the bytes that a run takes beyond those taken before; and what it returns.
 
     On a CPU they are counted tensor by tensor, on CUDA by the allocator.
     """
@@ -60,10 +60,7 @@ def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
 
 
 def free(device: torch.device) -> float:
-    """Bytes that are free; on a machine that does not tell, as if without end.
-
-    On CUDA those too that PyTorch keeps for later without using them.
-    """
+    """The free bytes, infinity where they are unknown; on CUDA including those that PyTorch keeps in reserve."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

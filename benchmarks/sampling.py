@@ -94,12 +94,12 @@ def report(model: Any, args: argparse.Namespace, size: str, batch: int, regions:
         for way, run in ways.items():
             runs[way].append(run(args.steps))
     whole, modulated = (
-        {way: statistics.median(getattr(run, part) for run in own) for way, own in runs.items()}
+        {way: statistics.median(getattr(run, part) for run in repeats) for way, repeats in runs.items()}
         for part in ("whole", "modulated")
     )
     exact = runs["obvious"][0].latents if "obvious" in runs else None
-    for way, own in runs.items():
-        off = "" if exact is None else f"{(own[0].latents - exact).abs().max() / exact.abs().max():.0e}"
+    for way, repeats in runs.items():
+        off = "" if exact is None else f"{(repeats[0].latents - exact).abs().max() / exact.abs().max():.0e}"
         cells = [
             f"{name}: {way}",
             f"{whole[way]:.2f} s",
@@ -122,7 +122,7 @@ def ways_of(
     width, height = (int(n) for n in size.lower().split("x"))
     noise = torch.randn(batch, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
     plain, bound, negative = (
-        comfy_unet.conditioning(args.model, seed, own) for seed, own in ((1, None), (1, regions), (2, None))
+        comfy_unet.conditioning(args.model, seed, bound) for seed, bound in ((1, None), (1, regions), (2, None))
     )
     models = {
         "plain": (model, plain),
@@ -132,9 +132,9 @@ def ways_of(
     }
     modulated = sum(step / args.steps < settings.end for step in range(args.steps))
 
-    def sampled(own: Any, positive: list, steps: int) -> Run:
+    def sample(patched: Any, positive: list, steps: int) -> Run:
         times = [now(device)]
-        latents = comfy_unet.sample(own, positive, negative, noise, steps, lambda: times.append(now(device)))
+        latents = comfy_unet.sample(patched, positive, negative, noise, steps, lambda: times.append(now(device)))
         return Run(now(device) - times[0], times[min(modulated, steps)] - times[0], latents)
 
     room = free(device) if args.memory is None else args.memory * GB
@@ -142,7 +142,7 @@ def ways_of(
     scores = 4 * batch * layer.heads * pixels**2
     needs = {way: held * scores for way, held in SCORES_HELD.items()}
     return {
-        way: partial(sampled, *models[way])
+        way: partial(sample, *models[way])
         for way in models
         if way == "plain" or (way in args.ways and needs.get(way, 0) <= room)
     }

@@ -1,4 +1,4 @@
-"""How long work takes on a device: what all benchmarks measure time with."""
+"""Measures how long work takes on a device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Work = Callable[[], object]
 
 
 def medians(runs: Mapping[str, Work], device: torch.device, repeats: int = 3, seconds: float = 1.0) -> dict[str, float]:
-    """Milliseconds per call of each, the median over calls by turns, so that a slow moment meets all alike.
+    """Milliseconds per call, the median of each run over calls in turn, so that a slow moment affects all of them.
 
-    runs: called once before anything is timed, which compiles kernels and fills caches. repeats: calls of each, at
-        least. seconds: for which the turns go on at least, as short work needs more calls.
+    runs: called once before anything is timed, which compiles kernels and fills caches. repeats: the least number of
+        calls. seconds: how long the turns go on at least, as short work needs more calls.
     """
     for run in runs.values():
         run()
@@ -30,10 +30,9 @@ def medians(runs: Mapping[str, Work], device: torch.device, repeats: int = 3, se
 
 
 def start(run: Work, device: torch.device) -> Callable[[], float]:
-    """Do the work; the milliseconds that it took are returned by what is returned, which waits for a GPU.
+    """Start the work; the returned function waits for it and returns its milliseconds.
 
-    On CUDA the time is between two events of the current stream, so that of the host counts only where the GPU waits
-    for it.
+    On CUDA it is the time between two events of the current stream: the host's counts only where the GPU waits for it.
     """
     if device.type == "cuda":
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -53,7 +52,7 @@ def start(run: Work, device: torch.device) -> Callable[[], float]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when all that was asked of the device is done."""
+    """The time in seconds, once the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -33,3 +34,14 @@ def json_values(text: str) -> Iterator[Any]:
         except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
             return
         yield value
+
+
+def finite_number(value: Any) -> float | None:
+    """A value as a finite number, also one that is written as a string; else None, as for True and False."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

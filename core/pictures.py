@@ -1,4 +1,4 @@
-"""Pictures from files of any kind that people have, as 8 bits of RGB, and which files of a folder are pictures."""
+"""Read picture files of many kinds as 8-bit RGB, and find the pictures in a folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _WANTED = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
 }
 SUFFIXES = tuple(sorted(kind for kind in _WANTED if Image.registered_extensions().get(kind) in Image.OPEN))
-"""How the names of image files end, as far as this Pillow reads them."""
+"""The suffixes of picture files that this Pillow reads."""
 UNREAD_SUFFIXES = {
     *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".qoi", ".exr", ".hdr", ".dds", ".eps", ".pcx"),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
     *(_WANTED - {*SUFFIXES}),
 }
-"""How the names of pictures end that are not read."""
+"""The suffixes of picture files that are not read."""
 LARGEST = 2**24
-"""The most pixels that a picture is given with."""
+"""The most pixels of a picture that is returned."""
 ORIENTATION = 0x0112
-"""EXIF's tag that says how a picture is to be turned."""
+"""The EXIF tag that says how to turn a picture."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,22 +42,22 @@ _TURNS = {
 
 
 def open_picture(file: Path) -> Image.Image:
-    """The image, of an animation the first one, upright, in RGB; what is transparent becomes white.
+    """The picture in a file, upright, in RGB: the first frame of an animation; transparent parts become white.
 
-    A picture of more than `LARGEST` pixels is scaled down by a whole factor, so that one scan does not take all memory.
+    A picture of more than `LARGEST` pixels is scaled down by an integer factor, so that one scan does not take all
+    memory.
 
     Raises:
-        RealignError: it has more pixels than Pillow reads (`Image.MAX_IMAGE_PIXELS`, doubled).
+        RealignError: it has more pixels than Pillow reads (twice `Image.MAX_IMAGE_PIXELS`).
         Exception: it cannot be read; Pillow raises errors of many kinds.
     """
-    # given a path, Pillow maps an uncompressed TIFF into memory, and garbles it where it is to be turned
-    with open(file, "rb") as content, _begun(content) as picture:
-        factor = math.ceil(math.sqrt(picture.width * picture.height / LARGEST))
-        if factor > 1:
+    # Given a path, Pillow maps an uncompressed TIFF into memory, and garbles it when it turns it.
+    with open(file, "rb") as content, _read_header(content) as picture:
+        if (factor := _reduction(picture)) > 1:
             picture.draft(None, (picture.width // factor, picture.height // factor))  # JPEG is then decoded smaller
         picture.load()
         turn = _turn(picture)
-        small = _scaled_down(picture)
+        small = scale_down(picture)
     upright = small if turn is None else small.transpose(turn)
     if upright.mode.startswith(("I", "F")):
         return to_8_bits(upright).convert("RGB")
@@ -67,11 +67,11 @@ def open_picture(file: Path) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _begun(content: BinaryIO) -> Image.Image:
-    """The picture, of which the header is read."""
+def _read_header(content: BinaryIO) -> Image.Image:
+    """Open a picture without decoding its pixels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is scaled down
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it will be scaled down
             return Image.open(content)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
@@ -79,18 +79,22 @@ def _begun(content: BinaryIO) -> Image.Image:
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; none where its EXIF is damaged. `ImageOps.exif_transpose` also writes the EXIF
-    anew, which fails where any other tag is damaged."""
+    """What turns the picture upright; None where its EXIF is damaged. `ImageOps.exif_transpose` would also write the
+    EXIF again, which fails where any other tag is damaged."""
     try:
         return _TURNS.get(picture.getexif().get(ORIENTATION, 0))
     except Exception:  # of many kinds, as from reading the picture
         return None
 
 
-def _scaled_down(picture: Image.Image) -> Image.Image:
+def _reduction(picture: Image.Image) -> int:
+    """The integer factor by which a picture must be scaled down."""
+    return math.ceil(math.sqrt(picture.width * picture.height / LARGEST))
+
+
+def scale_down(picture: Image.Image) -> Image.Image:
     """The picture with at most `LARGEST` pixels."""
-    factor = math.ceil(math.sqrt(picture.width * picture.height / LARGEST))
-    if factor < 2:
+    if (factor := _reduction(picture)) < 2:
         return picture
     if picture.mode.startswith("I;16"):
         return picture.convert("I").reduce(factor).convert("I;16")
@@ -102,9 +106,9 @@ def _scaled_down(picture: Image.Image) -> Image.Image:
 
 
 def to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits (Pillow's I;16, I, F), which Pillow itself would cut off at 255, in 8 bits.
+    """A grey picture of more than 8 bits (Pillow's I;16, I, F) in 8 bits; Pillow itself would clip it at 255.
 
-    White is 65535 in 16 bits; else 1 (F only), 255 or 65535, whichever is the least that no value exceeds, or the
+    White is 65535 for 16 bits. Otherwise it is the least of 1 (F only), 255 and 65535 that no value exceeds, or the
     highest value.
     """
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
@@ -115,7 +119,7 @@ def to_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def is_whole_png(file: Path) -> bool:
-    """Whether the file is a PNG that is there to its end, by the checksums of its parts; its pixels are not decoded."""
+    """Whether the file is a complete PNG, by the checksums of its chunks; its pixels are not decoded."""
     try:
         with Image.open(file, formats=["PNG"]) as picture:
             picture.verify()
@@ -128,15 +132,15 @@ class PictureFolder(NamedTuple):
     """The pictures of a folder."""
 
     files: list[Path]
-    """In the order of their names."""
+    """Sorted by name."""
     left_out: str
-    """A sentence that counts and names the pictures that are not among them; empty where there are none."""
+    """A sentence that counts and names the pictures that were left out; empty if none were."""
 
 
 def find_pictures(folder: Path, *, recursive: bool = True) -> PictureFolder:
-    """The folder's image files by their names' endings (`SUFFIXES`).
+    """The picture files of a folder, by their suffixes (`SUFFIXES`).
 
-    Hidden files are left out, such as `._photo.png`, which macOS puts beside each photo on other systems' disks.
+    Hidden files are left out, such as `._photo.png`, which macOS writes beside each photo on other systems' disks.
     """
     found, hidden, others = [], [], Counter()
     for file in sorted(folder.rglob("*") if recursive else folder.iterdir()):
@@ -166,6 +170,6 @@ def count_noun(count: int, noun: str) -> str:
 
 
 def list_names(files: Iterable[Path], most: int = 3) -> str:
-    """The names of the first files, and that there are more."""
+    """The names of the first files, with … if there are more."""
     names = [f"'{file.name}'" for file in files]
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Prompts from the files that people have: one reader for training, evaluation and re-alignment."""
+"""Read prompts from files of many forms, for training, evaluation and re-alignment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from .errors import RealignError
 
 COLUMNS = ("caption", "prompt", "text")
-"""Where a prompt is looked for when no column is named, then in their plurals; upper and lower case are one."""
+"""The columns that may hold the prompt when none is named; then their plurals. Case does not matter."""
 MAX_LENGTH = 1000
-"""A longer text is no prompt but, say, the rest of a file after a forgotten quotation mark."""
+"""The most characters of a prompt. A longer text is rather the rest of a file after a missing quotation mark."""
 FORMS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
-"""How the names of files of prompts end."""
+"""The suffixes of prompt files."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Prompts:
 
     texts: tuple[str, ...]
     problems: tuple[str, ...] = ()
-    """One sentence per broken row, with file and line, and one where rows of one prompt were taken as one."""
+    """One sentence per broken row, with file and line; and one if successive rows of a prompt were merged."""
 
     @property
     def duplicates(self) -> int:
-        """How many texts stood there before; they are kept, so they weigh more."""
+        """How many texts are repetitions. They are kept, so they weigh more."""
         return len(self.texts) - len(set(self.texts))
 
 
@@ -38,15 +38,15 @@ class Row(NamedTuple):
     """A row of a file."""
 
     place: str
-    """Where it stands: "prompts.csv, line 3"."""
+    """E.g. "prompts.csv, line 3"."""
     value: Any
-    """The prompt, or a `_Broken`."""
+    """The prompt, or why there is none (`_Broken`)."""
     table: bool = False
-    """It says more than the prompt: the next row may be on the same prompt, as in a file of questions."""
+    """Whether the row holds more than the prompt; then several rows may be on one prompt, as in a file of questions."""
 
 
 class _Broken(str):
-    """What is wrong with a row."""
+    """Why a row holds no prompt."""
 
 
 def read_prompts(
@@ -59,23 +59,24 @@ def read_prompts(
 ) -> Prompts:
     """Read prompts from a file or a folder.
 
-    path: a .txt file (a prompt a line; blank lines and lines that begin with # are skipped); a .csv, .tsv or .jsonl
-        file; a .json file: a list of texts or of objects, such as ImageReward's `refl_data.json`, or COCO's
-        `captions_*.json`; a folder that `datasets` saved (`save_to_disk`); a folder with a metadata.csv or
-        metadata.jsonl; or a folder of .txt files, a prompt each. Text is UTF-8. Only line feeds and carriage returns
-        end a line.
-    column: where the prompt stands in a row; by default in the first of `COLUMNS`.
+    path: one of these, in UTF-8:
+        a .txt file with one prompt per line (blank lines and lines that begin with # are skipped);
+        a .csv, .tsv or .jsonl file;
+        a .json file: a list of texts or objects, such as ImageReward's `refl_data.json`, or COCO's `captions_*.json`;
+        a folder with a metadata.csv or metadata.jsonl, or a folder of .txt files with one prompt each;
+        a folder that `datasets` saved (`save_to_disk`).
+    column: the column with the prompt; by default the first of `COLUMNS` that exists.
     strict: refuse a broken row instead of reporting it in `problems`.
-    one_caption: of COCO's file one caption an image, that with the lowest id, in the order of the images' ids; else
-        all captions, in the order of the file.
-    repeats: keep a prompt as often as successive rows of a table repeat it. By default they are one prompt, as in a
-        file with a row per question about a prompt; `problems` says so.
+    one_caption: from COCO's file, take one caption per image, the one with the lowest id, in the order of image ids.
+        Otherwise all captions, in the order of the file.
+    repeats: keep a prompt that successive rows of a table repeat. Otherwise such rows count as one prompt, as in a file
+        with one row per question about a prompt; `problems` says so.
 
     Raises:
-        RealignError: there is no prompt, the file cannot be read at all, or, with `strict`, a row is broken.
+        RealignError: there is no prompt, the file cannot be read, or, with `strict`, a row is broken.
     """
     path = Path(path)
-    texts, problems, rows, taken_together = [], [], 0, 0
+    texts, problems, rows, merged = [], [], 0, 0
     for row in _rows(path, column or None, one_caption):
         text = row.value if isinstance(row.value, _Broken) else _checked(row.value)
         if isinstance(text, _Broken):
@@ -83,7 +84,7 @@ def read_prompts(
             continue
         rows += 1
         if row.table and not repeats and texts and texts[-1] == text:
-            taken_together += 1
+            merged += 1
         else:
             texts.append(text)
     if problems and strict:
@@ -91,7 +92,7 @@ def read_prompts(
         raise RealignError(f"{problems[0]} Mend it{more}, or leave out --strict to skip what is broken.")
     if not texts:
         raise RealignError(f"There is no prompt in {path}; {problems[0] if problems else 'it is empty.'}")
-    if taken_together:
+    if merged:
         problems.append(
             f"{path.name}: its {rows} rows hold {len(set(texts))} different prompts; successive rows of one prompt "
             "are taken as one."
@@ -119,7 +120,7 @@ def _checked(given: Any) -> str:
     return text
 
 
-# One reader a form
+# One reader per form
 
 
 def _rows(path: Path, column: str | None, one_caption: bool) -> Iterator[Row]:
@@ -136,7 +137,7 @@ def _rows(path: Path, column: str | None, one_caption: bool) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> io.StringIO:
-    """The file as lines; a byte that is not UTF-8 becomes a surrogate, which `_checked` finds in its row."""
+    """The file as lines. A byte that is not UTF-8 becomes a surrogate, which `_checked` finds in its row."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -173,7 +174,7 @@ def _csv(path: Path, column: str | None) -> Iterator[Row]:
 
 
 def _row(reader: Iterator[list[str]]) -> list[str] | _Broken | None:
-    """The next row, [] where the line is blank; None at the end."""
+    """The next row: [] for a blank line, None at the end."""
     try:
         return next(reader, None)
     except csv.Error as error:
@@ -191,7 +192,7 @@ def _jsonl(path: Path, column: str | None) -> Iterator[Row]:
 
 
 def _row_of(place: str, row: Any, column: str | None) -> Row:
-    """A row of JSON: an object with the prompt under its name, or the prompt itself."""
+    """A row of JSON: an object with the prompt in a column, or the prompt itself."""
     if isinstance(row, str):
         return Row(place, row)
     if not isinstance(row, dict):
@@ -201,7 +202,7 @@ def _row_of(place: str, row: Any, column: str | None) -> Row:
 
 
 def _json(path: Path, column: str | None, one_caption: bool) -> Iterator[Row]:
-    """A list of prompts or of objects, alone or in an object; or COCO's captions."""
+    """A list of prompts or of objects, also inside an object; or COCO's captions."""
     content = _json_value(path)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         yield from _coco(path, content["annotations"], one_caption)
@@ -231,7 +232,7 @@ def _json_value(path: Path) -> Any:
 
 
 def _coco(path: Path, rows: Sequence[Any], one_caption: bool) -> Iterator[Row]:
-    """COCO's captions, with line breaks and spaces around them taken out."""
+    """COCO's captions, with white space normalised."""
     rows = [row for row in rows if isinstance(row, dict)]
     if not any("caption" in row for row in rows):
         raise RealignError(
@@ -239,7 +240,7 @@ def _coco(path: Path, rows: Sequence[Any], one_caption: bool) -> Iterator[Row]:
             f"{', '.join(FORMS)}."
         )
     if one_caption and all("image_id" in row for row in rows):
-        rows = sorted(rows, key=lambda row: (_in_order(row["image_id"]), _in_order(row.get("id"))))
+        rows = sorted(rows, key=lambda row: (_sort_key(row["image_id"]), _sort_key(row.get("id"))))
         rows = list({str(row["image_id"]): row for row in reversed(rows)}.values())[::-1]
     for number, row in enumerate(rows, 1):
         text = row.get("caption")
@@ -247,8 +248,8 @@ def _coco(path: Path, rows: Sequence[Any], one_caption: bool) -> Iterator[Row]:
         yield Row(f"{path.name}, annotation {row.get('id', number)}", text)
 
 
-def _in_order(number: Any) -> tuple[int, int, str]:
-    """Numbers by their value, also where they are written as text; then all else."""
+def _sort_key(number: Any) -> tuple[int, int, str]:
+    """Sorts numbers by value, also those written as text, before everything else."""
     text = str(number)
     return (0, int(text), "") if text.isdecimal() and len(text) < 20 else (1, 0, text)
 
@@ -315,12 +316,12 @@ def _column(names: Sequence[str], column: str | None, path: Path) -> str:
 
 
 def _find(names: Iterable[str], column: str | None) -> str | None:
-    """The name that is meant: spelt so, or but for upper case and spaces around it."""
-    spelt = {name.strip().casefold(): name for name in reversed(list(names))}
-    spelt.update({name: name for name in names})
+    """The column that is meant: spelt exactly so, or but for case and outer spaces."""
+    columns = {name.strip().casefold(): name for name in reversed(list(names))}
+    columns.update({name: name for name in names})
     usual = (*COLUMNS, *(f"{name}s" for name in COLUMNS))
     wanted = usual if column is None else (column, column.strip().casefold())
-    return next((spelt[name] for name in wanted if name in spelt), None)
+    return next((columns[name] for name in wanted if name in columns), None)
 
 
 def _wanted(column: str | None) -> str:

@@ -1,7 +1,7 @@
 """`Region` and `RegionSet`: the data that travels through the fine stage, the same in every host.
 
-Made by `perception`, looked at and edited by people, used by `attention`. Both are immutable: each step of the
-method returns a new set, so a cached one can never change under a later step.
+`language` and `perception` make them, users see and edit them, `attention` uses them. Both are immutable: each step
+returns a new set, so a cached one never changes under a later step.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LIKELIHOODS = (CERTAIN, MAYBE, UNLIKELY)
 
 Box = tuple[float, float, float, float]
 MOST_REGIONS = 1000
-"""Regions of an image, and tags that a language model is asked about."""
+"""The most regions of an image, and the most tags that a language model is asked about."""
 MOST_CHARACTERS = 20_000
-"""Of a prompt, or of the words of a region."""
+"""The most characters of a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,14 @@ class Region:
     """One thing in the image and the words of the prompt that describe it."""
 
     tag: str
-    """c_i: what the tagger calls the thing, e.g. `circle`."""
+    """c_i: the tagger's name for the thing, e.g. `circle`."""
     phrase: str = ""
     """l_i: the words of the prompt that describe it, e.g. `a red circle`; empty when no words of the prompt do."""
     likelihood: float = CERTAIN
     """s_i of eq. 6, one of `LIKELIHOODS`: how strongly the region's attention is re-weighted; 0 leaves it alone."""
     occurrence: int = 0
-    """Which of the `core.words.occurrences` of `phrase` in the prompt is meant, from 0: how many matches of its whole
-    words, in any case, begin before it. A match inside a longer phrase counts too: in `a red circle and circle` the
-    region `circle` has occurrence 1."""
+    """Which of the `core.words.occurrences` of `phrase` in the prompt is meant, from 0. Occurrences inside a longer
+    phrase count too: in `a red circle and circle` the region `circle` has occurrence 1."""
     mask: Tensor | None = None
     """m_i: [H, W] in [0, 1]; None when nothing was found in the image for this phrase."""
     box: Box | None = None
@@ -109,7 +108,7 @@ class RegionSet:
     prompt: str
     regions: tuple[Region, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    """What was repaired, dropped or not found on the way here, one sentence each."""
+    """What was repaired, dropped or not found so far, one sentence each."""
 
     def __post_init__(self) -> None:
         """Make the texts printable.
@@ -135,21 +134,26 @@ class RegionSet:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The prompt's phrases for which nothing was found in the image, not even a pixel."""
+        """The prompt's phrases for which nothing was found in the image."""
         return tuple(r.phrase for r in self.regions if r.phrase and not r.area)
 
     def with_regions(self, regions: list[Region], *notes: str) -> RegionSet:
-        """The same prompt with other regions; `notes` are added to those already here."""
+        """The same prompt with other regions, and with these notes added."""
         return replace(self, regions=tuple(regions), notes=self.notes + notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The set as JSON-ready values; masks are told by their area."""
+        """The set as values for JSON; a mask is represented by its area."""
         return {
             "prompt": self.prompt,
             "regions": [region.to_dict() for region in self.regions],
             "missing": list(self.missing),
             "notes": list(self.notes),
         }
+
+
+def nearest_likelihood(number: float) -> float:
+    """The one of LIKELIHOODS that is nearest to a number; of two the larger."""
+    return min(LIKELIHOODS, key=lambda allowed: abs(allowed - number))
 
 
 def check_prompt(prompt: str) -> None:
@@ -159,41 +163,43 @@ def check_prompt(prompt: str) -> None:
 
 
 def check_count(number: int, what: str = "regions") -> None:
-    """Raise a RealignError where an image has more than MOST_REGIONS regions, or of `what` becomes regions."""
+    """Raise a RealignError where there are more than MOST_REGIONS regions of an image, or of `what` becomes regions."""
     if number > MOST_REGIONS:
         raise RealignError(f"There are {number:,} {what} for one image: give at most {MOST_REGIONS:,}.")
 
 
 def free_occurrence(phrase: str, prompt: str, others: Iterable[Region]) -> int:
-    """The `Region.occurrence` for one more region of these words: the first that no other region stands for.
+    """The `Region.occurrence` for one more region with this phrase: the first that no other region has.
 
-    Where the words stand alone they are meant before where they are part of a longer phrase: in `a red circle and
-    circle` a region `circle` is the second.
+    Occurrences as a whole noun phrase come before those inside a longer one: in `a red circle and circle` a region
+    `circle` gets occurrence 1.
     """
     taken = {region.occurrence for region in others if region.phrase.lower() == phrase.lower()}
-    return next(n for n in _wished(phrase, prompt) if n not in taken)
+    return next(n for n in _preferred(phrase, prompt) if n not in taken)
 
 
 def with_occurrences(regions: Sequence[Region], prompt: str, given: Sequence[int | None]) -> list[Region]:
-    """The regions, each with the occurrence that is `given` for it or, where that is None, the next free one: see
-    `free_occurrence`. prompt: as `strip_weights`."""
+    """The regions, each with its `given` occurrence or, where that is None, the next free one (see `free_occurrence`).
+
+    prompt: as `strip_weights` returns it.
+    """
     taken: dict[str, set[int]] = defaultdict(set)
     for region, number in zip(regions, given, strict=True):
         if number is not None:
             taken[region.phrase.lower()].add(number)
-    wished: dict[str, Iterator[int]] = {}
+    preferred: dict[str, Iterator[int]] = {}
     out = []
     for region, number in zip(regions, given, strict=True):
         phrase = region.phrase.lower()
         if number is None:
-            left = wished.setdefault(phrase, _wished(phrase, prompt))
+            left = preferred.setdefault(phrase, _preferred(phrase, prompt))
             number = next(n for n in left if n not in taken[phrase])
         out.append(replace(region, occurrence=number))
     return out
 
 
-def _wished(phrase: str, prompt: str) -> Iterator[int]:
-    """The occurrences of a phrase, those where it stands alone first; after them the numbers that the prompt lacks."""
+def _preferred(phrase: str, prompt: str) -> Iterator[int]:
+    """The occurrences of a phrase, whole noun phrases first; after them the numbers that the prompt lacks."""
     alone = set(noun_phrase_spans(prompt))
     places = occurrences(phrase, prompt)
     return chain(sorted(range(len(places)), key=lambda n: places[n] not in alone), count(len(places)))

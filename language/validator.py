@@ -5,15 +5,15 @@ Whatever is repaired or dropped is noted; nothing that a model writes raises an 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice
 from typing import Any
 
+from ..core.json_text import finite_number
 from ..core.phrases import nearest_span, noun_phrases
-from ..core.regions import LIKELIHOODS
+from ..core.regions import nearest_likelihood
 from ..core.text import shorten
 from ..core.words import content_words, mentions, same_word
 
@@ -52,11 +52,11 @@ def valid_scores(answer: Any, tags: Sequence[str]) -> tuple[dict[str, float], li
     scores: dict[str, float] = {}
     notes: list[str] = []
     for tag, value in _by_tag(answer, tags, notes):
-        number = _number(_unwrap(value))
+        number = finite_number(_unwrap(value))
         if number is None:
             notes.append(f"The score '{shorten(value)}' of '{tag}' was dropped.")
             continue
-        scores[tag] = min(LIKELIHOODS, key=lambda allowed, number=number: abs(allowed - number))
+        scores[tag] = nearest_likelihood(number)
         if scores[tag] != number:
             notes.append(f"The score {number:g} of '{tag}' was taken as {scores[tag]:g}.")
     return scores, _few(notes)
@@ -121,14 +121,3 @@ def _tag_of(key: Any, tags: list[tuple[str, list[str]]]) -> str | None:
 
 def _same_words(a: list[str], b: list[str]) -> bool:
     return len(a) == len(b) and all(map(same_word, a, b))
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, also one written as a string; True and False are none."""
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None

@@ -49,9 +49,9 @@ def test_where_there_is_no_gpu_the_kernel_is_skipped_with_the_reason():
 
 def test_a_kernel_that_is_wrong_fails():
     q, k, v, blocks = kernel._example(QUICK)
-    right = kernel.compared("right", modulated.joint_attention, q, k, v, blocks)
-    wrong = kernel.compared("wrong", lambda *inputs: 1.01 * modulated.joint_attention(*inputs), q, k, v, blocks)
-    missing = kernel.compared("none", lambda *inputs: math.nan * modulated.joint_attention(*inputs), q, k, v, blocks)
+    right = kernel.compare("right", modulated.joint_attention, q, k, v, blocks)
+    wrong = kernel.compare("wrong", lambda *inputs: 1.01 * modulated.joint_attention(*inputs), q, k, v, blocks)
+    missing = kernel.compare("none", lambda *inputs: math.nan * modulated.joint_attention(*inputs), q, k, v, blocks)
     assert (right.status, wrong.status, missing.status) == (PASS, FAIL, FAIL)
 
 
@@ -103,7 +103,9 @@ def test_fp16_fails_where_no_step_changes_the_weights(status, monkeypatch):
     monkeypatch.setattr(training, "config_of", lambda options, way: config_of(options, "ours, LoRA"))
     if status == FAIL:
         monkeypatch.setattr(training, "our_loop", lambda config, models: lambda: run)
-        run = type("Run", (), {"models": training.trained(config_of(QUICK, "ours"), QUICK), "accelerator": None})()
+        run = type(
+            "Run", (), {"models": training.load_run_models(config_of(QUICK, "ours"), QUICK), "accelerator": None}
+        )()
         run.accelerator = type("Accelerator", (), {"scaler": None})()
     assert [result.status for result in results_of(training, "loss scale")] == [status]
 
@@ -114,7 +116,7 @@ def test_captions_are_written_in_batches():
     assert all(result.value > 0 for result in found)
 
 
-def told(cases, end=math.inf) -> list[dict]:
+def messages_of(cases, end=math.inf) -> list[dict]:
     messages: list[dict] = []
     worker.run(cases, messages.append, end, torch.device("cpu"))
     return messages
@@ -136,7 +138,7 @@ def test_a_case_that_raises_does_not_stop_the_others():
         "memory": raising(torch.cuda.OutOfMemoryError("so many bytes")),
         "right": lambda: [Result(case="right", status=PASS)],
     }
-    results = [message["result"] for message in told(cases) if "result" in message]
+    results = [message["result"] for message in messages_of(cases) if "result" in message]
     kept = [(result["status"], result["detail"]) for result in results if result["case"] != "before"]
     assert kept == [
         (ERROR, "ValueError: no such thing"),
@@ -148,7 +150,7 @@ def test_a_case_that_raises_does_not_stop_the_others():
 
 
 def test_cases_that_time_does_not_reach_are_told():
-    messages = told({"late": lambda: [Result(case="late")]}, end=time.monotonic() - 1)
+    messages = messages_of({"late": lambda: [Result(case="late")]}, end=time.monotonic() - 1)
     assert messages == [{"result": Result(case="late", status=SKIPPED, detail="no time was left").as_dict()}]
 
 

@@ -71,8 +71,8 @@ def test_a_picture_of_too_many_pixels_is_scaled_down(mode, turned, scene, tmp_pa
 def test_a_jpeg_of_too_many_pixels_is_not_decoded_whole(scene, tmp_path, monkeypatch):
     scene.resize((640, 480)).save(tmp_path / "a.jpg")
     monkeypatch.setattr(pictures, "LARGEST", 160 * 120)
-    sizes, scale = [], pictures._scaled_down
-    monkeypatch.setattr(pictures, "_scaled_down", lambda picture: sizes.append(picture.size) or scale(picture))
+    sizes, scale = [], pictures.scale_down
+    monkeypatch.setattr(pictures, "scale_down", lambda picture: sizes.append(picture.size) or scale(picture))
     assert open_picture(tmp_path / "a.jpg").size == (160, 120) and sizes == [(160, 120)]
 
 

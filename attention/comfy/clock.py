@@ -30,9 +30,14 @@ TOLERANCE = 1e-5
 
 
 class Clock:
-    """Gives the time and the step of a call without waiting for the device: what it compares with is copied once a run.
+    """Gives t/T and the step of each call of a model, without waiting for the device.
 
-    `count_call` comes before each call of the model by the sampler, `report` whenever the sampler reports a step.
+    `count_call` comes before each call by the sampler, `report` whenever the sampler reports a step.
+
+    Sigma alone does not tell the step. Step i begins at σ_i, but its corrector or half step may be at σ_(i+1), where
+    step i + 1 begins, or below. Samplers report a step after its first call; so where a sampler is known to call again
+    within a step, or has done so in the step before, that many calls after the report belong to the reported step.
+    Samplers that report nothing, or have sigmas of their own (dpm_fast, dpm_adaptive), go by sigma.
     """
 
     def __init__(self, model_sampling: Any, sigmas: Tensor, extra_calls: int = 0) -> None:
@@ -41,61 +46,39 @@ class Clock:
         self.model_sampling._buffers = {
             name: buffer.cpu() for name, buffer in model_sampling.named_buffers(recurse=False)
         }
-        self.steps = Steps(sigmas.float().cpu(), extra_calls)
-        self._call: tuple[float, int] | None = None
-
-    def count_call(self, sigma: float) -> None:
-        """The sampler calls the model at sigma."""
-        self._call = sigma, self.steps.count_call(sigma)
-
-    def report(self, step: int) -> None:
-        """The sampler reports a step, counted from 0."""
-        self.steps.report(step)
+        self.sigmas, self.steps = sigmas.float().cpu(), max(len(sigmas) - 1, 0)
+        self._extra_calls = extra_calls
+        self._last = math.inf, 0  # the sigma and the step of the last call
+        self._reported: int | None = None
+        self._at_next: list[bool] = []  # for each call since the report, whether it was at the next step's sigma
 
     def at(self, sigma: float) -> tuple[float, float]:
         """t/T in [0, 1] at sigma, and the index of the step / number of steps in [0, 1)."""
-        counted, step = self._call or (math.inf, 0)
-        step = step if counted == sigma else self.steps.at(sigma)
-        return timestep_fraction(self.model_sampling, torch.tensor([sigma])), step / max(self.steps.count, 1)
+        last, step = self._last
+        step = step if last == sigma else self._step_at(sigma)
+        return timestep_fraction(self.model_sampling, torch.tensor([sigma])), step / max(self.steps, 1)
 
-
-class Steps:
-    """Which step of a run each call of the model belongs to.
-
-    Sigma alone does not tell. Step i begins at σ_i, but its corrector or half step may be at σ_(i+1), where step i + 1
-    begins, or below. Samplers report a step after its first call; so where a sampler is known to call again within a
-    step, or has done so in the step before, that many calls after the report belong to the reported step. Samplers that
-    report nothing, or have sigmas of their own (dpm_fast, dpm_adaptive), go by sigma.
-    """
-
-    def __init__(self, sigmas: Tensor, extra_calls: int = 0) -> None:
-        """sigmas: [steps + 1] on the CPU; extra_calls: how often the sampler calls again within its first step."""
-        self.sigmas, self.count = sigmas, max(len(sigmas) - 1, 0)
-        self._extra_calls = extra_calls
-        self._step: int | None = None  # the reported one
-        self._at_next: list[bool] = []  # for each call since then, whether it was at the next step's sigma
-        self._sigma = math.inf
-
-    def count_call(self, sigma: float) -> int:
-        """The step of a new call at sigma."""
-        step, self._sigma = self.at(sigma), sigma
-        if self._step is None:
-            return step
-        at_next = self._step + 1 < self.count and math.isclose(sigma, self.sigmas[self._step + 1], rel_tol=TOLERANCE)
-        is_extra = len(self._at_next) < self._extra_calls and not (at_next and any(self._at_next))
-        self._at_next.append(at_next)
-        return self._step if is_extra else step
+    def count_call(self, sigma: float) -> None:
+        """The sampler calls the model at sigma."""
+        step = self._step_at(sigma)
+        if self._reported is not None:
+            following = self._reported + 1
+            at_next = following < self.steps and math.isclose(sigma, self.sigmas[following], rel_tol=TOLERANCE)
+            if len(self._at_next) < self._extra_calls and not (at_next and any(self._at_next)):
+                step = self._reported
+            self._at_next.append(at_next)
+        self._last = sigma, step
 
     def report(self, step: int) -> None:
-        """The sampler reports a step, whose first call was the last one."""
-        if self.at(self._sigma) != step:
-            self._step = None  # it goes by other sigmas
+        """The sampler reports a step, counted from 0, whose first call was the last one."""
+        if self._step_at(self._last[0]) != step:
+            self._reported = None  # it goes by other sigmas
             return
-        if self._step is not None and self._at_next:
+        if self._reported is not None and self._at_next:
             self._extra_calls = len(self._at_next) - 1
-        self._step, self._at_next = step, []
+        self._reported, self._at_next = step, []
 
-    def at(self, sigma: float) -> int:
+    def _step_at(self, sigma: float) -> int:
         """The step that leads from sigma to a lower one."""
         return max(int((self.sigmas[:-1] >= sigma * (1 - TOLERANCE)).sum()) - 1, 0)
 

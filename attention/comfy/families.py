@@ -39,11 +39,6 @@ class TextEncoders:
     """What ComfyUI's tokenizer makes tokens for, as patterns."""
     segments: tuple[Segment, ...]
 
-    def match(self, names: Iterable[str]) -> bool:
-        """Whether these are the encoders that a tokenizer names."""
-        names = list(names)
-        return len(names) == len(self.names) and all(fnmatch.filter(names, pattern) for pattern in self.names)
-
 
 @dataclass(frozen=True)
 class Family:
@@ -156,7 +151,7 @@ def text_encoders_of(names: Iterable[str]) -> TextEncoders:
     """
     names = list(names)
     for text in (text for family in FAMILIES for text in family.text):
-        if text.match(names):
+        if len(names) == len(text.names) and all(fnmatch.filter(names, pattern) for pattern in text.names):
             return text
     raise unknown_text_encoder(names)
 

@@ -184,52 +184,17 @@ if hasattr(torch.library, "custom_op"):  # torch 2.4: compiled models take it as
 
 @triton.jit(do_not_specialize=SIZES)
 def _kernel(
-    q,
-    k,
-    v,
-    out,
-    query_weight,  # of the first block of keys, which are start … end
-    query_bits,
-    key_weight,
-    key_bits,
-    start,
-    end,
-    strength,
-    limit,
-    query_weight_2,  # of the second
-    query_bits_2,
-    key_weight_2,
-    key_bits_2,
-    start_2,
-    end_2,
-    strength_2,
-    limit_2,
+    q, k, v, out,
+    query_weight, query_bits, key_weight, key_bits, start, end, strength, limit,  # the first block: keys start … end
+    query_weight_2, query_bits_2, key_weight_2, key_bits_2, start_2, end_2, strength_2, limit_2,  # the second
     rest,  # the number of keys of no block
     Nq,
     scale,  # log2(e)/√d: exponentials are of 2
-    q_b,  # strides
-    q_h,
-    q_n,
-    k_b,
-    k_h,
-    k_n,
-    v_b,
-    v_h,
-    v_n,
-    out_b,
-    out_h,
-    out_n,
-    D: tl.constexpr,
-    HEAD: tl.constexpr,
-    TAIL: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PER_QUERY: tl.constexpr,
-    PER_QUERY_2: tl.constexpr,
-    REST: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,  # strides
+    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr, PER_QUERY: tl.constexpr,
+    PER_QUERY_2: tl.constexpr, REST: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     """One tile of queries of one head."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     i = tl.minimum(rows, Nq - 1)  # past the end the last once more: needs no mask, and is not stored

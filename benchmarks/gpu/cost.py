@@ -31,8 +31,10 @@ TINY = Layer(2, 8, 64)
 
 def cases(options: Options) -> dict[str, Case]:
     """The layers of each model, then whole sampling."""
-    calls = {f"call, {name} {size}": partial(_layers, options, name, size) for name, size in LAYERS}
-    whole = {f"sampling, {name} {side}": partial(_sampling, options, name, side) for name, side in SAMPLINGS}
+    calls: dict[str, Case] = {f"call, {name} {size}": partial(_layers, options, name, size) for name, size in LAYERS}
+    whole: dict[str, Case] = {
+        f"sampling, {name} {side}": partial(_sampling, options, name, side) for name, side in SAMPLINGS
+    }
     if options.quick:
         return {
             "call": partial(_layers, options, "tiny", "512x512"),
@@ -48,8 +50,8 @@ def _layers(options: Options, name: str, size: str) -> Iterator[Result]:
             blocks = blocks_of(layer, cross, size, [regions_of(REGIONS)], options.device)
             case = f"{name} {size}: {shape_of(layer, blocks)}"
             times, bytes_, needs, off = _figures(options, layer, blocks)
-            yield from _compared(case, "time", times, "ms")
-            yield from _compared(case, "memory", {way: n / 1e6 for way, n in bytes_.items()}, "MB")
+            yield from _results_with_ratio(case, "time", times, "ms")
+            yield from _results_with_ratio(case, "memory", {way: n / 1e6 for way, n in bytes_.items()}, "MB")
             yield from _too_large(case, needs, times)
             yield Result(case=case, quantity="largest difference", way="ours", value=off, dtype=NAMES[HALF])
     yield from _with_kernel(options, f"{name} {size}")
@@ -75,7 +77,7 @@ def _sampling(options: Options, name: str, side: int) -> Iterator[Result]:
     needs = {way: held * _scores(name, side) / GB for way, held in SCORES_HELD.items()}
     room = free(options.device) / GB
     runs = {
-        way: partial(_sampled, options, side, diffusion.PROMPT, *how)
+        way: partial(_sample, options, side, diffusion.PROMPT, *how)
         for way, how in ways.items()
         if needs.get(way, 0) <= room
     }
@@ -88,10 +90,12 @@ def _sampling(options: Options, name: str, side: int) -> Iterator[Result]:
     most = {way: peak(partial(run, 1), options.device)[0] for way, run in runs.items()}
     weights = sum(weight.nbytes for weight in sampler.unet.parameters())
     times = _by_turns(runs, 1 if options.quick else 3, 2 if options.quick else 10)
-    yield from _compared(case, "whole sampling", {way: time.whole for way, time in times.items()}, "ms")
-    yield from _compared(case, "modulated steps", {way: time.modulated for way, time in times.items()}, "ms")
-    yield from _compared(case, "memory with weights", {way: (weights + n) / 1e6 for way, n in most.items()}, "MB")
-    yield from _compared(case, "memory beyond weights", {way: n / 1e6 for way, n in most.items()}, "MB")
+    yield from _results_with_ratio(case, "whole sampling", {way: time.whole for way, time in times.items()}, "ms")
+    yield from _results_with_ratio(case, "modulated steps", {way: time.modulated for way, time in times.items()}, "ms")
+    yield from _results_with_ratio(
+        case, "memory with weights", {way: (weights + n) / 1e6 for way, n in most.items()}, "MB"
+    )
+    yield from _results_with_ratio(case, "memory beyond weights", {way: n / 1e6 for way, n in most.items()}, "MB")
     yield from _too_large(case, needs, times)
     yield from _with_kernel(options, case)
 
@@ -104,7 +108,7 @@ class Times(NamedTuple):
     """Until the last modulated step is done."""
 
 
-def _sampled(
+def _sample(
     options: Options, side: int, prompt: str, sampler: DiffusersSampler, sets: list | None, steps: int
 ) -> Times:
     """Sample one image, guided, as ComfyUI and diffusers do by default; modulated in the first 30 % of the steps."""
@@ -142,7 +146,7 @@ def _scores(name: str, side: int) -> int:
     return 4 * layer.heads * (side // layer.square) ** 4
 
 
-def _compared(case: str, quantity: str, values: dict[str, float], unit: str) -> Iterator[Result]:
+def _results_with_ratio(case: str, quantity: str, values: dict[str, float], unit: str) -> Iterator[Result]:
     """One result for each way, with its ratio to plain."""
     for way, value in values.items():
         ratio = value / values["plain"] if way != "plain" and values["plain"] else None
@@ -159,5 +163,5 @@ def _too_large(case: str, needs: dict[str, float], measured: dict) -> Iterator[R
 def _with_kernel(options: Options, case: str) -> Iterator[Result]:
     """Whether ours was the kernel, as the numbers would be those of another way otherwise."""
     if options.device.type == "cuda":
-        detail = kernel.broken()
+        detail = kernel.kernel_failures()
         yield Result(case=case, quantity="kernel", status="error" if detail else "pass", detail=detail or "ran")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def _kinds(options: Options, dtype: torch.dtype, d: int) -> Iterator[Result]:
     for kind in KINDS:
         blocks, n_keys = blocks_of(kind, options)
         q, k, v = qkv(blocks, n_keys, d, dtype, options)
-        yield compared(f"{kind}, heads of {d}", _kernel(), q, k, v, blocks)
+        yield compare(f"{kind}, heads of {d}", _kernel(), q, k, v, blocks)
 
 
 def blocks_of(
@@ -115,12 +116,12 @@ def qkv(
     return q, k, v
 
 
-def compared(
+def compare(
     case: str, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]
 ) -> Result:
     """What `attend` loses, beside what PyTorch's own attention does."""
     dtype = q.dtype
-    wide = [x.float() for x in (q, k, v)]
+    wide = q.float(), k.float(), v.float()
     ours = lost(attend(q, k, v, blocks), joint_reference(*wide, blocks))
     plain = lost(F.scaled_dot_product_attention(q, k, v), joint_reference(*wide, []))
     return parity(
@@ -160,7 +161,7 @@ def _kernel() -> Callable[..., Tensor]:
     return attend
 
 
-def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16) -> tuple[Tensor, ...]:
+def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16) -> tuple[Any, ...]:
     blocks, n_keys = blocks_of("joint", options)
     return *qkv(blocks, n_keys, d, dtype, options), blocks
 
@@ -170,9 +171,9 @@ def _strides(options: Options) -> Iterator[Result]:
     q, k, v, blocks = _example(options, 40)
     spread = torch.zeros(*q.shape[:3], 41, dtype=q.dtype, device=q.device)
     spread[..., 1:] = q
-    yield compared("unaligned queries", _kernel(), spread[..., 1:], k, v, blocks)
-    yield compared("keys with a spread dimension", _kernel(), q, k.mT.contiguous().mT, v, blocks)
-    yield compared("values shared by heads", _kernel(), q, k, v[:, :1].expand(-1, v.shape[1], -1, -1), blocks)
+    yield compare("unaligned queries", _kernel(), spread[..., 1:], k, v, blocks)
+    yield compare("keys with a spread dimension", _kernel(), q, k.mT.contiguous().mT, v, blocks)
+    yield compare("values shared by heads", _kernel(), q, k, v[:, :1].expand(-1, v.shape[1], -1, -1), blocks)
 
 
 def _large_scores(options: Options) -> Iterator[Result]:
@@ -187,19 +188,19 @@ def _many_regions(options: Options) -> Iterator[Result]:
     q, k, v, blocks = _example(options)
     g = torch.Generator().manual_seed(0)
 
-    def filled(regions: Tensor) -> Tensor:
+    def random_regions(regions: Tensor) -> Tensor:
         return (torch.rand(*regions.shape[:2], 31, generator=g) < 0.1).to(regions.device)
 
     more = [
         block._replace(
             layout=replace(
                 block.layout,
-                R=Relation(filled(block.layout.R.queries), filled(block.layout.R.keys)),
+                R=Relation(random_regions(block.layout.R.queries), random_regions(block.layout.R.keys)),
             )
         )
         for block in blocks
     ]
-    yield compared("31 regions", _kernel(), q, k, v, more)
+    yield compare("31 regions", _kernel(), q, k, v, more)
 
 
 def _long(options: Options) -> Iterator[Result]:
@@ -207,7 +208,7 @@ def _long(options: Options) -> Iterator[Result]:
     side = 9 if options.quick else 64
     blocks, n_keys = blocks_of("self", options, (side, side), (5,))
     for dtype in _precisions(options)[1:]:
-        yield compared(f"{side**2} pixels", _kernel(), *qkv(blocks, n_keys, 40, dtype, options), blocks)
+        yield compare(f"{side**2} pixels", _kernel(), *qkv(blocks, n_keys, 40, dtype, options), blocks)
 
 
 def _autocast(options: Options) -> Iterator[Result]:
@@ -218,7 +219,7 @@ def _autocast(options: Options) -> Iterator[Result]:
         with torch.autocast(options.device.type, torch.bfloat16):
             return _kernel()(*inputs)
 
-    yield compared("inside autocast", attend, q, k, v, blocks)
+    yield compare("inside autocast", attend, q, k, v, blocks)
 
 
 def _compiled(options: Options) -> Iterator[Result]:
@@ -231,16 +232,16 @@ def _compiled(options: Options) -> Iterator[Result]:
         lambda q, k, v: modulated.joint_attention(q, k, v, blocks), backend="aot_eager", fullgraph=True
     )
     with torch.no_grad():
-        yield compared("in a compiled model", lambda q, k, v, blocks: model(q, k, v), q, k, v, blocks)
+        yield compare("in a compiled model", lambda q, k, v, blocks: model(q, k, v), q, k, v, blocks)
 
 
 def _dispatched(options: Options) -> Iterator[Result]:
     """By `joint_attention`, as models call it; on a GPU without a failure that makes it go on without the kernel."""
     modulated._broken.clear()
-    yield compared("by joint_attention", modulated.joint_attention, *_example(options))
-    yield parity("failures of the kernel", len(modulated._broken), 0, quantity="number", detail=broken())
+    yield compare("by joint_attention", modulated.joint_attention, *_example(options))
+    yield parity("failures of the kernel", len(modulated._broken), 0, quantity="number", detail=kernel_failures())
 
 
-def broken() -> str:
+def kernel_failures() -> str:
     """What the kernel has failed for in this process; empty where it has not."""
     return ", ".join(map(str, sorted(modulated._broken, key=str)))

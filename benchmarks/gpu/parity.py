@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ...core.embedded import embedded
 from ...core.regions import RegionSet
 from ...sampling.sampler import DiffusersSampler
 from ...sampling.settings import SamplingSettings
-from ..diffusers_unet import replaced, two_regions
+from ..diffusers_unet import replace_attention, two_regions
 from . import diffusion, kernel
 from .options import NAMES, Case, Options
 from .results import Result, parity
@@ -69,8 +70,8 @@ def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> I
     dtype, regions = sampler.unet.dtype, two_regions(diffusion.PROMPT)
     draw = partial(latents, options=options, side=side)
     with _whole_float32():
-        ours, obvious = (draw(way, [regions]) for way in (sampler, replaced(sampler, "obvious")))
-        plain, exact = draw(sampler, [None]), draw(replaced(sampler, "exact"), [None])
+        ours, obvious = (draw(way, [regions]) for way in (sampler, replace_attention(sampler, "obvious")))
+        plain, exact = draw(sampler, [None]), draw(replace_attention(sampler, "exact"), [None])
     error, rounding, effect = difference(ours, obvious), difference(plain, exact), difference(plain, obvious)
     limit = max(LIMIT * rounding, SMALLEST[dtype])
     fields = {"way": "ours", "dtype": NAMES[dtype]}
@@ -86,7 +87,7 @@ def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> I
     shown = SHOWN * max(error, SMALLEST[dtype] / 10) / max(effect, 1e-9)
     yield parity(f"{case}, is it modulated", shown, 1, quantity=f"{SHOWN} x that difference, over the change", **fields)
     if options.device.type == "cuda":
-        detail = kernel.broken()
+        detail = kernel.kernel_failures()
         yield parity(f"{case}, kernel", float(bool(detail)), 0, quantity="failures", detail=detail, **fields)
 
 
@@ -97,7 +98,7 @@ def left_alone(case: str, sampler: DiffusersSampler, options: Options, side: int
     draw = partial(latents, options=options, side=side)
     off = ModulationSettings(cross_strength=0.0, self_strength=0.0)
     with _whole_float32():
-        plain, exact = draw(sampler, [None, None]), draw(replaced(sampler, "exact"), [None, None])
+        plain, exact = draw(sampler, [None, None]), draw(replace_attention(sampler, "exact"), [None, None])
         without = draw(sampler, [regions, regions], modulation=off)
         beside = draw(sampler, [None, regions])[:1]
     fields = {"way": "ours", "quantity": "difference of latents", "dtype": NAMES[dtype]}
@@ -130,7 +131,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 @contextmanager
 def _whole_float32() -> Iterator[None]:
     """Products and convolutions of float32 in float32."""
-    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    kinds: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind in kinds:

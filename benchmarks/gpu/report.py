@@ -28,7 +28,7 @@ def report(environment: Mapping[str, str], titles: Mapping[str, str], results: S
     for part, title in titles.items():
         of_part = [result for result in results if result.part == part]
         lines += ["", f"## {title}", ""]
-        lines += [*_parities(of_part), *_measures(of_part), *_left(of_part)] or ["Not begun."]
+        lines += [*_parities(of_part), *_measures(of_part), *_left_out(of_part)] or ["Not begun."]
     return "\n".join(lines) + "\n"
 
 
@@ -82,7 +82,7 @@ def _cell(result: Result) -> str:
     return value if result.ratio is None else f"{result.ratio:.2f} × ({value})"
 
 
-def _left(results: Sequence[Result]) -> list[str]:
+def _left_out(results: Sequence[Result]) -> list[str]:
     left = [f"- {result.line()}" for result in results if result.status in (SKIPPED, ERROR)]
     return ["Skipped or gone wrong:", "", *left] if left else []
 

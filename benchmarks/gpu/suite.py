@@ -114,18 +114,18 @@ def environment(device: str, quick: bool) -> dict[str, str]:
 
     if device == "cpu":
         name = f"a CPU ({platform.machine()}), miniatures: these numbers mean nothing"
-        told = {"device": name}
+        found = {"device": name}
     else:
         card = torch.cuda.get_device_properties(device)
-        told = {
+        found = {
             "device": card.name + (", miniatures: these numbers mean nothing" if quick else ""),
             "compute capability": f"{card.major}.{card.minor}",
             "memory": f"{card.total_memory / 1e9:.0f} GB",
             "multiprocessors": str(card.multi_processor_count),
             "CUDA": str(torch.version.cuda or torch.version.hip),
         }
-    told |= {"Python": platform.python_version(), "torch": torch.__version__}
-    return told | {name: _version(name) for name in ("triton", "diffusers", "transformers", "accelerate", "peft")}
+    found |= {"Python": platform.python_version(), "torch": torch.__version__}
+    return found | {name: _version(name) for name in ("triton", "diffusers", "transformers", "accelerate", "peft")}
 
 
 def _version(package: str) -> str:

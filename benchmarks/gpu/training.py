@@ -52,12 +52,12 @@ def _way(options: Options, way: str) -> Iterator[Result]:
     config, size = config_of(options, way), 64 if options.quick else 512
     try:
         random.seed(0)  # the steps at which the gradient enters, on which the time depends
-        seen = measure(way, config, 1 if options.quick else 3, trained(config, options))
+        seen = measure(way, config, 1 if options.quick else 3, load_run_models(config, options))
         total = torch.cuda.max_memory_allocated() if options.device.type == "cuda" else None
     finally:
         reset()
     case = f"SD1.5 {size}x{size}, batch of {config.optimizer.batch_size}"
-    fields = {"case": case, "way": way, "dtype": config.model.precision}
+    fields: dict[str, Any] = {"case": case, "way": way, "dtype": config.model.precision}
     yield Result(quantity="throughput", value=1 / seen["seconds"], unit="images/s", **fields)
     yield Result(quantity="memory of a step", value=seen["bytes"] / 1e6, unit="MB", **fields)
     if total is not None:
@@ -70,7 +70,7 @@ def _loss_scale(options: Options) -> Iterator[Result]:
     scales: list[float] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            step = our_loop(config.replace(output=folder), trained(config, options))
+            step = our_loop(config.replace(output=folder), load_run_models(config, options))
             first = [weight.detach().clone() for weight in step().models.weights]
             for _ in range(2 if options.quick else 12):
                 run = step()
@@ -92,9 +92,10 @@ def config_of(options: Options, way: str) -> ReflConfig:
         Lacking: this machine has not what it takes.
     """
     precision, batch = ("fp32", 2) if options.quick else ("bf16", 4)
-    base = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
+    base: dict[str, Any] = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
     base |= {"precision": precision, "batch_size": batch, **EQUAL}
-    config = ReflConfig(**(base | (FEW if options.quick else {}) | WAYS[way]))
+    settings: dict[str, Any] = base | (FEW if options.quick else {}) | WAYS[way]
+    config = ReflConfig(**settings)
     if config.optimizer.optimizer_8bit and find_spec("bitsandbytes") is None:
         raise Lacking("the package bitsandbytes")
     if config.model.precision == "fp16" and options.device.type == "cpu":
@@ -102,7 +103,7 @@ def config_of(options: Options, way: str) -> ReflConfig:
     return config
 
 
-def trained(config: ReflConfig, options: Options) -> RunModels:
+def load_run_models(config: ReflConfig, options: Options) -> RunModels:
     """New models of a run, but for the captioner, which no run changes."""
     sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.model.precision], options.quick)
     captioner = _captioner(options, DTYPES[config.model.precision])
