@@ -95,8 +95,8 @@ def main() -> None:
     print(f"| attention | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     with torch.inference_mode():
         for model, size, batch, regions in product(args.model, args.size, args.batch, args.regions):
-            for layer, cross in product(MODELS[model], (True, False)):
-                if not (layer.joint and cross):
+            for layer in MODELS[model]:
+                for cross in (False,) if layer.joint else (True, False):
                     blocks = blocks_of(layer, cross, size, [regions_of(regions)] * batch, device)
                     name = f"{model} {size}, {batch} x {regions} regions: {shape_of(layer, blocks)}"
                     cells = table_cells(layer, blocks, dtype, ways, args.repeats, args.memory)
@@ -207,7 +207,7 @@ def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> dict
         "obvious": lambda: joint_reference(q, k, v, blocks),
     }
     if len(blocks) == 1:  # DenseDiffusion knows no joint attention
-        maps, weight = region_maps(blocks[0].layout), blocks[0].strength
+        maps, weight = region_maps(blocks[0].layout), float(blocks[0].strength)
         runs["DenseDiffusion"] = lambda: dense_diffusion_attention(q, k, v, maps, weight, 1.0)
     return runs
 

@@ -158,9 +158,9 @@ def obvious(model: Any, regions: RegionSet, settings: ModulationSettings) -> Any
             return optimized_attention(q, k, v, heads)
         half = len(q) // 2
         other = optimized_attention(q[:half], k[:half], v[:half], heads)
-        heads_first = [_heads_first(x[half:], heads) for x in (q, k, v)]
+        q, k, v = (_heads_first(x[half:], heads) for x in (q, k, v))
         blocks = [KeyBlock(slice(0, k.shape[1]), layout, lam)]
-        return torch.cat([other, _heads_last(joint_reference(*heads_first, blocks))])
+        return torch.cat([other, _heads_last(joint_reference(q, k, v, blocks))])
 
     return _in_each_block(model, regions, settings, lambda layout: layout, attend)
 
@@ -169,8 +169,8 @@ def dense_diffusion(model: Any, regions: RegionSet, settings: ModulationSettings
     """DenseDiffusion's attention at every step, modulated or not."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, maps: RegionMaps, lam: float) -> Tensor:
-        heads_first = [_heads_first(x, heads) for x in (q, k, v)]
-        return _heads_last(dense_diffusion_attention(*heads_first, maps if lam else None, lam, 1.0))
+        q, k, v = (_heads_first(x, heads) for x in (q, k, v))
+        return _heads_last(dense_diffusion_attention(q, k, v, maps if lam else None, lam, 1.0))
 
     return _in_each_block(model, regions, settings, region_maps, attend)
 

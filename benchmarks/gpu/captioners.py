@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def _captions(options: Options, beams: int) -> Iterator[Result]:
     captioner = models.captioner(options.device, dtype, options.quick, text)
     side, tokens = (64, 3) if options.quick else (SIDE, TOKENS)
     weights = sum(weight.nbytes for weight in captioner.model.parameters())
-    fields = {
+    fields: dict[str, Any] = {
         "case": f"BLIP-2 {'miniature' if options.quick else text}, {tokens} tokens, {beams} beams",
         "dtype": NAMES[dtype],
     }

@@ -31,8 +31,10 @@ TINY = Layer(2, 8, 64)
 
 def cases(options: Options) -> dict[str, Case]:
     """The layers of each model, then whole sampling."""
-    calls = {f"call, {name} {size}": partial(_layers, options, name, size) for name, size in LAYERS}
-    whole = {f"sampling, {name} {side}": partial(_sampling, options, name, side) for name, side in SAMPLINGS}
+    calls: dict[str, Case] = {f"call, {name} {size}": partial(_layers, options, name, size) for name, size in LAYERS}
+    whole: dict[str, Case] = {
+        f"sampling, {name} {side}": partial(_sampling, options, name, side) for name, side in SAMPLINGS
+    }
     if options.quick:
         return {
             "call": partial(_layers, options, "tiny", "512x512"),

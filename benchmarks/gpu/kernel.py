@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,7 @@ def compare(
 ) -> Result:
     """What `attend` loses, beside what PyTorch's own attention does."""
     dtype = q.dtype
-    wide = [x.float() for x in (q, k, v)]
+    wide = q.float(), k.float(), v.float()
     ours = lost(attend(q, k, v, blocks), joint_reference(*wide, blocks))
     plain = lost(F.scaled_dot_product_attention(q, k, v), joint_reference(*wide, []))
     return parity(
@@ -160,7 +161,7 @@ def _kernel() -> Callable[..., Tensor]:
     return attend
 
 
-def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16) -> tuple[Tensor, ...]:
+def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16) -> tuple[Any, ...]:
     blocks, n_keys = blocks_of("joint", options)
     return *qkv(blocks, n_keys, d, dtype, options), blocks
 

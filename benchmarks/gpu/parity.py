@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 @contextmanager
 def _whole_float32() -> Iterator[None]:
     """Products and convolutions of float32 in float32."""
-    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    kinds: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind in kinds:

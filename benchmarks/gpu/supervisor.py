@@ -102,7 +102,7 @@ def watch(command: Sequence[str], end: float, case_seconds: float, take: Take) -
 
 
 def _read(process: subprocess.Popen, lines: queue.Queue[str | None]) -> None:
-    for line in process.stdout:
+    for line in process.stdout or ():
         lines.put(line)
     lines.put(None)
 

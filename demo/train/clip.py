@@ -125,7 +125,7 @@ def pair_labels(captions: list[str]) -> Tensor:
 
 
 def _pair_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of the pairs [N, 42], summed over the pairs, of which few are in an image."""
+    """Cross-entropy of the pairs [N, 42], summed over the pairs, since an image has few."""
     return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="sum") / len(truth)
 
 
