@@ -78,6 +78,7 @@ test-oldest: $(OLDEST)
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	@if [ -x .venv/bin/pyright ]; then .venv/bin/pyright; else echo "Types were not checked: pyright is not installed."; fi
 
 # Write the texts that follow from the code: locales/en, the help pages' tables, the settings' pages and files.
 .PHONY: docs
@@ -109,6 +110,7 @@ $(READY): requirements.txt requirements-train.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) $(PIP) $(TORCH)
 	$(RUN) $(PIP) -r requirements-dev.txt
+	-$(RUN) $(PIP) "pyright[nodejs]>=1.1.400"
 	touch $@
 
 $(OLDEST): requirements.txt requirements-train.txt requirements-dev.txt .ci/oldest.txt

@@ -23,7 +23,7 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -90,8 +90,8 @@ def main() -> None:
     print(f"| attention | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     with torch.inference_mode():
         for model, size, batch, regions in product(args.model, args.size, args.batch, args.regions):
-            for layer, cross in product(MODELS[model], (True, False)):
-                if not (layer.joint and cross):
+            for layer in MODELS[model]:
+                for cross in (False,) if layer.joint else (True, False):
                     blocks = blocks_of(layer, cross, size, [regions_of(regions)] * batch, device)
                     name = f"{model} {size}, {batch} x {regions} regions: {shape_of(layer, blocks)}"
                     cells = table_cells(layer, blocks, dtype, ways, args.repeats, args.memory)
@@ -193,7 +193,7 @@ def table_cells(
     """The cells of a row: time, floor, memory and difference; the need of a way that needs too much memory."""
     times, bytes_, needs, off = figures(layer, blocks, dtype, ways, repeats, room)
 
-    def cell(way: str, values: dict[str, float]) -> str:
+    def cell(way: str, values: Mapping[str, float]) -> str:
         if way in values:
             return f"{values[way] / values['plain']:.2f} x"
         return f"needs {needs[way]:.0f} GB" if way in needs else "-"
@@ -215,7 +215,7 @@ def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> dict
         "obvious": lambda: joint_reference(q, k, v, blocks),
     }
     if len(blocks) == 1:  # DenseDiffusion knows no joint attention
-        maps, weight = region_maps(blocks[0].layout), blocks[0].strength
+        maps, weight = region_maps(blocks[0].layout), float(blocks[0].strength)
         runs["DenseDiffusion"] = lambda: dense_diffusion_attention(q, k, v, maps, weight, 1.0)
     return runs
 

@@ -35,7 +35,8 @@ class _ReplacedAttention(DiffusersSampler):
         sets = [None] * len(prompts) if region_sets is None else list(region_sets)
         elements = [*([None] * len(prompts) if guided else []), *sets]
         batch = Batch(elements, [phrase_positions(regions, self.tokenizer) for regions in elements])
-        shared, attend = Modulation(batch, x.shape[-2:], modulation or ModulationSettings()), self.make()
+        latent_size = x.shape[-2], x.shape[-1]
+        shared, attend = Modulation(batch, latent_size, modulation or ModulationSettings()), self.make()
         with wrap_processors(self.unet, lambda previous: _Processor(shared, attend)):
             yield shared
 

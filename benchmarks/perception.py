@@ -33,8 +33,8 @@ from torch import Tensor
 from ..checkpoints.filling import empty_weights
 from ..cli.hardware import add_arguments, device_and_dtype
 from ..core.embedded import embedded
-from .published import layouts
-from .published import ram as published_ram
+from ..tests.published import layouts
+from ..tests.published import ram as published_ram
 
 Runnable = tuple[Callable[[Tensor], object], torch.nn.Module]
 """A function of images [B, H, W, 3] in [0, 1], and the network that it runs."""

@@ -75,7 +75,7 @@ def report(model: Any, args: argparse.Namespace, size: str, batch: int, regions:
     weights = sum(p.nbytes for p in model.model.diffusion_model.parameters()) / 1e6
     beyond = {way: peak(partial(run, 1), device) / 1e6 for way, run in ways.items()}
     most = {way: weights + n for way, n in beyond.items()}
-    turns = [{way: run(args.steps) for way, run in ways.items()} for _ in range(args.repeats)]
+    turns: list[dict[str, Any]] = [{way: run(args.steps) for way, run in ways.items()} for _ in range(args.repeats)]
     whole, modulated = ({way: statistics.median(turn[way][i] for turn in turns) for way in ways} for i in (0, 1))
     latents = {way: run[2] for way, run in turns[0].items()}
     exact = latents.get("obvious")

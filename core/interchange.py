@@ -91,6 +91,7 @@ def bounding_boxes(sets: Sequence[RegionSet], size: Size) -> list[list[dict[str,
 
 
 def _bounding_box(region: Region, size: Size) -> dict[str, Any]:
+    assert region.box is not None
     height, width = size
     x0, y0, x1, y1 = region.box
     left, top = round(x0 * width), round(y0 * height)

@@ -183,7 +183,7 @@ def redraw(
     settings: RealignSettings,
     on_progress: Progress = no_progress,
 ) -> list[CaptionedImage]:
-    """The coarse images, of which those that do not pass the gate are sampled again, plainly, from other noise."""
+    """The coarse images; those that fail the gate may be replaced by plain samples from other noise."""
     out = list(before)
     failed = [i for i, image in enumerate(before) if not passes_gate(image.reward, settings.gate)]
     if not failed:

@@ -154,7 +154,7 @@ def metric_of_reward(name: str, models: Mapping[str, str], load: Callable[[], Re
 
 
 def judge_metric() -> Metric:
-    """The demo world's judge, which has no trained parts; of a prompt that names no coloured shape it says nothing."""
+    """The demo world's judge, which has no trained parts. A prompt without a coloured shape gets NaN."""
     return Metric("judge", Verdict._fields, {}, lambda: _judge)
 
 

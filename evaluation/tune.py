@@ -128,7 +128,7 @@ def evaluable_rules(below: float) -> list[Rule]:
 def resample_images(
     models: Models, coarse: CoarseImages, settings: RealignSettings, below: float
 ) -> list[CaptionedImage]:
-    """The coarse images, of which those with an active region and a reward below `below` are sampled again."""
+    """The coarse images; those with an active region and a reward below `below` are replaced by new samples."""
     out = list(coarse.images)
     chosen = [i for i, image in enumerate(out) if image.reward < below and coarse.regions[i].active]
     for start in range(0, len(chosen), BATCH):

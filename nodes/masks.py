@@ -7,7 +7,15 @@ from comfy_api.latest import io
 
 from ..core.interchange import broadcast_sets, region_sets
 from .caption import CATEGORY
-from .host.inputs import batch_input, check_choice, grounded_sam_input, image_size, regions_input, text_input
+from .host.inputs import (
+    batch_input,
+    check_choice,
+    fraction_input,
+    grounded_sam_input,
+    image_size,
+    regions_input,
+    text_input,
+)
 from .host.interrupts import map_with_progress
 from .host.region_outputs import region_node_output, region_outputs
 
@@ -27,13 +35,10 @@ class GroundedSamMasks(io.ComfyNode):
                 grounded_sam_input(),
                 batch_input(),
                 regions_input("What to look for, from Likelihoods: only the phrases count."),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=0.25,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Minimum score of a box. Lower it if objects are not found; raise it if wrong ones are.",
+                    0.25,
+                    "Minimum score of a box. Lower it if objects are not found; raise it if wrong ones are.",
                 ),
                 text_input(),
                 io.Combo.Input(
@@ -44,25 +49,20 @@ class GroundedSamMasks(io.ComfyNode):
                     tooltip="one: the best box for each region. all: every box that fits this region better than any "
                     "other, for phrases such as 'three red apples'.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "nms",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
+                    0.6,
+                    "Boxes that overlap more than this (IoU) count as one object. Lower it if an object is "
+                    "found twice; raise it if close objects become one.",
                     step=0.05,
                     optional=True,
-                    tooltip="Boxes that overlap more than this (IoU) count as one object. Lower it if an object is "
-                    "found twice; raise it if close objects become one.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "min_area",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
+                    0.0,
+                    "A mask that covers a smaller fraction of the image counts as not found. 0.001 removes specks.",
                     step=0.001,
                     optional=True,
-                    tooltip="A mask that covers a smaller fraction of the image counts as not found. 0.001 removes "
-                    "specks.",
                 ),
             ],
             outputs=region_outputs(),

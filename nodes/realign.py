@@ -18,34 +18,32 @@ CATEGORY = "RealignDiff"
 PAPER = ModulationSettings()
 NOTHING = "attention is re-weighted at no step: a strength, or the range of steps, is 0"
 MODELS = f"{list_families()}, also with LoRA, ControlNet or IPAdapter."
-STRENGTHS = ("cross_strength", "self_strength", "power", "start", "end")
-"""The inputs of `modulation_inputs`."""
+MODULATION = {
+    "cross_strength": (
+        10.0,
+        "λ between image and text: how strongly each region is drawn from its own words. Raise it if an object still "
+        "gets the wrong words; lower it if the image looks harsh. 0 turns it off.",
+    ),
+    "self_strength": (
+        10.0,
+        "λ within the image: how strongly each region is kept apart from the rest. Raise it a little if two objects "
+        "merge. 0 turns it off.",
+    ),
+    "power": (
+        20.0,
+        "p in λ·(t/T)^p: how fast the effect fades as the noise does; 0 keeps it constant. Use 0 or 1 if denoise is "
+        "below 1.",
+    ),
+    "start": (1.0, "The fraction of this run's steps at which the effect begins."),
+    "end": (1.0, "The fraction of this run's steps at which the effect ends."),
+}
+"""The settings of eq. 9 that are inputs: the largest value and the tooltip. The defaults are the paper's."""
 
 
 def modulation_inputs() -> list[Any]:
-    """λ, p and the step range of eq. 9; the defaults are the paper's."""
-    inputs = {
-        "cross_strength": (
-            10.0,
-            "λ between image and text: how strongly each region is drawn from its own words. Raise it if an object "
-            "still gets the wrong words; lower it if the image looks harsh. 0 turns it off.",
-        ),
-        "self_strength": (
-            10.0,
-            "λ within the image: how strongly each region is kept apart from the rest. Raise it a little if two "
-            "objects merge. 0 turns it off.",
-        ),
-        "power": (
-            20.0,
-            "p in λ·(t/T)^p: how fast the effect fades as the noise does; 0 keeps it constant. Use 0 or 1 if denoise "
-            "is below 1.",
-        ),
-        "start": (1.0, "The fraction of this run's steps at which the effect begins."),
-        "end": (1.0, "The fraction of this run's steps at which the effect ends."),
-    }
     return [
         io.Float.Input(id, default=getattr(PAPER, id), min=0.0, max=largest, step=0.01, tooltip=tooltip)
-        for id, (largest, tooltip) in inputs.items()
+        for id, (largest, tooltip) in MODULATION.items()
     ]
 
 
@@ -158,7 +156,7 @@ class RealignKSampler(io.ComfyNode):
         **others: Any,
     ) -> io.NodeOutput:
         """others: the strengths, and the inputs that only KSampler uses."""
-        strengths = {name: others.pop(name) for name in STRENGTHS}
+        strengths = {name: others.pop(name) for name in MODULATION}
         ui = None
         if regions is not None:
             from ..attention.comfy.conditioning import attach

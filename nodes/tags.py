@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY
-from .host.inputs import batch_input, tagger_input
+from .host.inputs import batch_input, fraction_input, tagger_input
 from .host.interrupts import in_batches
 from .host.sockets import Tags
 
@@ -22,13 +22,10 @@ class RamTags(io.ComfyNode):
             inputs=[
                 tagger_input(),
                 batch_input(),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Minimum confidence of a tag; 0 uses the threshold that comes with each tag. Raise it if "
+                    0.0,
+                    "Minimum confidence of a tag; 0 uses the threshold that comes with each tag. Raise it if "
                     "tags are wrong.",
                 ),
                 io.String.Input(

@@ -1,1 +1,1 @@
-"""The loop from prompt to re-aligned image, host-free but for the sampler."""
+"""The loop from prompt to re-aligned image. Only the sampler depends on a host."""

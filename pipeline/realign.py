@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..sampling.sampler import DiffusersSampler
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, step, steps); raise in it to interrupt."""
+"""Called with (current activity, step, steps); raise an exception in it to interrupt."""
 
 
 def no_progress(doing: str, step: int, steps: int) -> None:

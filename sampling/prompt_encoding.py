@@ -84,7 +84,7 @@ def isolate_phrases(
     depends on its phrase only. Where phrases overlap, a token gets the embedding of the shortest phrase, and of equally
     long ones that of the last. Other tokens and the pooled vectors stay.
 
-    embeds: B encoded prompts. region_sets: B sets, of which active regions count; None leaves a prompt as it is.
+    embeds: B encoded prompts. region_sets: B sets, whose active regions count; None leaves a prompt as it is.
     encode: encodes phrases given as token ids, as `encode_phrases` does.
 
     Raises:

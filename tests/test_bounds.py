@@ -9,7 +9,6 @@ import zipfile
 import pytest
 import torch
 import transformers
-from realigndiff.benchmarks.published import layouts as published_layouts
 from realigndiff.checkpoints import folder_checks, pickle_scan, unpickling, values
 from realigndiff.checkpoints.files import read_tensors, weights_file
 from realigndiff.checkpoints.sam import load_sam
@@ -22,6 +21,7 @@ from realigndiff.perception.segmenter import Segmenter
 from realigndiff.perception.tagger import Tagger
 from realigndiff.perception.text_encoder import TextEncoder
 from realigndiff.sampling.sampler import DiffusersSampler
+from realigndiff.tests.published import layouts as published_layouts
 from safetensors.torch import load_file, save_file
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(3)}

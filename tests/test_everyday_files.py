@@ -8,9 +8,6 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from realigndiff.benchmarks.published import layouts as published_layouts
-from realigndiff.benchmarks.published import ram as published_ram
-from realigndiff.benchmarks.published import rewards as published_rewards
 from realigndiff.checkpoints import grounding_dino, image_reward, open_clip, ram, sam, unpickling
 from realigndiff.checkpoints.files import read_tensors
 from realigndiff.checkpoints.grounding_dino import load_grounding_dino
@@ -20,6 +17,9 @@ from realigndiff.checkpoints.ram import load_ram
 from realigndiff.checkpoints.sam import load_sam
 from realigndiff.core.errors import RealignError
 from realigndiff.perception.detector import Detector
+from realigndiff.tests.published import layouts as published_layouts
+from realigndiff.tests.published import ram as published_ram
+from realigndiff.tests.published import rewards as published_rewards
 from safetensors.torch import save_file
 
 needs_new_torch = pytest.mark.skipif(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from realigndiff.benchmarks.published import layouts
 from realigndiff.checkpoints import grounding_dino, tokenizers
 from realigndiff.core.embedded import WEIGHTS
 from realigndiff.core.errors import RealignError
 from realigndiff.perception.detector import Detector, ImageProcessor
 from realigndiff.tests.close import NETWORK, assert_close
+from realigndiff.tests.published import layouts
 from safetensors.torch import save_file
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))

@@ -49,7 +49,8 @@ def test_every_script_names_its_package_first(script):
     depth = len(script.parts) - 1
     wanted = f'(pathlib.Path(__file__).parents[{depth}] / "standalone.py"))["package_of"](__file__)'
     assert wanted in text
-    assert text.index(wanted) < text.index("import argparse")
+    first_import = re.search(r"^(?:import|from) (?!__future__)", text, re.M)
+    assert first_import and text.index(wanted) < first_import.start()
 
 
 def test_the_root_imports_neither_torch_nor_the_host(clone):

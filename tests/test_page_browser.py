@@ -130,7 +130,7 @@ def test_a_rater_needs_no_keys(page, tmp_path):
     press(page, "1", "Enter")
     assert page.locator("#text").text_content() == PROMPTS[2], "the name has the keys no more"
     page.get_by_role("button", name="Next").click()
-    assert "2 of 3 prompts are not ranked yet" in page.locator("#told").text_content()
+    assert "2 of 3 prompts are not ranked yet" in page.locator("#summary").text_content()
     results = save(page, tmp_path, lambda: page.get_by_role("button", name="Save").click())
     assert results.rater == "Ann s 2" and results.file.name == f"ranks-{results.study}-Ann-s-2.json"
     page.get_by_role("button", name="Go to the first").click()

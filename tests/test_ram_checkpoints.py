@@ -12,7 +12,6 @@ from pathlib import Path
 import PIL
 import pytest
 import torch
-from realigndiff.benchmarks.published import ram as published_ram
 from realigndiff.checkpoints.networks.ram import RamPlus
 from realigndiff.checkpoints.ram import convert
 from realigndiff.core.embedded import WEIGHTS
@@ -21,6 +20,7 @@ from realigndiff.perception import labels
 from realigndiff.perception.tagger import Tagger
 from realigndiff.tests import half
 from realigndiff.tests.close import NETWORK, assert_close
+from realigndiff.tests.published import ram as published_ram
 from safetensors.torch import save_file
 
 ORIGINALS = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))["ram"]

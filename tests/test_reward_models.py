@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from realigndiff.benchmarks.published import rewards as published_rewards
-from realigndiff.benchmarks.published.layouts import picture
 from realigndiff.checkpoints import open_clip
 from realigndiff.checkpoints.folders import pillow_processor
 from realigndiff.checkpoints.image_reward import text_config, vision_config
@@ -27,6 +25,8 @@ from realigndiff.rewards.loading import load_rewards
 from realigndiff.rewards.preprocessing import Preprocessing
 from realigndiff.rewards.registry import REWARDS, RewardEntry
 from realigndiff.tests.close import NETWORK, assert_close
+from realigndiff.tests.published import rewards as published_rewards
+from realigndiff.tests.published.layouts import picture
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 from transformers import (

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from realigndiff.benchmarks.published import layouts
 from realigndiff.checkpoints.sam import config_of, convert
 from realigndiff.core.errors import RealignError
 from realigndiff.perception import segmenter as module
 from realigndiff.perception.segmenter import Sam2Segmenter, Segmenter
 from realigndiff.tests import half
 from realigndiff.tests.close import NETWORK, apart, assert_close
+from realigndiff.tests.published import layouts
 from safetensors.torch import save_file
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "originals.json").read_text(encoding="utf-8"))["sam"]

@@ -11,7 +11,6 @@ from realigndiff.training import arl_train, refl_train
 from realigndiff.training.arl_train import ArlRun
 from realigndiff.training.data import candidates
 from realigndiff.training.loop import models as loading
-from realigndiff.training.loop.run import Run
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.refl import ReflConfig
@@ -26,11 +25,11 @@ ACTS = {
     "steps save_every keep_last",
     "test_training_draws": "batch_size reward_weight margin gradient_accumulation prior_weight prior_batch_size "
     "estimator samples_per_image",
-    "test_refl_train": "output sample_every ema train schedule warmup_steps decay_steps",
+    "test_refl_train": "output sample_every ema train schedule",
     "test_prior": "prior_keep prior_min_timestep",
     "test_prior_images": "prior_images prior_steps prior_captions",
     "test_training_prompts": "prompts held_out held_out_prompts prompt_column",
-    "test_optimization": "optimizer_8bit",
+    "test_optimization": "optimizer_8bit warmup_steps decay_steps",
     "test_watching": "log_with",
     "test_resume_checks": "resume",
 }
@@ -73,21 +72,21 @@ def read(monkeypatch):
     monkeypatch.setattr(DiffusersSampler, "load", load_sampler)
     monkeypatch.setattr(loading, "load_language_model", load_language_model)
     monkeypatch.setattr(loading, "load_rewards", load_rewards)
-    monkeypatch.setattr(loading, "trainable", lambda *_: [])
+    monkeypatch.setattr(loading, "make_trainable", lambda *_: [])
     return asked
 
 
 def test_each_model_is_read_from_its_setting(read):
     names = "model captioner text_encoder clip negclip blip image_reward tagger detector segmenter llm llm_model"
     places = {name: f"my {name}" for name in names.split()}
-    loading.load(ArlConfig(**places, reward="sam, clip", precision="bf16"), torch.device("cpu"))
+    loading.load_models(ArlConfig(**places, reward="sam, clip", precision="bf16"), torch.device("cpu"))
     assert read == {**places, "reward": ["sam", "clip"], "precision": torch.bfloat16}
 
 
 @pytest.mark.parametrize(("offloaded", "place"), [(True, "cpu"), (False, "cuda")])
 def test_reward_models_rest_on_the_cpu_where_asked(offloaded, place):
     config = ReflConfig(offload_captioner=offloaded, precision="bf16")
-    assert loading.judges_place(config, torch.device("cuda")) == (torch.device(place), torch.bfloat16)
+    assert loading.reward_device_and_dtype(config, torch.device("cuda")) == (torch.device(place), torch.bfloat16)
 
 
 # Images and gradient, of runs that have no models
@@ -102,12 +101,12 @@ def bare(kind, config, **attributes):
     return run
 
 
-def test_images_are_sampled_in_as_many_steps_and_as_guided_as_asked():
+def test_images_are_sampled_in_as_many_steps_and_as_guided_as_asked(monkeypatch):
     asked = []
-    sampler = SimpleNamespace(noise=lambda seeds: seeds, sample=lambda texts, noise, settings: asked.append(settings))
-    config = ReflConfig(rollout_steps=7, first_gradient_step=0, cfg=2.5)
-    bare(Run, config, models=SimpleNamespace(sampler=sampler, weights=[]))._images(["a ring"], 0)
-    assert [(settings.steps, settings.cfg) for settings in asked] == [(7, 2.5)]
+    monkeypatch.setattr(refl_train, "Rollout", lambda sampler, steps, cfg: asked.append((steps, cfg)))
+    config = ReflConfig(rollout_steps=7, first_gradient_step=0, cfg=2.5, prior_weight=0)
+    bare(ReflRun, config, models=SimpleNamespace(sampler=None, rewards={})).prepare()
+    assert asked == [(7, 2.5)]
 
 
 @pytest.mark.parametrize(("judged", "count"), [("predicted", 1), ("finished", 3)])
@@ -122,7 +121,7 @@ def test_finished_images_have_gradient_at_as_many_steps_of_the_window_as_asked(j
         return draw
 
     config = ReflConfig(judged=judged, gradient_steps=count, rollout_steps=9, first_gradient_step=5)
-    rollout = SimpleNamespace(predicted=drawn("predicted"), finished=drawn("finished"))
+    rollout = SimpleNamespace(predict_x0=drawn("predicted"), roll_out=drawn("finished"))
     models = SimpleNamespace(sampler=SimpleNamespace(noise=lambda seeds: seeds))
     prompts = SimpleNamespace(texts=["a ring"])
     run = bare(ReflRun, config, rollout=rollout, models=models, prompts=prompts, unet=None)
@@ -139,7 +138,7 @@ def test_the_prior_is_drawn_or_read_from_a_folder(folder, monkeypatch):
     asked = []
     monkeypatch.setattr(refl_train, "folder_prior", lambda folder, *_: asked.append(str(folder)))
     monkeypatch.setattr(refl_train, "frozen_prior", lambda *_: asked.append("frozen"))
-    models = SimpleNamespace(sampler=None, resolution=64, rewards={}, judging=lambda: SimpleContext())
+    models = SimpleNamespace(sampler=None, resolution=64, rewards={}, rewards_on_device=lambda: SimpleContext())
     accelerator = SimpleNamespace(main_process_first=SimpleContext, print=print, is_main_process=True)
     run = bare(ReflRun, ReflConfig(prior=folder), models=models, prompts=SimpleNamespace(texts=["a ring"]))
     run.accelerator = accelerator
@@ -167,8 +166,8 @@ def test_a_round_is_drawn_and_its_winners_chosen_as_the_settings_say(winner, tmp
         scores = torch.arange(float(len(asked)))
         return scores.view(-1, 1, 1, 1), torch.zeros(len(asked), 8, 8, 3), {"clip": scores}
 
-    monkeypatch.setattr(candidates, "_judged", judged)
-    monkeypatch.setattr(candidates, "_made_of", lambda *_: {})
+    monkeypatch.setattr(candidates, "_sample_and_score", judged)
+    monkeypatch.setattr(candidates, "provenance_of", lambda *_: {})
     sampler = SimpleNamespace(max_batch=6, noise=lambda seeds: torch.zeros(len(seeds), 1))
     models = SimpleNamespace(sampler=sampler, rewards={"clip": None})
     candidates.draw_round(config, models, ["a", "b", "c", "d"], 0, "weights")

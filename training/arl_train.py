@@ -17,6 +17,7 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class ArlRun(Run):
     def extra_state(self) -> dict[str, Any]:
         return {"drawn_by": self.drawn_by}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.drawn_by = tuple(state["drawn_by"])
 
 

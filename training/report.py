@@ -35,7 +35,7 @@ from .settings.arl import ArlConfig, ranked
 from .settings.files import METADATA_KEY
 from .settings.refl import ReflConfig
 from .watch import log, samples
-from .watch.curves import Curve, chart, smoothed
+from .watch.curves import Curve, chart, smooth
 
 STYLE = Path(__file__).with_name("report.css")
 LARGEST_SIDE = 512
@@ -217,7 +217,7 @@ def _curves(rows: Sequence[log.Row]) -> str:
         ("Prior loss", "prior_loss", "violet"),
     ):
         points = series(name)
-        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smoothed(points), color)
+        steps, mean = Curve("each step", points, color, "faint"), Curve("mean", smooth(points), color)
         charts.append(chart(title, [steps, mean] if len(points) >= SMOOTHED_FROM else [mean]))
     return (
         "<section><h2>Curves over the steps</h2>"
@@ -233,9 +233,10 @@ def _pictures(grids: Sequence[samples.Grid]) -> str:
         return ""
     before, after = grids[0], grids[-1]
     when = f"step {before.step:,}" if before.step else "before training"
-    pairs: Iterable[Any] = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    pairs = zip_longest(before.pictures, after.pictures if len(grids) > 1 else ())
+    captioned: Iterable[Any] = zip_longest(pairs, after.prompts or before.prompts, fillvalue="")
     cards = []
-    for (one, other), prompt in zip_longest(pairs, after.prompts or before.prompts, fillvalue=""):
+    for (one, other), prompt in captioned:
         figures = "".join(
             f"<figure>{_image(picture, f'{prompt}, {name}')}<figcaption>{escape(name)}</figcaption></figure>"
             for picture, name in ((one, when), (other, f"step {after.step:,}"))

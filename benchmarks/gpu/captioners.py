@@ -32,7 +32,7 @@ def _captions(options: Options, beams: int) -> Iterator[Result]:
         precision, side, tokens, batches = "bf16", 512, 20, BATCHES
     captioner = models.captioner(options.device, DTYPES[precision], options.quick, text)
     weights = sum(weight.nbytes for weight in captioner.model.parameters())
-    fields = {"case": f"BLIP-2 {text}, {tokens} tokens, {beams} beams", "dtype": precision}
+    fields: dict[str, Any] = {"case": f"BLIP-2 {text}, {tokens} tokens, {beams} beams", "dtype": precision}
     for count in batches:
         images = torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(count))
         run = partial(captioner.caption, images, max_tokens=tokens, num_beams=beams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ SAMPLINGS = (("SD1.5", 512), ("SDXL", 1024), ("SD1.5", 1024), ("SDXL", 512))
 TINY = Layer(2, 8, 64)
 
 
-def cases(options: Options) -> dict[str, Case]:
+def cases(options: Options) -> Mapping[str, Case]:
     """The layers of each model, then whole sampling."""
     if options.quick:
         sampling = partial(_sampling, options, "SD1.5", 64)

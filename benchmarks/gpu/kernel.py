@@ -108,7 +108,7 @@ def compare(
 ) -> Result:
     """What `attend` loses, beside what PyTorch's own attention does."""
     dtype = q.dtype
-    wide = [x.float() for x in (q, k, v)]
+    wide = q.float(), k.float(), v.float()
     ours = lost(attend(q, k, v, blocks), joint_reference(*wide, blocks))
     plain = lost(F.scaled_dot_product_attention(q, k, v), joint_reference(*wide, []))
     limit, ratio = max(LIMIT[dtype] * plain, SMALLEST[dtype]), ours / plain if plain else None
@@ -171,7 +171,8 @@ def _long(options: Options) -> Iterator[Result]:
     side = 9 if options.quick else 64
     blocks, n_keys = blocks_of("self", options, (side, side), (5,))
     for dtype in _precisions(options)[1:]:
-        yield compare(f"{side**2} pixels", _kernel, *qkv(blocks, n_keys, 40, dtype, options), blocks)
+        q, k, v = qkv(blocks, n_keys, 40, dtype, options)
+        yield compare(f"{side**2} pixels", _kernel, q, k, v, blocks)
 
 
 def _autocast(options: Options) -> Iterator[Result]:

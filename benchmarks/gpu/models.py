@@ -55,6 +55,6 @@ def random(kind: type[T], device: torch.device, dtype: torch.dtype, *args: Any, 
             else:
                 weight = torch.randn(empty.shape, device=device, dtype=dtype) * empty[0].numel() ** -0.5
             setattr(module, name, nn.Parameter(weight, requires_grad=False))
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()
-    return nn.Module.to(model, device, dtype).eval()  # buffers; the classes' own methods warn
+    getattr(model, "tie_weights", lambda: None)()
+    nn.Module.to(model, device, dtype)  # buffers; the classes' own methods warn
+    return model.eval()

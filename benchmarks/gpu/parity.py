@@ -7,7 +7,7 @@ second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -34,7 +34,7 @@ STRONG = ModulationSettings(power=0.0, end=1.0)
 """All steps modulated, by the paper's strengths."""
 
 
-def cases(options: Options) -> dict[str, Case]:
+def cases(options: Options) -> Mapping[str, Case]:
     """The demo model in each precision, then the true architectures.
 
     TensorFloat-32 is off in this process: it would take from float32 what is asked of it.

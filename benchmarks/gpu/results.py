@@ -66,7 +66,8 @@ Case = Callable[[], Iterable[Result]]
 def parity(case: str, error: float, limit: float, **fields: Any) -> Result:
     """An error held against its limit; one that is not finite fails."""
     if not math.isfinite(error):
-        return Result(case=case, limit=limit, status=FAIL, **fields | {"detail": "what was computed is not finite"})
+        fields["detail"] = "what was computed is not finite"
+        return Result(case=case, limit=limit, status=FAIL, **fields)
     return Result(case=case, value=error, limit=limit, status=PASS if error <= limit else FAIL, **fields)
 
 

@@ -56,7 +56,7 @@ def _way(options: Options, way: str) -> Iterator[Result]:
     finally:
         reset()
     case = f"SD1.5 {size}x{size}, batch of {config.optimizer.batch_size}"
-    fields = {"case": case, "way": way, "dtype": config.model.precision}
+    fields: dict[str, Any] = {"case": case, "way": way, "dtype": config.model.precision}
     yield Result(quantity="throughput", value=1 / seen["seconds"], unit="images/s", **fields)
     yield Result(quantity="memory of a step", value=seen["bytes"] / 1e6, unit="MB", **fields)
     if total is not None:
@@ -87,9 +87,10 @@ def _loss_scale(options: Options) -> Iterator[Result]:
 def config_of(options: Options, way: str) -> ReflConfig:
     """ImageReward's settings with what the way changes; `Lacking` where this machine has not what it takes."""
     precision, batch = ("fp32", 2) if options.quick else ("bf16", 4)
-    base = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
+    base: dict[str, Any] = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
     base |= {"precision": precision, "batch_size": batch, **EQUAL}
-    config = ReflConfig(**(base | (FEW if options.quick else {}) | WAYS[way]))
+    settings: dict[str, Any] = base | (FEW if options.quick else {}) | WAYS[way]
+    config = ReflConfig(**settings)
     if config.optimizer.optimizer_8bit and find_spec("bitsandbytes") is None:
         raise Lacking("the package bitsandbytes")
     if config.model.precision == "fp16" and options.device.type == "cpu":

@@ -69,7 +69,7 @@ def fit(recipe: Recipe, modules: Iterable[nn.Module], scenes: Scenes, loss_of: L
     )
 
 
-def save(folder: Path, model: nn.Module, *others: Any) -> None:
+def save(folder: Path, model: Any, *others: Any) -> None:
     """Write the trained model and what belongs to it: its tokenizer, its image processor."""
     for part in (model.eval(), *others):
         part.save_pretrained(folder)

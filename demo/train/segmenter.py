@@ -87,6 +87,7 @@ def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
 
 def _boxes_and_masks(scenes: Scenes, index: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
     """One thing per image: its jittered box [B, 1, 4] in pixels and its mask [B, 64, 64]."""
+    assert scenes.masks is not None
     boxes, masks = [], []
     for i in index:
         k = rng.randrange(len(scenes.things[i]))

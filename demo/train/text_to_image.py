@@ -27,7 +27,7 @@ RECIPE = Recipe(steps=5000, batch=32, lr=1e-3, weight_decay=1e-4, ema=0.998)
 WIDTH = 64
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFUSION = Recipe(steps=800, batch=32, lr=4e-4, weight_decay=1e-4, ema=0.99)
-"""The second training, on captions of which half have two colors swapped."""
+"""The second training; half of its captions have two colors swapped."""
 CAPTION_DROPOUT = 0.1
 
 

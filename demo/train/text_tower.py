@@ -145,16 +145,16 @@ def contrast(image: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
     """
     batch = len(right)
     label = torch.arange(batch, device=right.device)
-    own = torch.einsum("bqe,bne->bqn", image, wrong.unflatten(0, (batch, -1))).amax(1) / TEMPERATURE
+    hard = torch.einsum("bqe,bne->bqn", image, wrong.unflatten(0, (batch, -1))).amax(1) / TEMPERATURE
     plain = torch.einsum("bqe,te->bqt", image, right).amax(1) / TEMPERATURE
-    return F.cross_entropy(torch.cat([plain, own], dim=1), label) + F.cross_entropy(plain.T, label)
+    return F.cross_entropy(torch.cat([plain, hard], dim=1), label) + F.cross_entropy(plain.T, label)
 
 
 def _text_contrast(right: Tensor, reordered: Tensor, wrong: Tensor) -> Tensor:
     """A caption against reordered captions: its own is the one; its own wrong ones are not."""
     batch = len(right)
-    own = torch.einsum("be,bne->bn", right, wrong.unflatten(0, (batch, -1)))
-    logits = torch.cat([right @ reordered.T, own], dim=1) / TEMPERATURE
+    hard = torch.einsum("be,bne->bn", right, wrong.unflatten(0, (batch, -1)))
+    logits = torch.cat([right @ reordered.T, hard], dim=1) / TEMPERATURE
     return F.cross_entropy(logits, torch.arange(batch, device=right.device))
 
 

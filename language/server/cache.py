@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-PART = "realigndiff-part-"
-"""The beginning of a file's name while it is written."""
+from ...core.files import write_whole
+
+_FILE = re.compile(r"[0-9a-f]{64}\.json(\.\d+\.partial)?|realigndiff-part-.*")
+"""The names of answers, and of half-written ones, also by older versions."""
 
 
 class AnswerCache:
@@ -41,18 +42,11 @@ class AnswerCache:
 
     def put(self, question: str, answer: dict[str, Any]) -> None:
         """Cache an answer."""
-        with suppress(OSError, ValueError, RecursionError):
+        with suppress(OSError, ValueError, RecursionError):  # RealignError is a ValueError
             data = json.dumps(answer).encode("ascii")
-            if len(data) > self.MAX_BYTES:
-                return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=PART, delete=False) as part:
-                part.write(data)
-            try:
-                os.replace(part.name, self._file(question))
-            except OSError:  # another program is reading it, on Windows
-                os.unlink(part.name)
-            self._drop()
+            if len(data) <= self.MAX_BYTES:
+                write_whole(self._file(question), data)
+                self._drop()
 
     def _file(self, question: str) -> Path:
         return self.folder / f"{sha256(question.encode('utf-8', 'replace')).hexdigest()}.json"
@@ -62,7 +56,7 @@ class AnswerCache:
         files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name.startswith(PART) or re.fullmatch(r"[0-9a-f]{64}\.json", entry.name):
+                if _FILE.fullmatch(entry.name):
                     with suppress(OSError):  # another program has just dropped it
                         files.append((entry.stat().st_mtime, entry.path))
         for _, path in sorted(files, reverse=True)[self.most :]:

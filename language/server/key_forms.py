@@ -1,8 +1,8 @@
-"""A key that a server sends back, whole or in part, in whatever form: found in a text and taken out of it.
+"""Find a key, or a part of one, in text that a server sent back, and mask it.
 
-A server gets a key with each question, and may repeat it in an answer or an error: as it is, in capitals, backwards,
-spaced out, escaped, in base64 or hexadecimal. What a server writes goes into notes, messages, reports and files, and
-with them to other people.
+A server gets the key with each question, and may repeat it in an answer or an error: as it is, in capitals, reversed,
+spaced out, escaped, in base64 or hexadecimal. A server's text goes into notes, messages, reports and files, and with
+them to other people.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from itertools import chain, zip_longest
 from typing import Any
 
 SECRET = 8
-"""Letters from which a key is one: shorter ones are made up for servers that need none."""
+"""The least length of a real key; shorter ones are made up for servers that need none."""
 STARS = "***"
 _ESCAPES = re.compile(r"\\x|\\U0{6}|\\u\{0*|\\u00|\\|&#x?|%(?=[0-9a-f]{2})|0x(?=[0-9a-f]{2})", re.IGNORECASE)
-"""What stands before the number of a character."""
+"""The prefixes of escaped characters."""
 _LENGTHS = {"text": 5, "base64": 7, "base32": 9, "hexadecimal": 9, "decimal": 11} | {
     "base64 twice": 11,
     "wide hexadecimal": 17,
     "wide base64": 12,
 }
-"""Letters and digits in a row, of each form of a key, that are too many: those of about four letters of the key."""
+"""How many successive letters and digits of each form give the key away: those of about four letters of the key."""
 
 
 def without_key(text: str, key: str | None, known: str = "") -> str:
-    """The text with STARS in place of what resembles a key.
+    """The text with STARS in place of everything that resembles the key.
 
-    known: text whose words are no secret, as the question that is answered.
+    known: text that is no secret, e.g. the question that was asked.
     """
     for start, stop in reversed(_spans(text, key, known) if key and len(key) >= SECRET else []):
         text = f"{text[:start]}{STARS}{text[stop:]}"
@@ -40,7 +40,7 @@ def without_key(text: str, key: str | None, known: str = "") -> str:
 
 
 def holds_key(answer: Any, key: str | None, known: str = "") -> bool:
-    """Whether a text of a JSON value, or several of them together, resembles a key; also where that cannot be seen."""
+    """Whether the strings of a JSON value, alone or joined, resemble the key; True also where it cannot be searched."""
     if not key or len(key) < SECRET:
         return False
     try:
@@ -56,8 +56,8 @@ def _alternating(names: list[str], values: list[str]) -> Iterator[str]:
 
 def _values(value: Any) -> Iterator[str]:
     if isinstance(value, (dict, list)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _values(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _values(item)
     else:
         yield "" if value is None else str(value)
 
@@ -66,22 +66,22 @@ def _names(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         yield from value
     if isinstance(value, (dict, list)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _names(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _names(item)
 
 
 def _spans(text: str, key: str, known: str) -> list[tuple[int, int]]:
-    """Where a text resembles the key: (start, stop), apart and in order."""
+    """Where a text resembles the key: (start, stop), sorted and not overlapping."""
     plain, places = _plain(text)
-    usual, _ = _plain(known)
+    plain_known, _ = _plain(known)
     found = []
     for length, parts in _parts(key).items():
         for start in range(len(plain) - length + 1):
             part = plain[start : start + length]
-            if part in parts and part not in usual:
+            if part in parts and part not in plain_known:
                 found.append((places[start], places[start + length - 1] + 1))
     spans: list[tuple[int, int]] = []
-    for start, stop in sorted([*found, *_exactly(text, key)]):
+    for start, stop in sorted([*found, *_literal_spans(text, key)]):
         if spans and start <= spans[-1][1]:
             spans[-1] = spans[-1][0], max(stop, spans[-1][1])
         else:
@@ -89,28 +89,28 @@ def _spans(text: str, key: str, known: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _exactly(text: str, key: str) -> list[tuple[int, int]]:
-    """Where a key of few letters and digits stands in a text as it is."""
+def _literal_spans(text: str, key: str) -> list[tuple[int, int]]:
+    """Where a text has a key literally, for keys with few letters and digits."""
     if sum(map(str.isalnum, key)) >= _LENGTHS["text"]:
         return []
     return [match.span() for match in re.finditer(re.escape(key), text)]
 
 
 def _plain(text: str) -> tuple[str, list[int]]:
-    """The letters and digits of a text, in small letters and without escapes, and where in it each stands."""
+    """The letters and digits of a text in lower case, without escapes, and the place of each in the text."""
     text = _ESCAPES.sub(lambda match: " " * len(match.group()), text)
     letters, places = [], []
     for place, character in enumerate(text):
-        for one in character.lower() if character.isascii() else unicodedata.normalize("NFKC", character).casefold():
-            if one.isalnum():
-                letters.append(one)
+        for letter in character.lower() if character.isascii() else unicodedata.normalize("NFKC", character).casefold():
+            if letter.isalnum():
+                letters.append(letter)
                 places.append(place)
     return "".join(letters), places
 
 
 @lru_cache(maxsize=8)
 def _parts(key: str) -> dict[int, frozenset[str]]:
-    """The shortest parts of the key's forms by which it is known, by their length."""
+    """The parts of the key's forms that give it away, by their length."""
     parts: dict[int, set[str]] = {}
     for spelling in (key, key.lower(), key.upper(), key.swapcase()):
         for written in (spelling, spelling[::-1]):

@@ -50,6 +50,10 @@ def checked_prompt(prompt: str, missing: str = "write what the images should sho
     return strip_weights(prompt)
 
 
+def fraction_input(id: str, default: float, tooltip: str, *, step: float = 0.01, optional: bool = False) -> Any:
+    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=step, tooltip=tooltip, optional=optional)
+
+
 def regions_input(tooltip: str, *, optional: bool = False) -> Any:
     """A socket that also takes masks, bounding boxes and JSON text: see `core.interchange.region_sets`."""
     kinds = [Regions, io.Mask, BoundingBox, io.String]

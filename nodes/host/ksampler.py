@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
-from .inputs import check_choice
+from .inputs import check_choice, fraction_input
 
 
 def ksampler_inputs(model_tooltip: str) -> list[Any]:
@@ -34,14 +34,7 @@ def ksampler_inputs(model_tooltip: str) -> list[Any]:
             "latent_image",
             tooltip="The latent to start from. To sample an image again, use the one it started from, not its result.",
         ),
-        io.Float.Input(
-            "denoise",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="1 starts from pure noise; lower values keep more of the latent.",
-        ),
+        fraction_input("denoise", 1.0, "1 starts from pure noise; lower values keep more of the latent."),
         clip_input(),
     ]
 

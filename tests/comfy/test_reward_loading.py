@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from realigndiff.benchmarks.published import rewards as published_rewards
 from realigndiff.core.embedded import WEIGHTS
+from realigndiff.tests.published import rewards as published_rewards
 from realigndiff.tests.test_reward_models import save_blip, save_clip, save_image_reward, save_negclip
 
 DEMO = "demo (embedded)"

@@ -40,9 +40,9 @@ VOCABULARY = HERE.parents[1] / "demo" / "weights" / "grounding_dino" / "vocab.tx
 CLIP_TOKENIZER = HERE.parents[1] / "demo" / "weights" / "stable_diffusion" / "tokenizer"
 runpy.run_path(str(HERE.parents[1] / "standalone.py"))["load_pack"]()
 
-from realigndiff.benchmarks.published import layouts
-from realigndiff.benchmarks.published import ram as published_ram
-from realigndiff.benchmarks.published import rewards as published_rewards
+from realigndiff.tests.published import layouts
+from realigndiff.tests.published import ram as published_ram
+from realigndiff.tests.published import rewards as published_rewards
 
 # torchvision may not fit the torch that is there; its operators are not needed.
 torchvision_operators = torch.library.Library("torchvision", "DEF")

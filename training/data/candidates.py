@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -88,7 +88,8 @@ def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], numbe
             f"The round's images in '{missing[0]}' cannot be read, though they were just drawn: give an output that "
             "all devices write to and read from, and start again."
         )
-    tensors = {name: torch.cat([part[name] for part in read]) for name in read[0]}
+    parts = [part for part in read if part is not None]
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     latents = tensors.pop("winners")
     return Round(number, [text for _, prompts in files.values() for text in prompts], latents, tensors)
 
@@ -99,12 +100,12 @@ def round_files(
     """Each file of a round with its prompts and the index of the first of these in the round."""
     different = list(dict.fromkeys(texts))
     rng = random.Random(f"{config.run.seed} round {number}")
-    chosen = rng.sample(different, min(config.rounds.prompts_per_round, len(different)))
+    prompts = rng.sample(different, min(config.rounds.prompts_per_round, len(different)))
     size = max(1, max_batch // config.rounds.images_per_prompt)
     folder = Path(config.run.output) / "rounds" / f"{number + 1:04d}"
     return {
-        folder / f"{start:06d}.safetensors": (start, chosen[start : start + size])
-        for start in range(0, len(chosen), size)
+        folder / f"{start:06d}.safetensors": (start, prompts[start : start + size])
+        for start in range(0, len(prompts), size)
     }
 
 
@@ -174,7 +175,7 @@ def fingerprint_weights(weights: Sequence[Tensor]) -> str:
     return fingerprint_of_texts([repr(value) for value in sums])
 
 
-def provenance_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, object]:
+def provenance_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> dict[str, Any]:
     """What the images and scores of these prompts follow from: settings, prompts, weights and model files."""
     needed = {"model", *models_of((term.name for term in config.reward.terms), offline=True)}
     if config.model.llm and not is_server(config.model.llm):

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def prior_captioner(config: ReflConfig, models: RunModels) -> Captioner | None:
     needed = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
     if not (config.prior.prior_weight and config.prior.prior == "frozen" and needed):
         return None
-    reward = models.rewards.get(CaptionReward.name)
+    reward: Any = models.rewards.get(CaptionReward.name)
     if reward is not None:
         return reward.captioner
     placement = reward_device_and_dtype(config, models.device)
@@ -78,7 +78,7 @@ def frozen_prior(
     captioner: Captioner | None,
     prompts: Sequence[str],
     config: ReflConfig,
-    on_image: Callable[[int], None] = lambda count: None,
+    on_image: Callable[[int], object] = lambda count: None,
 ) -> Pairs:
     """`prior_images` images of the prompts in turn, sampled from the untrained model or cached by an earlier start; of
     these the likeliest share `prior_keep`.
@@ -99,28 +99,33 @@ def _sample(
     captioner: Captioner | None,
     prompts: Sequence[str],
     config: ReflConfig,
-    on_image: Callable[[int], None],
+    on_image: Callable[[int], object],
 ) -> FrozenImages:
     cycled = [prompts[i % len(prompts)] for i in range(config.prior.prior_images)]
     sampling = SamplingSettings(steps=config.prior.prior_steps, cfg=config.rollout.cfg)
-    likelihood = PromptLikelihood(CaptionLikelihood(captioner)) if config.prior.prior_keep < 1 else None
+    likelihood = None
+    if captioner is not None and config.prior.prior_keep < 1:
+        likelihood = PromptLikelihood(CaptionLikelihood(captioner))
     latents, captions, likelihoods = [], [], []
     for start in range(0, len(cycled), sampler.max_batch):
         texts = cycled[start : start + sampler.max_batch]
         noise = sampler.noise([config.run.seed + 10**6 + start + i for i in range(len(texts))])
-        drawn = sampler.sample_latents(texts, noise, sampling)
-        latents.append(drawn.float().cpu())
+        batch = sampler.sample_latents(texts, noise, sampling)
+        latents.append(batch.float().cpu())
         relabelled = config.prior.prior_captions == "captioner"
-        images = sampler.decode(drawn) if relabelled or likelihood else None
-        words = captioner.caption(images) if relabelled else texts
-        captions += words
-        if likelihood:
-            likelihoods.append(likelihood(images, words).cpu())
+        batch_captions = texts
+        if captioner is not None and (relabelled or likelihood):
+            images = sampler.decode(batch)
+            if relabelled:
+                batch_captions = captioner.caption(images)
+            if likelihood:
+                likelihoods.append(likelihood(images, batch_captions).cpu())
+        captions += batch_captions
         on_image(len(texts))
     return FrozenImages(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
 
 
-def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, object]:
+def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, Any]:
     """Settings, prompts, and fingerprints of the model and, if it is used, of the captioner."""
     captioned = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
     models = fingerprint_models(config, ["model", *(["captioner"] if captioned else [])])

@@ -149,12 +149,14 @@ def _files(config: TrainingConfig, models: RunModels, held_out: Prompts) -> dict
     every = config.watch.sample_every if held_out.texts else 0
     channels, height, width = models.sampler.latent_shape
     latents = 4.0 * channels * height * width
-    drawn = isinstance(config, ReflConfig) and config.prior.prior == "frozen" and config.prior.prior_weight > 0
+    prior_images = 0
+    if isinstance(config, ReflConfig) and config.prior.prior == "frozen" and config.prior.prior_weight > 0:
+        prior_images = config.prior.prior_images
     ranked = config.rounds.rounds * config.rounds.prompts_per_round if isinstance(config, ArlConfig) else 0
     files = {
         "log.csv": "a row per step",
         "samples/step-*.png": f"grids, {1 + config.optimizer.steps // every} in all" if every else "",
-        "prior.safetensors": format_bytes(latents * config.prior.prior_images) if drawn else "",
+        "prior.safetensors": format_bytes(latents * prior_images) if prior_images else "",
         "rounds/": f"{format_bytes(latents * ranked)}, the winners and all scores" if ranked else "",
         "checkpoints/step-*.pt": f"{format_bytes(checkpoint)} each, the last {config.run.keep_last} are kept",
         "report.html": "the run in pictures",

@@ -37,9 +37,10 @@ class Rollout:
     def predict_x0(self, prompts: Sequence[str], noise: Tensor, index: int, unet: nn.Module | None = None) -> Tensor:
         """The images [B, H, W, 3] that step `index` (from 0) predicts, with gradient in the UNet's trainable weights.
 
-        noise: [B, C, h, w] of N(0, 1). Not clamped, so that no pixel loses its gradient; what judges them takes values
-        beyond [0, 1] as 0 or 1 and keeps the gradient (`core/images.py`). unet: the model, if something such as
-        a data-parallel wrapper must be called in its place.
+        The images are not clamped, so that no pixel loses its gradient; rewards read values beyond [0, 1] as 0 or 1 and
+        pass the gradient on (`core/images.py`).
+
+        noise: [B, C, h, w] of N(0, 1). unet: called in place of the sampler's UNet, such as a data-parallel wrapper.
         """
         prompt_embeds = self.sampler.encode_prompts(prompts).clone()
         x = noise.to(self.empty.prompt_embeds) * self.scheduler.init_noise_sigma

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,10 @@ class Run:
                 self._restore()
                 self.watcher.begin(self.step)
                 self._loop()
-                kept = self._save()
+                file = self._save()
                 self.watcher.end()
                 if self.step < self.config.optimizer.steps:
-                    self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {kept}.")
+                    self.accelerator.print(f"Stopped at step {self.step}; {self._same_command()} goes on from {file}.")
                     return
                 if self.config.lora.train == "unet":
                     self._export_folder()
@@ -129,7 +129,7 @@ class Run:
         """For subclasses: further values for the checkpoint."""
         return {}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """For subclasses: take the values of `extra_state` from a checkpoint."""
 
     def agree_to_stop(self) -> None:
@@ -206,9 +206,10 @@ class Run:
                 return None
             totals[:3] += self.add_gradient(part) / config.optimizer.gradient_accumulation
         totals[3] = self.asked_to_stop
-        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "mean").cpu()  # equal on all devices
+        reduced: Any = self.accelerator.reduce(totals.to(self.accelerator.device), "mean")
+        totals = reduced.cpu()  # equal on all devices
         self.stopping = bool(totals[3])
-        norm = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
+        norm: Any = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
         finite = bool(torch.isfinite(totals[1:2]).all())
         if finite and torch.isfinite(norm):
             self.nonfinite, self.consistent = 0, False
@@ -285,8 +286,8 @@ class Run:
         if not changes.best_is_comparable:
             self.best, self.best_step, self.rewards = float("-inf"), 0, []
             aside = set_aside(self.output, ["best.safetensors"])
-            kept = f"; the one so far is kept in '{aside}'" if aside else ""
-            print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{kept}.")
+            moved = f"; the one so far is kept in '{aside}'" if aside else ""
+            print(f"Its rewards cannot be compared with those to come: best.safetensors is chosen anew{moved}.")
 
     def _state(self) -> dict[str, Any]:
         """The content of a checkpoint, without the step."""

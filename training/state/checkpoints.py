@@ -103,6 +103,9 @@ class Candidates:
         RealignError: no checkpoint is left.
     """
 
+    file: Path
+    state: Any
+
     def __init__(self, files: Sequence[Path], check: Callable[[Path, Any], None] = lambda file, state: None) -> None:
         self.files, self.check = files, check
         self.faults: list[str] = []

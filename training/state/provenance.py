@@ -109,14 +109,14 @@ def _check_prompts(file: Path, before: Values, settings: Values, made_of: Values
             if _differs(name, before, settings):
                 _refuse(file, f"whose {name} was {_plain(before[name])}, and now it is {_plain(settings[name])}")
         return
-    for name, words in (("held_out", "held-out prompts"), ("prompts", "training prompts")):
+    for name, label in (("held_out", "held-out prompts"), ("prompts", "training prompts")):
         if made_of[name] != now[name]:
             count = f"{name}_count"
             differing = [k for k in PROMPTS if _differs(k, before, settings)]
             causes = [f"{k} was {_plain(before[k])} and is {_plain(settings[k])} now" for k in differing]
             why = f", as {' and '.join(causes)}" if causes else ""
             order = ", or the same in another order" if made_of.get(count) == now[count] else ""
-            _refuse(file, f"with other {words}{order} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
+            _refuse(file, f"with other {label}{order} ({made_of.get(count)}, and now {now[count]}{why})", "give those")
 
 
 def _refuse(file: Path, difference: str, mend: str = "set it back") -> NoReturn:

@@ -41,16 +41,17 @@ class Resumption:
         Raises:
             RealignError: none is left, or the next one is of another run.
         """
-        valid = self._candidates is None
-        while not valid:
+        candidates = self._candidates
+        while candidates is not None:
             try:
-                validation.check_state(self._candidates.state, like)
-                valid = True
+                validation.check_state(candidates.state, like)
+                return
             except checkpoints.Unusable as why:
-                self._candidates.reject(why)
+                candidates.reject(why)
 
     def take(self) -> tuple[Path, Mapping[str, Any]]:
         """The checkpoint and its state, which this object then releases."""
+        assert self._candidates is not None  # `file` is not None
         file, state = self._candidates.file, self._candidates.state
         self._candidates = None
         return file, state

@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 28
 LARGEST = 1e30
 """Larger values are left out: they would flatten the rest of the curve."""
 MOST_POINTS = 300
-"""A longer curve is drawn as the means of about this many pieces."""
+"""A longer curve is curves as the means of about this many pieces."""
 Point = tuple[float, float]
 
 
@@ -30,13 +30,13 @@ class Curve(NamedTuple):
 
 def chart(title: str, curves: Sequence[Curve]) -> str:
     """A `<figure>` with a title, a legend and the curves over the steps; without a point it says so."""
-    drawn = [c._replace(points=thinned([p for p in c.points if abs(p[1]) < LARGEST])) for c in curves]
-    drawn = [curve for curve in drawn if curve.points]
-    head = f"<figcaption>{escape(title)}{_legend(drawn)}</figcaption>"
-    if not drawn:
+    curves = [c._replace(points=thin([p for p in c.points if abs(p[1]) < LARGEST])) for c in curves]
+    curves = [curve for curve in curves if curve.points]
+    head = f"<figcaption>{escape(title)}{_legend(curves)}</figcaption>"
+    if not curves:
         return f'<figure class="chart">{head}<p class="quiet">Nothing was measured yet.</p></figure>'
-    steps = [step for curve in drawn for step, _ in curve.points]
-    values = [value for curve in drawn for _, value in curve.points]
+    steps = [step for curve in curves for step, _ in curve.points]
+    values = [value for curve in curves for _, value in curve.points]
     across, up = ticks(min(steps), max(steps), 6), ticks(min(values), max(values), 5)
     low, high = min(up[0], *values), max(up[-1], *values)
     first, last = min(steps), max(max(steps), min(steps) + 1)
@@ -54,13 +54,13 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
         if first <= tick <= last and abs(tick - round(tick)) < 1e-9:
             x = place((tick, low))[0]
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:.6g}</text>')
-    parts += [_drawn(curve, [place(point) for point in curve.points]) for curve in drawn]
+    parts += [_draw(curve, [place(point) for point in curve.points]) for curve in curves]
     label = f"{title}, steps {first:g} to {max(steps):g}"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return f'<figure class="chart">{head}{svg}</figure>'
 
 
-def thinned(points: Sequence[Point]) -> list[Point]:
+def thin(points: Sequence[Point]) -> list[Point]:
     """At most MOST_POINTS points: the means of pieces of equal length, and the last point itself."""
     size = -(-len(points) // (MOST_POINTS - 1))
     if size <= 1:
@@ -70,7 +70,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [*means, points[-1]]
 
 
-def smoothed(points: Sequence[Point]) -> list[Point]:
+def smooth(points: Sequence[Point]) -> list[Point]:
     """The running mean over a tenth of the points, half of it to each side."""
     points = [point for point in points if abs(point[1]) < LARGEST]
     reach = len(points) // 20
@@ -84,7 +84,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     return out
 
 
-def _drawn(curve: Curve, points: Sequence[Point]) -> str:
+def _draw(curve: Curve, points: Sequence[Point]) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     line = f'<path class="curve {curve.style} {curve.color}" d="{path}"/>'
     if curve.style != "dots" and len(points) > 1:

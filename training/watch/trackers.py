@@ -26,8 +26,8 @@ def check(name: str) -> None:
     """
     if name == "csv":
         return
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:  # a folder `wandb` in the working folder is not the package
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a folder `wandb` in the working folder is not the package
         raise RealignError(
             f"log_with is {name}, but the package {name} is not installed: pip install {name}, or set log_with to csv."
         )
