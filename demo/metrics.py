@@ -87,7 +87,7 @@ def perception(models: Models, matching: dict[str, Reward]) -> dict[str, float]:
     for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="perception"):
         captions += models.reward.captioner.caption(images[rows])
         tags += models.tagger.tag(images[rows])
-        regions += models.grounded_sam.ground(images[rows], [phrases[i] for i in rows.tolist()])
+        regions += models.grounded_sam.ground(images[rows], [_phrases_of(truths[i]) for i in rows.tolist()])
     return {
         "judge exact": judge_all(to_uint8(images), truths)["exact"].mean(),
         "VAE reconstruction, judge exact": _reconstruction(models, images, truths),
@@ -131,6 +131,11 @@ def sample(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) ->
         texts = [prompts[i][0] for i in rows.tolist()]
         out.append(to_uint8(models.sampler.sample(texts, models.sampler.noise(rows.tolist()), SETTINGS.sampling)))
     return np.concatenate(out)
+
+
+def _phrases_of(pairs: list[Pair]) -> RegionSet:
+    """Regions without masks."""
+    return RegionSet(caption(pairs), tuple(Region(tag=pair[1], phrase=phrase(pair)) for pair in pairs))
 
 
 @torch.inference_mode()
