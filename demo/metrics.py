@@ -81,9 +81,6 @@ def perception(models: Models, matching: dict[str, Reward]) -> dict[str, float]:
     images = scenes.images.permute(0, 2, 3, 1).float() / 255
     truths = [[thing.pair for thing in things] for things in scenes.things]
     captions, tags, regions = [], [], []
-    phrases = [
-        RegionSet(caption(pairs), tuple(Region(tag=pair[1], phrase=phrase(pair)) for pair in pairs)) for pairs in truths
-    ]
     for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="perception"):
         captions += models.reward.captioner.caption(images[rows])
         tags += models.tagger.tag(images[rows])
