@@ -15,7 +15,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,12 +30,10 @@ def main() -> None:
     parser.add_argument("--no-gate", action="store_true", help="also re-align an image whose caption is right")
     parser.add_argument("--attention", action="store_true", help="add each phrase's attention maps to the panel")
     options = parser.parse_args()
-    from ..core.errors import RealignError
+    from ..core.errors import exit_on_error
 
-    try:
+    with exit_on_error("demo"):
         run(options.prompt, options.seed, options.out, gated=not options.no_gate, attention=options.attention)
-    except RealignError as error:
-        sys.exit(f"demo: {error}")
 
 
 def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: bool = False) -> None:

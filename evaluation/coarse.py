@@ -16,7 +16,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 
 from ..cli.models import load_sampler
 from ..core.embedded import DEMO, embedded
-from ..core.errors import RealignError
+from ..core.errors import exit_on_error
 from ..core.files import make_folder, write_whole
 from ..demo.models import SETTINGS, load_models
 from ..pipeline.realign import Models
@@ -47,15 +46,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="prompt i is sampled from the noise of seed + i (0)")
     parser.add_argument("--out", type=Path, default=Path("out/coarse"), help="folder for coarse.json")
     options = parser.parse_args()
-    try:
+    with exit_on_error("coarse"):
         prompts = [prompt.text for prompt in prompt_set(DEMO, count=options.count)[0]]
         models = load_models()
         trained = {str(file): with_weights(models, file) for file in options.files}
         results = compare({BASE: models, **trained}, prompts, options.seed)
         make_folder(options.out)
         write_whole(options.out / "coarse.json", json.dumps(results, indent=2) + "\n")
-    except RealignError as error:
-        sys.exit(f"coarse: {error}")
     print(as_text(results))
 
 

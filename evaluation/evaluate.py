@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from ..cli import hardware, models, settings
@@ -265,22 +264,9 @@ def write_page(options: argparse.Namespace, prompts: Sequence[Numbered], files: 
     from . import page
 
     texts = [prompt.text for prompt in prompts[: options.page]]
-    images = {name: LazyImages(paths[: len(texts)]) for name, paths in files.items()}
+    images = {name: paths[: len(texts)] for name, paths in files.items()}
     file, title = options.out / "page.html", f"{len(texts)} prompts, {len(files)} methods"
     print(f"Side by side: {page.write_page(file, texts, images, title=title, seed=options.seed)}")
-
-
-class LazyImages(Sequence[Image.Image]):
-    """The images of some files, each read when it is asked for."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return read_image(self.files[index])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..cli import models
 from ..cli.hardware import device_and_dtype
@@ -19,15 +20,15 @@ from ..cli.models import option_name
 from ..core.embedded import DEMO, FOLDERS, model_path
 from ..core.errors import RealignError
 from ..core.pictures import find_pictures
+from ..demo.judge import Verdict
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
 from ..rewards.loading import load_rewards
 from ..rewards.registry import REWARDS, all_models
-from ..rewards.reward import Reward
 from . import frechet
 from .images import image_file, missing_images, write_image
 from .prompt_sets import Numbered
-from .scores import Item, Metric, item_of, judge_metric, metric_of_reward, read_scores
+from .scores import Item, Metric, Scorer, item_of, judge_pictures, read_scores
 
 FID, KID, JUDGE, FEATURES = "fid", "kid", "judge", "features"
 
@@ -60,7 +61,7 @@ def chosen_metrics(options: argparse.Namespace, prompts: Sequence[Numbered]) -> 
         *([JUDGE] if options.model == DEMO and any(pairs_of(p.text) for p in prompts) else []),
     ]
     chosen = [reward_metric(name, given, options) for name in REWARDS if name in wanted]
-    return [*chosen, *([judge_metric()] if JUDGE in wanted else [])]
+    return chosen + [Metric(JUDGE, Verdict._fields, {}, lambda: judge_pictures)] * (JUDGE in wanted)
 
 
 def reward_metric(name: str, given: Mapping[str, str | Path], options: argparse.Namespace) -> Metric:
@@ -76,12 +77,19 @@ def reward_metric(name: str, given: Mapping[str, str | Path], options: argparse.
     if REWARDS[name].asks_language_model:
         stamps |= models.llm_stamp(options)
 
-    def load() -> Reward:
+    def load() -> Scorer:
         asks = REWARDS[name].asks_language_model and options.llm is not None
         language_model = models.chosen_language_model(options) if asks else None
-        return load_rewards([name], paths, *device_and_dtype(options), language_model=language_model)[name]
+        reward = load_rewards([name], paths, *device_and_dtype(options), language_model=language_model)[name]
 
-    return metric_of_reward(name, stamps, load)
+        def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+            images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
+            with torch.inference_mode():
+                return reward(images, prompts).float().cpu().numpy()[:, None]
+
+        return score
+
+    return Metric(name, (name,), stamps, load)
 
 
 def features(options: argparse.Namespace) -> Metric:

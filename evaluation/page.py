@@ -20,6 +20,7 @@ from PIL import Image
 from ..core.errors import RealignError
 from ..core.files import make_folder, write_whole
 from ..drawing.inline import inline
+from .images import read_image
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 512
@@ -30,7 +31,7 @@ FEWEST, MOST = 2, 9
 def write_page(
     file: Path,
     prompts: Sequence[str],
-    images: Mapping[str, Sequence[Image.Image | None]],
+    images: Mapping[str, Sequence[Image.Image | Path | None]],
     *,
     title: str,
     seed: int = 0,
@@ -44,8 +45,7 @@ def write_page(
     Args:
         file: the page; its folder is made.
         prompts: N texts.
-        images: 2 to 9 methods, each with the N images of the prompts. Each image is asked for once, so a sequence may
-            open files only when asked.
+        images: 2 to 9 methods, each with the N images of the prompts or their files.
         title: the page's title; raters read it, so it should not name a method.
         seed: of the orders.
         largest: pixels to which the longer side of larger images is reduced; up to 160 pixels nothing is reduced.
@@ -76,7 +76,7 @@ def write_page(
     return file
 
 
-def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Image.Image | None]]) -> None:
+def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Any]]) -> None:
     if not FEWEST <= len(images) <= MOST:
         raise RealignError(f"There are {len(images)} methods to compare: give the images of {FEWEST} to {MOST}.")
     if not prompts:
@@ -86,11 +86,11 @@ def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Image.Image | N
             raise RealignError(f"'{name}' has {len(pictures)} images for {len(prompts)} prompts: give one for each.")
 
 
-def _image(images: Mapping[str, Sequence[Image.Image | None]], name: str, index: int, text: str) -> Image.Image:
+def _image(images: Mapping[str, Sequence[Image.Image | Path | None]], name: str, index: int, text: str) -> Image.Image:
     picture = images[name][index] if index < len(images[name]) else None
     if picture is None:
         raise RealignError(f"'{name}' has no image of prompt {index + 1}, '{text}': make it, or leave the prompt out.")
-    return picture.convert("RGB")
+    return read_image(picture) if isinstance(picture, Path) else picture.convert("RGB")
 
 
 def _block(content: Mapping[str, Any], attribute: str) -> str:

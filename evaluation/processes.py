@@ -18,8 +18,7 @@ class Processes:
     """The processes of this run: `count` of them, of which this is `number`; one without `accelerate launch`."""
 
     def __init__(self) -> None:
-        self.count, self.number, self.device = 1, 0, None
-        self._state = None
+        self.count, self.number, self.device, self._state = 1, 0, None, None
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             try:
                 from accelerate import PartialState

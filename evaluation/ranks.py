@@ -20,7 +20,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from ..core.errors import RealignError
+from ..core.errors import RealignError, exit_on_error
 from ..core.files import make_folder, reason, write_whole
 from .bootstrap import Difference, paired_difference
 
@@ -53,14 +52,12 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="files that raters saved")
     parser.add_argument("--out", type=Path, default=Path("out/ranks"), help="folder for ranks.md, .csv and .json")
     options = parser.parse_args()
-    try:
+    with exit_on_error("ranks"):
         summary = summarize([read_results(file) for file in options.files])
         make_folder(options.out)
         write_whole(options.out / "ranks.json", json.dumps(summary, indent=2) + "\n")
         write_whole(options.out / "ranks.csv", as_csv(summary))
         write_whole(options.out / "ranks.md", as_markdown(summary))
-    except RealignError as error:
-        sys.exit(f"ranks: {error}")
     print(as_markdown(summary), end="")
 
 
@@ -101,19 +98,15 @@ def _parse(file: Path, saved: Any) -> Results | None:
 def check_same_study(results: Sequence[Results]) -> None:
     """Check that results belong to one study and different raters."""
     first, raters = results[0], {}
-    for other in results[1:]:
-        if (other.study, other.methods) != (first.study, first.methods):
+    for file, study, _, rater, methods, _ in results:
+        if (study, methods) != (first.study, first.methods):
             raise RealignError(
-                f"'{first.file}' and '{other.file}' are of different studies: give the results of one page at a time."
+                f"'{first.file}' and '{file}' are of different studies: give the results of one page at a time."
             )
-    for result in results:
-        if result.rater in raters:
-            raise RealignError(
-                f"'{raters[result.rater]}' and '{result.file}' are both of the rater '{result.rater}': give the later "
-                "one."
-            )
-        if result.rater:
-            raters[result.rater] = result.file
+        if rater in raters:
+            raise RealignError(f"'{raters[rater]}' and '{file}' are both of the rater '{rater}': give the later one.")
+        if rater:
+            raters[rater] = file
 
 
 def summarize(results: Sequence[Results]) -> dict[str, Any]:

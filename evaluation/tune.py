@@ -16,7 +16,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 
 from ..attention.equation.settings import ModulationSettings
 from ..core.embedded import WEIGHTS
-from ..core.errors import RealignError
+from ..core.errors import RealignError, exit_on_error
 from ..core.files import make_folder, write_whole
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
@@ -68,12 +67,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("out/tune.json"), help="file for the numbers (out/tune.json)")
     options = parser.parse_args()
-    try:
+    with exit_on_error("tune"):
         results = tune(options)
         make_folder(options.out.parent)
         write_whole(options.out, json.dumps(results, indent=1) + "\n")
-    except RealignError as error:
-        sys.exit(f"tune: {error}")
 
 
 def tune(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ if not __package__:
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from ..cli import hardware, models, settings
 from ..cli.models import short_hash
-from ..core.errors import RealignError
+from ..core.errors import RealignError, exit_on_error
 from ..core.files import make_folder, write_whole
 from ..core.pictures import is_whole_png
 from ..core.prompt_files import read_prompts
@@ -59,12 +58,8 @@ def main() -> None:
     settings.add_arguments(parser.add_argument_group("settings"))
     hardware.add_arguments(parser)
     options = parser.parse_args()
-    try:
+    with exit_on_error("realign", "stopped; the same command continues where it was."):
         run(options)
-    except (RealignError, OSError) as error:
-        sys.exit(f"realign: {error}")
-    except KeyboardInterrupt:
-        sys.exit("realign: stopped; the same command continues where it was.")
 
 
 def run(options: argparse.Namespace) -> None:
