@@ -29,11 +29,8 @@ class Processes:
             state = PartialState(cpu=cpu, timeout=timedelta(days=7))
             self._state, self.count, self.number = state, state.num_processes, state.process_index
             self.device = str(state.device)
-
-    @property
-    def first(self) -> bool:
+        self.first = self.number == 0
         """Whether this is the process that prints and that writes the tables."""
-        return self.number == 0
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
         """This process's share: every `count`-th item."""

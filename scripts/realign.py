@@ -138,7 +138,7 @@ def write_result(out: Path, result: RealignResult, settings: RealignSettings, ma
     """Write the pictures, then the report, whose presence says that the pictures are complete."""
     from ..core.images import to_pil
     from ..drawing.panel import draw_panel
-    from ..pipeline.report import report
+    from ..pipeline.realign import report
 
     folder = result_folder(out, result.prompt, result.seed)
     folder.mkdir(parents=True, exist_ok=True)
