@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..pipeline.realign import RealignSettings
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
     """Add the options. One that is not given leaves no attribute, so that `settings_of` keeps the default."""
     for name, (kind, meaning) in {**SAMPLING, **LOOP, **MODULATION}.items():
         key = "choices" if isinstance(kind, tuple) else "type"
-        argument = {"action": argparse.BooleanOptionalAction} if kind is bool else {key: kind}
+        argument: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kind is bool else {key: kind}
         parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=meaning, **argument)
 
 

@@ -26,6 +26,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,9 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
     }
     unprompted = {name: [item_of(file) for file in paths] for name, paths in files.items()} if real else {}
     for metric in metrics:
-        measure(metric, [item for items in prompted.values() for item in items], scores, processes)
+        measure(metric, list(chain.from_iterable(prompted.values())), scores, processes)
     if real:
-        measure(
-            features(options), [*real, *(item for items in unprompted.values() for item in items)], scores, processes
-        )
+        measure(features(options), list(chain.from_iterable(unprompted.values())), scores, processes)
     processes.wait()
     if not processes.first:
         return
@@ -245,8 +244,9 @@ def write_page(options: argparse.Namespace, prompts: Sequence[Numbered], files: 
 
     texts = [prompt.text for prompt in prompts[: options.page]]
     images = {name: paths[: len(texts)] for name, paths in files.items()}
-    file, title = options.out / "page.html", f"{len(texts)} prompts, {len(files)} methods"
-    print(f"Side by side: {page.write_page(file, texts, images, title=title, seed=options.seed)}")
+    title = f"{len(texts)} prompts, {len(files)} methods"
+    file = page.write_page(options.out / "page.html", texts, images, title=title, seed=options.seed)
+    print(f"Side by side: {file}")
 
 
 if __name__ == "__main__":

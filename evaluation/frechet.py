@@ -94,11 +94,7 @@ def _of_folder(folder: Path) -> tuple[nn.Module, int]:
 
 
 def _inception(file: Path) -> nn.Module:
-    """Inception up to its last pooling, [B, 3, 299, 299] in 0...255 → [B, 2048], from torch-fidelity's weights.
-
-    The layers are called without the extractor's own preprocessing, which rounds to whole numbers: clean FID avoids
-    that.
-    """
+    """Inception up to its last pooling, [B, 3, 299, 299] in 0...255 → [B, 2048], from torch-fidelity's weights."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
             FeatureExtractorInceptionV3,
@@ -119,6 +115,7 @@ def _inception(file: Path) -> nn.Module:
         raise RealignError(
             f"'{file}' is not FID's Inception: give pt_inception-2015-12-05-6726825d.pth of torch-fidelity."
         ) from error
+    # Clean FID leaves out the extractor's own preprocessing, which rounds to whole numbers.
     layers = [layer for name, layer in extractor.named_children() if name != "fc"]
     return nn.Sequential(_Centred(), *layers, nn.Flatten())
 

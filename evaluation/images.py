@@ -67,10 +67,7 @@ def _exists(file: Path, prompt: Numbered, seed: int) -> bool:
 
 
 def claim(folder: Path, made_of: Mapping[str, Any]) -> None:
-    """Make a method's folder, or check that its images were made with these models and settings.
-
-    made_of: models and settings, JSON-ready.
-    """
+    """Make a method's folder, or check that its images were made with these models and settings, JSON-ready."""
     file = folder / MADE
     wanted = json.loads(json.dumps(made_of))
     try:

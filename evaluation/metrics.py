@@ -43,21 +43,12 @@ def reward_models() -> dict[str, str]:
     return {name: what for name, what in all_models().items() if name not in models.MODELS}
 
 
-def given_models(options: argparse.Namespace) -> dict[str, str | Path]:
-    """The paths of all models that are given."""
-    return {name: path for name in (*models.MODELS, *reward_models()) if (path := getattr(options, name)) is not None}
-
-
-def needed_models(metric: str, options: argparse.Namespace) -> list[str]:
-    """The models that a reward needs."""
-    return list(REWARDS[metric].needed(offline=options.llm is None))
-
-
 def chosen_metrics(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[Metric]:
     """The metrics of single images: those of `--metric`, else all whose models are given."""
-    given = given_models(options)
+    given = {name: path for name in (*models.MODELS, *reward_models()) if (path := getattr(options, name)) is not None}
+    offline = options.llm is None
     wanted = options.metric or [
-        *(name for name in REWARDS if all(model in given for model in needed_models(name, options))),
+        *(name for name in REWARDS if all(model in given for model in REWARDS[name].needed(offline=offline))),
         *([JUDGE] if options.model == DEMO and any(pairs_of(p.text) for p in prompts) else []),
     ]
     chosen = [reward_metric(name, given, options) for name in REWARDS if name in wanted]
@@ -66,7 +57,7 @@ def chosen_metrics(options: argparse.Namespace, prompts: Sequence[Numbered]) -> 
 
 def reward_metric(name: str, given: Mapping[str, str | Path], options: argparse.Namespace) -> Metric:
     """A reward with the given models."""
-    needed = needed_models(name, options)
+    needed = list(REWARDS[name].needed(offline=options.llm is None))
     for model in needed:
         if model not in given or (given[model] == DEMO and model not in FOLDERS):
             raise RealignError(f"The metric {name} needs {option_name(model)} PATH.")

@@ -42,16 +42,9 @@ def write_page(
     The study's id depends only on the prompts, the names and the pixels: with another seed the page is the same study
     in another order, so each rater may have a page of their own.
 
-    Args:
-        file: the page; its folder is made.
-        prompts: N texts.
-        images: 2 to 9 methods, each with the N images of the prompts or their files.
-        title: the page's title; raters read it, so it should not name a method.
-        seed: of the orders.
-        largest: pixels to which the longer side of larger images is reduced; up to 160 pixels nothing is reduced.
-
-    Returns:
-        The file.
+    images: 2 to 9 methods, each with one image per prompt or its file.
+    title: raters read it, so it should name no method. seed: of the orders.
+    largest: pixels to which the longer side of larger images is reduced.
     """
     _check(prompts, images)
     study = hashlib.sha256(json.dumps([list(images), list(prompts)]).encode())

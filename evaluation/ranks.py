@@ -70,16 +70,13 @@ def read_results(file: Path) -> Results:
     except (ValueError, RecursionError) as error:
         raise RealignError(f"'{file}' is not JSON: it is damaged, or not what the page saved.") from error
     try:
-        results = _parse(file, saved)
-    except (TypeError, KeyError, AttributeError, OverflowError):
-        results = None
-    if results is None:
-        raise RealignError(f"'{file}' is not what the page saved: let the rater save it again.")
-    return results
+        return _parse(file, saved)
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise RealignError(f"'{file}' is not what the page saved: let the rater save it again.") from error
 
 
-def _parse(file: Path, saved: Any) -> Results | None:
-    """The results; None, or an error about a type or a key, if the page did not save this."""
+def _parse(file: Path, saved: Any) -> Results:
+    """The results; an error about a type or a key if the page did not save this."""
     answers = {answer["prompt"]: dict(answer["ranks"].items()) for answer in saved["answers"]}
     results = Results(file, saved["study"], saved["page"], saved["rater"], saved["methods"], answers)
     methods, ranks = set(results.methods), [rank for answer in answers.values() for rank in answer.values()]
@@ -92,7 +89,9 @@ def _parse(file: Path, saved: Any) -> Results | None:
         and all(set(answer) <= methods for answer in answers.values())
         and all(type(rank) in (int, float) and math.isfinite(rank) for rank in ranks)
     )
-    return results if valid else None
+    if not valid:
+        raise TypeError(saved)
+    return results
 
 
 def check_same_study(results: Sequence[Results]) -> None:
@@ -155,12 +154,9 @@ def first_places(ranks: np.ndarray) -> np.ndarray:
 
 
 def mean_within(values: np.ndarray, lowest: float, highest: float) -> Difference:
-    """The mean of values [N] between lowest and highest, and its 95 % interval over the prompts.
-
-    The interval is that of the differences to the first value: if all values are equal, it gets the width that
-    `paired_difference` gives where nothing differs.
-    """
+    """The mean of values [N] between lowest and highest, and its 95 % interval over the prompts."""
     span = highest - lowest
+    # The differences to the first value: if all are equal, `paired_difference` gives the interval a width.
     interval = paired_difference(np.full(len(values), values[0] / span), values / span)
     delta, low, high = (values[0] + span * number for number in interval)
     return Difference(float(delta), float(max(low, lowest)), float(min(high, highest)))

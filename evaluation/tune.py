@@ -59,12 +59,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=192, help="how many prompts (192)")
     parser.add_argument("--seed", type=int, default=1000, help="prompt i is sampled from the noise of seed + i (1000)")
     parser.add_argument("--set", nargs="+", action="append", metavar="NAME=VALUE", help="one variant (repeatable)")
-    parser.add_argument(
-        "--below",
-        type=float,
-        default=np.inf,
-        help="sample only images with a lower caption reward again: faster, but higher gates are then not evaluated",
-    )
+    below = "sample only images with a lower caption reward again: faster, but higher gates are then not evaluated"
+    parser.add_argument("--below", type=float, default=np.inf, help=below)
     parser.add_argument("--out", type=Path, default=Path("out/tune.json"), help="file for the numbers (out/tune.json)")
     options = parser.parse_args()
     with exit_on_error("tune"):

@@ -43,15 +43,14 @@ PICTURES = ("before", "after", "panel")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    prompts = parser.add_argument_group("prompts")
-    prompts.add_argument("--prompt", action="append", default=[], help="what the image should show (repeatable)")
-    prompts.add_argument(
-        "--prompts", type=Path, help="a .txt, one prompt per line (# begins a comment); or .csv, .tsv, .jsonl, .json"
-    )
-    prompts.add_argument("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
-    prompts.add_argument("--seed", type=int, default=42, help="seed of a prompt's first image; the next count up (42)")
-    prompts.add_argument("--count", type=int, default=1, help="images per prompt (1)")
-    prompts.add_argument("--out", type=Path, default=Path("out/realign"), help="folder for the results (out/realign)")
+    add = parser.add_argument_group("prompts").add_argument
+    add("--prompt", action="append", default=[], help="what the image should show (repeatable)")
+    file = "a .txt, one prompt per line (# begins a comment); or .csv, .tsv, .jsonl, .json"
+    add("--prompts", type=Path, help=file)
+    add("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
+    add("--seed", type=int, default=42, help="seed of a prompt's first image; the next count up (42)")
+    add("--count", type=int, default=1, help="images per prompt (1)")
+    add("--out", type=Path, default=Path("out/realign"), help="folder for the results (out/realign)")
     group = parser.add_argument_group("models")
     models.add_arguments(group, required=True)
     group.add_argument("--lora", type=Path, help="a LoRA or a UNet from training/refl_train.py")
