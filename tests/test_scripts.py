@@ -96,7 +96,7 @@ class TestCaption:
                 raise error("broken")
             return opened(file)
 
-        opened = caption.opened
+        opened = caption.open_picture
         monkeypatch.setattr(caption, "open_picture", broken)
         assert self.run(call, photos) == 1
         assert set(self.texts(photos)) == {"2.txt", "3.txt"} and "1.png' was left out" in capsys.readouterr().err
