@@ -22,7 +22,8 @@ def two_object_prompts(held_out: bool, count: int | None = None, seed: int = 0) 
     held_out: True: no training scene contains these pairs; for reports. False: to choose settings on.
     count: how many; by default all.
     """
-    two_colors = [(a, b) for a, b in combinations(product(COLORS, SHAPES), 2) if a[0] != b[0]]
+    things: list[Pair] = list(product(COLORS, SHAPES))
+    two_colors = [(a, b) for a, b in combinations(things, 2) if a[0] != b[0]]
     orders = [order for a, b in two_colors if is_held_out([a, b]) == held_out for order in ([a, b], [b, a])]
     if count is not None and not 1 <= count <= len(orders):
         raise RealignError(f"count is {count}; give a whole number from 1 to {len(orders)}, as many prompts there are.")

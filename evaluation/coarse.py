@@ -49,16 +49,12 @@ def main() -> None:
     with exit_on_error("coarse"):
         prompts = [prompt.text for prompt in prompt_set(DEMO, count=options.count)[0]]
         models = load_models()
-        trained = {str(file): with_weights(models, file) for file in options.files}
+        samplers = {str(file): load_sampler(embedded("model"), weights=file) for file in options.files}
+        trained = {name: replace(models, sampler=sampler) for name, sampler in samplers.items()}
         results = compare({BASE: models, **trained}, prompts, options.seed)
         make_folder(options.out)
         write_whole(options.out / "coarse.json", json.dumps(results, indent=2) + "\n")
     print(as_text(results))
-
-
-def with_weights(models: Models, file: Path) -> Models:
-    """The demo models with the UNet weights that a training run wrote to `file`."""
-    return replace(models, sampler=load_sampler(embedded("model"), weights=file))
 
 
 def compare(candidates: dict[str, Models], prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from scipy.stats import rankdata
 
 from ..core.errors import RealignError, exit_on_error
 from ..core.files import make_folder, reason, write_whole
-from .bootstrap import Difference, paired_difference
+from .bootstrap import Interval, paired_difference
 
 COLUMNS = ("method", "mean_rank", "low", "high", "first_places", "difference", "difference_low", "difference_high")
 
@@ -153,13 +153,13 @@ def first_places(ranks: np.ndarray) -> np.ndarray:
     return best / best.sum()
 
 
-def mean_within(values: np.ndarray, lowest: float, highest: float) -> Difference:
+def mean_within(values: np.ndarray, lowest: float, highest: float) -> Interval:
     """The mean of values [N] between lowest and highest, and its 95 % interval over the prompts."""
     span = highest - lowest
     # The differences to the first value: if all are equal, `paired_difference` gives the interval a width.
     interval = paired_difference(np.full(len(values), values[0] / span), values / span)
     delta, low, high = (values[0] + span * number for number in interval)
-    return Difference(float(delta), float(max(low, lowest)), float(min(high, highest)))
+    return float(delta), float(max(low, lowest)), float(min(high, highest))
 
 
 def as_markdown(summary: Mapping[str, Any]) -> str:
