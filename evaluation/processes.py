@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import torch
 
-from ..core.errors import RealignError
-
 T = TypeVar("T")
 
 
@@ -20,10 +18,8 @@ class Processes:
     def __init__(self) -> None:
         self.count, self.number, self.device, self._state = 1, 0, None, None
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            try:
-                from accelerate import PartialState
-            except ImportError as error:
-                raise RealignError("Several processes need accelerate: pip install accelerate.") from error
+            from accelerate import PartialState
+
             cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
             # One process may still be sampling long after the others have finished.
             state = PartialState(cpu=cpu, timeout=timedelta(days=7))
