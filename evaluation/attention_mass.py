@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..core.embedded import DEMO
 from ..core.errors import RealignError, exit_on_error
-from ..core.files import make_folder, write_whole
+from ..core.files import write_whole
 from ..demo.models import SETTINGS, load_models
 from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from ..pipeline.realign import Models
@@ -46,7 +46,6 @@ def main() -> None:
         prompts = [prompt.text for prompt in prompt_set(DEMO, count=options.count)[0]]
         models = load_models()
         results = measure(models, sample_coarse(models, prompts, options.seed, SETTINGS))
-        make_folder(options.out)
         write_whole(options.out / "attention_mass.json", json.dumps(results, indent=2) + "\n")
     print(as_text(results))
 

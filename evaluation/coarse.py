@@ -26,7 +26,7 @@ import numpy as np
 from ..cli.models import load_sampler
 from ..core.embedded import DEMO, embedded
 from ..core.errors import exit_on_error
-from ..core.files import make_folder, write_whole
+from ..core.files import write_whole
 from ..demo.models import SETTINGS, load_models
 from ..pipeline.realign import Models
 from .bootstrap import paired_difference
@@ -52,7 +52,6 @@ def main() -> None:
         samplers = {str(file): load_sampler(embedded("model"), weights=file) for file in options.files}
         trained = {name: replace(models, sampler=sampler) for name, sampler in samplers.items()}
         results = compare({BASE: models, **trained}, prompts, options.seed)
-        make_folder(options.out)
         write_whole(options.out / "coarse.json", json.dumps(results, indent=2) + "\n")
     print(as_text(results))
 

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ..core.errors import RealignError
-from ..core.files import make_folder, write_whole
+from ..core.files import write_whole
 from ..drawing.inline import inline
 from .images import read_image
 
@@ -63,7 +63,6 @@ def write_page(
     about = _block({"id": study.hexdigest()[:16], "title": title, "key": key}, 'id="study"')
     parts = {"title": escape(title), "data": "\n".join([*blocks, about])}
     page = re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], TEMPLATE.read_text("utf-8"))
-    make_folder(file.parent)
     # A title may hold half of an emoji, which UTF-8 cannot encode.
     write_whole(file, page.encode("utf-8", "replace").decode())
     return file

@@ -29,7 +29,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ..core.errors import RealignError, exit_on_error
-from ..core.files import make_folder, reason, write_whole
+from ..core.files import reason, write_whole
 from .bootstrap import Interval, paired_difference
 
 COLUMNS = ("method", "mean_rank", "low", "high", "first_places", "difference", "difference_low", "difference_high")
@@ -54,7 +54,6 @@ def main() -> None:
     options = parser.parse_args()
     with exit_on_error("ranks"):
         summary = summarize([read_results(file) for file in options.files])
-        make_folder(options.out)
         write_whole(options.out / "ranks.json", json.dumps(summary, indent=2) + "\n")
         write_whole(options.out / "ranks.csv", as_csv(summary))
         write_whole(options.out / "ranks.md", as_markdown(summary))

@@ -18,7 +18,6 @@ from .methods import FINE, FINE_ALL, PLAIN, REDRAW, Method
 
 STAYED, RIGHT = "stayed_right", "both_right"
 LOWER_IS_BETTER = ("fid", "kid")
-MEANS, INTERVALS = "±: half of the 95 % interval over the prompts", "for KID, the standard deviation over its subsets"
 
 
 def summarize(
@@ -146,7 +145,8 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def as_text(methods: Sequence[Method], results: Mapping[str, Any]) -> str:
     """All tables and notes as Markdown."""
     prompts, differences = results["prompts"], results["differences"]
-    parts = [f"{prompts['n']} prompts of {prompts['source']}; {MEANS}; {INTERVALS}"]
+    key = "±: half of the 95 % interval over the prompts; for KID, the standard deviation over its subsets"
+    parts = [f"{prompts['n']} prompts of {prompts['source']}; {key}"]
     for _, title, rows in tables(methods, results):
         parts += [f"**{title}**", markdown(rows)]
     for to in dict.fromkeys(d["to"] for d in differences):

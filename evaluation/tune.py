@@ -26,7 +26,7 @@ import numpy as np
 from ..attention.equation.settings import ModulationSettings
 from ..core.embedded import WEIGHTS
 from ..core.errors import RealignError, exit_on_error
-from ..core.files import make_folder, write_whole
+from ..core.files import write_whole
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
 from ..pipeline.realign import CaptionedImage, Models, RealignSettings, resample
@@ -65,7 +65,6 @@ def main() -> None:
     options = parser.parse_args()
     with exit_on_error("tune"):
         results = tune(options)
-        make_folder(options.out.parent)
         write_whole(options.out, json.dumps(results, indent=1) + "\n")
 
 

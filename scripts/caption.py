@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..cli import hardware
 from ..core.errors import RealignError, exit_on_error
 from ..core.files import write_whole
 from ..core.pictures import SUFFIXES, find_pictures, open_picture
@@ -38,9 +39,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="above 0: sample tokens at this temperature (0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling with a temperature (0)")
     parser.add_argument("--eight-bit", action="store_true", help="hold the model in 8 bits (needs bitsandbytes)")
-    from ..cli.hardware import add_arguments
-
-    add_arguments(parser)
+    hardware.add_arguments(parser)
     options = parser.parse_args()
     again = "captions every image again" if options.overwrite else "continues where it was"
     with exit_on_error("caption", f"stopped; the same command {again}."):
@@ -50,7 +49,6 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Caption the images that have no caption yet. Returns how many images could not be read."""
-    from ..cli.hardware import device_and_dtype
     from ..perception.captioner import Captioner, check_generation
 
     writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
@@ -60,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(found)} images, {len(found) - len(todo)} of them with a caption.")
     if not todo:
         return 0
-    captioner = Captioner.load(options.captioner, *device_and_dtype(options), eight_bit=options.eight_bit)
+    captioner = Captioner.load(options.captioner, *hardware.device_and_dtype(options), eight_bit=options.eight_bit)
     failed = 0
     with tqdm(total=len(todo), unit="image") as bar:
         size = max(1, options.batch_size)
