@@ -23,7 +23,7 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "standalone.py"))["package_of"](__file__)
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -46,8 +46,9 @@ GB = 1e9
 SCORES_HELD = {"DenseDiffusion": 7, "obvious": 6}
 """How many float32 tensors of B x H x Nq x Nk numbers a way holds at its worst moment, B the rows of the prompt."""
 WAYS = ("plain", "ours", "DenseDiffusion", "obvious")
-WORDS, CROSS, SELF = 77, 1.0, 0.3
-SIZES = ("512x512", "768x768", "1024x1024", "1536x640")
+CROSS, SELF = 1.0, 0.3
+PROMPT = "a red circle and a blue square"
+"""A prompt of the demo world."""
 BOXES = ((0.1, 0.5, 0.1, 0.5), (0.4, 0.9, 0.3, 0.6), (0.1, 0.4, 0.6, 0.9), (0.5, 0.9, 0.7, 0.9), (0.6, 0.9, 0.1, 0.2))
 """(y0, y1, x0, x1) as fractions; the first two overlap."""
 
@@ -59,7 +60,7 @@ class Layer(NamedTuple):
     d: int
     square: int
     """Its side in pixels."""
-    words: int = WORDS
+    words: int = 77
     joint: bool = False
     """Whether words and pixels are keys of one softmax."""
 
@@ -75,19 +76,13 @@ MODELS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=["sd15"])
-    parser.add_argument("--size", nargs="+", default=["512x512"], help="width x height of the image (512x512)")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images (1)")
-    parser.add_argument("--regions", nargs="+", type=int, default=[1, 5], choices=range(1, len(BOXES) + 1))
     parser.add_argument("--all", action="store_true", help="all models; four sizes; 1 and 4 images; 1 and 5 regions")
-    parser.add_argument(
-        "--ways", nargs="+", choices=WAYS[1:], default=list(WAYS[1:]), help="what to compare with plain"
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions of each, at least (3)")
-    parser.add_argument("--memory", type=float, help="gigabytes that may be used (default: those that are free)")
+    add_comparison_arguments(parser)
     add_arguments(parser)
     args = parser.parse_args()
     if args.all:
-        args.model, args.size, args.batch, args.regions = list(MODELS), list(SIZES), [1, 4], [1, 5]
+        args.model, args.size = list(MODELS), ["512x512", "768x768", "1024x1024", "1536x640"]
+        args.batch, args.regions = [1, 4], [1, 5]
     device, dtype = device_and_dtype(args)
     print(f"{device}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     ways = ["plain", *args.ways]
@@ -103,6 +98,17 @@ def main() -> None:
                     print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `sampling.py` reads too: the images, the ways, and what may be spent on them."""
+    ways = WAYS[1:]
+    parser.add_argument("--size", nargs="+", default=["512x512"], help="width x height of the image (512x512)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images (1)")
+    parser.add_argument("--regions", nargs="+", type=int, default=[1, 5], choices=range(1, len(BOXES) + 1))
+    parser.add_argument("--ways", nargs="+", choices=ways, default=list(ways), help="what to compare with plain")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions of each, at least (3)")
+    parser.add_argument("--memory", type=float, help="gigabytes that may be used (default: those that are free)")
+
+
 def regions_of(number: int, side: int = 512) -> RegionSet:
     """The first of the boxes, each with three words of its own."""
     regions = []
@@ -112,6 +118,15 @@ def regions_of(number: int, side: int = 512) -> RegionSet:
         mask[y0:y1, x0:x1] = 1
         regions.append(Region(tag="a thing", phrase="a thing", mask=mask))
     return RegionSet("a thing " * number, tuple(regions))
+
+
+def two_regions() -> RegionSet:
+    """The two things of `PROMPT`, left and right, each about a third of the image."""
+    left, right = torch.zeros(2, 64, 64)
+    left[8:52, 4:32] = 1
+    right[16:60, 34:62] = 1
+    things = zip(PROMPT.split(" and "), (left, right), strict=True)
+    return RegionSet(PROMPT, tuple(Region(tag=text.split()[-1], phrase=text, mask=mask) for text, mask in things))
 
 
 def positions_of(regions: RegionSet) -> tuple[tuple[int, ...], ...]:
@@ -134,22 +149,13 @@ def blocks_of(
 
 
 def shape_of(layer: Layer, blocks: Sequence[KeyBlock]) -> str:
-    shapes = [block.layout.shape for block in blocks]
-    keys = " + ".join(str(n_keys) for _, _, n_keys in shapes)
-    return f"{shapes[0][1]} x {keys}, {layer.heads} heads of {layer.d}"
+    keys = " + ".join(str(block.layout.shape[2]) for block in blocks)
+    return f"{blocks[0].layout.shape[1]} x {keys}, {layer.heads} heads of {layer.d}"
 
 
-class Figures(NamedTuple):
-    """What the ways of computing one layer cost."""
-
-    times: dict[str, float]
-    """Milliseconds per call."""
-    bytes: dict[str, int]
-    """Of the inputs, the result and all between."""
-    needs: dict[str, float]
-    """Gigabytes of scores that each holds at once; a way that needs more than there are has no other figures."""
-    off: float
-    """The largest difference of ours to the oracle."""
+def scores_held(way: str, layer: Layer, rows: int, n_queries: int, n_keys: int) -> float:
+    """The gigabytes of scores that a way holds at once."""
+    return SCORES_HELD.get(way, 0) * 4 * rows * layer.heads * n_queries * n_keys / GB
 
 
 def figures(
@@ -160,22 +166,25 @@ def figures(
     repeats: int = 3,
     room: float | None = None,
     seconds: float = 1.0,
-) -> Figures:
+) -> tuple[dict[str, float], dict[str, int], dict[str, float], float]:
     """Measure the ways of one layer, with random q, k and v.
 
     room: gigabytes that may be used; those that are free by default. seconds: for which each layer is timed at least.
+
+    Returns each way's milliseconds per call, bytes in all, and gigabytes of scores that it holds; a way that holds more
+    than there is room for has only these. Last the largest difference of ours to the float32 reference.
     """
     rows, n_queries, _ = blocks[0].layout.shape
     n_keys = sum(block.layout.shape[2] for block in blocks)
     device = blocks[0].layout.S.device
     q, k, v = (torch.randn(rows, layer.heads, n, layer.d).to(device, dtype) for n in (n_queries, n_keys, n_keys))
     runs = {way: run for way, run in runs_of(q, k, v, blocks).items() if way in ways}
-    needs = {way: SCORES_HELD.get(way, 0) * 4 * rows * layer.heads * n_queries * n_keys / GB for way in runs}
+    needs = {way: scores_held(way, layer, rows, n_queries, n_keys) for way in runs}
     runs = {way: run for way, run in runs.items() if needs[way] <= (free(device) / GB if room is None else room)}
     times = medians(runs, device, repeats, seconds)
     inputs = sum(x.nbytes for x in (q, k, v))
-    bytes_ = {way: inputs + peak(run, device)[0] for way, run in runs.items()}
-    return Figures(times, bytes_, needs, difference(q, k, v, blocks))
+    bytes_ = {way: inputs + peak(run, device) for way, run in runs.items()}
+    return times, bytes_, needs, difference(q, k, v, blocks)
 
 
 def table_cells(
@@ -183,19 +192,18 @@ def table_cells(
 ) -> list[str]:
     """The cells of a row: time, floor, memory and difference; the need of a way that needs too much memory."""
     times, bytes_, needs, off = figures(layer, blocks, dtype, ways, repeats, room)
-    _, n_queries, _ = blocks[0].layout.shape
-    n_keys = sum(block.layout.shape[2] for block in blocks)
 
-    def cell(way: str, values: dict[str, float], unit: str) -> str:
-        if way == "plain":
-            return unit.format(values[way])
-        too_much = f"needs {needs[way]:.0f} GB" if way in needs else "-"
-        return f"{values[way] / values['plain']:.2f} x" if way in values else too_much
+    def cell(way: str, values: Mapping[str, float]) -> str:
+        if way in values:
+            return f"{values[way] / values['plain']:.2f} x"
+        return f"needs {needs[way]:.0f} GB" if way in needs else "-"
 
     return [
-        *(cell(way, times, "{:.4g} ms") for way in ways),
-        " / ".join(f"{x:.2f}" for x in floor(n_queries, n_keys)),
-        *(cell(way, {way: n / 1e6 for way, n in bytes_.items()}, "{:.4g} MB") for way in ways),
+        f"{times['plain']:.4g} ms",
+        *(cell(way, times) for way in ways[1:]),
+        floor(blocks[0].layout.shape[1], sum(block.layout.shape[2] for block in blocks)),
+        f"{bytes_['plain'] / 1e6:.4g} MB",
+        *(cell(way, bytes_) for way in ways[1:]),
         f"{off:.0e}",
     ]
 
@@ -212,12 +220,12 @@ def runs_of(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> dict
     return runs
 
 
-def floor(n_queries: int, n_keys: int) -> tuple[float, float]:
-    """(FLOPs, bytes) of two passes over those of one, which reads q, k and v once and writes the result.
+def floor(n_queries: int, n_keys: int) -> str:
+    """FLOPs / bytes of two passes over those of one, which reads q, k and v once and writes the result.
 
     The first pass is QKᵀ alone, and reads k; a query's row of q stays where it is.
     """
-    return 3 / 2, (2 * n_queries + 3 * n_keys) / (2 * n_queries + 2 * n_keys)
+    return f"{3 / 2:.2f} / {(2 * n_queries + 3 * n_keys) / (2 * n_queries + 2 * n_keys):.2f}"
 
 
 def difference(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], queries: int = 64) -> float:

@@ -11,21 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.equation.layout import KeyBlock, Layout, cross_layout, self_layout
-from ..attention.equation.reference import joint_reference
+from ..attention.equation.layout_cache import Batch, LayoutCache
 from ..attention.equation.settings import ModulationSettings
 from ..core.errors import RealignError
 from ..core.regions import RegionSet
 from .attention import positions_of
-from .dense_diffusion import RegionMaps, dense_diffusion_attention, region_maps
+from .dense_diffusion import Attend
 
 
 def enter() -> None:
-    """Make the ComfyUI at COMFYUI_PATH importable, with PyTorch's own fused attention on a CPU too.
-
-    Raises:
-        RealignError: there is none.
-    """
+    """Make the ComfyUI at COMFYUI_PATH importable, with PyTorch's own fused attention on a CPU too."""
     path = os.path.expanduser(os.environ.get("COMFYUI_PATH", ""))
     if not os.path.isfile(os.path.join(path, "comfy", "samplers.py")):
         raise RealignError(
@@ -80,16 +75,9 @@ def random_unet(name: str, dtype: torch.dtype) -> Any:
     import comfy.model_management
     from comfy.model_patcher import ModelPatcher
 
-    common = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 320,
-        "use_spatial_transformer": True,
-        "use_temporal_attention": False,
-        "legacy": False,
-    }
-    known = comfy.model_detection.model_config_from_unet_config({**common, **ATTENTION[name]})
+    common = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320}
+    kind = {"use_spatial_transformer": True, "use_temporal_attention": False, "legacy": False}
+    known = comfy.model_detection.model_config_from_unet_config({**common, **kind, **ATTENTION[name]})
     known.set_inference_dtype(dtype, None)
     model = known.get_model({}, "")
     torch.manual_seed(0)
@@ -97,15 +85,12 @@ def random_unet(name: str, dtype: torch.dtype) -> Any:
     for name, parameter in model.diffusion_model.named_parameters():
         if parameter.ndim == 1:
             parameter.data.fill_(float(name.endswith("weight")))
-        else:
-            if parameter.shape not in weights:
-                weights[parameter.shape] = torch.randn_like(parameter) * parameter[0].numel() ** -0.5
-            parameter.data = weights[parameter.shape]
-    return ModelPatcher(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+            continue
+        if parameter.shape not in weights:
+            weights[parameter.shape] = torch.randn_like(parameter) * parameter[0].numel() ** -0.5
+        parameter.data = weights[parameter.shape]
+    management = comfy.model_management
+    return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
 
 def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -> list:
@@ -114,7 +99,7 @@ def conditioning(model_name: str, seed: int, regions: RegionSet | None = None) -
 
     g = torch.Generator().manual_seed(seed)
     width = ATTENTION[model_name]["context_dim"]
-    options: dict[str, Any] = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
+    options = {"pooled_output": torch.randn(1, 1280, generator=g)} if model_name == "sdxl" else {}
     if regions is not None:
         bound = BoundRegions(regions, positions_of(regions))
         options = put_entry(options, KEY, Payload((bound,), regions.prompt))
@@ -127,63 +112,15 @@ def sample(
     """KSampler's latents, by one call of the UNet a step for both conditionings."""
     import comfy.sample
 
+    how = (7.0, "euler", "normal", positive, negative, torch.zeros_like(noise))
     return comfy.sample.sample(
-        model,
-        noise,
-        steps,
-        7.0,
-        "euler",
-        "normal",
-        positive,
-        negative,
-        latent_image=torch.zeros_like(noise),
-        disable_pbar=True,
-        seed=0,
-        callback=lambda *args: after_step(),
+        model, noise, steps, *how, disable_pbar=True, seed=0, callback=lambda *args: after_step()
     )
 
 
-def ours(model: Any, settings: ModulationSettings) -> Any:
-    from ..attention.comfy.model import realign_model
-
-    return realign_model(model, settings)
-
-
-def obvious(model: Any, regions: RegionSet, settings: ModulationSettings) -> Any:
-    """Eq. 8-9 as they stand, in the rows of the prompt."""
-    from comfy.ldm.modules.attention import optimized_attention
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, layout: Layout, lam: float) -> Tensor:
-        if not lam:
-            return optimized_attention(q, k, v, heads)
-        half = len(q) // 2
-        other = optimized_attention(q[:half], k[:half], v[:half], heads)
-        q, k, v = (_heads_first(x[half:], heads) for x in (q, k, v))
-        blocks = [KeyBlock(slice(0, k.shape[1]), layout, lam)]
-        return torch.cat([other, _heads_last(joint_reference(q, k, v, blocks))])
-
-    return _in_each_block(model, regions, settings, lambda layout: layout, attend)
-
-
-def dense_diffusion(model: Any, regions: RegionSet, settings: ModulationSettings) -> Any:
-    """DenseDiffusion's attention at every step, modulated or not."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, maps: RegionMaps, lam: float) -> Tensor:
-        q, k, v = (_heads_first(x, heads) for x in (q, k, v))
-        return _heads_last(dense_diffusion_attention(q, k, v, maps if lam else None, lam, 1.0))
-
-    return _in_each_block(model, regions, settings, region_maps, attend)
-
-
-def _in_each_block(
-    model: Any, regions: RegionSet, settings: ModulationSettings, prepare: Callable[[Layout], Any], attend: Callable
-) -> Any:
-    """`attend(q, k, v, heads, prepared layout, λ_t)` in the place of all attention, as another pack would put it in.
-
-    The rows of the prompt are the second half, as ComfyUI orders them. Layouts are made once and for all runs.
-    """
-    sampling = model.get_model_object("model_sampling")
-    prepared: dict[tuple, Any] = {}
+def replace_attention(model: Any, regions: RegionSet, settings: ModulationSettings, attend: Attend) -> Any:
+    """`attend` in the place of all attention, as another pack would put it in."""
+    sampling, layouts = model.get_model_object("model_sampling"), LayoutCache(settings)
 
     def attention(cross: bool, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         if options["cond_or_uncond"] != [1, 0]:
@@ -192,16 +129,12 @@ def _in_each_block(
         step = int((options["sample_sigmas"] >= sigma * (1 - 1e-5)).sum()) - 1
         fade = float(sampling.timestep(sigma.cpu())) / sampling.num_timesteps
         lam = settings.strengths(fade, step / (len(options["sample_sigmas"]) - 1))[0 if cross else 1]
-        size, images = tuple(options["activations_shape"][-2:]), len(q) // 2
-        key = cross, size, images
-        if key not in prepared:
-            sets = [regions] * images
-            words = [positions_of(regions)] * images
-            layout = (
-                cross_layout(sets, words, size, k.shape[1], settings) if cross else self_layout(sets, size, settings)
-            )
-            prepared[key] = prepare(layout.to(q.device))
-        return attend(q, k, v, options["n_heads"], prepared[key], lam)
+        half = len(q) // 2  # the rows of the prompt are the second half, as ComfyUI orders them
+        batch = Batch([None] * half + [regions] * half, [()] * half + [positions_of(regions)] * half)
+        size = tuple(options["activations_shape"][-2:])
+        layout = layouts.get(cross, size, k.shape[1], q.device, lambda: batch, key=half)
+        q, k, v = (x.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
+        return attend(q, k, v, layout, lam).transpose(1, 2).flatten(2)
 
     patched = model.clone()
     for name, numbers in (("input", range(12)), ("middle", range(1)), ("output", range(12))):
@@ -209,13 +142,3 @@ def _in_each_block(
             patched.set_model_attn1_replace(partial(attention, False), name, number)
             patched.set_model_attn2_replace(partial(attention, True), name, number)
     return patched
-
-
-def _heads_first(x: Tensor, heads: int) -> Tensor:
-    """[B, N, heads·d] → [B, heads, N, d]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _heads_last(x: Tensor) -> Tensor:
-    """[B, heads, N, d] → [B, N, heads·d]."""
-    return x.transpose(1, 2).flatten(2)

@@ -6,13 +6,10 @@ import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-T = TypeVar("T")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -26,25 +23,20 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, Tensor):
-                self._count(x.untyped_storage())
+            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
 
 
-def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
-    """The peak of the bytes that a run takes beyond those taken before; and what it returns.
+def peak(run: Callable[[], object], device: torch.device) -> int:
+    """The peak of the bytes that a run takes beyond those taken before.
 
     On a CPU they are counted tensor by tensor, on CUDA by the allocator.
     """
@@ -52,11 +44,11 @@ def peak(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        result = run()
-        return torch.cuda.max_memory_allocated(device) - before, result
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
     with LiveBytes() as live:
-        result = run()
-    return live.peak, result
+        run()
+    return live.peak
 
 
 def free(device: torch.device) -> float:

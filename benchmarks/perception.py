@@ -38,7 +38,7 @@ from ..tests.published import ram as published_ram
 
 Runnable = tuple[Callable[[Tensor], object], torch.nn.Module]
 """A function of images [B, H, W, 3] in [0, 1], and the network that it runs."""
-SIDE, TOKENS, GIGABYTE = 512, 20, 1e9
+SIDE, TOKENS = 512, 20
 LARGE = ("sam-h", "blip2")
 """Run only if they are named."""
 
@@ -55,23 +55,20 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     smaller, larger = options.batch
-    print(f"| model | weights | load | loaded | batch {smaller} | | batch {larger} | | gain |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| model | weights | load | loaded | batch {smaller} | | batch {larger} | | gain |\n{'|---' * 9}|")
     for name in options.only or [name for name in MODELS if name not in LARGE]:
-        print(row(measure_in_process(name, options), options.batch), flush=True)
+        print(row(name, measure_in_process(name), options.batch), flush=True)
 
 
-def measure_in_process(name: str, options: argparse.Namespace) -> dict:
+def measure_in_process(name: str) -> dict:
     """`measure` in a new process, which has not written the model's file."""
     with tempfile.TemporaryDirectory() as folder:
-        write, _ = MODELS[name]
-        arguments = ["--batch", *map(str, options.batch), "--device", options.device, "--precision", options.precision]
-        file = write(Path(folder))
-        command = [sys.executable, __file__, "--one", name, "--file", str(file), *arguments]
+        file = MODELS[name][0](Path(folder))
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name, "--file", str(file)]
         process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         sys.exit(f"{name}: {process.stderr[-2000:]}")
-    return {"name": name, **json.loads(process.stdout.splitlines()[-1])}
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -102,12 +99,11 @@ def memory(device: torch.device, *, peak: bool = False) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), 0)
 
 
-def row(result: dict, sizes: tuple[int, int]) -> str:
+def row(name: str, result: dict, sizes: tuple[int, int]) -> str:
     """A row of the table."""
-    cells = [result["name"], f"{result['weights'] / 1e6:.0f} M", f"{result['load']:.1f} s"]
-    cells.append(f"{result['loaded'] / GIGABYTE:.1f} GB")
+    cells = [name, f"{result['weights'] / 1e6:.0f} M", f"{result['load']:.1f} s", f"{result['loaded'] / 1e9:.1f} GB"]
     for size in sizes:
-        cells += [f"{result[f'seconds {size}']:.2f} s per image", f"{result[f'peak {size}'] / GIGABYTE:.1f} GB"]
+        cells += [f"{result[f'seconds {size}']:.2f} s per image", f"{result[f'peak {size}'] / 1e9:.1f} GB"]
     smaller, larger = (result[f"seconds {size}"] for size in sizes)
     return f"| {' | '.join([*cells, f'{smaller / larger:.2f} ×'])} |"
 
@@ -130,9 +126,7 @@ def load_ram(file: Path, device: torch.device, dtype: torch.dtype) -> Runnable:
 def write_dino(folder: Path) -> Path:
     """`groundingdino_swint_ogc.pth`, with a vocabulary of bert-base-uncased's size beside it."""
     torch.save({"model": layouts.dino_weights(layouts.DINO["swint_ogc"])}, folder / "groundingdino.pth")
-    words = (embedded("detector") / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    words += [f"word{i}" for i in range(30522 - len(words))]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    _write_words(folder, (embedded("detector") / "vocab.txt").read_text(encoding="utf-8").splitlines(), 30522)
     return folder / "groundingdino.pth"
 
 
@@ -163,8 +157,7 @@ def write_text_encoder(folder: Path) -> Path:
 
     config = Blip2Config(qformer_config={"vocab_size": 30523, "use_qformer_text_input": True})
     _save(Blip2ForImageTextRetrieval, config, folder)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(30523 - 5))]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    _write_words(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 30523)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
@@ -179,20 +172,12 @@ def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) ->
 def write_blip2(folder: Path) -> Path:
     """All of `blip2-opt-2.7b`, in fp16."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        Blip2Config,
-        Blip2ForConditionalGeneration,
-        BlipImageProcessor,
-        OPTConfig,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import Blip2ForConditionalGeneration, BlipImageProcessor, PreTrainedTokenizerFast
 
-    text = OPTConfig(
-        vocab_size=50304, hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240, num_hidden_layers=32,
-        num_attention_heads=32, bos_token_id=2, eos_token_id=50118, pad_token_id=1,
-    )  # fmt: skip
-    _save(Blip2ForConditionalGeneration, Blip2Config(text_config=text.to_dict(), image_token_index=50265), folder)
-    words = Tokenizer(models.WordLevel({f"word{i}": i for i in range(text.vocab_size)}, unk_token="word3"))
+    from .gpu.models import blip2_config
+
+    _save(Blip2ForConditionalGeneration, blip2_config(2560, 32, 32, bos=2, eos=50118, pad=1), folder)
+    words = Tokenizer(models.WordLevel({f"word{i}": i for i in range(50304)}, unk_token="word3"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="word1").save_pretrained(folder)
     BlipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
@@ -204,6 +189,12 @@ def load_blip2(folder: Path, device: torch.device, dtype: torch.dtype) -> Runnab
 
     captioner = Captioner.load(folder, device, dtype)
     return lambda images: captioner.caption(images, max_tokens=TOKENS), captioner.model
+
+
+def _write_words(folder: Path, first: list[str], count: int) -> None:
+    """Write `vocab.txt` of `count` words."""
+    words = [*first, *(f"word{i}" for i in range(count - len(first)))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
 def _save(kind: type, config: object, folder: Path) -> None:

@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -45,14 +44,14 @@ from ..training.settings.refl import ReflConfig
 from .memory import peak
 from .timing import start
 
-STEPS, FIRST = 40, 30
+LoadModels = Callable[[ReflConfig, torch.device], RunModels]
 EQUAL = {
     "estimator": "prompt_likelihood",
     "margin": 2.0,
     "reward_weight": 1e-3,
     "prior_weight": 0.0,
-    "rollout_steps": STEPS,
-    "first_gradient_step": FIRST,
+    "rollout_steps": 40,
+    "first_gradient_step": 30,
     "cfg": 1.0,
     "train": "unet",
     "gradient_accumulation": 1,
@@ -80,13 +79,10 @@ def main() -> None:
     options = vars(parser.parse_args())
     worker, turns, steps = (options.pop(name) for name in ("worker", "turns", "steps"))
     if worker:
-        print(json.dumps(measure(worker, ReflConfig(**options, **(EQUAL | WAYS[worker])), steps)))
+        config = ReflConfig(**options, **(EQUAL | WAYS[worker]))
+        print(json.dumps(measure(worker, config, steps, load_models)))
         return
-    measurements: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
-    for _ in range(turns):
-        for name, results in measurements.items():
-            results.append(_run_in_process(name))
-    print_table(measurements)
+    print_table([{name: _run_in_process(name) for name in WAYS} for _ in range(turns)])
 
 
 def _run_in_process(name: str) -> dict[str, float]:
@@ -94,26 +90,20 @@ def _run_in_process(name: str) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def measure(name: str, config: ReflConfig, steps: int, models: RunModels | None = None) -> dict[str, float]:
-    """Seconds per image and peak bytes of a step, after one step of warm-up.
-
-    models: used instead of those in the folders that `config` names.
-    """
+def measure(name: str, config: ReflConfig, steps: int, load: LoadModels) -> dict[str, float]:
+    """Seconds per image and peak bytes of a step, after one step of warm-up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         config = config.replace(output=folder)
-        if name == "plain":
-            step = plain_loop(config, load_models(config, device) if models is None else models, device)
-        else:
-            step = our_loop(config, models)
+        step = plain_loop(config, load(config, device), device) if name == "plain" else our_loop(config, load)
         step()
         times = [start(step, device)() / 1e3 for _ in range(steps)]
-        return {"seconds": statistics.median(times) / config.optimizer.batch_size, "bytes": peak(step, device)[0]}
+        return {"seconds": statistics.median(times) / config.optimizer.batch_size, "bytes": peak(step, device)}
 
 
-def our_loop(config: ReflConfig, models: RunModels | None = None) -> Callable[[], ReflRun]:
+def our_loop(config: ReflConfig, load: LoadModels) -> Callable[[], ReflRun]:
     """A function that takes one of our steps and returns the run."""
-    with nullcontext() if models is None else patch.object(run, "load_models", lambda config, device: models):
+    with patch.object(run, "load_models", load):
         ours = ReflRun(config)
 
     def step() -> ReflRun:
@@ -158,13 +148,12 @@ def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> C
     return step
 
 
-def print_table(measurements: dict[str, list[dict[str, float]]]) -> None:
+def print_table(turns: list[dict[str, dict[str, float]]]) -> None:
     seconds, most = (
-        {name: statistics.median(r[key] for r in rows) for name, rows in measurements.items()}
-        for key in ("seconds", "bytes")
+        {name: statistics.median(turn[name][key] for turn in turns) for name in WAYS} for key in ("seconds", "bytes")
     )
     print(f"{'':28}{'images/s':>10}{'x plain':>10}{'peak MB':>10}{'x plain':>10}")
-    for name in measurements:
+    for name in WAYS:
         print(
             f"{name:28}{1 / seconds[name]:10.2f}{seconds['plain'] / seconds[name]:10.2f}"
             f"{most[name] / 2**20:10.0f}{most[name] / most['plain']:10.2f}"

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ from ..core.errors import RealignError
 from ..core.precision import DTYPES
 from ..core.regions import RegionSet
 from . import comfy_unet
-from .attention import BOXES, GB, MODELS, SCORES_HELD, WAYS, regions_of
+from .attention import GB, MODELS, add_comparison_arguments, regions_of, scores_held
+from .dense_diffusion import DenseDiffusion, obvious
 from .memory import free, peak
 from .timing import now
 
@@ -46,15 +47,8 @@ from .timing import now
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=comfy_unet.ATTENTION, default="sd15")
-    parser.add_argument("--size", nargs="+", default=["512x512"], help="width x height of the image (512x512)")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images (1)")
-    parser.add_argument("--regions", nargs="+", type=int, default=[1, 5], choices=range(1, len(BOXES) + 1))
+    add_comparison_arguments(parser)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument(
-        "--ways", nargs="+", choices=WAYS[1:], default=list(WAYS[1:]), help="what to compare with plain"
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions of each (3)")
-    parser.add_argument("--memory", type=float, help="gigabytes that may be used (default: those that are free)")
     parser.add_argument("--precision", choices=("auto", *DTYPES), default="auto", help="auto: fp16 on a GPU, else fp32")
     args = parser.parse_args()
     try:
@@ -71,15 +65,6 @@ def main() -> None:
             report(model, args, size, batch, regions, device)
 
 
-class Run(NamedTuple):
-    """One sampling."""
-
-    whole: float
-    modulated: float
-    """Seconds until the last modulated step was done."""
-    latents: Tensor
-
-
 def report(model: Any, args: argparse.Namespace, size: str, batch: int, regions: int, device: torch.device) -> None:
     """A line of the table for each way."""
     name = f"{args.model} {size}, {batch} x {regions} regions"
@@ -87,37 +72,30 @@ def report(model: Any, args: argparse.Namespace, size: str, batch: int, regions:
     for way in [way for way in args.ways if way not in ways]:
         print(f"| {name}: {way} needs more memory than there is |", flush=True)
     ways["plain"](1)  # so that the weights are where they stay
-    weights = sum(p.nbytes for p in model.model.diffusion_model.parameters())
-    beyond = {way: peak(lambda run=run: run(1), device)[0] for way, run in ways.items()}
-    runs: dict[str, list[Run]] = {way: [] for way in ways}
-    for _ in range(args.repeats):
-        for way, run in ways.items():
-            runs[way].append(run(args.steps))
-    whole, modulated = (
-        {way: statistics.median(getattr(run, part) for run in repeats) for way, repeats in runs.items()}
-        for part in ("whole", "modulated")
-    )
-    exact = runs["obvious"][0].latents if "obvious" in runs else None
-    for way, repeats in runs.items():
-        off = "" if exact is None else f"{(repeats[0].latents - exact).abs().max() / exact.abs().max():.0e}"
-        cells = [
-            f"{name}: {way}",
-            f"{whole[way]:.2f} s",
-            f"{whole[way] / whole['plain']:.3f}",
-            f"{modulated[way]:.2f} s",
-            f"{modulated[way] / modulated['plain']:.3f}",
-            f"{(weights + beyond[way]) / 1e6:.0f} MB",
-            f"{(weights + beyond[way]) / (weights + beyond['plain']):.3f}",
-            f"{beyond[way] / 1e6:.0f} MB",
-            off,
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+    weights = sum(p.nbytes for p in model.model.diffusion_model.parameters()) / 1e6
+    beyond = {way: peak(partial(run, 1), device) / 1e6 for way, run in ways.items()}
+    most = {way: weights + n for way, n in beyond.items()}
+    turns: list[dict[str, Any]] = [{way: run(args.steps) for way, run in ways.items()} for _ in range(args.repeats)]
+    whole, modulated = ({way: statistics.median(turn[way][i] for turn in turns) for way in ways} for i in (0, 1))
+    latents = {way: run[2] for way, run in turns[0].items()}
+    exact = latents.get("obvious")
+    for way in ways:
+        off = "" if exact is None else f"{(latents[way] - exact).abs().max() / exact.abs().max():.0e}"
+        cells = [f"{name}: {way}"]
+        for values, unit in ((whole, "{:.2f} s"), (modulated, "{:.2f} s"), (most, "{:.0f} MB")):
+            cells += [unit.format(values[way]), f"{values[way] / values['plain']:.3f}"]
+        print(f"| {' | '.join([*cells, f'{beyond[way]:.0f} MB', off])} |", flush=True)
 
 
 def ways_of(
     model: Any, args: argparse.Namespace, size: str, batch: int, regions: RegionSet, device: torch.device
-) -> dict[str, Callable[[int], Run]]:
-    """Each way that there is memory for, as a sampling of so many steps."""
+) -> dict[str, Callable[[int], tuple[float, float, Tensor]]]:
+    """Each way that there is memory for, as a sampling of so many steps.
+
+    A sampling returns its seconds in all, those until the last modulated step is done, and the latents.
+    """
+    from ..attention.comfy.model import realign_model
+
     settings, layer = ModulationSettings(), MODELS[args.model][0]
     width, height = (int(n) for n in size.lower().split("x"))
     noise = torch.randn(batch, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
@@ -126,25 +104,23 @@ def ways_of(
     )
     models = {
         "plain": (model, plain),
-        "ours": (comfy_unet.ours(model, settings), bound),
-        "DenseDiffusion": (comfy_unet.dense_diffusion(model, regions, settings), plain),
-        "obvious": (comfy_unet.obvious(model, regions, settings), plain),
+        "ours": (realign_model(model, settings), bound),
+        "DenseDiffusion": (comfy_unet.replace_attention(model, regions, settings, DenseDiffusion()), plain),
+        "obvious": (comfy_unet.replace_attention(model, regions, settings, obvious), plain),
     }
     modulated = sum(step / args.steps < settings.end for step in range(args.steps))
 
-    def sample(patched: Any, positive: list, steps: int) -> Run:
+    def sample(patched: Any, positive: list, steps: int) -> tuple[float, float, Tensor]:
         times = [now(device)]
         latents = comfy_unet.sample(patched, positive, negative, noise, steps, lambda: times.append(now(device)))
-        return Run(now(device) - times[0], times[min(modulated, steps)] - times[0], latents)
+        return now(device) - times[0], times[min(modulated, steps)] - times[0], latents
 
-    room = free(device) if args.memory is None else args.memory * GB
+    room = free(device) / GB if args.memory is None else args.memory
     pixels = (height // layer.square) * (width // layer.square)
-    scores = 4 * batch * layer.heads * pixels**2
-    needs = {way: held * scores for way, held in SCORES_HELD.items()}
     return {
-        way: partial(sample, *models[way])
-        for way in models
-        if way == "plain" or (way in args.ways and needs.get(way, 0) <= room)
+        way: partial(sample, *how)
+        for way, how in models.items()
+        if way in ("plain", *args.ways) and scores_held(way, layer, batch, pixels, pixels) <= room
     }
 
 

@@ -52,8 +52,6 @@ TARGETS = {
     **{f"{name} above {wrong}": (0.95, 1.0) for name in ("clip", "blip-itm") for wrong in ("swapped", "changed")},
 }
 """The wished ranges: models should be good, and some mix-ups should remain."""
-MATCHING = ("clip", "blip-itm", "blip-itc")
-"""The rewards that compare an image with a caption."""
 
 
 def main() -> None:
@@ -63,25 +61,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo-metrics.json"), help="file for the numbers")
     options = parser.parse_args()
     models = load_models(options.models)
-    matching = load_rewards(MATCHING, {"clip": options.models / "clip", "blip": options.models / "blip2_itm"})
-    numbers: dict[str, float] = {}
-    if not options.only or "eyes" in options.only:
-        numbers |= perception(models, matching, draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True))
-    if not options.only or "text_to_image" in options.only:
-        numbers |= text_to_image(models, matching)
+    names = ("clip", "blip-itm", "blip-itc")  # the rewards that compare an image with a caption
+    matching = load_rewards(names, {"clip": options.models / "clip", "blip": options.models / "blip2_itm"})
+    parts = options.only or ("eyes", "text_to_image")
+    numbers = perception(models, matching) if "eyes" in parts else {}
+    numbers |= text_to_image(models, matching) if "text_to_image" in parts else {}
     numbers = {name: float(value) for name, value in numbers.items()}
     for name, value in numbers.items():
-        wish = ""
-        if name in TARGETS:
-            low, high = TARGETS[name]
-            wish = f"   wished {low:.2f} to {high:.2f}{'' if low <= value <= high else '   MISSED'}"
-        print(f"{name:<36}{value:.3f}{wish}")
+        low, high = TARGETS.get(name, (None, None))
+        missed = "" if low is None or low <= value <= high else "   MISSED"
+        print(f"{name:<36}{value:.3f}{'' if low is None else f'   wished {low:.2f} to {high:.2f}{missed}'}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
-def perception(models: Models, matching: dict[str, Reward], scenes: Scenes) -> dict[str, float]:
+def perception(models: Models, matching: dict[str, Reward]) -> dict[str, float]:
     """How good the perception models are on clean scenes of two things."""
+    scenes = draw_scenes(SCENES, seed=SEED, objects=2, held_out=True, masks=True)
     images = scenes.images.permute(0, 2, 3, 1).float() / 255
     truths = [[thing.pair for thing in things] for things in scenes.things]
     captions, tags, regions = [], [], []
@@ -135,7 +131,7 @@ def sample(models: Models, prompts: list[tuple[str, list[Pair]]], label: str) ->
 
 
 def _phrases_of(pairs: list[Pair]) -> RegionSet:
-    """Regions with phrases, still without masks."""
+    """Regions without masks."""
     return RegionSet(caption(pairs), tuple(Region(tag=pair[1], phrase=phrase(pair)) for pair in pairs))
 
 
@@ -149,10 +145,10 @@ def _reconstruction(models: Models, images: Tensor, truths: list[list[Pair]], co
     return float(judge_all(pixels, truths[:count])["exact"].mean())
 
 
-def _pair_f1(said: list[list[Pair]], truths: list[list[Pair]]) -> float:
+def _pair_f1(found: list[list[Pair]], truths: list[list[Pair]]) -> float:
     """F1 of the (color, shape) pairs, over all images together."""
-    hits = sum(sum((Counter(a) & Counter(b)).values()) for a, b in zip(said, truths, strict=True))
-    return 2 * hits / max(1, sum(map(len, said)) + sum(map(len, truths)))
+    hits = sum((Counter(a) & Counter(b)).total() for a, b in zip(found, truths, strict=True))
+    return 2 * hits / max(1, sum(map(len, found)) + sum(map(len, truths)))
 
 
 def _right_caption(models: Models, truths: list[list[Pair]]) -> float:
@@ -197,13 +193,9 @@ def _auc(high: np.ndarray, low: np.ndarray) -> float:
 
 def _tag_f1(found: list[set[str]], truths: list[list[Pair]]) -> float:
     """Mean over the tags of each tag's F1."""
-    wanted = [{word for pair in pairs for word in pair} for pairs in truths]
-    scores = []
-    for tag in TAGS:
-        hits = sum(tag in a and tag in b for a, b in zip(found, wanted, strict=True))
-        total = sum((tag in a) + (tag in b) for a, b in zip(found, wanted, strict=True))
-        scores.append(2 * hits / max(1, total))
-    return float(np.mean(scores))
+    a = np.array([[tag in tags for tag in TAGS] for tags in found])
+    b = np.array([[any(tag in pair for pair in pairs) for tag in TAGS] for pairs in truths])
+    return float(np.mean(2 * (a & b).sum(0) / np.maximum(1, a.sum(0) + b.sum(0))))
 
 
 def _grounding(regions: list[RegionSet], scenes: Scenes) -> dict[str, float]:

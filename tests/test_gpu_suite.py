@@ -8,15 +8,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from realigndiff.attention.equation import modulated
 from realigndiff.benchmarks import diffusers_unet
 from realigndiff.benchmarks.gpu import captioners, cost, kernel, parity, suite, training, worker
-from realigndiff.benchmarks.gpu.options import Options
-from realigndiff.benchmarks.gpu.results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Lacking, Result
+from realigndiff.benchmarks.gpu.results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Lacking, Options, Result
 from realigndiff.benchmarks.gpu.supervisor import supervise
 
 ROOT = Path(__file__).parents[1]
@@ -103,10 +104,8 @@ def test_fp16_fails_where_no_step_changes_the_weights(status, monkeypatch):
     monkeypatch.setattr(training, "config_of", lambda options, way: config_of(options, "ours, LoRA"))
     if status == FAIL:
         monkeypatch.setattr(training, "our_loop", lambda config, models: lambda: run)
-        run = type(
-            "Run", (), {"models": training.load_run_models(config_of(QUICK, "ours"), QUICK), "accelerator": None}
-        )()
-        run.accelerator = type("Accelerator", (), {"scaler": None})()
+        models = training.load_run_models(config_of(QUICK, "ours"), QUICK.device, quick=True)
+        run = SimpleNamespace(models=models, accelerator=SimpleNamespace(scaler=None))
     assert [result.status for result in results_of(training, "loss scale")] == [status]
 
 
@@ -151,7 +150,7 @@ def test_a_case_that_raises_does_not_stop_the_others():
 
 def test_cases_that_time_does_not_reach_are_told():
     messages = messages_of({"late": lambda: [Result(case="late")]}, end=time.monotonic() - 1)
-    assert messages == [{"result": Result(case="late", status=SKIPPED, detail="no time was left").as_dict()}]
+    assert messages == [{"result": asdict(Result(case="late", status=SKIPPED, detail="no time was left"))}]
 
 
 WORKER = """

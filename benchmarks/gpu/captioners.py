@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
+from ...core.precision import DTYPES
 from ..memory import free, peak
 from ..timing import medians
 from . import models
-from .options import NAMES, Case, Options
-from .results import Result
+from .results import Case, Options, Result
 
-SIDE, TOKENS = 512, 20
 NEEDED = 12e9
 """Bytes for OPT-2.7b, in bf16 7.5 GB of weights; with less memory a smaller language model writes."""
 BATCHES = (1, 4, 16)
@@ -27,20 +26,19 @@ def cases(options: Options) -> dict[str, Case]:
 
 
 def _captions(options: Options, beams: int) -> Iterator[Result]:
-    dtype = torch.float32 if options.quick else torch.bfloat16
-    text = "opt-2.7b" if free(options.device) > NEEDED else "opt-125m"
-    captioner = models.captioner(options.device, dtype, options.quick, text)
-    side, tokens = (64, 3) if options.quick else (SIDE, TOKENS)
+    if options.quick:
+        precision, text, side, tokens, batches = "fp32", "miniature", 64, 3, BATCHES[:2]
+    else:
+        text = "opt-2.7b" if free(options.device) > NEEDED else "opt-125m"
+        precision, side, tokens, batches = "bf16", 512, 20, BATCHES
+    captioner = models.captioner(options.device, DTYPES[precision], options.quick, text)
     weights = sum(weight.nbytes for weight in captioner.model.parameters())
-    fields: dict[str, Any] = {
-        "case": f"BLIP-2 {'miniature' if options.quick else text}, {tokens} tokens, {beams} beams",
-        "dtype": NAMES[dtype],
-    }
-    for count in BATCHES[: 2 if options.quick else None]:
+    fields: dict[str, Any] = {"case": f"BLIP-2 {text}, {tokens} tokens, {beams} beams", "dtype": precision}
+    for count in batches:
         images = torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(count))
         run = partial(captioner.caption, images, max_tokens=tokens, num_beams=beams)
         milliseconds = medians({"caption": run}, options.device, 1 if options.quick else 3, 0.0)["caption"]
         way = f"batch of {count}"
         yield Result(quantity="throughput", way=way, value=count / milliseconds * 1e3, unit="images/s", **fields)
-        most = weights + peak(run, options.device)[0]
+        most = weights + peak(run, options.device)
         yield Result(quantity="memory with weights", way=way, value=most / 1e6, unit="MB", **fields)

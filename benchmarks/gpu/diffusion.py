@@ -14,8 +14,6 @@ from ...sampling.prompt_encoding import SecondEncoder
 from ...sampling.sampler import DiffusersSampler
 from .models import T, random
 
-PROMPT = "a red circle and a blue square"
-"""Of the demo world, whose tokenizer the models read with."""
 UNETS: dict[str, dict[str, Any]] = {
     "SD1.5": {
         "sample_size": 64,
@@ -59,63 +57,38 @@ def sampler(name: str, device: torch.device, dtype: torch.dtype, quick: bool = F
     """Stable Diffusion 1.5 or XL; with `quick` one of the same kind of blocks, but few numbers."""
     torch.manual_seed(0)
     unet = UNETS[name] | (MINIATURES[name] if quick else {})
+    tokenizer = from_folder(CLIPTokenizer, embedded("model") / "tokenizer")  # 77 tokens, as with CLIP's
     second = None
     if name == "SDXL":
         wide = _text_encoder(CLIPTextModelWithProjection, device, dtype, *((48, 1, 2) if quick else (1280, 32, 20)),
                              projection_dim=40 if quick else 1280, hidden_act="gelu")  # fmt: skip
-        second = SecondEncoder(tokenizer(), wide, force_zeros_for_empty_prompt=True)
+        second = SecondEncoder(tokenizer, wide, force_zeros_for_empty_prompt=True)
     return DiffusersSampler(
-        tokenizer(),
+        tokenizer,
         _text_encoder(CLIPTextModel, device, dtype, *((32, 1, 2) if quick else (768, 12, 12))),
         random(UNet2DConditionModel, device, dtype, **unet).to(memory_format=torch.channels_last),
         _vae(name, device, dtype, quick),
-        DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        from_folder(DDIMScheduler, embedded("model") / "scheduler"),  # its numbers are Stable Diffusion's
         second,
     )
-
-
-def tokenizer() -> CLIPTokenizer:
-    """The demo model's: prompts have as many tokens as with CLIP's, 77."""
-    return from_folder(CLIPTokenizer, embedded("model") / "tokenizer")
 
 
 def _text_encoder(
     kind: type[T], device: torch.device, dtype: torch.dtype, width: int, layers: int, heads: int, **more: Any
 ) -> T:
     """A text encoder of CLIP whose end token is the demo tokenizer's."""
-    config = CLIPTextConfig(
-        vocab_size=321 if width < 100 else 49408,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        bos_token_id=319,
-        eos_token_id=320,
-        pad_token_id=320,
-        **{"projection_dim": width, **more},
-    )
-    return random(kind, device, dtype, config)
+    words = 321 if width < 100 else 49408
+    tokens = {"bos_token_id": 319, "eos_token_id": 320, "pad_token_id": 320}
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    depth = {"num_hidden_layers": layers, "num_attention_heads": heads}
+    return random(kind, device, dtype, CLIPTextConfig(vocab_size=words, **tokens | sizes | depth | more))
 
 
 def _vae(name: str, device: torch.device, dtype: torch.dtype, quick: bool) -> AutoencoderKL:
     if name == "SDXL" and dtype == torch.float16:
         dtype = torch.float32  # as SDXL's own, whose numbers leave fp16's range
-    channels = (8, 8, 16, 16) if quick else (128, 256, 512, 512)
-    return random(
-        AutoencoderKL,
-        device,
-        dtype,
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1 if quick else 2,
-        norm_num_groups=4 if quick else 32,
-        scaling_factor=0.13025 if name == "SDXL" else 0.18215,
-    )
+    channels, layers, groups = ((8, 8, 16, 16), 1, 4) if quick else ((128, 256, 512, 512), 2, 32)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    sizes = {"block_out_channels": channels, "layers_per_block": layers, "norm_num_groups": groups}
+    scale = 0.13025 if name == "SDXL" else 0.18215
+    return random(AutoencoderKL, device, dtype, scaling_factor=scale, **blocks, **sizes)

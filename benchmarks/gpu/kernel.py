@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -21,28 +21,26 @@ from ...attention.equation.layout import KeyBlock, cross_layout, self_layout
 from ...attention.equation.reference import joint_reference
 from ...attention.equation.relation import Relation
 from ...attention.equation.settings import ModulationSettings
+from ...core.precision import DTYPES
 from ...core.regions import RegionSet
 from ..attention import positions_of, regions_of
-from .options import NAMES, Case, Options
-from .results import Lacking, Result, parity
+from .results import Case, Lacking, Options, Result, parity
 
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LIMIT = {torch.float32: 3.0, torch.float16: 1.5, torch.bfloat16: 1.5}
 SMALLEST = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-4}
 """A loss of which no more is asked: far below the rounding of the precision's result."""
-HEADS = (40, 64, 80, 96, 128, 160)
 KINDS = ("self", "cross", "joint", "joint and others")
-QKV = tuple[Tensor, Tensor, Tensor]
 
 
 def cases(options: Options) -> dict[str, Case]:
     """One case for each precision and size of head, then what is special."""
-    lengths = (40, 64) if options.quick else HEADS
-    ordinary: dict[str, Case] = {
-        f"{NAMES[dtype]}, heads of {d}": partial(_kinds, options, dtype, d)
-        for d in lengths
-        for dtype in _precisions(options)
+    heads = (40, 64) if options.quick else (40, 64, 80, 96, 128, 160)
+    runs = {
+        f"{NAMES[dtype]}, heads of {d}": partial(_kinds, dtype=dtype, d=d)
+        for d, dtype in product(heads, _precisions(options))
     }
-    special = {
+    runs |= {
         "strides": _strides,
         "scores beyond fp16": _large_scores,
         "31 regions": _many_regions,
@@ -51,7 +49,7 @@ def cases(options: Options) -> dict[str, Case]:
         "a compiled model": _compiled,
         "what models call": _dispatched,
     }
-    return ordinary | {name: partial(run, options) for name, run in special.items()}
+    return {name: partial(run, options) for name, run in runs.items()}
 
 
 def _precisions(options: Options) -> list[torch.dtype]:
@@ -61,9 +59,7 @@ def _precisions(options: Options) -> list[torch.dtype]:
 
 def _kinds(options: Options, dtype: torch.dtype, d: int) -> Iterator[Result]:
     for kind in KINDS:
-        blocks, n_keys = blocks_of(kind, options)
-        q, k, v = qkv(blocks, n_keys, d, dtype, options)
-        yield compare(f"{kind}, heads of {d}", _kernel(), q, k, v, blocks)
+        yield compare(f"{kind}, heads of {d}", _kernel, *_example(options, d, dtype, kind))
 
 
 def blocks_of(
@@ -73,11 +69,11 @@ def blocks_of(
 
     size: of the map; odd lengths by default. regions: their number in each batch row; a row of 0 is left alone.
     """
-    small = options.quick
-    size = size or ((5, 7) if small else (31, 37))
-    sets = [None if not n else _likelihoods(regions_of(n, 64)) for n in regions or ((0, 3) if small else (0, 2, 5))]
-    n_words = 7 if small else 77
-    words_of = [[] if one is None else positions_of_few(one, n_words) for one in sets]
+    default_size, default_regions, n_words = ((5, 7), (0, 3), 7) if options.quick else ((31, 37), (0, 2, 5), 77)
+    size = size or default_size
+    sets = [_some_likely(regions_of(n, 64)) if n else None for n in regions or default_regions]
+    places = [positions_of(one) if one else [] for one in sets]
+    words_of = [[tuple({place % n_words for place in word}) for word in one] for one in places]  # miniatures have few
     n_pixels, settings = math.prod(size), ModulationSettings()
     pixels = self_layout(sets, size, settings).to(options.device)
     words = cross_layout(sets, words_of, size, n_words, settings).to(options.device)
@@ -91,29 +87,20 @@ def blocks_of(
     return both, first + n_pixels + others
 
 
-def _likelihoods(regions: RegionSet) -> RegionSet:
+def _some_likely(regions: RegionSet) -> RegionSet:
     """Every other region only likely."""
-    return replace(
-        regions, regions=tuple(replace(r, likelihood=(2.0, 0.5)[i % 2]) for i, r in enumerate(regions.regions))
-    )
+    changed = [replace(region, likelihood=(2.0, 0.5)[i % 2]) for i, region in enumerate(regions.regions)]
+    return replace(regions, regions=tuple(changed))
 
 
-def positions_of_few(regions: RegionSet, n_words: int) -> list[tuple[int, ...]]:
-    """The words of each region, where a miniature has few."""
-    return [tuple({place % n_words for place in places}) for places in positions_of(regions)]
-
-
-def qkv(
-    blocks: Sequence[KeyBlock], n_keys: int, d: int, dtype: torch.dtype, options: Options, sharp: float = 1.5
-) -> QKV:
+def qkv(blocks: Sequence[KeyBlock], n_keys: int, d: int, dtype: torch.dtype, options: Options) -> tuple[Tensor, ...]:
     """As models make them: views of [B, N, heads · d], those of keys and values parts of a longer vector."""
     (rows, n_queries, _), heads = blocks[0].layout.shape, 1 if options.quick else 4
     g = torch.Generator().manual_seed(d)
-    q = sharp * torch.randn(rows, n_queries, heads * d, generator=g)
+    q = 1.5 * torch.randn(rows, n_queries, heads * d, generator=g)
     both = torch.randn(rows, n_keys, 2 * heads * d, generator=g)
     parts = (q.to(options.device, dtype), *both.to(options.device, dtype).chunk(2, -1))
-    q, k, v = (x.unflatten(-1, (heads, d)).transpose(1, 2) for x in parts)
-    return q, k, v
+    return tuple(x.unflatten(-1, (heads, d)).transpose(1, 2) for x in parts)
 
 
 def compare(
@@ -124,16 +111,9 @@ def compare(
     wide = q.float(), k.float(), v.float()
     ours = lost(attend(q, k, v, blocks), joint_reference(*wide, blocks))
     plain = lost(F.scaled_dot_product_attention(q, k, v), joint_reference(*wide, []))
-    return parity(
-        case,
-        ours,
-        max(LIMIT[dtype] * plain, SMALLEST[dtype]),
-        quantity="error",
-        way="kernel",
-        ratio=ours / plain if plain else None,
-        detail=f"plain attention's own {plain:.2g}",
-        dtype=NAMES[dtype],
-    )
+    limit, ratio = max(LIMIT[dtype] * plain, SMALLEST[dtype]), ours / plain if plain else None
+    fields = {"quantity": "error", "way": "kernel", "detail": f"plain attention's own {plain:.2g}"}
+    return parity(case, ours, limit, ratio=ratio, dtype=NAMES[dtype], **fields)
 
 
 def lost(out: Tensor, exact: Tensor) -> float:
@@ -142,27 +122,19 @@ def lost(out: Tensor, exact: Tensor) -> float:
     return ((out.float() - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
-def _kernel() -> Callable[..., Tensor]:
-    """The kernel itself, without the fall-back that models have.
-
-    Raises:
-        Lacking: it cannot run here.
-    """
+def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
+    """The kernel itself, without the fall-back that models have; `Lacking` where it cannot run."""
     try:
-        from ...attention.equation import triton_kernel as triton_attention
+        from ...attention.equation.triton_kernel import supports, triton_attention
     except ImportError as error:
         raise Lacking(f"the package triton ({error})") from error
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> Tensor:
-        if not triton_attention.supports(q, k, v, blocks):
-            raise Lacking("an NVIDIA GPU from Ampere on, which the kernel is for")
-        return triton_attention.triton_attention(q, k, v, blocks)
-
-    return attend
+    if not supports(q, k, v, blocks):
+        raise Lacking("an NVIDIA GPU from Ampere on, which the kernel is for")
+    return triton_attention(q, k, v, blocks)
 
 
-def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16) -> tuple[Any, ...]:
-    blocks, n_keys = blocks_of("joint", options)
+def _example(options: Options, d: int = 64, dtype: torch.dtype = torch.float16, kind: str = "joint") -> tuple:
+    blocks, n_keys = blocks_of(kind, options)
     return *qkv(blocks, n_keys, d, dtype, options), blocks
 
 
@@ -171,36 +143,27 @@ def _strides(options: Options) -> Iterator[Result]:
     q, k, v, blocks = _example(options, 40)
     spread = torch.zeros(*q.shape[:3], 41, dtype=q.dtype, device=q.device)
     spread[..., 1:] = q
-    yield compare("unaligned queries", _kernel(), spread[..., 1:], k, v, blocks)
-    yield compare("keys with a spread dimension", _kernel(), q, k.mT.contiguous().mT, v, blocks)
-    yield compare("values shared by heads", _kernel(), q, k, v[:, :1].expand(-1, v.shape[1], -1, -1), blocks)
+    yield compare("unaligned queries", _kernel, spread[..., 1:], k, v, blocks)
+    yield compare("keys with a spread dimension", _kernel, q, k.mT.contiguous().mT, v, blocks)
+    yield compare("values shared by heads", _kernel, q, k, v[:, :1].expand(-1, v.shape[1], -1, -1), blocks)
 
 
 def _large_scores(options: Options) -> Iterator[Result]:
     """Scores that fp16 does not hold: the result is finite all the same."""
     q, k, v, blocks = _example(options)
-    out = _kernel()(q * 100, k * 100, v, blocks)
+    out = _kernel(q * 100, k * 100, v, blocks)
     share = 1 - out.isfinite().float().mean().item()
     yield parity("scores beyond fp16", share, 0, quantity="share that is not finite", way="kernel", dtype="fp16")
 
 
 def _many_regions(options: Options) -> Iterator[Result]:
     q, k, v, blocks = _example(options)
-    g = torch.Generator().manual_seed(0)
-
-    def random_regions(regions: Tensor) -> Tensor:
-        return (torch.rand(*regions.shape[:2], 31, generator=g) < 0.1).to(regions.device)
-
-    more = [
-        block._replace(
-            layout=replace(
-                block.layout,
-                R=Relation(random_regions(block.layout.R.queries), random_regions(block.layout.R.keys)),
-            )
-        )
-        for block in blocks
-    ]
-    yield compare("31 regions", _kernel(), q, k, v, more)
+    g, more = torch.Generator().manual_seed(0), []
+    for block in blocks:
+        rows, *sizes = block.layout.shape
+        R = Relation(*((torch.rand(rows, n, 31, generator=g) < 0.1).to(options.device) for n in sizes))
+        more.append(block._replace(layout=replace(block.layout, R=R)))
+    yield compare("31 regions", _kernel, q, k, v, more)
 
 
 def _long(options: Options) -> Iterator[Result]:
@@ -208,17 +171,14 @@ def _long(options: Options) -> Iterator[Result]:
     side = 9 if options.quick else 64
     blocks, n_keys = blocks_of("self", options, (side, side), (5,))
     for dtype in _precisions(options)[1:]:
-        yield compare(f"{side**2} pixels", _kernel(), *qkv(blocks, n_keys, 40, dtype, options), blocks)
+        q, k, v = qkv(blocks, n_keys, 40, dtype, options)
+        yield compare(f"{side**2} pixels", _kernel, q, k, v, blocks)
 
 
 def _autocast(options: Options) -> Iterator[Result]:
     """Inside autocast, which would compute products of float32 in half precision."""
     q, k, v, blocks = _example(options, dtype=torch.float32)
-
-    def attend(*inputs: object) -> Tensor:
-        with torch.autocast(options.device.type, torch.bfloat16):
-            return _kernel()(*inputs)
-
+    attend = torch.autocast(options.device.type, torch.bfloat16)(_kernel)
     yield compare("inside autocast", attend, q, k, v, blocks)
 
 
@@ -227,10 +187,9 @@ def _compiled(options: Options) -> Iterator[Result]:
     if options.device.type != "cuda":
         raise Lacking("a GPU: a compiled model takes the kernel as one operation there only")
     q, k, v, blocks = _example(options)
-    _kernel()(q, k, v, blocks)  # as after a run's first step
-    model = torch.compile(
-        lambda q, k, v: modulated.joint_attention(q, k, v, blocks), backend="aot_eager", fullgraph=True
-    )
+    _kernel(q, k, v, blocks)  # as after a run's first step
+    compiled = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    model = compiled(lambda q, k, v: modulated.joint_attention(q, k, v, blocks))
     with torch.no_grad():
         yield compare("in a compiled model", lambda q, k, v, blocks: model(q, k, v), q, k, v, blocks)
 

@@ -17,7 +17,6 @@ from ...core.embedded import embedded
 from ...perception.captioner import Captioner
 
 T = TypeVar("T", bound=nn.Module)
-"""Read here, as `demo.models` needs diffusers, which not all parts do."""
 TEXT = {"opt-2.7b": (2560, 32, 32), "opt-125m": (768, 12, 12)}
 """Width, layers and heads of language models."""
 
@@ -30,23 +29,19 @@ def captioner(device: torch.device, dtype: torch.dtype, quick: bool = False, tex
         return Captioner.load(folder, device, dtype)
     words, images = from_folder(AutoTokenizer, folder), from_folder(AutoImageProcessor, folder)
     images.size = {"height": 224, "width": 224}
-    width, layers, heads = TEXT[text]
-    language = OPTConfig(
-        vocab_size=50304,
-        hidden_size=width,
-        word_embed_proj_dim=width,
-        ffn_dim=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
-    config = Blip2Config(text_config=language.to_dict(), image_token_index=50265)
+    config = blip2_config(*TEXT[text], bos=words.bos_token_id, eos=words.eos_token_id, pad=words.pad_token_id)
     model = random(Blip2ForConditionalGeneration, device, dtype, config)
     model.qformer.float()  # as transformers reads it
     model.query_tokens.data = model.query_tokens.data.float()
     return Captioner(model, words, images)
+
+
+def blip2_config(width: int, layers: int, heads: int, *, bos: int, eos: int, pad: int) -> Blip2Config:
+    """BLIP-2 with an OPT of these sizes and tokens."""
+    sizes = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": 4 * width, "num_hidden_layers": layers}
+    tokens = {"vocab_size": 50304, "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+    language = OPTConfig(num_attention_heads=heads, **sizes, **tokens)
+    return Blip2Config(text_config=language.to_dict(), image_token_index=50265)
 
 
 def random(kind: type[T], device: torch.device, dtype: torch.dtype, *args: Any, **options: Any) -> T:

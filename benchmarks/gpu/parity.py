@@ -7,23 +7,23 @@ second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...attention.equation.settings import ModulationSettings
 from ...core.embedded import embedded
+from ...core.precision import DTYPES
 from ...core.regions import RegionSet
 from ...sampling.sampler import DiffusersSampler
 from ...sampling.settings import SamplingSettings
-from ..diffusers_unet import replace_attention, two_regions
+from ..attention import PROMPT, two_regions
+from ..diffusers_unet import replace_attention
 from . import diffusion, kernel
-from .options import NAMES, Case, Options
-from .results import Result, parity
+from .kernel import NAMES, lost
+from .results import Case, Options, Result, parity
 
 LIMIT = 3.0
 SMALLEST = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -34,20 +34,17 @@ STRONG = ModulationSettings(power=0.0, end=1.0)
 """All steps modulated, by the paper's strengths."""
 
 
-def cases(options: Options) -> dict[str, Case]:
-    """The demo model in each precision, then the true architectures."""
-    precisions = [torch.float32] if options.quick else NAMES  # half precision takes long on a CPU
-    demo: dict[str, Case] = {f"demo model, {NAMES[d]}": partial(_demo, options, d) for d in precisions}
-    large: dict[str, Case] = {
-        f"{name}, {NAMES[dtype]}": partial(_random, options, name, dtype)
-        for name, dtype in (
-            ("SD1.5", torch.float16),
-            ("SDXL", torch.bfloat16),
-            ("SD1.5", torch.float32),
-            ("SDXL", torch.float16),
-        )[: 2 if options.quick else None]
-    }
-    return demo | large
+def cases(options: Options) -> Mapping[str, Case]:
+    """The demo model in each precision, then the true architectures.
+
+    TensorFloat-32 is off in this process: it would take from float32 what is asked of it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    small, large = list(DTYPES), [("SD1.5", "fp16"), ("SDXL", "bf16"), ("SD1.5", "fp32"), ("SDXL", "fp16")]
+    if options.quick:  # half precision takes long on a CPU
+        small, large = small[:1], large[:2]
+    demo = {f"demo model, {name}": partial(_demo, options, DTYPES[name]) for name in small}
+    return demo | {f"{model}, {name}": partial(_random, options, model, DTYPES[name]) for model, name in large}
 
 
 def _demo(options: Options, dtype: torch.dtype) -> Iterator[Result]:
@@ -63,27 +60,17 @@ def _random(options: Options, name: str, dtype: torch.dtype) -> Iterator[Result]
 
 
 def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> Iterator[Result]:
-    """Ours beside the obvious implementation, latents of side².
-
-    TensorFloat-32 is off meanwhile: it would take from float32 what is asked of it.
-    """
-    dtype, regions = sampler.unet.dtype, two_regions(diffusion.PROMPT)
+    """Ours beside the obvious implementation, latents of side²."""
+    dtype, regions = sampler.unet.dtype, two_regions()
     draw = partial(latents, options=options, side=side)
-    with _whole_float32():
-        ours, obvious = (draw(way, [regions]) for way in (sampler, replace_attention(sampler, "obvious")))
-        plain, exact = draw(sampler, [None]), draw(replace_attention(sampler, "exact"), [None])
-    error, rounding, effect = difference(ours, obvious), difference(plain, exact), difference(plain, obvious)
+    ours, obvious = draw(sampler, [regions]), draw(replace_attention(sampler, "obvious"), [regions])
+    plain, exact = draw(sampler, [None]), draw(replace_attention(sampler, "exact"), [None])
+    error, rounding, effect = lost(ours, obvious), lost(plain, exact), lost(plain, obvious)
     limit = max(LIMIT * rounding, SMALLEST[dtype])
     fields = {"way": "ours", "dtype": NAMES[dtype]}
-    yield parity(
-        case,
-        error,
-        limit,
-        quantity="difference of latents",
-        ratio=error / rounding if rounding else None,
-        detail=f"plain attention's own {rounding:.2g}; modulation changes {effect:.2g}",
-        **fields,
-    )
+    detail = f"plain attention's own {rounding:.2g}; modulation changes {effect:.2g}"
+    ratio = error / rounding if rounding else None
+    yield parity(case, error, limit, quantity="difference of latents", ratio=ratio, detail=detail, **fields)
     shown = SHOWN * max(error, SMALLEST[dtype] / 10) / max(effect, 1e-9)
     yield parity(f"{case}, is it modulated", shown, 1, quantity=f"{SHOWN} x that difference, over the change", **fields)
     if options.device.type == "cuda":
@@ -94,17 +81,16 @@ def same(case: str, sampler: DiffusersSampler, options: Options, side: int) -> I
 def left_alone(case: str, sampler: DiffusersSampler, options: Options, side: int) -> Iterator[Result]:
     """Without strength, sampling is plain sampling to the last bit; so is an image without regions, but for what a
     GPU rounds otherwise in a batch of another size."""
-    regions, dtype = two_regions(diffusion.PROMPT), sampler.unet.dtype
+    regions, dtype = two_regions(), sampler.unet.dtype
     draw = partial(latents, options=options, side=side)
     off = ModulationSettings(cross_strength=0.0, self_strength=0.0)
-    with _whole_float32():
-        plain, exact = draw(sampler, [None, None]), draw(replace_attention(sampler, "exact"), [None, None])
-        without = draw(sampler, [regions, regions], modulation=off)
-        beside = draw(sampler, [None, regions])[:1]
+    plain, exact = draw(sampler, [None, None]), draw(replace_attention(sampler, "exact"), [None, None])
+    without = draw(sampler, [regions, regions], modulation=off)
+    beside = draw(sampler, [None, regions])[:1]
     fields = {"way": "ours", "quantity": "difference of latents", "dtype": NAMES[dtype]}
-    yield parity(f"{case}, strength 0", difference(without, plain), 0, detail="bit for bit", **fields)
-    limit = max(difference(plain, exact), SMALLEST[dtype])
-    yield parity(f"{case}, left alone beside another", difference(beside, plain[:1]), limit, **fields)
+    yield parity(f"{case}, strength 0", lost(without, plain), 0, detail="bit for bit", **fields)
+    limit = max(lost(plain, exact), SMALLEST[dtype])
+    yield parity(f"{case}, left alone beside another", lost(beside, plain[:1]), limit, **fields)
 
 
 def latents(
@@ -116,27 +102,6 @@ def latents(
     modulation: ModulationSettings | None = None,
 ) -> Tensor:
     """[images, 4, side, side], float32, of the same noise whatever the way; by default modulated as STRONG says."""
-    count = len(sets)
-    noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0))
-    settings = SamplingSettings(steps=2 if options.quick else 4, cfg=3.0)
-    prompts = [diffusion.PROMPT] * count
+    noise = torch.randn(len(sets), 4, side, side, generator=torch.Generator().manual_seed(0))
+    settings, prompts = SamplingSettings(steps=2 if options.quick else 4, cfg=3.0), [PROMPT] * len(sets)
     return sampler.sample_latents(prompts, noise, settings, region_sets=sets, modulation=modulation or STRONG).float()
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """The root mean square of the difference over that of the other."""
-    return ((one - other).square().mean() / other.square().mean()).sqrt().item()
-
-
-@contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Products and convolutions of float32 in float32."""
-    kinds: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [kind.allow_tf32 for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.allow_tf32 = False
-        yield
-    finally:
-        for kind, allowed in zip(kinds, before, strict=True):
-            kind.allow_tf32 = allowed

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from .results import ERROR, FAIL, MEASURED, PASS, SKIPPED, Result, digits
+from .results import BAD, ERROR, FAIL, MEASURED, PASS, SKIPPED, Result, digits
 
 REFERENCES = ("plain", "batch of 1")
 """The way that the others of a table are divided by."""
 
 
 def with_ratio(result: Result, others: Iterable[Result]) -> Result:
-    """The result over that of the reference, where there is one of the same case and quantity."""
-    if result.status != MEASURED or result.ratio is not None or result.way in REFERENCES:
+    """The result over that of the reference, where there is one of the same case and quantity in any precision."""
+    if result.status != MEASURED or result.way in REFERENCES or result.value is None:
         return result
+    place = result.part, result.case, result.quantity
     for other in others:
-        if other.way in REFERENCES and _place(other) == _place(result) and other.value and result.value is not None:
-            return result.but(ratio=result.value / other.value)
+        if other.way in REFERENCES and (other.part, other.case, other.quantity) == place and other.value:
+            return replace(result, ratio=result.value / other.value)
     return result
 
 
@@ -24,7 +26,9 @@ def report(environment: Mapping[str, str], titles: Mapping[str, str], results: S
     """The whole file, as Markdown."""
     lines = [f"# What was seen on {environment['device']}", ""]
     lines += [f"- {name}: {value}" for name, value in environment.items()]
-    lines += ["", *_summary(results)]
+    lines += ["", f"**{summary(results)}**"]
+    if bad := [f"- {result.line()}" for result in results if result.status in BAD]:
+        lines += ["", *bad]
     for part, title in titles.items():
         of_part = [result for result in results if result.part == part]
         lines += ["", f"## {title}", ""]
@@ -34,32 +38,20 @@ def report(environment: Mapping[str, str], titles: Mapping[str, str], results: S
 
 def summary(results: Sequence[Result]) -> str:
     """One sentence."""
-    count = {status: sum(result.status == status for result in results) for status in (PASS, FAIL, ERROR, SKIPPED)}
-    return (
-        f"{count[PASS]} parities hold, {count[FAIL]} do not; {count[ERROR]} cases went wrong, "
-        f"{count[SKIPPED]} were skipped."
+    passed, failed, wrong, skipped = (
+        sum(result.status == status for result in results) for status in (PASS, FAIL, ERROR, SKIPPED)
     )
-
-
-def _summary(results: Sequence[Result]) -> list[str]:
-    bad = [result for result in results if result.status in (FAIL, ERROR)]
-    return [f"**{summary(results)}**", *([""] if bad else []), *(f"- {result.line()}" for result in bad)]
+    return f"{passed} parities hold, {failed} do not; {wrong} cases went wrong, {skipped} were skipped."
 
 
 def _parities(results: Sequence[Result]) -> list[str]:
-    rows = [
-        [
-            r.status if r.status == PASS else f"**{r.status}**",
-            r.case,
-            r.dtype,
-            f"{r.quantity} {digits(r.value)}",
-            digits(r.limit),
-            "" if r.ratio is None else f"{r.ratio:.2f} ×",
-            r.detail,
-        ]
-        for r in results
-        if r.status in (PASS, FAIL)
-    ]
+    rows = []
+    for r in results:
+        if r.status in (PASS, FAIL):
+            status = r.status if r.status == PASS else f"**{r.status}**"
+            ratio = "" if r.ratio is None else f"{r.ratio:.2f} ×"
+            value = f"{r.quantity} {digits(r.value)}"
+            rows.append([status, r.case, r.dtype, value, digits(r.limit), ratio, r.detail])
     return _table(["", "case", "precision", "found", "at most", "of plain attention's own", ""], rows)
 
 
@@ -92,8 +84,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return []
     lines = [head, ["---"] * len(head), *rows]
     return [*(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines), ""]
-
-
-def _place(result: Result) -> tuple[str, str, str]:
-    """Of what a result and its reference are of; a loop in another precision is compared with the one that there is."""
-    return result.part, result.case, result.quantity

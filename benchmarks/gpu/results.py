@@ -1,14 +1,26 @@
-"""What a case of `make gpu` found, and the errors that mean that a machine lacks something."""
+"""What the parts of `make gpu` run on, what a case found, and the error that means that a machine lacks something."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch  # `suite.py` also runs where there is none
 
 PASS, FAIL, MEASURED, SKIPPED, ERROR = "pass", "fail", "measured", "skipped", "error"
 BAD = (FAIL, ERROR)
 """A result of this status makes the command's exit status 1."""
+
+
+class Options(NamedTuple):
+    """What a part runs on, and at which size."""
+
+    device: torch.device
+    quick: bool = False
+    """Miniature shapes, a few seconds on a CPU: shows that a part runs, and measures nothing."""
 
 
 class Lacking(Exception):
@@ -28,7 +40,7 @@ class Result:
     value: float | None = None
     unit: str = ""
     limit: float | None = None
-    """Of a parity: the largest value with which it holds."""
+    """The largest value with which a parity holds."""
     ratio: float | None = None
     """The value over that of plain attention or of the published loop, or an error over plain attention's own."""
     status: str = MEASURED
@@ -38,22 +50,17 @@ class Result:
     device: str = ""
     torch: str = ""
 
-    def but(self, **changes: Any) -> Result:
-        """The same with some fields changed."""
-        return replace(self, **changes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
-
     def line(self) -> str:
-        """All that matters of it in one line of a terminal."""
+        """The result in one line of a terminal."""
         name = " ".join(x for x in (self.case, self.dtype) if x)
-        value = f"{digits(self.value)} {self.unit}".strip() if self.value is not None else ""
+        value = f"{digits(self.value)} {self.unit}".strip()
         limit = "" if self.limit is None else f"(at most {self.limit:.2g})"
         ratio = "" if self.ratio is None else f"= {self.ratio:.3g} x"
         parts = (self.way, self.quantity, value, limit, ratio, self.detail and f"({self.detail})")
         return f"[{self.status}] {name}: {' '.join(x for x in parts if x)}"
+
+
+Case = Callable[[], Iterable[Result]]
 
 
 def parity(case: str, error: float, limit: float, **fields: Any) -> Result:

@@ -31,6 +31,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +44,7 @@ from . import report
 from .results import BAD, Result
 from .supervisor import supervise
 
-MINUTES = 8.5
 NO_GPU = 2
-OUT = Path("out/gpu")
 
 
 class Part(NamedTuple):
@@ -70,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of the parts")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for all of it ({MINUTES})")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"the folder of the results ({OUT})")
+    parser.add_argument("--minutes", type=float, default=8.5, help="for all of it (8.5)")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="the folder of the results (out/gpu)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …; with --quick also cpu")
     parser.add_argument("--quick", action="store_true", help="miniature shapes: only shows that the parts run")
     args = parser.parse_args(arguments)
@@ -112,27 +114,24 @@ def environment(device: str, quick: bool) -> dict[str, str]:
     """The card and the versions that the numbers are of."""
     import torch
 
+    miniatures = ", miniatures: these numbers mean nothing" if quick else ""
     if device == "cpu":
-        name = f"a CPU ({platform.machine()}), miniatures: these numbers mean nothing"
-        found = {"device": name}
+        found = {"device": f"a CPU ({platform.machine()}){miniatures}"}
     else:
         card = torch.cuda.get_device_properties(device)
         found = {
-            "device": card.name + (", miniatures: these numbers mean nothing" if quick else ""),
+            "device": card.name + miniatures,
             "compute capability": f"{card.major}.{card.minor}",
             "memory": f"{card.total_memory / 1e9:.0f} GB",
             "multiprocessors": str(card.multi_processor_count),
             "CUDA": str(torch.version.cuda or torch.version.hip),
         }
     found |= {"Python": platform.python_version(), "torch": torch.__version__}
-    return found | {name: _version(name) for name in ("triton", "diffusers", "transformers", "accelerate", "peft")}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    for name in ("triton", "diffusers", "transformers", "accelerate", "peft"):
+        found[name] = next(
+            (package.version for package in importlib.metadata.distributions(name=name)), "not installed"
+        )
+    return found
 
 
 class Sink:
@@ -147,11 +146,11 @@ class Sink:
 
     def take(self, part: str, result: Result) -> None:
         with self.lock:
-            result = result.but(part=part, device=self.environment["device"], torch=self.environment["torch"])
+            result = replace(result, part=part, device=self.environment["device"], torch=self.environment["torch"])
             result = report.with_ratio(result, self.results)
             self.results.append(result)
             print(result.line(), flush=True)
-            kept = [one.as_dict() for one in self.results if one.part == part]
+            kept = [asdict(one) for one in self.results if one.part == part]
             write_whole(self.folder / f"{part}.json", json.dumps(kept, indent=1) + "\n")
             titles = {name: part.title for name, part in PARTS.items()}
             write_whole(self.folder / "report.md", report.report(self.environment, titles, self.results))
@@ -166,22 +165,12 @@ def run(args: argparse.Namespace, sink: Sink) -> None:
         left = sum(PARTS[other].share for other in args.only[place:])
         end = time.monotonic() + (last - time.monotonic()) * part.share / left
         workers = 1 if args.quick else min(part.workers, max(1, (os.cpu_count() or 1) // 2))
-        threads = [
-            threading.Thread(
-                target=supervise,
-                args=(
-                    [*worker(name, args.device, args.quick), "--shard", str(shard), str(workers)],
-                    end,
-                    part.case_seconds,
-                    lambda result, name=name: sink.take(name, result),
-                ),
-            )
-            for shard in range(workers)
+        commands = [
+            [*worker(name, args.device, args.quick), "--shard", str(shard), str(workers)] for shard in range(workers)
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        take = partial(sink.take, name)
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(supervise, commands, repeat(end), repeat(part.case_seconds), repeat(take)))
 
 
 def worker(part: str, device: str, quick: bool) -> list[str]:

@@ -18,16 +18,15 @@ from accelerate.state import AcceleratorState, GradientState
 
 from ...core.embedded import embedded
 from ...core.precision import DTYPES
-from ...perception.captioner import Captioner
 from ...perception.text_encoder import TextEncoder
 from ...rewards.caption import CaptionReward
 from ...training.loop.models import RunModels, make_trainable
 from ...training.settings.refl import ReflConfig
 from ..refl import EQUAL, measure, our_loop
 from . import diffusion, models
-from .options import Case, Options
-from .results import Lacking, Result, parity
+from .results import Case, Lacking, Options, Result, parity
 
+_captioner = lru_cache(maxsize=1)(models.captioner)
 LORA: dict[str, Any] = {"train": "lora"}
 LEAN: dict[str, Any] = LORA | {"gradient_checkpointing": True}
 WAYS: dict[str, dict[str, Any]] = {
@@ -52,7 +51,7 @@ def _way(options: Options, way: str) -> Iterator[Result]:
     config, size = config_of(options, way), 64 if options.quick else 512
     try:
         random.seed(0)  # the steps at which the gradient enters, on which the time depends
-        seen = measure(way, config, 1 if options.quick else 3, load_run_models(config, options))
+        seen = measure(way, config, 1 if options.quick else 3, partial(load_run_models, quick=options.quick))
         total = torch.cuda.max_memory_allocated() if options.device.type == "cuda" else None
     finally:
         reset()
@@ -70,7 +69,7 @@ def _loss_scale(options: Options) -> Iterator[Result]:
     scales: list[float] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            step = our_loop(config.replace(output=folder), load_run_models(config, options))
+            step = our_loop(config.replace(output=folder), partial(load_run_models, quick=options.quick))
             first = [weight.detach().clone() for weight in step().models.weights]
             for _ in range(2 if options.quick else 12):
                 run = step()
@@ -86,11 +85,7 @@ def _loss_scale(options: Options) -> Iterator[Result]:
 
 
 def config_of(options: Options, way: str) -> ReflConfig:
-    """ImageReward's settings with what the way changes.
-
-    Raises:
-        Lacking: this machine has not what it takes.
-    """
+    """ImageReward's settings with what the way changes; `Lacking` where this machine has not what it takes."""
     precision, batch = ("fp32", 2) if options.quick else ("bf16", 4)
     base: dict[str, Any] = {"model": "demo", "captioner": "demo", "text_encoder": "demo", "prompts": "demo"}
     base |= {"precision": precision, "batch_size": batch, **EQUAL}
@@ -103,22 +98,17 @@ def config_of(options: Options, way: str) -> ReflConfig:
     return config
 
 
-def load_run_models(config: ReflConfig, options: Options) -> RunModels:
+def load_run_models(config: ReflConfig, device: torch.device, quick: bool) -> RunModels:
     """New models of a run, but for the captioner, which no run changes."""
-    sampler = diffusion.sampler("SD1.5", options.device, DTYPES[config.model.precision], options.quick)
-    captioner = _captioner(options, DTYPES[config.model.precision])
-    place = torch.device("cpu") if config.model.offload_captioner else options.device
+    dtype = DTYPES[config.model.precision]
+    sampler, captioner = diffusion.sampler("SD1.5", device, dtype, quick), _captioner(device, dtype, quick)
+    place = torch.device("cpu") if config.model.offload_captioner else device
     captioner.model.to(place)
     reward = CaptionReward(captioner, TextEncoder.load(embedded("text_encoder"), place))
     for network in reward.networks():
         network.requires_grad_(False)
     weights = make_trainable(sampler.unet, config)
-    return RunModels(sampler, {"caption": reward}, config.reward.terms, weights, options.device)
-
-
-@lru_cache(maxsize=1)
-def _captioner(options: Options, dtype: torch.dtype) -> Captioner:
-    return models.captioner(options.device, dtype, options.quick)
+    return RunModels(sampler, {"caption": reward}, config.reward.terms, weights, device)
 
 
 def reset() -> None:

@@ -1,7 +1,7 @@
-"""Runs the cases of one part of `make gpu` in a process of its own, and tells of each in lines of JSON.
+"""Runs the cases of one part of `make gpu` in a process of its own.
 
-Started by `suite.py`, which reads the lines that begin with a mark: first the names of all cases, then of each case its
-beginning and its results.
+It reports to `suite.py` in lines of JSON behind a mark: the names of all cases, then each case's beginning, results and
+end.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from .options import Case, Options
-from .results import ERROR, SKIPPED, Lacking, Result
+from .results import ERROR, SKIPPED, Case, Lacking, Options, Result
 from .supervisor import MARK
 
 BROKEN = 3
 """The exit status when the device computes nothing any more, as after an illegal access; a new process can go on."""
-Tell = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
@@ -42,19 +41,19 @@ def main() -> None:
     parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), help="this one, of so many that share the cases")
     parser.add_argument("--done", nargs="*", default=[], help="cases to leave out")
     args = parser.parse_args()
-    began = time.monotonic()
+    end = time.monotonic() + args.seconds
     device = torch.device(args.device)
     if device.index is not None:
         torch.cuda.set_device(device)
     try:
         part = importlib.import_module(f".{args.part}", __package__)
-        shard, shards = args.shard
-        chosen = dict(list(part.cases(Options(device, args.quick)).items())[shard::shards])
     except ModuleNotFoundError as error:
-        tell({"result": lacking("everything", f"the package {error.name}").as_dict()})
+        tell({"result": asdict(failure("everything", error))})
         return
-    tell({"cases": list(chosen)})
-    run({name: case for name, case in chosen.items() if name not in args.done}, tell, began + args.seconds, device)
+    shard, shards = args.shard
+    cases = dict(list(part.cases(Options(device, args.quick)).items())[shard::shards])
+    tell({"cases": list(cases)})
+    run({name: case for name, case in cases.items() if name not in args.done}, tell, end, device)
 
 
 def tell(message: dict[str, Any]) -> None:
@@ -62,49 +61,39 @@ def tell(message: dict[str, Any]) -> None:
     print(f"{MARK}{json.dumps(message)}", flush=True)
 
 
-def run(cases: Mapping[str, Case], tell: Tell, end: float, device: torch.device) -> None:
+def run(cases: Mapping[str, Case], tell: Callable[[dict[str, Any]], None], end: float, device: torch.device) -> None:
     """Each case until `end`, by `time.monotonic`; what one raises does not stop the others."""
     for name, case in cases.items():
         if time.monotonic() > end:
-            tell({"result": Result(case=name, status=SKIPPED, detail="no time was left").as_dict()})
+            tell({"result": asdict(Result(case=name, status=SKIPPED, detail="no time was left"))})
             continue
         tell({"begin": name})
         try:
             for result in case():
-                tell({"result": result.as_dict()})
+                tell({"result": asdict(result)})
         except Exception as error:  # whatever it is, the next case may go well
-            tell({"result": failure(name, error).as_dict()})
+            tell({"result": asdict(failure(name, error))})
         tell({"end": name})
-        _clear(device)
+        if device.type == "cuda":
+            gc.collect()
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except RuntimeError:
+                os._exit(BROKEN)
 
 
 def failure(name: str, error: Exception) -> Result:
     """What an exception says of a case: it was skipped, where the machine lacks something, or went wrong."""
-    if isinstance(error, Lacking):
-        return lacking(name, str(error))
     if isinstance(error, ModuleNotFoundError):
-        return lacking(name, f"the package {error.name}")
+        error = Lacking(f"the package {error.name}")
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return lacking(name, "memory on the GPU")
+        error = Lacking("memory on the GPU")
+    if isinstance(error, Lacking):
+        return Result(case=name, status=SKIPPED, detail=f"needs {error}")
     traceback.print_exception(error)
     why = (str(error).strip().splitlines() or [""])[0][:300]
     return Result(case=name, status=ERROR, detail=f"{type(error).__name__}: {why}")
-
-
-def lacking(name: str, what: str) -> Result:
-    return Result(case=name, status=SKIPPED, detail=f"needs {what}")
-
-
-def _clear(device: torch.device) -> None:
-    """Give memory back; ends the process where the device is broken."""
-    if device.type != "cuda":
-        return
-    gc.collect()
-    try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        os._exit(BROKEN)
 
 
 if __name__ == "__main__":

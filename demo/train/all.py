@@ -14,18 +14,17 @@ if not __package__:
     __package__ = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "standalone.py"))["package_of"](__file__)
 
 import argparse
+import importlib
 import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
-from . import captioner, clip, data, grounding, matching, segmenter, tagger, text_to_image, text_tower, vae
-from .vocabulary import bert_tokenizer, clip_tokenizer, word_tokenizer
+from . import data, vae
 
-SCENES, SEGMENTER_SCENES, RECONSTRUCTIONS = 40_000, 8_000, 8_000
+SCENES = 40_000
 MODELS = ("vae", "text_to_image", "captioner", "text_tower", "tagger", "grounding", "segmenter", "clip", "matching")
 LAST = ("clip", "matching")
 """Models that start from the captioner's ViT; `matching` completes the model of `text_tower`."""
@@ -38,37 +37,12 @@ def train_one(name: str, out: Path, device: str, steps: int | None, count: int) 
     tower.
     """
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // (1 if name == "vae" else len(MODELS))))
-    module = globals()[name]
-    recipe = replace(module.RECIPE, steps=steps) if steps else module.RECIPE
-    if name == "segmenter":
-        scenes = data.draw_scenes(min(count, SEGMENTER_SCENES), seed=2, masks=True)
-        segmenter.train(scenes, out / "sam", device, recipe)
-        return
-    scenes = load_scenes(out, count)
-    diffusion = out / "stable_diffusion"
-    if name == "vae":
-        vae.train(scenes, diffusion / "vae", device, recipe)
-        return
-    codec = vae.AutoencoderKL.from_pretrained(diffusion / "vae").to(device).eval()
-    if name == "text_to_image":
-        tokenizer = clip_tokenizer(diffusion / "tokenizer")
-        confusion = replace(module.CONFUSION, steps=steps) if steps else module.CONFUSION
-        text_to_image.train(scenes, codec, tokenizer, diffusion, device, recipe, confusion)
-        return
-    scenes = vae.with_reconstructions(codec, scenes, min(count, RECONSTRUCTIONS), device)
-    if name == "captioner":
-        captioner.train(scenes, word_tokenizer(out / "blip2_captioner"), out / "blip2_captioner", device, recipe)
-    elif name == "text_tower":
-        text_tower.train(scenes, bert_tokenizer(out / "blip2_itm"), out / "blip2_itm", device, recipe)
-    elif name == "clip":
-        clip.train(scenes, clip_tokenizer(out / "clip"), out / "blip2_captioner", out / "clip", device, recipe)
-    elif name == "matching":
-        tokenizer = AutoTokenizer.from_pretrained(out / "blip2_itm")
-        matching.train(scenes, tokenizer, out / "blip2_captioner", out / "blip2_itm", device, recipe)
-    elif name == "grounding":
-        grounding.train(scenes, bert_tokenizer(out / "grounding_dino"), out / "grounding_dino", device, recipe)
-    else:
-        tagger.train(scenes, out / "ram", device, recipe)
+    module = importlib.import_module(f".{name}", __package__)
+    masked = name == "segmenter"
+    scenes = data.draw_scenes(min(count, 8_000), seed=2, masks=True) if masked else load_scenes(out, count)
+    if name not in ("vae", "text_to_image", "segmenter"):
+        scenes = vae.with_reconstructions(out, scenes, min(count, 8_000), device)
+    module.train(scenes, out, device, replace(module.RECIPE, steps=steps) if steps else module.RECIPE)
 
 
 def load_scenes(out: Path, count: int) -> data.Scenes:

@@ -7,6 +7,7 @@ are learnt at once and shapes never; so each patch of the ViT also predicts the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,9 @@ from transformers import (
 )
 
 from .. import world
-from .data import Scenes, roughen
-from .fit import Recipe, fit
-from .patches import PATCH, PatchLabels
+from .data import PATCH, PatchLabels, Scenes, roughen
+from .fit import Recipe, fit, save
+from .vocabulary import word_tokenizer
 
 RECIPE = Recipe(steps=4000, batch=64, lr=1e-3)
 WIDTH, QUERIES = 64, 8
@@ -40,15 +41,6 @@ VISION = Blip2VisionConfig(
 
 def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
     """A small BLIP-2 with random weights."""
-    qformer = Blip2QFormerConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        encoder_hidden_size=VISION.hidden_size,
-        cross_attention_frequency=1,
-        vocab_size=len(tokenizer),
-    )
     text = OPTConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -64,7 +56,7 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
     )
     config = Blip2Config(
         vision_config=VISION.to_dict(),
-        qformer_config=qformer.to_dict(),
+        qformer_config=qformer(WIDTH, 2, len(tokenizer)).to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -72,21 +64,23 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForConditionalGeneration:
     return Blip2ForConditionalGeneration(config)
 
 
-def canonical_caption(things: tuple[world.Thing, ...]) -> str:
-    """The caption to learn: the things from left to right."""
-    return world.caption([t.pair for t in sorted(things, key=lambda t: t.x)])
+def qformer(width: int, depth: int, words: int, **options: Any) -> Blip2QFormerConfig:
+    """A Q-Former that reads the ViT, with as many heads as layers."""
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "vocab_size": words}
+    layers = {"num_hidden_layers": depth, "num_attention_heads": depth, "cross_attention_frequency": 1}
+    return Blip2QFormerConfig(encoder_hidden_size=VISION.hidden_size, **sizes, **layers, **options)
 
 
-def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, device: str, recipe: Recipe = RECIPE):
-    """Caption loss and patch labels. Saves model, tokenizer and image processor to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Caption loss and patch labels. Saves to `out/blip2_captioner`."""
+    folder = out / "blip2_captioner"
+    tokenizer = word_tokenizer(folder)
     torch.manual_seed(recipe.seed)
     model = build(tokenizer).to(device).train()
     patches = PatchLabels(scenes, device, VISION.hidden_size)
-    ids, targets = _caption_ids(scenes, tokenizer, model.config.image_token_index)
-    ids, targets = ids.to(device), targets.to(device)
+    ids, targets = (x.to(device) for x in _caption_ids(scenes, tokenizer, model.config.image_token_index))
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         x = roughen(scenes.pixels(index, device))
         words = ids[index.to(device)]
         out = model(pixel_values=x, input_ids=words, attention_mask=(words != tokenizer.pad_token_id).long())
@@ -94,11 +88,8 @@ def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, devi
         caption_loss = F.cross_entropy(logits.flatten(0, 1), targets[index.to(device), 1:].flatten(), ignore_index=-100)
         return caption_loss + patches.loss(out.vision_outputs.last_hidden_state, index)
 
-    fit(recipe, [model, patches.head], loss_of, "captioner")
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return model
+    fit(recipe, [model, patches.head], scenes, loss_of, "captioner")
+    save(folder, model, tokenizer, image_processor())
 
 
 def image_processor() -> BlipImageProcessor:
@@ -109,8 +100,8 @@ def image_processor() -> BlipImageProcessor:
 
 def _caption_ids(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, image_token: int) -> tuple[Tensor, Tensor]:
     """Input ids [N, QUERIES + L] (image places, then `</s> caption </s>`) and targets [N, L] (-100 at padding)."""
-    texts = [f"</s> {canonical_caption(things)} </s>" for things in scenes.things]
+    captions = (world.caption([t.pair for t in sorted(things, key=lambda t: t.x)]) for things in scenes.things)
+    texts = [f"</s> {caption} </s>" for caption in captions]
     encoded = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
-    words = encoded.input_ids
-    targets = words.masked_fill(encoded.attention_mask == 0, -100)
+    words, targets = encoded.input_ids, encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
     return torch.cat([torch.full((len(words), QUERIES), image_token), words], dim=1), targets

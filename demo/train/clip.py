@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from transformers import (
 
 from ..world import COLORS, SHAPES, SIZE, parse
 from .captioner import VISION
-from .data import Scenes, roughen
-from .fit import Recipe, fit
-from .patches import PatchLabels
+from .data import PatchLabels, Scenes, roughen
+from .fit import Recipe, fit, save
 from .text_to_image import text_config
 from .text_tower import draw_captions
+from .vocabulary import clip_tokenizer
 
 RECIPE = Recipe(steps=1200, batch=64, lr=1e-3, bf16=False)
 MAX_LOGIT_SCALE = math.log(100)
@@ -76,44 +77,37 @@ def start_from(blip: Blip2VisionModel, vision: Any, pixels: Tensor) -> None:
     vision.post_layernorm.load_state_dict(blip.post_layernorm.state_dict())
 
 
-def train(
-    scenes: Scenes, tokenizer: CLIPTokenizer, captioner: Path, folder: Path, device: str, recipe: Recipe = RECIPE
-) -> CLIPModel:
-    """Contrastive loss with hard negatives, starting from the ViT in the folder `captioner`. Saves to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Contrastive loss with hard negatives, starting from the captioner's ViT. Saves to `out/clip`."""
+    tokenizer = clip_tokenizer(out / "clip")
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build(tokenizer)
-    vit = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
+    vit = Blip2ForConditionalGeneration.from_pretrained(out / "blip2_captioner").float().vision_model
     start_from(vit, model.vision_model, scenes.pixels(torch.arange(250), "cpu"))
     model.to(device).train()
     patches = PatchLabels(scenes, device, VISION.hidden_size)
     pair_head = nn.Linear(model.config.projection_dim, len(PAIRS)).to(device)
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         right, _, wrong = draw_captions([scenes.things[i] for i in index.tolist()], rng)
         vision = model.vision_model(roughen(scenes.pixels(index, device)))
         words = tokenizer(right + wrong, padding=True, return_tensors="pt").to(device)
         image = model.visual_projection(vision.pooler_output).float()
         text = model.text_projection(model.text_model(**words).pooler_output).float()
-        truth = pair_labels(right + wrong).to(device)
-        pairs = _pair_loss(pair_head(image), truth[:batch]) + _pair_loss(pair_head(text), truth)
+        truth, batch = pair_labels(right + wrong).to(device), len(index)
+        pair_loss = partial(F.binary_cross_entropy_with_logits, reduction="sum")  # over the pairs: an image has few
+        pairs = pair_loss(pair_head(image).float(), truth[:batch]) / batch
+        pairs = pairs + pair_loss(pair_head(text).float(), truth) / len(truth)
         scale = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         contrast = _contrast(scale, image, text[:batch], text[batch:], truth[:batch])
         return contrast + pairs + patches.loss(vision.last_hidden_state, index)
 
-    fit(recipe, [model, patches.head, pair_head], loss_of, "clip")
-    model.eval().save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return model
-
-
-def image_processor() -> CLIPImageProcessor:
-    """64 x 64, [-1, 1]."""
-    half = [0.5, 0.5, 0.5]
-    square = {"height": SIZE, "width": SIZE}
-    return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square, image_mean=half, image_std=half)
+    fit(recipe, [model, patches.head, pair_head], scenes, loss_of, "clip")
+    half, square = [0.5, 0.5, 0.5], {"height": SIZE, "width": SIZE}
+    images = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square, image_mean=half, image_std=half)
+    save(out / "clip", model, images)
 
 
 def pair_labels(captions: list[str]) -> Tensor:
@@ -122,11 +116,6 @@ def pair_labels(captions: list[str]) -> Tensor:
     for row, text in zip(labels, captions, strict=True):
         row[[PAIRS[pair] for pair in parse(text)]] = 1
     return labels
-
-
-def _pair_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of the pairs [N, 42], summed over the pairs, since an image has few."""
-    return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="sum") / len(truth)
 
 
 def _contrast(scale: Tensor, image: Tensor, right: Tensor, wrong: Tensor, truth: Tensor) -> Tensor:

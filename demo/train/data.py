@@ -1,4 +1,4 @@
-"""Training scenes, rendered in parallel and held as tensors."""
+"""Training scenes, rendered in parallel and held as tensors, and what image encoders learn of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import world
 
 _CHUNK = 500
+PATCH = 8
+"""Pixels per side of an image encoder's patch."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,19 @@ def draw_scenes(
     count: int, seed: int, *, masks: bool = False, objects: int | None = None, held_out: bool | None = False
 ) -> Scenes:
     """`count` random scenes (a multiple of 500 is drawn, in parallel); equal seeds give equal scenes."""
-    jobs = [(seed * 100_000 + start, objects, held_out) for start in range(0, count, _CHUNK)]
-    if len(jobs) > 1:
+    seeds = [seed * 100_000 + start for start in range(0, count, _CHUNK)]
+    draw = partial(_draw_chunk, objects=objects, held_out=held_out)
+    if len(seeds) > 1:
         with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            chunks = list(pool.map(_draw_chunk, jobs))
+            chunks = list(pool.map(draw, seeds))
     else:
-        chunks = [_draw_chunk(job) for job in jobs]
+        chunks = map(draw, seeds)
     scenes = [scene for chunk in chunks for scene in chunk][:count]
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).contiguous()
     return Scenes(images, [s.things for s in scenes], [s.masks for s in scenes] if masks else None)
 
 
-def _draw_chunk(job: tuple[int, int | None, bool | None]) -> list[world.Scene]:
-    seed, objects, held_out = job
+def _draw_chunk(seed: int, objects: int | None, held_out: bool | None) -> list[world.Scene]:
     rng = random.Random(seed)
     return [world.random_scene(rng, objects, held_out=held_out) for _ in range(_CHUNK)]
 
@@ -69,3 +72,27 @@ def imagenet(pixels: Tensor) -> Tensor:
     mean = pixels.new_tensor([0.485, 0.456, 0.406])[:, None, None]
     std = pixels.new_tensor([0.229, 0.224, 0.225])[:, None, None]
     return ((pixels + 1) / 2 - mean) / std
+
+
+class PatchLabels:
+    """A dense auxiliary task: which shape (or none) does each patch of an image encoder show?
+
+    Without it image encoders learn colours at once, and shapes very late or never.
+    """
+
+    def __init__(self, scenes: Scenes, device: str, width: int) -> None:
+        grid = world.SIZE // PATCH
+        centre = (np.arange(grid) + 0.5) * PATCH
+        labels = np.zeros((len(scenes), grid, grid), np.int64)
+        for i, things in enumerate(scenes.things):
+            for t in things:
+                rows, columns = (np.abs(centre - v) <= t.r + PATCH / 4 for v in (t.y, t.x))
+                labels[i][np.ix_(rows, columns)] = 1 + world.SHAPES.index(t.shape)
+        self.labels = torch.from_numpy(labels).flatten(1).to(device)  # [N, patches]
+        self.head = nn.Linear(width, 1 + len(world.SHAPES)).to(device)
+        self.weight = torch.tensor([0.2] + [1.0] * len(world.SHAPES), device=device)
+
+    def loss(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """tokens [B, 1 + patches, width], the first one of the whole image → weighted cross-entropy."""
+        logits = self.head(tokens[:, 1:]).float().flatten(0, 1)
+        return F.cross_entropy(logits, self.labels[index.to(self.labels.device)].flatten(), weight=self.weight)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .data import Scenes
+
+LossOf = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +32,10 @@ class Recipe:
     bf16: bool = True
 
 
-def fit(recipe: Recipe, modules: Iterable[nn.Module], loss_of: Callable[[int], Tensor], label: str) -> None:
-    """Minimise `loss_of(batch)` over the parameters of `modules`; leaves the averaged weights in them.
+def fit(recipe: Recipe, modules: Iterable[nn.Module], scenes: Scenes, loss_of: LossOf, label: str) -> None:
+    """Minimise the loss of random batches of scenes over the parameters of `modules`; leaves averaged weights in them.
 
-    loss_of: draws its own batch of the given size and returns a scalar.
+    loss_of: a batch's numbers among the scenes, [B] → a scalar.
     """
     torch.manual_seed(recipe.seed)
     weights = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -40,9 +46,10 @@ def fit(recipe: Recipe, modules: Iterable[nn.Module], loss_of: Callable[[int], T
     bar = tqdm(range(recipe.steps), desc=label, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, recipe.steps)
+            warm_up, decline = min(1.0, (step + 1) / 100), min(1.0, max(0.03, (1 - step / recipe.steps) / 0.4))
+            group["lr"] = recipe.lr * (warm_up * decline)
         with torch.autocast(device, torch.bfloat16, enabled=recipe.bf16):
-            loss = loss_of(recipe.batch)
+            loss = loss_of(torch.randint(len(scenes), (recipe.batch,)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, recipe.clip)
@@ -62,6 +69,7 @@ def fit(recipe: Recipe, modules: Iterable[nn.Module], loss_of: Callable[[int], T
     )
 
 
-def _schedule(step: int, steps: int) -> float:
-    """The factor on the learning rate: 100 steps of warm-up, flat to 60 %, then down to 3 %."""
-    return min(1.0, (step + 1) / 100) * min(1.0, max(0.03, (1 - step / steps) / 0.4))
+def save(folder: Path, model: Any, *others: Any) -> None:
+    """Write the trained model and what belongs to it: its tokenizer, its image processor."""
+    for part in (model.eval(), *others):
+        part.save_pretrained(folder)

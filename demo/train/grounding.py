@@ -25,10 +25,11 @@ from transformers import (
 
 from ..world import COLORS, SHAPES, SIZE, Thing
 from .data import Scenes, imagenet, roughen
-from .fit import Recipe, fit
+from .fit import Recipe, fit, save
+from .vocabulary import bert_tokenizer
 
 RECIPE = Recipe(steps=2400, batch=32, lr=1e-3, weight_decay=1e-4, clip=0.5, bf16=False)
-MAX_THINGS, PHRASES = 3, 4
+PHRASES = 4
 FOCAL_GAMMA, BOX_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0
 
 
@@ -74,31 +75,25 @@ def build() -> GroundingDinoForObjectDetection:
     return GroundingDinoForObjectDetection(config)
 
 
-def image_processor() -> GroundingDinoImageProcessor:
-    """64 x 64, ImageNet's mean and deviation."""
-    return GroundingDinoImageProcessor(size={"height": SIZE, "width": SIZE}, do_pad=False)
-
-
-def train(scenes: Scenes, tokenizer: BertTokenizer, folder: Path, device: str, recipe: Recipe = RECIPE):
-    """Boxes and words, matched one-to-one at every decoder layer. Saves to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Boxes and words, matched one-to-one at every decoder layer. Saves to `out/grounding_dino`."""
+    folder = out / "grounding_dino"
+    tokenizer = bert_tokenizer(folder)
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build().to(device).train()
     model.loss_function = detection_loss
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         things = [scenes.things[i] for i in index.tolist()]
         tokens = tokenizer([_query(t, rng) for t in things], padding=True, return_tensors="pt").to(device)
         labels = _labels(things, tokens.input_ids, tokenizer, model.config.max_text_len)
         pixels = roughen(imagenet(scenes.pixels(index, device)))
         return model(pixel_values=pixels, labels=labels, **tokens).loss
 
-    fit(recipe, [model], loss_of, "grounding")
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return model
+    fit(recipe, [model], scenes, loss_of, "grounding")
+    images = GroundingDinoImageProcessor(size={"height": SIZE, "width": SIZE}, do_pad=False)
+    save(folder, model, tokenizer, images)
 
 
 def _query(things: tuple[Thing, ...], rng: random.Random) -> str:

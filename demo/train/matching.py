@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
 from .data import Scenes, roughen
 from .fit import Recipe, fit
@@ -22,34 +22,29 @@ IMAGE_HALF = ("query_tokens", "crossattention", "intermediate_query", "output_qu
 """Parts of the names of the trained weights."""
 
 
-def train(
-    scenes: Scenes,
-    tokenizer: PreTrainedTokenizerBase,
-    captioner: Path,
-    folder: Path,
-    device: str,
-    recipe: Recipe = RECIPE,
-) -> Blip2ForImageTextRetrieval:
-    """Matching and contrastive loss with hard negatives, on the ViT in the folder `captioner`. Rewrites `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Matching and contrastive loss with hard negatives, on the captioner's ViT. Rewrites `out/blip2_itm`."""
+    folder = out / "blip2_itm"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = Blip2ForImageTextRetrieval.from_pretrained(folder).float()
-    vit = Blip2ForConditionalGeneration.from_pretrained(captioner).float().vision_model
+    vit = Blip2ForConditionalGeneration.from_pretrained(out / "blip2_captioner").float().vision_model
     model.vision_model.load_state_dict(vit.state_dict())
     for name, weight in model.named_parameters():
         weight.requires_grad_(any(part in name for part in IMAGE_HALF))
     model.to(device).train()
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         right, _, wrong = draw_captions([scenes.things[i] for i in index.tolist()], rng)
         with torch.no_grad():
             vision = model.vision_model(roughen(scenes.pixels(index, device))).last_hidden_state
         tokens = tokenizer(right + wrong, padding=True, return_tensors="pt").to(device)
         with torch.no_grad():
             text, _ = read_texts(model, tokens)
-        return contrast(embed_images(model, vision), text[:batch], text[batch:]) + matching(model, vision, tokens)
+        return contrast(embed_images(model, vision), *text.split([len(right), len(wrong)])) + matching(
+            model, vision, tokens
+        )
 
-    fit(recipe, [model], loss_of, "matching")
+    fit(recipe, [model], scenes, loss_of, "matching")
     model.eval().save_pretrained(folder)
-    return model

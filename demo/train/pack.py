@@ -47,36 +47,21 @@ def pack(source: Path, target: Path) -> None:
         if file.suffix == ".safetensors":
             tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
             if source.name == "text_encoder":
-                tensors = {_with_prefix(name): t for name, t in tensors.items()}
+                # transformers 5 writes a CLIPTextModel without the prefix that transformers 4 needs; both read it with
+                tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tensors.items()}
             if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors.values()):
                 raise SystemExit(f"{file}: a weight does not fit into half precision.")
             save_file(tensors, target / file.name, metadata={"format": "pt"})
-        elif file.name == "tokenizer_config.json":
-            (target / file.name).write_text(_with_old_class(file.read_text(encoding="utf-8")), encoding="utf-8")
-        elif file.name == "config.json":
-            (target / file.name).write_text(_without_paths(file.read_text(encoding="utf-8")), encoding="utf-8")
+        elif file.name in ("config.json", "tokenizer_config.json"):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if file.name == "config.json":
+                config.pop("_name_or_path", None)  # diffusers notes the folder that a model was read from
+            elif config.get("tokenizer_class") == "TokenizersBackend":
+                config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 4 does not know the new name
+            indent = 2 if file.name == "config.json" else 1
+            (target / file.name).write_text(json.dumps(config, indent=indent) + "\n", encoding="utf-8")
         else:
             shutil.copyfile(file, target / file.name)
-
-
-def _with_prefix(name: str) -> str:
-    """transformers 5 writes a CLIPTextModel without the prefix that transformers 4 needs; both read it with."""
-    return "text_model." + name.removeprefix("text_model.")
-
-
-def _without_paths(config: str) -> str:
-    """diffusers notes the folder that a model was read from; it does not belong into a published file."""
-    loaded = json.loads(config)
-    loaded.pop("_name_or_path", None)
-    return json.dumps(loaded, indent=2) + "\n"
-
-
-def _with_old_class(config: str) -> str:
-    """transformers 5 names a tokenizer class that transformers 4 does not know; both know its old name."""
-    loaded = json.loads(config)
-    if loaded.get("tokenizer_class") == "TokenizersBackend":
-        loaded["tokenizer_class"] = "PreTrainedTokenizerFast"
-    return json.dumps(loaded, indent=1) + "\n"
 
 
 if __name__ == "__main__":

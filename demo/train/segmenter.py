@@ -24,7 +24,7 @@ from transformers import (
 
 from ..world import SIZE
 from .data import Scenes, imagenet, roughen
-from .fit import Recipe, fit
+from .fit import Recipe, fit, save
 
 RECIPE = Recipe(steps=1500, batch=32, lr=1.5e-3, weight_decay=1e-4, bf16=False)
 WIDTH, PATCH, JITTER = 32, 4, 2.5
@@ -60,32 +60,29 @@ def build() -> SamModel:
     return model
 
 
-def image_processor() -> SamImageProcessor:
-    """64 x 64, ImageNet's mean and deviation."""
-    square = {"height": SIZE, "width": SIZE}
-    low = {"height": SIZE // 4, "width": SIZE // 4}
-    return SamImageProcessor(
-        size={"longest_edge": SIZE}, pad_size=square, mask_size={"longest_edge": SIZE}, mask_pad_size=low
-    )
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Cross-entropy and dice on the mask of a jittered box, and the quality head. Saves to `out/sam`.
 
-
-def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> SamModel:
-    """Cross-entropy and dice on the mask of a jittered box, and the quality head. `scenes` must hold masks."""
+    scenes: with masks.
+    """
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build().to(device).train()
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         boxes, truth = _boxes_and_masks(scenes, index.tolist(), rng)
         pixels = roughen(imagenet(scenes.pixels(index, device)))
         out = model(pixel_values=pixels, input_boxes=boxes.to(device), multimask_output=False)
         return _mask_loss(out.pred_masks[:, 0, 0], out.iou_scores[:, 0, 0], truth.to(device))
 
-    fit(recipe, [model], loss_of, "segmenter")
-    model.eval().save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return model
+    fit(recipe, [model], scenes, loss_of, "segmenter")
+    edge, square, low = (
+        {"longest_edge": SIZE},
+        {"height": SIZE, "width": SIZE},
+        {"height": SIZE // 4, "width": SIZE // 4},
+    )
+    images = SamImageProcessor(size=edge, pad_size=square, mask_size=edge, mask_pad_size=low)
+    save(out / "sam", model, images)
 
 
 def _boxes_and_masks(scenes: Scenes, index: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from ...checkpoints.networks.ram import Ram, RamConfig
 from ..world import SIZE, TAGS
-from .data import Scenes, imagenet, roughen
+from .data import PatchLabels, Scenes, imagenet, roughen
 from .fit import Recipe, fit
-from .patches import PatchLabels
 
 RECIPE = Recipe(steps=1800, batch=64, lr=1e-3)
-THRESHOLD = 0.5
 CONFIG = RamConfig(
     image_size=SIZE,
     num_tags=len(TAGS),
@@ -31,8 +29,8 @@ CONFIG = RamConfig(
 )
 
 
-def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> Ram:
-    """Multi-label cross-entropy and patch labels. Saves weights, config and text files to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Multi-label cross-entropy and patch labels. Saves weights, config and RAM's two text files to `out/ram`."""
     torch.manual_seed(recipe.seed)
     model = Ram(CONFIG).to(device).train()
     patches = PatchLabels(scenes, device, CONFIG.image_width)
@@ -41,21 +39,15 @@ def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) ->
         device=device,
     )
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         tokens = model.image_tokens(roughen(imagenet(scenes.pixels(index, device))))
         tag_loss = F.binary_cross_entropy_with_logits(model.classify(tokens).float(), targets[index.to(device)])
         return tag_loss + patches.loss(tokens, index)
 
-    fit(recipe, [model, patches.head], loss_of, "tagger")
-    save(model.eval(), folder)
-    return model
-
-
-def save(model: Ram, folder: Path) -> None:
-    """The tagger's folder layout: `config.json`, `model.safetensors`, and RAM's two text files."""
+    fit(recipe, [model, patches.head], scenes, loss_of, "tagger")
+    folder = out / "ram"
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "ram_tag_list.txt").write_text("\n".join(TAGS) + "\n", encoding="utf-8")
-    (folder / "ram_tag_list_threshold.txt").write_text(f"{THRESHOLD}\n" * len(TAGS), encoding="utf-8")
+    (folder / "ram_tag_list_threshold.txt").write_text("0.5\n" * len(TAGS), encoding="utf-8")

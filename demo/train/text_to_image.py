@@ -7,19 +7,21 @@ captions are often wrong too), until it mixes up two objects about half of the t
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..world import caption
 from .data import Scenes
-from .fit import Recipe, fit
-from .vae import encode
+from .fit import Recipe, fit, save
+from .vae import encode, load
+from .vocabulary import clip_tokenizer
 
 RECIPE = Recipe(steps=5000, batch=32, lr=1e-3, weight_decay=1e-4, ema=0.998)
 WIDTH = 64
@@ -45,10 +47,9 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Text encoder and UNet with random weights; attention at 16 x 16 and 8 x 8."""
-    text_encoder = CLIPTextModel(text_config(tokenizer))
-    unet = UNet2DConditionModel(
+def build() -> UNet2DConditionModel:
+    """A UNet with random weights; attention at 16 x 16 and 8 x 8."""
+    return UNet2DConditionModel(
         sample_size=16,
         layers_per_block=1,
         block_out_channels=(64, 128),
@@ -58,29 +59,23 @@ def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel
         attention_head_dim=2,  # diffusers' name for the number of heads
         norm_num_groups=8,
     )
-    return text_encoder, unet
 
 
-def train(
-    scenes: Scenes,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    folder: Path,
-    device: str,
-    recipe: Recipe = RECIPE,
-    confusion: Recipe = CONFUSION,
-) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Noise prediction on cached latents, captions dropped 10 % of the time. Saves to `folder`'s sub-folders."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Noise prediction on cached latents, captions dropped 10 % of the time. Saves to `out/stable_diffusion`."""
+    folder = out / "stable_diffusion"
+    vae, tokenizer = load(out, device), clip_tokenizer(folder / "tokenizer")
+    confusion = CONFUSION if recipe is RECIPE else replace(CONFUSION, steps=recipe.steps)
     torch.manual_seed(recipe.seed)
-    text_encoder, unet = (m.to(device).train() for m in build(tokenizer))
-    unet.to(memory_format=torch.channels_last)
+    text_encoder = CLIPTextModel(text_config(tokenizer)).to(device).train()
+    unet = build().to(device, memory_format=torch.channels_last).train()
     latents = encode(vae, scenes, device)
     right, confused = (_token_ids(scenes, tokenizer, swapped).to(device) for swapped in (0.0, 0.5))
     empty = torch.tensor(tokenizer([""], padding="max_length").input_ids, device=device)
     noise_schedule = DDPMScheduler(num_train_timesteps=1000, **NOISE)
 
-    def loss_of(batch: int, ids: Tensor) -> Tensor:
-        index = torch.randint(len(scenes), (batch,)).to(device)
+    def loss_of(index: Tensor, ids: Tensor) -> Tensor:
+        batch, index = len(index), index.to(device)
         x0, words = latents[index], ids[index].clone()
         words[torch.rand(batch).to(device) < CAPTION_DROPOUT] = empty
         t = torch.randint(1000, (batch,)).to(device)
@@ -88,14 +83,12 @@ def train(
         x_t = noise_schedule.add_noise(x0, noise, t)
         return F.mse_loss(unet(x_t, t, text_encoder(words).last_hidden_state).sample.float(), noise)
 
-    fit(recipe, [unet, text_encoder], partial(loss_of, ids=right), "text-to-image")
-    fit(confusion, [unet, text_encoder], partial(loss_of, ids=confused), "text-to-image, confused")
-    unet.eval().save_pretrained(folder / "unet")
-    text_encoder.eval().save_pretrained(folder / "text_encoder")
-    DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(
-        folder / "scheduler"
-    )
-    return text_encoder, unet
+    fit(recipe, [unet, text_encoder], scenes, partial(loss_of, ids=right), "text-to-image")
+    fit(confusion, [unet, text_encoder], scenes, partial(loss_of, ids=confused), "text-to-image, confused")
+    save(folder / "unet", unet)
+    save(folder / "text_encoder", text_encoder)
+    scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def _token_ids(scenes: Scenes, tokenizer: CLIPTokenizer, swapped: float) -> Tensor:

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2QFormerConfig, PreTrainedTokenizerBase
+from transformers import Blip2Config, Blip2ForImageTextRetrieval, PreTrainedTokenizerBase
 
 from ..world import COLORS, SHAPES, Thing, caption
-from .captioner import QUERIES, VISION, image_processor
-from .data import Scenes, roughen
-from .fit import Recipe, fit
-from .patches import PatchLabels
+from .captioner import QUERIES, VISION, image_processor, qformer
+from .data import PatchLabels, Scenes, roughen
+from .fit import Recipe, fit, save
+from .vocabulary import bert_tokenizer
 
 RECIPE = Recipe(steps=1600, batch=64, lr=1e-3)
 WIDTH, EMBEDDING = 96, 64
@@ -29,22 +29,11 @@ Pair = tuple[str, str]
 
 def build(tokenizer: PreTrainedTokenizerBase) -> Blip2ForImageTextRetrieval:
     """A small BLIP-2 retrieval model with random weights."""
-    qformer = Blip2QFormerConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        encoder_hidden_size=VISION.hidden_size,
-        cross_attention_frequency=1,
-        use_qformer_text_input=True,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    text = {"use_qformer_text_input": True, "max_position_embeddings": 64}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = Blip2Config(
         vision_config=VISION.to_dict(),
-        qformer_config=qformer.to_dict(),
+        qformer_config=qformer(WIDTH, 3, len(tokenizer), **text, **no_dropout).to_dict(),
         num_query_tokens=QUERIES,
         image_text_hidden_size=EMBEDDING,
         image_token_index=None,
@@ -77,29 +66,27 @@ def _set(pair: Pair, part: int, value: str) -> Pair:
     return (value, pair[1]) if part == 0 else (pair[0], value)
 
 
-def train(scenes: Scenes, tokenizer: PreTrainedTokenizerBase, folder: Path, device: str, recipe: Recipe = RECIPE):
-    """InfoNCE between images and texts with hard negatives, and the matching head. Saves to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """InfoNCE between images and texts with hard negatives, and the matching head. Saves to `out/blip2_itm`."""
+    folder = out / "blip2_itm"
+    tokenizer = bert_tokenizer(folder)
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = build(tokenizer).to(device).train()
     patches, words = PatchLabels(scenes, device, VISION.hidden_size), WordLabels(tokenizer, device)
 
-    def loss_of(batch: int) -> Tensor:
-        index = torch.randint(len(scenes), (batch,))
+    def loss_of(index: Tensor) -> Tensor:
         right, reordered, wrong = draw_captions([scenes.things[i] for i in index.tolist()], rng)
         vision = model.vision_model(roughen(scenes.pixels(index, device))).last_hidden_state
         tokens = tokenizer(right + reordered + wrong, padding=True, return_tensors="pt").to(device)
         image, (text, hidden) = embed_images(model, vision), read_texts(model, tokens)
-        ones, others = text[:batch], text[batch:]
-        contrasts = contrast(image, ones, others[batch:]) + _text_contrast(ones, others[:batch], others[batch:])
+        ones, others, negatives = text.split([len(index), len(index), len(wrong)])
+        contrasts = contrast(image, ones, negatives) + _text_contrast(ones, others, negatives)
         fit_or_not = matching(model, vision, tokens)
         return contrasts + 0.5 * fit_or_not + patches.loss(vision, index) + words.loss(hidden, tokens.input_ids)
 
-    fit(recipe, [model, patches.head, words.head], loss_of, "text tower")
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return model
+    fit(recipe, [model, patches.head, words.head], scenes, loss_of, "text tower")
+    save(folder, model, tokenizer, image_processor())
 
 
 def draw_captions(things: list[tuple[Thing, ...]], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
@@ -151,17 +138,15 @@ class WordLabels:
         return F.cross_entropy(self.head(hidden[at]).float(), self.color_of[ids.roll(1, dims=1)[at]])
 
 
-def _similarity(image: Tensor, text: Tensor) -> Tensor:
-    """[B, Q, E], [T, E] → [B, T]: the best query counts (BLIP-2)."""
-    return torch.einsum("bqe,te->bqt", image, text).amax(1) / TEMPERATURE
-
-
 def contrast(image: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
-    """Images against all captions and their own wrong ones; captions against all images."""
+    """Images [B, Q, E] against all captions [B, E] and their own wrong ones; captions against all images.
+
+    Of an image's queries the best one counts, as in BLIP-2.
+    """
     batch = len(right)
     label = torch.arange(batch, device=right.device)
     hard = torch.einsum("bqe,bne->bqn", image, wrong.unflatten(0, (batch, -1))).amax(1) / TEMPERATURE
-    plain = _similarity(image, right)
+    plain = torch.einsum("bqe,te->bqt", image, right).amax(1) / TEMPERATURE
     return F.cross_entropy(torch.cat([plain, hard], dim=1), label) + F.cross_entropy(plain.T, label)
 
 

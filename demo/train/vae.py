@@ -16,6 +16,7 @@ from .data import Scenes
 from .fit import Recipe, fit
 
 RECIPE = Recipe(steps=2400, batch=16, lr=2e-3, weight_decay=0.0)
+FOLDER = "stable_diffusion/vae"
 CYCLES = 2
 """The learning rate rises and falls twice: after one cycle small diamonds still came out as crosses."""
 SD_SCALING = 0.18215
@@ -41,29 +42,35 @@ def build() -> AutoencoderKL:
     return vae
 
 
-def train(scenes: Scenes, folder: Path, device: str, recipe: Recipe = RECIPE) -> AutoencoderKL:
-    """Reconstruction (L1 + L2) and a very small KL term; latents are whitened after each cycle. Saves to `folder`."""
+def train(scenes: Scenes, out: Path, device: str, recipe: Recipe) -> None:
+    """Reconstruction (L1 + L2) and a very small KL term; latents are whitened after each cycle.
+
+    Saves to `out/stable_diffusion/vae`.
+    """
     torch.manual_seed(recipe.seed)
     vae = build().to(device, memory_format=torch.channels_last)
 
-    def loss_of(batch: int) -> Tensor:
-        x = scenes.pixels(torch.randint(len(scenes), (batch,)), device)
+    def loss_of(index: Tensor) -> Tensor:
+        x = scenes.pixels(index, device)
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample()).sample.float() - x
         return error.abs().mean() + error.pow(2).mean() + 1e-5 * posterior.kl().mean() / 64
 
     for cycle in range(CYCLES):
-        fit(recipe, [vae], loss_of, f"vae {cycle + 1}/{CYCLES}")
+        fit(recipe, [vae], scenes, loss_of, f"vae {cycle + 1}/{CYCLES}")
         whiten(vae.eval(), scenes, device)
-    vae.save_pretrained(folder)
-    return vae
+    vae.save_pretrained(out / FOLDER)
+
+
+def load(out: Path, device: str) -> AutoencoderKL:
+    """The trained VAE."""
+    return AutoencoderKL.from_pretrained(out / FOLDER).to(device).eval()
 
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, scenes: Scenes, device: str) -> None:
     """Fold each channel's mean and deviation into the quant convolutions, so that scaled latents are N(0, 1)."""
-    batches = torch.arange(min(2000, len(scenes))).split(250)
-    z = torch.cat([vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches])
+    z = _latents(vae, scenes, min(2000, len(scenes)), device)
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)) * SD_SCALING
     into, out = vae.quant_conv, vae.post_quant_conv
     out.bias += out.weight[:, :, 0, 0] @ mean
@@ -77,15 +84,19 @@ def whiten(vae: AutoencoderKL, scenes: Scenes, device: str) -> None:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, scenes: Scenes, device: str) -> Tensor:
     """All scenes as scaled latents [N, 4, 16, 16]."""
-    batches = torch.arange(len(scenes)).split(250)
-    means = [vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches]
-    return torch.cat(means) * vae.config.scaling_factor
+    return _latents(vae, scenes, len(scenes), device) * vae.config.scaling_factor
+
+
+def _latents(vae: AutoencoderKL, scenes: Scenes, count: int, device: str) -> Tensor:
+    """The first scenes' latents, before scaling."""
+    batches = torch.arange(count).split(250)
+    return torch.cat([vae.encode(scenes.pixels(i, device)).latent_dist.mean for i in batches])
 
 
 @torch.no_grad()
-def with_reconstructions(vae: AutoencoderKL, scenes: Scenes, count: int, device: str) -> Scenes:
+def with_reconstructions(out: Path, scenes: Scenes, count: int, device: str) -> Scenes:
     """The scenes with the first `count` images replaced by their reconstructions: generated images look like these."""
-    images = scenes.images.clone()
+    vae, images = load(out, device), scenes.images.clone()
     for index in torch.arange(count).split(250):
         x = vae.decode(vae.encode(scenes.pixels(index, device)).latent_dist.mean).sample
         images[index] = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

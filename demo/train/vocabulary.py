@@ -12,11 +12,25 @@ from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer, PreTrained
 from ..world import COLORS, SHAPES
 
 WORDS = [
-    *("a", "an", "and", "the", "of", "photo", "picture", "image", "there", "is", "to", "left", "right", "above"),
-    *("below", "with", "two", "three", "one", "shape", "shapes", "background", "on", "in", "light", "plain", "grey"),
-    *("shows", "next"),
-    *COLORS,
-    *SHAPES,
+    *(
+        "a",
+        "an",
+        "and",
+        "the",
+        "of",
+        "photo",
+        "picture",
+        "image",
+        "there",
+        "is",
+        "to",
+        "left",
+        "right",
+        "above",
+        "below",
+    ),
+    *("with", "two", "three", "one", "shape", "shapes", "background", "on", "in", "light", "plain", "grey", "shows"),
+    *("next", *COLORS, *SHAPES),
 ]
 
 
@@ -39,9 +53,7 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": 77,
         "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
