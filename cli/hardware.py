@@ -19,11 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype that the options name.
-
-    Raises:
-        RealignError: the device does not exist, or PyTorch cannot compute in that precision on it.
-    """
+    """The device and the dtype that the options name."""
     device = device_of(options.device)
     automatic = "fp16" if device.type == "cuda" else "fp32"
     precision = automatic if options.precision == "auto" else options.precision
@@ -31,11 +27,7 @@ def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.d
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this name; `auto` is the fastest of this machine.
-
-    Raises:
-        RealignError: PyTorch does not know the name, or cannot compute on the device.
-    """
+    """The device of this name; `auto` is the fastest of this machine."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

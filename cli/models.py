@@ -55,11 +55,7 @@ def model_paths(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def stamps(files: Mapping[str, Path]) -> dict[str, str]:
-    """The `stamp` of each model.
-
-    Raises:
-        RealignError: there is nothing at one of the paths.
-    """
+    """The `stamp` of each model."""
     return {name: stamp(path, name) for name, path in files.items()}
 
 
@@ -68,9 +64,6 @@ def stamp(model: Path, name: str) -> str:
 
     For a single file, the lists of words that are read beside it count too. Unlike `core.fingerprint` no file is read:
     a command over gigabytes of models finds at once that its images are there already.
-
-    Raises:
-        RealignError: there is nothing at this path.
     """
     if not model.exists():
         raise RealignError(f"There is no '{model}': check the path at {option_name(name)}.")
@@ -84,21 +77,13 @@ def short_hash(text: str) -> str:
 
 
 def hardware_stamp(options: argparse.Namespace) -> dict[str, str]:
-    """The device's kind and the dtype: images differ a little between them.
-
-    Raises:
-        RealignError: the device does not exist.
-    """
+    """The device's kind and the dtype: images differ a little between them."""
     device, dtype = device_and_dtype(options)
     return {"device": device.type, "precision": str(dtype).removeprefix("torch.")}
 
 
 def llm_stamp(options: argparse.Namespace) -> dict[str, str]:
-    """The language model: a server's address and model, or a local model's stamp; empty for the offline scorer.
-
-    Raises:
-        RealignError: there is nothing at the path, or a server's model has no name.
-    """
+    """The language model: a server's address and model, or a local model's stamp; empty for the offline scorer."""
     if not options.llm:
         return {}
     from ..language.loading import is_server
@@ -112,11 +97,7 @@ def llm_stamp(options: argparse.Namespace) -> dict[str, str]:
 def load_sampler(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, weights: Path | None = None
 ) -> DiffusersSampler:
-    """The text-to-image model, by default in fp32, with the LoRA or the UNet that a training run wrote to `weights`.
-
-    Raises:
-        RealignError: a file cannot be read, or the weights belong to another model.
-    """
+    """The text-to-image model, by default in fp32, with the LoRA or the UNet that a training run wrote to `weights`."""
     import torch
 
     from ..lora_files.loading import load_into_unet
@@ -129,11 +110,7 @@ def load_sampler(
 
 
 def load_chosen_models(options: argparse.Namespace, sampler: DiffusersSampler) -> Models:
-    """Load the other models of the loop.
-
-    Raises:
-        RealignError: a model cannot be read.
-    """
+    """Load the other models of the loop."""
     from ..pipeline.realign import Models
 
     language_model = chosen_language_model(options)

@@ -51,11 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
 
 def settings_of(options: argparse.Namespace, defaults: RealignSettings) -> RealignSettings:
-    """`defaults`, changed by the options that were given.
-
-    Raises:
-        RealignError: a value is out of its range.
-    """
+    """`defaults`, changed by the options that were given."""
 
     def given(names: Iterable[str]) -> dict[str, object]:
         return {name: value for name, value in vars(options).items() if name in names}

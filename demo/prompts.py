@@ -27,9 +27,6 @@ def two_object_prompts(held_out: bool, count: int | None = None, seed: int = 0) 
 
     held_out: True: no training scene contains these pairs; for reports. False: to choose settings on.
     count: how many; by default all.
-
-    Raises:
-        RealignError: there are fewer.
     """
     chosen = [list(two) for two in _two_object_pairs() if is_held_out(list(two)) == held_out]
     orders = [order for a, b in chosen for order in ([a, b], [b, a])]

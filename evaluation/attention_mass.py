@@ -55,11 +55,7 @@ def main() -> None:
 
 
 def measure(models: Models, coarse: CoarseImages) -> dict[str, Any]:
-    """The mean shares and their differences, JSON-ready.
-
-    Raises:
-        RealignError: the gate leaves fewer than two images to compare.
-    """
+    """The mean shares and their differences, JSON-ready."""
     chosen = [
         i
         for i, image in enumerate(coarse.images)

@@ -17,11 +17,7 @@ class Difference(NamedTuple):
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """The mean of after - before, both [N] in the same order of prompts, with the paired percentile bootstrap.
-
-    Raises:
-        ValueError: the arrays differ in length or hold fewer than two values.
-    """
+    """The mean of after - before, both [N >= 2] in the same order of prompts, with the paired percentile bootstrap."""
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
         raise ValueError(f"Paired values must be two arrays [N], N >= 2, not {before.shape} and {after.shape}.")
     return mean_interval(np.asarray(after, float) - np.asarray(before, float), resamples=resamples, seed=seed)

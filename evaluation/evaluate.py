@@ -196,11 +196,7 @@ def set_default_models(options: argparse.Namespace) -> None:
 
 
 def check_options(options: argparse.Namespace, methods: Sequence[Method]) -> None:
-    """Check that the methods' models are given and the numbers in range.
-
-    Raises:
-        RealignError: a model is missing, or a number is out of range.
-    """
+    """Check that the methods' models are given and the numbers in range."""
     for method in methods:
         needed = [] if method.images else [*models.MODELS] if method.needs_perception else ["model"]
         for name in needed:

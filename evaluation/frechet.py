@@ -47,9 +47,6 @@ def load_features(path: Path, device: str | torch.device = "cpu") -> Scorer:
 
     path: `pt_inception-2015-12-05-6726825d.pth`, for which torch-fidelity is needed; or a Hugging Face folder of a CLIP
         (its image embedding) or a DINOv2 (its class token).
-
-    Raises:
-        RealignError: it is something else, or cannot be read.
     """
     file = weights_file(path)
     network = _of_folder(path) if file is None else Network(_inception(file), INCEPTION_SIDE)
@@ -149,11 +146,7 @@ class _Given(nn.Module):
 
 
 def fid(real: np.ndarray, drawn: np.ndarray) -> float:
-    """The Fréchet distance of two normal distributions with the features' means and covariances: [N, D], [M, D].
-
-    Raises:
-        RealignError: there are too few images for meaningful covariances.
-    """
+    """The Fréchet distance of two normal distributions with the features' means and covariances: [N, D], [M, D]."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     least, fewest = PER_DIMENSION * real.shape[1], min(len(real), len(drawn))
@@ -171,9 +164,6 @@ def fid(real: np.ndarray, drawn: np.ndarray) -> float:
 def kid(real: np.ndarray, drawn: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """The squared maximum mean discrepancy of features [N, D], [M, D] under the cubic kernel, unbiased: mean and
     standard deviation over random subsets of half of the images, at most 1000.
-
-    Raises:
-        RealignError: there are too few images.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 

@@ -31,11 +31,7 @@ def image_file(folder: Path, index: int) -> Path:
 
 
 def write_image(file: Path, image: Tensor, prompt: str, seed: int) -> None:
-    """Write image [H, W, 3] in [0, 1].
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write image [H, W, 3] in [0, 1]."""
     about = PngImagePlugin.PngInfo()
     about.add_itxt("prompt", prompt.encode("utf-8", "replace").decode())
     about.add_text("seed", str(seed))
@@ -43,11 +39,7 @@ def write_image(file: Path, image: Tensor, prompt: str, seed: int) -> None:
 
 
 def write_png(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | None = None) -> None:
-    """Write a PNG, whole or not at all, and its folder if it does not exist.
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write a PNG, whole or not at all, and its folder if it does not exist."""
     data = io.BytesIO()
     picture.save(data, "PNG", pnginfo=about)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +47,7 @@ def write_png(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | 
 
 
 def missing_images(folder: Path, prompts: Sequence[Numbered], seed: int) -> list[Numbered]:
-    """The prompts without an image. A file that is damaged or cut off counts as missing.
-
-    Raises:
-        RealignError: an existing image has another prompt or another seed.
-    """
+    """The prompts without an image. A file that is damaged or cut off counts as missing."""
     return [prompt for prompt in prompts if not _exists(image_file(folder, prompt.index), prompt, seed)]
 
 
@@ -83,9 +71,6 @@ def claim(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Make a method's folder, or check that its images were made with these models and settings.
 
     made_of: models and settings, JSON-ready.
-
-    Raises:
-        RealignError: they were made with others; the message names the first that differs.
     """
     file = folder / MADE
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,9 +96,6 @@ def other_images(folder: Path, prompts: Sequence[Numbered]) -> list[Path]:
 
     If the files are named by numbers from 0 on (7.png, 00007.jpg), a number is that of the prompt. Else there must be
     one image per prompt, in the order of the names (`image2` before `image10`).
-
-    Raises:
-        RealignError: the number of images is not that of the prompts.
     """
     files, left_out = find_pictures(folder, recursive=False)
     numbers = {int(file.stem): file for file in files if re.fullmatch(r"[0-9]+", file.stem)}
@@ -134,11 +116,7 @@ def _natural(file: Path) -> list[tuple[int, str]]:
 
 
 def read_image(file: Path) -> Image.Image:
-    """Read an image as RGB, upright.
-
-    Raises:
-        RealignError: it cannot be read.
-    """
+    """Read an image as RGB, upright."""
     try:
         return open_picture(file)
     except Exception as error:  # Pillow raises errors of many kinds

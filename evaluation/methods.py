@@ -70,12 +70,7 @@ class Method:
 
 
 def parse_methods(texts: Sequence[str]) -> list[Method]:
-    """The methods that the texts of `--method` name, in the same order.
-
-    Raises:
-        RealignError: a text names no method, two methods have the same name, or `both` finds not exactly one method
-            with weights.
-    """
+    """The methods that the texts of `--method` name, in the same order."""
     parsed = [_parse(text) for text in texts]
     methods = [method for method in parsed if method is not None]
     weights = {method.weights for method in methods if method.weights is not None}

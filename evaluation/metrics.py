@@ -53,11 +53,7 @@ def needed_models(metric: str, options: argparse.Namespace) -> list[str]:
 
 
 def chosen_metrics(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[Metric]:
-    """The metrics of single images: those of `--metric`, else all whose models are given.
-
-    Raises:
-        RealignError: a model is missing.
-    """
+    """The metrics of single images: those of `--metric`, else all whose models are given."""
     given = given_models(options)
     wanted = options.metric or [
         *(name for name in REWARDS if all(model in given for model in needed_models(name, options))),
@@ -68,11 +64,7 @@ def chosen_metrics(options: argparse.Namespace, prompts: Sequence[Numbered]) -> 
 
 
 def reward_metric(name: str, given: Mapping[str, str | Path], options: argparse.Namespace) -> Metric:
-    """A reward with the given models.
-
-    Raises:
-        RealignError: one that it needs is missing.
-    """
+    """A reward with the given models."""
     needed = needed_models(name, options)
     for model in needed:
         if model not in given or (given[model] == DEMO and model not in FOLDERS):
@@ -101,11 +93,7 @@ def features(options: argparse.Namespace) -> Metric:
 
 
 def reference_images(options: argparse.Namespace, prompts: Sequence[Numbered], notes: list[str]) -> list[Item]:
-    """The real images for FID and KID; empty if neither is wanted. Files that are left out are added to the notes.
-
-    Raises:
-        RealignError: FID or KID is wanted, and the images or the network of the features are missing.
-    """
+    """The real images for FID and KID; empty if neither is wanted. Files that are left out are added to the notes."""
     asked = {FID, KID} & set(options.metric or ())
     given = options.reference is not None and options.fid_features is not None
     if not asked and (options.metric or not given):
@@ -129,11 +117,7 @@ def reference_images(options: argparse.Namespace, prompts: Sequence[Numbered], n
 
 
 def render_reference(options: argparse.Namespace, prompts: Sequence[Numbered], asked: Collection[str]) -> list[Item]:
-    """A scene of each prompt, rendered by the demo world.
-
-    Raises:
-        RealignError: FID or KID is asked for, and a prompt names no scene.
-    """
+    """A scene of each prompt, rendered by the demo world."""
     if not all(1 <= len(pairs_of(prompt.text)) <= 3 for prompt in prompts):
         if asked:
             raise RealignError("Not every prompt names one to three coloured shapes: give --reference FOLDER.")

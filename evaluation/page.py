@@ -52,9 +52,6 @@ def write_page(
 
     Returns:
         The file.
-
-    Raises:
-        RealignError: an image is missing, there are too few or too many methods, or the page cannot be written.
     """
     _check(prompts, images)
     study = hashlib.sha256(json.dumps([list(images), list(prompts)]).encode())

@@ -18,10 +18,6 @@ class Processes:
     """The processes of this run: `count` of them, of which this is `number`; one without `accelerate launch`."""
 
     def __init__(self) -> None:
-        """
-        Raises:
-            RealignError: several were launched, and accelerate is not installed.
-        """
         self.count, self.number, self.device = 1, 0, None
         self._state = None
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:

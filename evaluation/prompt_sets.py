@@ -37,9 +37,6 @@ def prompt_set(
     count: how many; by default all. A prompt that occurs twice is sampled twice, from different noise.
     one_caption: take one caption per image from COCO's file, so that FID compares equal numbers of images.
     repeats: keep prompts that successive rows of a table repeat (see `read_prompts`).
-
-    Raises:
-        RealignError: there are fewer prompts, or the file cannot be read.
     """
     if source == DEMO:
         found = Prompts(tuple(text for text, _ in two_object_prompts(held_out=True)))

@@ -65,11 +65,7 @@ def main() -> None:
 
 
 def read_results(file: Path) -> Results:
-    """Read a file that the page saved.
-
-    Raises:
-        RealignError: it cannot be read, or the page saves other files.
-    """
+    """Read a file that the page saved."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -103,11 +99,7 @@ def _parse(file: Path, saved: Any) -> Results | None:
 
 
 def check_same_study(results: Sequence[Results]) -> None:
-    """Check that results belong to one study and different raters.
-
-    Raises:
-        RealignError: two of them are of different studies, or of the same rater.
-    """
+    """Check that results belong to one study and different raters."""
     first, raters = results[0], {}
     for other in results[1:]:
         if (other.study, other.methods) != (first.study, first.methods):
@@ -125,11 +117,7 @@ def check_same_study(results: Sequence[Results]) -> None:
 
 
 def summarize(results: Sequence[Results]) -> dict[str, Any]:
-    """Mean ranks, shares of first places and differences to the first method, JSON-ready.
-
-    Raises:
-        RealignError: the results are not of one study, or fewer than two prompts have an answer.
-    """
+    """Mean ranks, shares of first places and differences to the first method, JSON-ready."""
     check_same_study(results)
     methods = results[0].methods
     complete, answers, incomplete = defaultdict(list), 0, 0

@@ -68,11 +68,7 @@ class Item(NamedTuple):
 
 
 def item_of(file: Path, prompt: str = "") -> Item:
-    """The item of an image file.
-
-    Raises:
-        RealignError: it cannot be read.
-    """
+    """The item of an image file."""
     try:
         content = hashlib.sha256(file.read_bytes())
     except OSError as error:
@@ -95,11 +91,7 @@ class Cache:
                 continue  # a damaged file counts as missing
 
     def add(self, keys: Sequence[str], values: np.ndarray) -> None:
-        """Keep values [B, K] under B keys.
-
-        Raises:
-            RealignError: they cannot be written.
-        """
+        """Keep values [B, K] under B keys."""
         data = io.BytesIO()
         np.savez(data, keys=np.array(keys), values=values)
         write_whole(self.folder / f"{keys[0]}.npz", data.getvalue())

@@ -96,11 +96,7 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def parse_settings(changes: Sequence[str]) -> RealignSettings:
-    """The paper's settings with changes such as `end=0.5`, `gain_limit=none` or `isolate_phrases=1`, by default off.
-
-    Raises:
-        RealignError: a change has another form, or its value is out of range.
-    """
+    """The paper's settings with changes such as `end=0.5`, `gain_limit=none` or `isolate_phrases=1`, by default off."""
     allowed = [field.name for field in fields(ModulationSettings)]
     values: dict[str, float | None] = {}
     isolate = False

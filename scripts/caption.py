@@ -85,11 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def images_in(folder: Path, recursive: bool) -> list[Path]:
-    """The folder's images, sorted by name. Prints which files are left out.
-
-    Raises:
-        RealignError: the folder does not exist, has no image, or two of its images would get the same .txt.
-    """
+    """The folder's images, sorted by name. Prints which files are left out."""
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}': give the folder that holds the images.")
     found, left_out = find_pictures(folder, recursive=recursive)

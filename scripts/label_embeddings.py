@@ -64,11 +64,7 @@ def main() -> None:
 
 
 def read_descriptions(file: Path) -> dict[str, list[str]]:
-    """Tags with the texts that describe them, the same number for each tag.
-
-    Raises:
-        RealignError: the file cannot be read, names no tag, or its tags have no or different numbers of descriptions.
-    """
+    """Tags with the texts that describe them, the same number for each tag."""
     lines = read_lines(file, "The tags")
     described = {tag: sentences(tag) for tag in lines if tag} if file.suffix != ".json" else from_json(file, lines)
     if not described:

@@ -95,15 +95,11 @@ def run(options: argparse.Namespace) -> None:
             write_result(options.out, result, realign_settings, made_of)
             bar.n = steps * number  # an image that was left alone took fewer steps
             bar.write(f"{result.before.reward:.3f} → {result.after.reward:.3f}  “{prompt}”: {result.verdict}")
-    print(f"CaptionedImage at the panels in {options.out}.")
+    print(f"Look at the panels in {options.out}.")
 
 
 def read_all_prompts(options: argparse.Namespace) -> list[str]:
-    """The prompts of the options and of their file, each once. Prints what is wrong with unusable rows of the file.
-
-    Raises:
-        RealignError: there is no prompt, --count is below 1, or the file cannot be read.
-    """
+    """The prompts of the options and of their file, each once. Prints what is wrong with unusable rows of the file."""
     texts = [text.strip() for text in options.prompt]
     if options.prompts is not None:
         read = read_prompts(options.prompts, options.prompt_column)
@@ -119,11 +115,7 @@ def read_all_prompts(options: argparse.Namespace) -> list[str]:
 
 
 def provenance(options: argparse.Namespace) -> dict[str, str]:
-    """The models, the device and the dtype that an image is made with; if one changes, the image is made again.
-
-    Raises:
-        RealignError: a model or the device does not exist, or a server's model has no name.
-    """
+    """The models, the device and the dtype that an image is made with; if one changes, the image is made again."""
     files = models.model_paths(options) | ({} if options.lora is None else {"lora": options.lora})
     return {**models.stamps(files), **models.llm_stamp(options), **models.hardware_stamp(options)}
 
