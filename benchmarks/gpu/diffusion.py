@@ -77,10 +77,11 @@ def _text_encoder(
     kind: type[T], device: torch.device, dtype: torch.dtype, width: int, layers: int, heads: int, **more: Any
 ) -> T:
     """A text encoder of CLIP whose end token is the demo tokenizer's."""
+    words = 321 if width < 100 else 49408
     tokens = {"bos_token_id": 319, "eos_token_id": 320, "pad_token_id": 320}
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
     depth = {"num_hidden_layers": layers, "num_attention_heads": heads}
-    return random(kind, device, dtype, CLIPTextConfig(321 if width < 100 else 49408, **tokens | sizes | depth | more))
+    return random(kind, device, dtype, CLIPTextConfig(vocab_size=words, **tokens | sizes | depth | more))
 
 
 def _vae(name: str, device: torch.device, dtype: torch.dtype, quick: bool) -> AutoencoderKL:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .arl import ArlConfig
 from .common import TrainingConfig
-from .files import load, number, to_toml
+from .files import load, to_toml
 from .refl import ReflConfig
 from .schema import groups, help_text
 
@@ -97,4 +97,4 @@ def _table(script: str, program: Program, configs: Mapping[str, TrainingConfig])
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(value) if isinstance(value, tuple) else number(value)
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
