@@ -43,9 +43,8 @@ class Clock:
     def __init__(self, model_sampling: Any, sigmas: Tensor, extra_calls: int = 0) -> None:
         """sigmas: [steps + 1], those of the run. extra_calls: the sampler's entry in `EXTRA_CALLS`, or 0."""
         self.model_sampling = copy.copy(model_sampling)  # a copy also of what another pack has put there
-        self.model_sampling._buffers = {
-            name: buffer.cpu() for name, buffer in model_sampling.named_buffers(recurse=False)
-        }
+        buffers = model_sampling.named_buffers(recurse=False)
+        self.model_sampling._buffers = {name: buffer.cpu() for name, buffer in buffers}
         self.sigmas, self.steps = sigmas.float().cpu(), max(len(sigmas) - 1, 0)
         self._extra_calls = extra_calls
         self._last = math.inf, 0  # the sigma and the step of the last call

@@ -62,10 +62,8 @@ class EncodedText:
     def parts(self) -> list[TextPart]:
         """The segments in their order, those whose encoders are loaded.
 
-        Start, end and padding tokens, textual-inversion vectors and the chat template are left out.
-
-        Raises:
-            RealignError: the text encoder belongs to no known family.
+        Start, end and padding tokens, textual-inversion vectors and the chat template are left out. An unknown text
+        encoder is an error.
         """
         empty, parts = self.clip.tokenize(""), []
         for segment in self._segments:
@@ -118,11 +116,7 @@ class EncodedText:
 
 
 def resolve_positions(positions: Sequence[int], n_tokens: int) -> tuple[int, ...]:
-    """Positions in a conditioning of so many tokens, none negative.
-
-    Raises:
-        RealignError: it has fewer tokens.
-    """
+    """Positions in a conditioning of so many tokens, none negative; an error where it has fewer tokens."""
     needed = max((p + 1 if p >= 0 else -p for p in positions), default=0)
     if needed > n_tokens:
         raise RealignError(

@@ -143,11 +143,7 @@ def family_of(network: Any) -> Family | None:
 
 
 def text_encoders_of(names: Iterable[str]) -> TextEncoders:
-    """The text encoders that a tokenizer with these names belongs to.
-
-    Raises:
-        RealignError: no family has them.
-    """
+    """The text encoders that a tokenizer with these names belongs to; an error where no family has them."""
     names = list(names)
     for text in (text for family in FAMILIES for text in family.text):
         if len(names) == len(text.names) and all(fnmatch.filter(names, pattern) for pattern in text.names):
@@ -164,11 +160,7 @@ def unknown_text_encoder(names: Iterable[str]) -> RealignError:
 
 
 def check_architecture(model: Any, doing: str, families: Sequence[Family] | None = None) -> None:
-    """Refuse a MODEL whose attention is not known.
-
-    Raises:
-        RealignError: it belongs to none of the families (default: all).
-    """
+    """Refuse, with a `RealignError`, a MODEL of none of the families (default: all)."""
     network = uncompiled(model.get_model_object("diffusion_model"))
     if family_of(network) not in (FAMILIES if families is None else families):
         raise RealignError(

@@ -78,10 +78,9 @@ class ModulatedBlock:
             return previous(q, k, v)
         modulated = partial(_attend, blocks, heads, precision)
         selection = Selection(call.elements, slice(0, q.shape[1]))
-        if self.previous is None and OVERRIDE not in options:
-            return _replace_part(previous, modulated, selection, q, k, v)
-        plain = partial(optimized_attention, heads=heads, attn_precision=precision)
-        return _add_difference(previous, plain, modulated, selection, q, k, v)
+        is_plain = self.previous is None and OVERRIDE not in options
+        plain = None if is_plain else partial(optimized_attention, heads=heads, attn_precision=precision)
+        return _modulate_part(previous, plain, modulated, selection, q, k, v)
 
 
 class ModulatedAttention:
@@ -118,9 +117,7 @@ class ModulatedAttention:
             _attend, blocks, heads, attn_precision, split=not skip_reshape, join=not skip_output_reshape
         )
         selection = Selection(call.elements, queries, dim, out_dim)
-        if self.previous is None:
-            return _replace_part(previous, modulated, selection, q, k, v)
-        return _add_difference(previous, plain, modulated, selection, q, k, v)
+        return _modulate_part(previous, None if self.previous is None else plain, modulated, selection, q, k, v)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
@@ -130,29 +127,26 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     )
 
 
-def _replace_part(
-    previous: Attention, modulated: Attention, part: Selection, q: Tensor, k: Tensor, v: Tensor
+def _modulate_part(
+    previous: Attention, plain: Attention | None, modulated: Attention, part: Selection, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
-    """`modulated` for a part of the queries, `previous` for all others."""
+    """`modulated` for a part of the queries, `previous` for all others.
+
+    plain: where `previous` adds something to it, plain attention; the part then keeps what is added.
+    """
+    inputs = part.inputs(q, k, v)
+    ours = modulated(*inputs)
+    if plain is not None:
+        out = previous(q, k, v).clone()
+        out[part.outputs] += ours - plain(*inputs)
+        return out
     n = q.shape[part.dim]
-    ours = modulated(*part.inputs(q, k, v))
     if ours.shape[0] == len(q) and ours.shape[part.out_dim] == n:
         return ours
     out = ours.new_empty((len(q), *ours.shape[1 : part.out_dim], n, *ours.shape[part.out_dim + 1 :]))
     out[part.outputs] = ours
     for other in part.others(len(q), n):
         out[other.outputs] = previous(*other.inputs(q, k, v))
-    return out
-
-
-def _add_difference(
-    previous: Attention, plain: Attention, modulated: Attention, part: Selection, q: Tensor, k: Tensor, v: Tensor
-) -> Tensor:
-    """`previous`, plus `modulated - plain` for a part of the queries: what `previous` adds to plain attention stays."""
-    inputs = part.inputs(q, k, v)
-    ours = modulated(*inputs)
-    out = previous(q, k, v).clone()
-    out[part.outputs] += ours - plain(*inputs)
     return out
 
 
@@ -194,12 +188,8 @@ def attention_levels(unet: UNetModel) -> list[int]:
 
 def attention_sites(unet: UNetModel) -> Iterator[Site]:
     """All transformer blocks of the UNet, by the names under which ComfyUI looks for their patches."""
-    parts: Sequence[tuple[str, Any]] = (
-        ("input", unet.input_blocks),
-        ("middle", [] if unet.middle_block is None else [unet.middle_block]),
-        ("output", unet.output_blocks),
-    )
-    for name, blocks in parts:
+    middle = [] if unet.middle_block is None else [unet.middle_block]
+    for name, blocks in (("input", unet.input_blocks), ("middle", middle), ("output", unet.output_blocks)):
         for number, block in enumerate(blocks):
             for layer in block:
                 if isinstance(layer, SpatialTransformer):

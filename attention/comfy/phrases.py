@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -45,11 +46,7 @@ class PhraseEncoder:
         self._warned: set[str] = set()
 
     def phrases(self, regions: RegionSet) -> list[Phrase]:
-        """The active regions' phrases, the longest first. One that has other tokens alone is left out, with a warning.
-
-        Raises:
-            RealignError: a phrase is not in the text.
-        """
+        """The active regions' phrases, longest first. One that has other tokens alone is left out, with a warning."""
         active = regions.active
         by_part = self.encoded.find_by_part([(region.phrase, region.occurrence) for region in active])
         positions = zip(*by_part, strict=True)
@@ -119,8 +116,5 @@ def match_tokens(part: TextPart, positions: Sequence[int], alone: TextPart) -> T
 
 def _set_weights(windows: list[list[tuple]], by_index: dict[int, float]) -> list[list[tuple]]:
     """An encoder's tokens (id, weight, …) with other weights at some indices."""
-    out, index = [], 0
-    for window in windows:
-        out.append([(t, by_index.get(i, w), *rest) for i, (t, w, *rest) in enumerate(window, index)])
-        index += len(window)
-    return out
+    index = count()
+    return [[(t, by_index.get(next(index), w), *rest) for t, w, *rest in window] for window in windows]

@@ -152,10 +152,8 @@ class ModulatedProcessor(LayerProcessor):
         if type(self.previous) in _STOCK:
             return project_output(attn, modulated, x)
         # Whatever else the previous processor does stays; only attention's own part is exchanged.
-        unmodulated = F.scaled_dot_product_attention(q, k, v)
-        return (
-            previous() + (_merge_heads(attn, modulated) - _merge_heads(attn, unmodulated)) / attn.rescale_output_factor
-        )
+        plain = _merge_heads(attn, F.scaled_dot_product_attention(q, k, v))
+        return previous() + (_merge_heads(attn, modulated) - plain) / attn.rescale_output_factor
 
 
 def phrase_positions(regions: RegionSet | None, tokenizer: CLIPTokenizer) -> Positions:

@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ...core.errors import RealignError
 from ..equation.cells import grid_size
 from ..equation.maps import AttentionMaps, token_matrix, word_attention
@@ -23,7 +21,6 @@ from .processor import LayerProcessor, Modulation, project, wrap_processors
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from diffusers.models.attention_processor import Attention
 
 
 def record(
@@ -48,13 +45,10 @@ class RecordingProcessor(LayerProcessor):
         self.maps, self.latent_size, self.modulation = maps, latent_size, modulation
 
     def attend(self, attn, x, text, mask, previous):
-        if text is not None:
-            if mask is not None:
-                raise RealignError("Attention is recorded without an attention mask; call the UNet without one.")
-            self._record(attn, x, text)
-        return previous()
-
-    def _record(self, attn: Attention, x: Tensor, text: Tensor) -> None:
+        if text is None:
+            return previous()
+        if mask is not None:
+            raise RealignError("Attention is recorded without an attention mask; call the UNet without one.")
         images = len(self.maps.positions)
         if len(x) < images:
             raise RealignError(
@@ -68,3 +62,4 @@ class RecordingProcessor(LayerProcessor):
         words = token_matrix(self.maps.positions, text.shape[1]).to(q.device)
         size = grid_size(x.shape[1], self.latent_size)
         self.maps.add(word_attention(q, k, words, layout, strength), size)
+        return previous()

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,9 @@ def _modulate_all(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], p
     out = _run_kernel(q, k, v, blocks) if _may_have_kernel(q.device) else None
     if out is not None:
         return out
-    with _no_autocast(q.device):
+    # Autocast would compute products of float32, which scores and their extrema need, in half precision.
+    has_autocast = q.device.type in ("cpu", "cuda")
+    with torch.autocast(q.device.type, enabled=False) if has_autocast else nullcontext():
         return _without_kernel(*_cast(precision, q, k, v), blocks).to(v.dtype)
 
 
@@ -99,11 +101,6 @@ def _may_have_kernel(device: torch.device) -> bool:
 
 def _cast(precision: torch.dtype | None, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (q, k, v) if precision is None else (q.to(precision), k.to(precision), v.to(precision))
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager:
-    """Autocast would compute products of float32, which scores and their extrema need, in half precision."""
-    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 _broken: set[tuple] = set()

@@ -50,17 +50,13 @@ def supports(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> boo
         and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
         and q.dtype == k.dtype == v.dtype
         and q.shape[-1] == v.shape[-1] <= MAX_HEAD
-        and all(_offsets_fit(x) for x in (q, k, v))
+        # within a head the kernel counts in int32
+        and all((x.shape[2] - 1) * x.stride(2) + x.shape[3] < 2**31 for x in (q, k, v))
         and max(q.shape[:2]) <= MOST_THREAD_BLOCKS
         and 1 <= len(blocks) <= 2
         and all(block.layout.R.bits is not None for block in blocks)
         and not any(isinstance(block.strength, Tensor) and block.strength.is_cuda for block in blocks)  # would wait
     )
-
-
-def _offsets_fit(x: Tensor) -> bool:
-    """Whether the numbers of one head lie within 2³¹ of each other, as the kernel counts in int32 within a head."""
-    return (x.shape[2] - 1) * x.stride(2) + x.shape[3] < 2**31
 
 
 def _runs_on(device: torch.device) -> bool:
