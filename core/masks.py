@@ -76,12 +76,8 @@ def mask_box(mask: Tensor) -> Box | None:
     if not len(rows):
         return None
     height, width = mask.shape
-    return (
-        columns[0].item() / width,
-        rows[0].item() / height,
-        (columns[-1].item() + 1) / width,
-        (rows[-1].item() + 1) / height,
-    )
+    (left, right), (top, bottom) = columns[[0, -1]].tolist(), rows[[0, -1]].tolist()
+    return left / width, top / height, (right + 1) / width, (bottom + 1) / height
 
 
 def empty_masks(regions: Sequence[Region]) -> list[str]:

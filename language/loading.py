@@ -17,11 +17,7 @@ def is_server(llm: str) -> bool:
 
 
 def load_language_model(
-    llm: str | None,
-    name: str,
-    answers: Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    llm: str | None, name: str, answers: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel | None:
     """The language model at `llm`, a server's address or a Hugging Face folder; None for an empty `llm`, which stands
     for the offline scorer.

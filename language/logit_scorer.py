@@ -97,11 +97,7 @@ class LogitScorer:
 
     @torch.inference_mode()
     def log_likelihoods(self, question: Tensor, answers: Sequence[str]) -> list[float]:
-        """log p(answer | question [1, P]) of each text, summed over its tokens.
-
-        Raises:
-            RealignError: question and answer together are too long for the model.
-        """
+        """log p(answer | question [1, P]) of each text, summed over its tokens. Too long ones raise a RealignError."""
         device = self.model.device
         rows = [self._tokens(answer)[0] for answer in answers]
         self._check_length(question.shape[1] + max(map(len, rows), default=0))

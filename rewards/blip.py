@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    Blip2ForImageTextRetrieval,
-    BlipForImageTextRetrieval,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForImageTextRetrieval, BlipForImageTextRetrieval
 
 from ..checkpoints.files import read_tensors, weights_file
 from ..checkpoints.folders import existing_folder, from_folder
@@ -34,10 +29,7 @@ class Blip:
     """A retrieval BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597), shared by both rewards."""
 
     def __init__(
-        self,
-        model: BlipForImageTextRetrieval | Blip2ForImageTextRetrieval,
-        tokenizer,
-        preprocessing: Preprocessing,
+        self, model: BlipForImageTextRetrieval | Blip2ForImageTextRetrieval, tokenizer, preprocessing: Preprocessing
     ) -> None:
         self.model, self.tokenizer, self.preprocessing = model.eval(), tokenizer, preprocessing
         model.requires_grad_(False)
@@ -93,7 +85,6 @@ class _BlipReward(Reward):
         self.blip = blip
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """BLIP."""
         return (self.blip.model,)
 
 
@@ -125,7 +116,6 @@ class BlipItcReward(_BlipReward):
 
 
 def load_itm(models: RewardModels) -> BlipItmReward:
-    """`blip-itm`."""
     return BlipItmReward(models.read(Blip, "blip"))
 
 

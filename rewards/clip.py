@@ -88,12 +88,10 @@ class ClipReward(Reward):
         return normalize(self.model.text_projection(out.pooler_output).float(), dim=-1)
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """CLIP."""
         return (self.model,)
 
 
 def load_clip(models: RewardModels) -> ClipReward:
-    """`clip`."""
     return models.read(ClipReward, "clip", tokenizer=models.clip_tokenizer)
 
 

@@ -30,11 +30,7 @@ class Term(NamedTuple):
 
 
 def parse_terms(text: str) -> tuple[Term, ...]:
-    """The terms of a text such as `caption, clip=0.8..0.2`.
-
-    Raises:
-        RealignError: there is no term, one cannot be read, or a reward is named twice.
-    """
+    """The terms of a text such as `caption, clip=0.8..0.2`; a RealignError for an empty, unreadable or repeated one."""
     if not text.strip():
         raise RealignError("reward is empty: name at least one, such as caption.")
     terms = tuple(_term(part) for part in text.split(","))

@@ -84,10 +84,8 @@ class ImageReward(Reward):
         return Judgement((self.head(first.float())[:, 0] - MEAN) / STD)
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """BLIP's two halves and the head."""
         return self.vision, self.text, self.head
 
 
 def load(models: RewardModels) -> ImageReward:
-    """`image-reward`."""
     return models.read(ImageReward, "image_reward")

@@ -29,11 +29,7 @@ class ChatServer:
     """A server's address, a model's name there, and how it is asked."""
 
     def __init__(self, base_url: str, model: str, timeout: float, retries: int, seed: int) -> None:
-        """See `OpenAiLanguageModel`.
-
-        Raises:
-            RealignError: the address is none, or holds a password.
-        """
+        """See `OpenAiLanguageModel`."""
         self.base_url, self.model = base_url.strip().rstrip("/").removesuffix("/chat/completions"), model
         self.timeout, self.retries, self.seed = timeout, retries, seed
         self.host = host_of(self.base_url)
@@ -41,14 +37,10 @@ class ChatServer:
         """The options that this server does not take."""
 
     def complete(self, question: Question, key: str | None, stop: Callable[[], bool]) -> Completion:
-        """The text that the server's model writes.
+        """The text that the server's model writes; a ServerError says why there is none.
 
         key: sent with the question; None for a server without. stop: polled all the time; once it is true, nothing
         more is asked.
-
-        Raises:
-            ServerError: why there is no text.
-            RealignError: openai is not installed.
         """
         import_httpx()  # slow, so before the clock starts
         future = asyncio.run_coroutine_threadsafe(self._in_time(question, key, stop), event_loop())

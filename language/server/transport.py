@@ -24,11 +24,7 @@ Post = Callable[[dict[str, Any]], Coroutine[Any, Any, bytes]]
 
 
 def import_openai() -> ModuleType:
-    """The package openai.
-
-    Raises:
-        RealignError: it is not installed.
-    """
+    """The package openai; a RealignError if it is not installed."""
     try:
         import openai
     except ImportError as error:
