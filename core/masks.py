@@ -20,10 +20,9 @@ RANGE = (-0.5, 1.5)
 
 
 def as_masks(value: Tensor) -> Tensor:
-    """A MASK of any usual shape, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1].
+    """A MASK [H, W], [N, H, W] or [N, 1, H, W] as [N, H, W] in [0, 1].
 
-    Raises:
-        RealignError: another shape, or a value that is NaN or outside of `RANGE`.
+    Another shape, and a value that is NaN or outside of `RANGE`, raise a RealignError.
     """
     masks = value[None] if value.ndim == 2 else value
     masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks

@@ -126,12 +126,10 @@ def is_whole_png(file: Path) -> bool:
 
 
 class PictureFolder(NamedTuple):
-    """The pictures of a folder."""
+    """The picture files of a folder, sorted; and a sentence about those that were left out, empty if none were."""
 
     files: list[Path]
-    """Sorted by name."""
     left_out: str
-    """A sentence that counts and names the pictures that were left out; empty if none were."""
 
 
 def find_pictures(folder: Path, *, recursive: bool = True) -> PictureFolder:

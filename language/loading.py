@@ -25,9 +25,6 @@ def load_language_model(
     name: the model's name on the server. answers: the folder in which a server's answers are cached. A key comes from
     the environment (see `server.keys`).
     dtype: fp16 becomes bf16, in which language models are trained, because they may overflow in fp16.
-
-    Raises:
-        RealignError: the address, the name or the folder is wrong.
     """
     if not llm:
         return None

@@ -40,11 +40,7 @@ class Blip:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Blip:
-        """Read a Hugging Face folder, e.g. `blip-itm-base-coco` or `blip2-itm-vit-g`.
-
-        Raises:
-            RealignError: a file is missing or damaged, or the folder holds another model.
-        """
+        """Read a Hugging Face folder, e.g. `blip-itm-base-coco` or `blip2-itm-vit-g`."""
         if (file := weights_file(folder)) is not None:
             raise wrong_file(file, read_tensors(file), "the Hugging Face folder of a retrieval BLIP or BLIP-2")
         model = from_folder(_class_of(existing_folder(folder)), folder, dtype=dtype).to(device, dtype)
@@ -89,10 +85,7 @@ class _BlipReward(Reward):
 
 
 class BlipItmReward(_BlipReward):
-    """The probability that image and prompt match, by the head that reads the prompt while it sees the image: [0, 1].
-
-    ITM of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). Differentiable.
-    """
+    """ITM (arXiv 2201.12086): the probability that image and prompt match, by the head that reads both: [0, 1]."""
 
     name = "blip-itm"
 
@@ -102,10 +95,9 @@ class BlipItmReward(_BlipReward):
 
 
 class BlipItcReward(_BlipReward):
-    """cos(image, prompt) of BLIP's embeddings, each of which is made without the other: [−1, 1].
+    """ITC (arXiv 2201.12086): cos(image, prompt) of embeddings, each of which is made without the other: [−1, 1].
 
-    ITC of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). BLIP-2 embeds an image once per query; the nearest
-    embedding counts. Differentiable.
+    BLIP-2 embeds an image once per query; the nearest embedding counts.
     """
 
     name = "blip-itc"

@@ -56,9 +56,6 @@ class ImageReward(Reward):
         """Read `ImageReward.pt`, or the folder that holds it.
 
         tokenizer: the folder of bert-base-uncased's tokenizer; searched for beside the file where not given.
-
-        Raises:
-            RealignError: a file is missing, damaged or another model's.
         """
         file = weights_file(path)
         if file is None:

@@ -1,8 +1,4 @@
-"""One question to a server that speaks OpenAI's chat API, whatever the server does.
-
-A server may keep silent, refuse, break off, or write without end. A question takes at most `timeout` seconds, retries
-included, and ends in a `Completion` or one `ServerError`.
-"""
+"""One question to a chat server. It takes at most `timeout` seconds and ends in a `Completion` or a `ServerError`."""
 
 from __future__ import annotations
 
@@ -52,10 +48,7 @@ class ChatServer:
             future.cancel()
 
     async def _in_time(self, question: Question, key: str | None, stop: Callable[[], bool]) -> Completion:
-        """`complete` within `timeout` seconds.
-
-        httpx's own timeout counts per read; a server that writes a byte now and then never reaches it.
-        """
+        """`complete` within `timeout` seconds; httpx counts them per read, which a slow writer never exceeds."""
         deadline = time.monotonic() + self.timeout
         errors: list[ServerError] = []
         task = asyncio.create_task(self._with_retries(question, key, deadline, errors))

@@ -1,8 +1,6 @@
-"""Find a key, or a part of one, in text that a server sent back, and mask it.
+"""Find a key, or a part of one, in text that a server sent back, and mask it before others read it in notes or files.
 
-A server gets the key with each question, and may repeat it in an answer or an error: as it is, in capitals, reversed,
-spaced out, escaped, in base64 or hexadecimal. A server's text goes into notes, messages, reports and files, and with
-them to other people.
+A server may repeat the key as it is, in capitals, reversed, spaced out, escaped, in base64 or hexadecimal.
 """
 
 from __future__ import annotations
