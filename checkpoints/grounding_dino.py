@@ -17,10 +17,8 @@ from .kinds import looks_like, wrong_file
 from .names import count, rename, split_qkv, window_of
 
 KIND = "a GroundingDINO detector"
-HEADS = 8
-"""Attention heads of every published GroundingDINO; they cannot be read from shapes."""
-BERT_HEAD = 64
-"""Channels per attention head of every BERT; likewise."""
+HEADS = 8  # attention heads of every published GroundingDINO; they cannot be read from shapes
+BERT_HEAD = 64  # channels per attention head of every BERT; likewise
 
 ROOTS = (
     "backbone.", "transformer.", "bert.", "input_proj.", "feat_map.", "bbox_embed.", "class_embed.", "label_enc.",

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-MAX_LAYERS = 256
-"""Layers in one list of a single file; the supported models have up to 48."""
-MAX_WINDOW = 64
-"""Side of a Swin's window; published ones have 7 or 12."""
+MAX_LAYERS = 256  # layers in one list of a single file; the supported models have up to 48
+MAX_WINDOW = 64  # side of a Swin's window; published ones have 7 or 12
 _FUSED = re.compile(r"(.+\.)(?:qkv\.|in_proj_)(weight|bias)")
 
 
@@ -29,10 +27,7 @@ def rename(name: str, table: Sequence[tuple[str, str]]) -> str:
 
 
 def split_qkv(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
-    """Split each fused projection (`x.qkv.weight`, `x.in_proj_bias`) [3 D, …] into three tensors [D, …].
-
-    parts: the names of queries, keys and values, e.g. `("q_proj", "k_proj", "v_proj")` → `x.q_proj.weight`, ….
-    """
+    """Split `x.qkv.weight` or `x.in_proj_bias` [3 D, …] into three [D, …] named by `parts`, e.g. `x.q_proj.weight`."""
     out = {}
     for name, tensor in tensors.items():
         if fused := _FUSED.fullmatch(name):

@@ -34,8 +34,7 @@ UNUSED = (
     r"tagging_head\.(embeddings\.|encoder\.layer\.\d+\.attention\.)",  # parts of BERT that the head does not use
 )
 """Published tensors that tagging does not need, as regular expressions."""
-DESCRIPTIONS = 51
-"""Texts per tag in a published RAM++."""
+DESCRIPTIONS = 51  # texts per tag in a published RAM++
 _KINDS = ("a RAM tagger", "a RAM++ tagger")
 _HEADS = 4
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -45,10 +44,7 @@ _TABLE = re.compile(_TABLE_NAME.replace(".", r"\.").format(r"(\d+)", r"\d+"))
 
 
 def load_ram(path: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
-    """A RAM or RAM++ on the CPU.
-
-    path: a published file, a folder that holds one, or a folder with our `config.json` and `model.safetensors`.
-    """
+    """A RAM or RAM++ on the CPU: a published file, its folder, or our `config.json` and `model.safetensors`."""
     file = weights_file(path)
     folder = existing_folder(path) if file is None else file.parent
     ours = all((folder / name).is_file() for name in (_CONFIG, _WEIGHTS))
@@ -105,18 +101,12 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
-    """The model's sizes, read from the shapes of its tensors under `Ram`'s names.
-
-    The last map of a published Swin is one window wide; so the image has 384 pixels for a window of 12, 224 for 7.
-
-    Raises:
-        LookupError, ArithmeticError, TypeError, ValueError: a tensor that a size is read from is missing or misshapen.
-    """
+    """The model's sizes, read from the shapes of its tensors under `Ram`'s names."""
     depths = Counter(int(found[1]) for name in tensors if (found := _TABLE.fullmatch(name)))
     check_layers(max(len(depths), *depths.values(), 1), "visual_encoder.layers.")
     tables = [tensors[_TABLE_NAME.format(stage, 0)] for stage in range(max(1, len(depths)))]  # [(2 window - 1)², heads]
     window = window_of(len(tables[0]))
-    return RamConfig(
+    return RamConfig(  # a published Swin's last map is one window wide: 384 pixels for a window of 12, 224 for 7
         image_size=PATCH * 2 ** (len(tables) - 1) * window,
         num_tags=len(tensors["label_embed"]) // (DESCRIPTIONS if "reweight_scale" in tensors else 1),
         embed_dim=len(tensors["visual_encoder.patch_embed.proj.weight"]),

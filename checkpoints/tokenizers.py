@@ -52,10 +52,7 @@ def bert_tokenizer(
 
 
 def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """CLIP's tokenizer for a file of weights: from beside the file, else from the folder `other`.
-
-    size: of the model's vocabulary.
-    """
+    """CLIP's tokenizer with a vocabulary of `size`, from beside the file of weights, else from the folder `other`."""
     places = [Path(file).parent] + ([Path(other)] if other is not None else [])
     folders = _folders_with(_CLIP_FILES, places)
     if not folders:
@@ -73,10 +70,7 @@ def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None)
 
 
 def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, size: int, model: str) -> T:
-    """The first tokenizer of this size, because a folder with several models' files may hold another one's tokenizer.
-
-    If none fits, the error is about one of another size, else about one that cannot be read.
-    """
+    """The first tokenizer of this size; the error is about one of another size, else about one that cannot be read."""
     unreadable, misfits = [], []
     for folder in folders:
         try:

@@ -17,27 +17,18 @@ import torch
 from ..core.errors import RealignError, first_line
 from .pickle_scan import Imports, scan
 
-SAFE_TORCH = (2, 6)
-"""Before this version a pickle can run code even if it is read with `weights_only` (CVE-2025-32434)."""
-SAFE_PROTOCOL = 2
-"""The highest protocol that torch's restricted reader supports; torch.save writes it."""
-MAX_CLASSES = 1000
-"""Classes of training scripts in one file."""
+SAFE_TORCH = (2, 6)  # before this version a pickle can run code even if it is read with `weights_only` (CVE-2025-32434)
+SAFE_PROTOCOL = 2  # the highest protocol that torch's restricted reader supports; torch.save writes it
+MAX_CLASSES = 1000  # classes of training scripts in one file
 _registered = threading.Lock()
 _ADVICE = re.compile(r"weights_only|add_safe_globals|safe_globals")
 
 
 class Inert:
-    """Stands for an object that is neither tensor nor plain value; it accepts and drops what the pickle gives it.
-
-    Each subclass has the name of the class that it replaces.
-    """
+    """Stands for an object that is neither tensor nor plain value, and drops what the pickle gives it."""
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
         return object.__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
 
     def __setstate__(self, _: Any) -> None:
         pass

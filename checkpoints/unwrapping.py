@@ -38,12 +38,9 @@ class Weights:
     """A file's weights, and what was skipped."""
 
     tensors: dict[str, Tensor]
-    place: tuple[str, ...] = ()
-    """The keys that lead to them; none if they are the file's top level."""
-    skipped: list[str] = field(default_factory=list)
-    """The other contents, e.g. `epoch` or `args (Namespace)`."""
-    prefixes: list[str] = field(default_factory=list)
-    """Prefixes that were stripped from the names."""
+    place: tuple[str, ...] = ()  # the keys that lead to them; none if they are the file's top level
+    skipped: list[str] = field(default_factory=list)  # the other contents, e.g. `epoch` or `args (Namespace)`
+    prefixes: list[str] = field(default_factory=list)  # prefixes that were stripped from the names
 
     def report(self) -> str:
         """A sentence for the log on what was skipped; empty if nothing was."""
@@ -132,7 +129,8 @@ def _strip_prefixes(tensors: Mapping[str, Tensor], roots: Sequence[str]) -> Weig
     if sum(map(bool, prefixes.values())) * 2 > len(prefixes):  # a tensor without the prefix belongs to something else
         outside = [name for name in tensors if name not in prefixes]
     full = {name: clean[name].removeprefix(prefixes.get(name, "")) for name in tensors}
-    order = sorted(tensors, key=lambda name: (_is_average(prefixes.get(name, "")), len(clean[name])))
+    averages = {name for name, prefix in prefixes.items() if not set(AVERAGES).isdisjoint(prefix.split("."))}
+    order = sorted(tensors, key=lambda name: (name in averages, len(clean[name])))
     places: dict[str, str] = {}
     for name in order:
         if name in prefixes or not outside:
@@ -148,10 +146,6 @@ def _hides_other_model(prefixes: Mapping[str, str], clean: Mapping[str, str]) ->
     before = looks_like(clean.values())
     after = looks_like(clean[name].removeprefix(prefix) for name, prefix in prefixes.items())
     return after.startswith("an unknown") and not before.startswith("an unknown")
-
-
-def _is_average(prefix: str) -> bool:
-    return any(part in AVERAGES for part in prefix.split("."))
 
 
 def _prefixes_of_known(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:

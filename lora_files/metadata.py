@@ -15,10 +15,8 @@ from ..core.fingerprint import fingerprint_of_texts
 if TYPE_CHECKING:
     from PIL import Image
 
-THUMBNAIL_SIDE = 256
-"""The largest side of a thumbnail in pixels, as the Model Spec recommends."""
-THUMBNAIL_BYTES = 32 * 1024
-"""The longest thumbnail, encoded: programs read each header when they list models."""
+THUMBNAIL_SIDE = 256  # the largest side of a thumbnail in pixels, as the Model Spec recommends
+THUMBNAIL_BYTES = 32 * 1024  # the longest thumbnail, encoded: programs read each header when they list models
 
 
 def run_metadata(
@@ -63,10 +61,7 @@ def run_metadata(
 
 
 def base_model(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The base model of a UNet with this config: its name in kohya's tools, and in the Model Spec.
-
-    It is guessed from the kinds of layers, so a shrunken model gets the name of its large relative.
-    """
+    """The base model's names in kohya's tools and in the Model Spec, guessed from the kinds of layers."""
     if config.get("addition_embed_type") == "text_time":
         return "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
     if config.get("use_linear_projection"):

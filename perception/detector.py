@@ -22,8 +22,7 @@ from ..core.errors import RealignError
 from ..core.images import to_pil
 from ..core.words import content_words
 
-NMS = 0.6
-"""Boxes with a higher IoU (intersection over union) count as one object found twice."""
+NMS = 0.6  # boxes with a higher IoU (intersection over union) count as one object found twice
 
 ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 
@@ -31,8 +30,7 @@ ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 class Candidates(NamedTuple):
     """Boxes found in one image: N boxes, each with a score for each of P phrases."""
 
-    boxes: Tensor
-    """[N, 4]: x0, y0, x1, y1 as fractions of width and height."""
+    boxes: Tensor  # [N, 4]: x0, y0, x1, y1 as fractions of width and height
     scores: Tensor
     """[N, P] in [0, 1]: the mean over the phrase's tokens; a box that matches half of the phrase scores about half."""
 
@@ -90,12 +88,7 @@ class Detector:
                 scores[:, part] = means.nan_to_num(0.0)  # a phrase without tokens scores 0
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
-        return [
-            _merge(torch.cat([boxes for boxes, _ in parts]), torch.cat([scores for _, scores in parts]), nms)
-            if parts
-            else nothing
-            for parts in found
-        ]
+        return [_merge(*map(torch.cat, zip(*parts, strict=True)), nms) if parts else nothing for parts in found]
 
     def _forward(
         self, pictures: list[Image.Image], tokens: list[list[list[int]]]

@@ -22,8 +22,7 @@ from ..checkpoints.sam import load_sam
 from ..core.errors import RealignError
 from ..core.images import to_pil
 
-BOXES_AT_ONCE = 32
-"""Masks decoded together; more would only need more memory."""
+BOXES_AT_ONCE = 32  # masks decoded together; more would only need more memory
 
 ImageProcessor = pillow_processor("SamImageProcessor")
 
@@ -31,7 +30,7 @@ ImageProcessor = pillow_processor("SamImageProcessor")
 class Segmenter:
     """A `SamModel` with its image processor; `Sam2Segmenter` for a `Sam2Model`."""
 
-    def __init__(self, model: SamModel, processor) -> None:
+    def __init__(self, model: SamModel, processor=None) -> None:
         self.model, self.processor = model.eval(), processor
 
     @classmethod
@@ -59,12 +58,9 @@ class Segmenter:
 
     @torch.inference_mode()
     def logits(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
-        """As `segment`, but logits: a pixel is the object's where its logit is above 0.
-
-        The images are encoded together; each box's mask is decoded from its image's embedding.
-        """
+        """As `segment`, but logits: a pixel is the object's where its logit is above 0."""
         height, width = images.shape[1:3]
-        wanted = [i for i, of_image in enumerate(boxes) if len(of_image)]
+        wanted = [i for i, rows in enumerate(boxes) if len(rows)]
         out = [torch.zeros(0, height, width) for _ in boxes]
         if not wanted:
             return out
@@ -74,9 +70,10 @@ class Segmenter:
         scale = torch.tensor([inside[1], inside[0]] * 2)
         for row, i in enumerate(wanted):
             parts = []
+            of_image = encoded[row, None] if isinstance(encoded, Tensor) else [level[row, None] for level in encoded]
             for chunk in (boxes[i] * scale).split(BOXES_AT_ONCE):
                 coarse = self.model(
-                    image_embeddings=self._row(encoded, row),
+                    image_embeddings=of_image,
                     input_boxes=chunk[None].to(pixels),  # [1, n, 4]
                     multimask_output=False,
                 ).pred_masks[0, :, :1]  # [n, 1, h, w]
@@ -90,9 +87,6 @@ class Segmenter:
         height, width = inputs["reshaped_input_sizes"][0].tolist()
         return inputs["pixel_values"].to(self.model.device, self.model.dtype), (height, width)
 
-    def _row(self, encoded: Tensor, row: int) -> Tensor:
-        return encoded[row : row + 1]
-
     def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Logits [n, 1, h, w] of the padded square → [n, 1, H, W] of the image."""
         square = F.interpolate(coarse, padded, mode="bilinear")
@@ -100,13 +94,7 @@ class Segmenter:
 
 
 class Sam2Segmenter(Segmenter):
-    """A `Sam2Model`; the image is stretched to a square.
-
-    transformers' image processor for it needs torchvision; `_pixels` does the same without.
-    """
-
-    def __init__(self, model) -> None:
-        super().__init__(model, processor=None)
+    """A `Sam2Model`; the image is stretched to a square, without transformers' processor, which needs torchvision."""
 
     def _pixels(self, pictures: list[Image.Image]) -> tuple[Tensor, tuple[int, int]]:
         side = self.model.config.prompt_encoder_config.image_size
@@ -115,9 +103,6 @@ class Sam2Segmenter(Segmenter):
         pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return ((pixels - mean) / std).to(self.model.dtype), (side, side)
-
-    def _row(self, encoded: list[Tensor], row: int) -> list[Tensor]:
-        return [level[row : row + 1] for level in encoded]
 
     def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return F.interpolate(coarse, size, mode="bilinear")

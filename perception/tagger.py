@@ -21,8 +21,7 @@ from .labels import Labels, read_labels, read_lines
 
 TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
 """Files beside the weights; published in `ram/data` of github.com/xinyu1205/recognize-anything."""
-THRESHOLD = 0.68
-"""The published threshold for tags without one."""
+THRESHOLD = 0.68  # the published threshold for tags without one
 
 
 class Tag(NamedTuple):

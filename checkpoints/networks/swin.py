@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATCH = 4
-"""Pixels per side of a patch."""
-_APART = -100.0
-"""Added to the score of two tokens that a shift brought into one window but that are not neighbours."""
+PATCH = 4  # pixels per side of a patch
+_APART = -100.0  # added to the score of two tokens that a shift brought into one window but that are not neighbours
 
 
 class PatchEmbed(nn.Module):
