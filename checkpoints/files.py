@@ -93,12 +93,10 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 def _no_tensors(file: Path, found: Any) -> RealignError:
     values = [found, *found.values()] if isinstance(found, Mapping) else [found]
-    objects = [type(value) for value in values if isinstance(value, Inert)]
-    if objects:
-        kind = f"{objects[0].__module__}.{objects[0].__qualname__}"
+    for kind in (type(value) for value in values if isinstance(value, Inert)):
         return RealignError(
-            f"'{file}' holds no tensors by name, but an object ({kind}), which is not read: get its state_dict, or "
-            "safetensors."
+            f"'{file}' holds no tensors by name, but an object ({kind.__module__}.{kind.__qualname__}), which is not "
+            "read: get its state_dict, or safetensors."
         )
     return RealignError(f"'{file}' holds no tensors by name: choose a file of weights.")
 

@@ -37,14 +37,11 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """Check the sizes of a folder's text files and what its `config.json` describes; return that, {} if none."""
     for file in folder.iterdir():
         most = MAX_CONFIG if file.name == "config.json" else MAX_TEXT
-        if (
-            file.suffix.lower() in (".json", ".txt", ".model", ".jinja")
-            and file.is_file()
-            and file.stat().st_size > most
-        ):
+        size = file.stat().st_size if file.is_file() else 0
+        if size > most and file.suffix.lower() in (".json", ".txt", ".model", ".jinja"):
             raise RealignError(
-                f"'{file}' has {file.stat().st_size / 2**20:.0f} MiB, and no such file needs more than "
-                f"{most // 2**20}: download it again."
+                f"'{file}' has {size / 2**20:.0f} MiB, and no such file needs more than {most // 2**20}: download it "
+                "again."
             )
     config = read_json(folder / "config.json")
     _check_sizes(config, folder)

@@ -11,6 +11,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,10 +55,6 @@ class Imports:
     lists: set[str] = field(default_factory=set)  # names whose objects are filled like a list
     protocol: int = 0  # the highest protocol of the pickles
 
-    def code(self) -> str | None:
-        """The first name of a function, or of a standard library class that is no plain value."""
-        return next((name for name in self.names if not is_data(name)), None)
-
 
 class _Import(str):
     """On the pickle's stack: the name of an import, or of the object that calling it makes."""
@@ -90,11 +87,10 @@ def is_data(name: str) -> bool:
 
 def scan(file: Path) -> Imports:
     """What a file's pickles would import; an OSError or BadZipFile if it cannot be read."""
-    found = Imports()
+    found, counter = Imports(), count(1)
     with _pickles(file) as streams:
-        counted = 0
         for stream in streams:
-            counted = _follow_pickle(stream, found, file, counted)
+            _follow_pickle(stream, found, file, counter)
     return found
 
 
@@ -120,14 +116,13 @@ def too_large(file: Path, what: str) -> RealignError:
     return RealignError(f"'{file}' holds {what}, which no file of weights does: get the model from its own authors.")
 
 
-def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counted: int) -> int:
-    """Follow a pickle as far as it can be read; `counted` instructions came before. Returns the new count."""
+def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counter: Iterator[int]) -> None:
+    """Follow a pickle as far as it can be read. The counter counts the instructions of all pickles."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     try:
         for code, argument, _ in pickletools.genops(stream):
-            counted += 1
-            if counted > MAX_INSTRUCTIONS:
+            if next(counter) > MAX_INSTRUCTIONS:
                 raise too_large(file, f"a pickle of more than {MAX_INSTRUCTIONS:,} instructions")
             _follow(code.name, argument, stack, memo, found)
             if stack and type(stack[-1]) is int and stack[-1] > MAX_TUPLE:
@@ -135,8 +130,7 @@ def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counted: int) 
     except RealignError:
         raise
     except Exception:  # the pickles end and the weights begin, or the file is damaged
-        pass
-    return counted
+        return
 
 
 def _follow(name: str, argument: Any, stack: list[Any], memo: dict[Any, Any], found: Imports) -> None:

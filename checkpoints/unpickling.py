@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..core.errors import RealignError, first_line
-from .pickle_scan import Imports, scan
+from .pickle_scan import Imports, is_data, scan
 
 SAFE_TORCH = (2, 6)  # before this version a pickle can run code even if it is read with `weights_only` (CVE-2025-32434)
 SAFE_PROTOCOL = 2  # the highest protocol that torch's restricted reader supports; torch.save writes it
@@ -105,7 +105,7 @@ def reason(error: BaseException) -> str:
 
 
 def _refuse_programs(file: Path, found: Imports) -> None:
-    if (code := found.code()) is not None:
+    if code := next((name for name in found.names if not is_data(name)), None):
         raise RealignError(
             f"'{file}' was not read, and nothing in it ran: beside weights it holds code ({code}). Get it as "
             "safetensors, or from the model's own authors."

@@ -107,15 +107,16 @@ def _beside(content: Any, place: tuple[str, ...]) -> list[str]:
     """The other entries at each level on the way to the weights, and among them."""
     skipped = []
     for depth in range(len(place) + 1):
+        among = depth == len(place)
         for key, value in content.items():
-            if (depth < len(place) and key == place[depth]) or (depth == len(place) and isinstance(value, Tensor)):
+            if (among and isinstance(value, Tensor)) or (not among and key == place[depth]):
                 continue
-            if depth == len(place) and isinstance(key, str) and key.endswith(("_metadata", "_extra_state")):
+            if among and str(key).endswith(("_metadata", "_extra_state")):
                 continue
             kind = type(value)
             plain = kind.__module__ in ("builtins", "collections", "torch") and kind.__name__ != "type"
             skipped.append(".".join(map(str, (*place[:depth], key))) + ("" if plain else f" ({kind.__name__})"))
-        if depth < len(place):
+        if not among:
             content = content[place[depth]]
     return skipped
 

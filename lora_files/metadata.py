@@ -52,7 +52,9 @@ def run_metadata(
         "modelspec.resolution": resolution and f"{resolution}x{resolution}",
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
         "modelspec.thumbnail": thumbnail and _thumbnail(thumbnail),
-        "realigndiff.config": json.dumps(dict(config), default=_to_json, sort_keys=True),
+        "realigndiff.config": json.dumps(
+            dict(config), default=lambda x: x.name if isinstance(x, PurePath) else str(x), sort_keys=True
+        ),
         "realigndiff.prompts_sha256": fingerprint_of_texts(prompts),
         "realigndiff.reward_before": reward_before,
         "realigndiff.reward_after": reward_after,
@@ -82,8 +84,3 @@ def _thumbnail(image: Image.Image) -> str:
         if len(url) <= THUMBNAIL_BYTES:
             return url
         side = side * 3 // 4
-
-
-def _to_json(value: Any) -> str:
-    """A value that JSON has no form for, as text."""
-    return value.name if isinstance(value, PurePath) else str(value)

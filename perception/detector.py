@@ -40,6 +40,7 @@ class Detector:
 
     def __init__(self, model: GroundingDinoForObjectDetection, tokenizer, processor) -> None:
         self.model, self.tokenizer, self.processor = model.eval(), tokenizer, processor
+        self._max_tokens = model.config.max_text_len - 2  # phrases and dots, between the start and the end token
 
     @classmethod
     def load(
@@ -105,11 +106,6 @@ class Detector:
                 token_type_ids=torch.zeros_like(ids),
             )
         return out.pred_boxes.float().cpu(), out.logits.float().cpu(), spans
-
-    @property
-    def _max_tokens(self) -> int:
-        """Tokens of phrases and their dots that fit between the start and the end token."""
-        return self.model.config.max_text_len - 2
 
     def _tokenize(self, phrase: str) -> list[int]:
         """The phrase's tokens without articles, cut to what the model can read."""

@@ -45,7 +45,12 @@ class Segmenter:
         file = weights_file(path)
         if file is None:
             if str(check_folder(existing_folder(path)).get("model_type")).startswith("sam2"):
-                return Sam2Segmenter(from_folder(_sam2_class(path), path, dtype=dtype).to(device))
+                if not hasattr(transformers, "Sam2Model"):
+                    raise RealignError(
+                        f"'{path}' holds a SAM 2, for which transformers {transformers.__version__} is too old (4.56 "
+                        "is enough): update it, or choose a SAM."
+                    )
+                return Sam2Segmenter(from_folder(transformers.Sam2Model, path, dtype=dtype).to(device))
             model = from_folder(SamModel, path, dtype=dtype).to(device)
             return cls(model, from_folder(ImageProcessor, path))
         model = load_sam(file, dtype).to(device)
@@ -106,12 +111,3 @@ class Sam2Segmenter(Segmenter):
 
     def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return F.interpolate(coarse, size, mode="bilinear")
-
-
-def _sam2_class(folder: str | Path) -> type:
-    if not hasattr(transformers, "Sam2Model"):
-        raise RealignError(
-            f"'{folder}' holds a SAM 2, for which transformers {transformers.__version__} is too old (4.56 is enough): "
-            "update it, or choose a SAM."
-        )
-    return transformers.Sam2Model

@@ -66,8 +66,7 @@ class Tagger:
     def tag(self, images: Tensor, *, threshold: float | None = None, deny: Collection[str] = ()) -> list[list[Tag]]:
         """images [B, H, W, 3] in [0, 1] → each image's tags, the most confident first; perhaps none.
 
-        threshold: one for all tags, in [0, 1]; by default each tag has its own. deny: tags never to report; case does
-            not matter.
+        threshold: one for all tags, in [0, 1]; by default each tag has its own. deny: tags to leave out, in any case.
         """
         check_threshold(threshold)
         confidence = self.logits(images).sigmoid()

@@ -124,16 +124,13 @@ class Ram(nn.Module):
         """The tags' text embeddings for these image tokens: [1 or B, K, label_width]."""
         return self.label_embed[None]
 
-    def classify(self, tokens: Tensor) -> Tensor:
-        """Image tokens [B, T, image_width] → logits [B, K]."""
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised → logits [B, K]."""
+        tokens = self.image_tokens(pixel_values)
         queries = F.relu(self.wordvec_proj(self.label_vectors(tokens))).expand(len(tokens), -1, -1)  # [B, K, D]
         for layer in self.tagging_head:
             queries = layer(queries, tokens)
         return self.fc(queries).squeeze(-1)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised → logits [B, K]."""
-        return self.classify(self.image_tokens(pixel_values))
 
 
 class RamPlus(Ram):

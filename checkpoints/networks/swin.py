@@ -146,8 +146,7 @@ def _unwindow(x: Tensor, rows: int) -> Tensor:
 
 def _offsets(window: int) -> Tensor:
     """[N, N]: the row of the bias table for each pair of tokens in a window."""
-    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    place = torch.stack([rows, columns], dim=-1).flatten(0, 1)  # [N, 2]
+    place = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # [N, 2]
     offset = place[:, None] - place[None] + window - 1
     return offset[..., 0] * (2 * window - 1) + offset[..., 1]
 
