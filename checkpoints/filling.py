@@ -58,8 +58,7 @@ def from_tensors(
     """A transformers model from a file in its authors' layout.
 
     config_of: reads the model's sizes from the tensors' shapes.
-    convert: gives the tensors the names of transformers' published folders. The names inside its classes differ
-        between versions; `from_pretrained` knows how.
+    convert: gives the tensors the names of published folders, which `from_pretrained` knows in every version.
     wanted: what the file should be, for the message, e.g. `a SAM segmenter`. options: passed to `kind.from_pretrained`.
     """
     try:

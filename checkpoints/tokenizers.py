@@ -22,14 +22,11 @@ _CONFIGS = ("tokenizer_config.json", "config.json")
 def bert_tokenizer(
     file: str | Path, size: int, given: str | Path | None = None, added: Sequence[str] = ()
 ) -> BertTokenizerFast:
-    """The tokenizer of `bert-base-uncased` for a file of weights.
+    """The tokenizer of `bert-base-uncased` with a vocabulary of `size` for a file of weights.
 
-    file: the weights; the tokenizer is searched for beside them, then in Hugging Face's cache.
-    size: of the model's vocabulary.
-    given: the tokenizer's folder, or a file in it; nothing else is searched then.
+    given: its folder, or a file in it; by default it is searched for beside the weights, then in Hugging Face's cache.
     added: special tokens that the model has beside BERT's.
     """
-
     file = Path(file)
     cached = (try_to_load_from_cache(model, name) for model in _BERTS for name in _BERT_FILES)
     beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]

@@ -54,11 +54,9 @@ class Weights:
 def unwrap(content: Any, roots: Sequence[str] = ()) -> Weights:
     """The weights in a file's content, under their model's own names.
 
-    roots: what the wanted model's names begin with. Without them, a prefix is stripped only if all names have one, and
-        never from the names of a model that `kinds.looks_like` knows.
-
     Of several mappings with tensors, the one with most names of the wanted model is taken; among equals the one under
     the first key of `WRAPPERS`, so averages only if there is nothing else.
+    roots: what the wanted model's names begin with. Without them, only an unknown model's names lose prefixes.
     """
     candidates = []
     for path, mapping in sorted(_mappings(content), key=lambda item: _rank(*item)):

@@ -103,10 +103,12 @@ def _matrices(
 ) -> tuple[nn.Parameter, Tensor, Tensor, float]:
     """The arguments of `add_lora` for a layer: its weight, the matrices down and up, and alpha; or a RealignError."""
     weight = getattr(layers.get(layer), "weight", None)
+    if weight is None:
+        raise RealignError(f"'{file}' is a LoRA of another model: nothing here fits its layer {layer}.")
     if missing := [part for part in ("down", "up") if part not in parts]:
         raise RealignError(f"'{file}' is not whole: the layer {layer} has no {missing[0]} matrix; download it again.")
     down, up = (parts[part].float().flatten(1) for part in ("down", "up"))
-    if weight is None or up.shape[1] != len(down) or weight.numel() != len(up) * down.shape[1]:
+    if up.shape[1] != len(down) or weight.numel() != len(up) * down.shape[1]:
         raise RealignError(f"'{file}' is a LoRA of another model: nothing here fits its layer {layer}.")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:

@@ -39,8 +39,7 @@ class Segmenter:
     ) -> Segmenter:
         """Read a SAM or a SAM 2.
 
-        path: a Hugging Face folder, e.g. `sam-vit-base` or `sam2.1-hiera-large`; or SAM's authors' file, e.g.
-            `sam_vit_h_4b8939.pth`, or the folder that holds it.
+        path: a Hugging Face folder, e.g. `sam2.1-hiera-large`; a file such as `sam_vit_h_4b8939.pth`, or its folder.
         """
         file = weights_file(path)
         if file is None:

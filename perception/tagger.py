@@ -50,8 +50,7 @@ class Tagger:
     ) -> Tagger:
         """Read a tagger and, beside its weights, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`.
 
-        path: a published file (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`), a folder that holds one, or a
-            folder with our `config.json` and `model.safetensors`.
+        path: a published file, e.g. `ram_plus_swin_large_14m.pth`; its folder; or one with our `model.safetensors`.
         labels: a file of label embeddings whose tags replace the model's own; see `labels.read_labels`.
         """
         model = load_ram(path, dtype)
