@@ -79,10 +79,8 @@ _MODULES = (  # (path, path in transformers, ((name in it, name in transformers)
         (r"linear(\d)", r"fc\2"),
     )),
     ("transformer.", "model.", (
-        ("level_embed", "level_embed"),
         ("tgt_embed", "query_position_embeddings"),
-        ("enc_output", "enc_output"),
-        ("enc_output_norm", "enc_output_norm"),
+        ("(level_embed|enc_output|enc_output_norm)", r"\1"),
         ("enc_out_bbox_embed", "encoder_output_bbox_embed"),
         ("decoder.norm", "decoder.layer_norm"),
         ("decoder.ref_point_head", "decoder.reference_points_head"),

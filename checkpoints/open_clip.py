@@ -18,16 +18,14 @@ from .kinds import looks_like, wrong_file
 from .names import count, rename, split_qkv
 
 KIND = "a CLIP of open_clip"
-UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
-"""Constants in some files; sizes are read from the shapes."""
+UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")  # constants in some files
 ROOTS = (
     "visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
     "logit_scale", *UNUSED,
 )  # fmt: skip
 """What the names of its tensors begin with."""
 HEAD = 64  # channels per attention head of every published text tower; they cannot be read from shapes
-_VISION_HEADS = {1280: 80, 1408: 88, 1664: 104}
-"""{width: channels per attention head} of the widest image towers (ViT-H, g and bigG); `HEAD` in all others."""
+_VISION_HEADS = {1280: 80, 1408: 88, 1664: 104}  # {width: channels per head} of ViT-H, g and bigG; else `HEAD`
 
 _LAYER = r"transformer.resblocks.(\d+)"
 _PARTS = (

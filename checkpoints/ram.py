@@ -37,8 +37,7 @@ UNUSED = (
 DESCRIPTIONS = 51  # texts per tag in a published RAM++
 _KINDS = ("a RAM tagger", "a RAM++ tagger")
 _HEADS = 4
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-"""The files of our own layout: `RamConfig`'s fields, and the weights under `Ram`'s names."""
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"  # our own layout: `RamConfig`'s fields, `Ram`'s tensors
 _TABLE_NAME = "visual_encoder.layers.{}.blocks.{}.attn.relative_position_bias_table"
 _TABLE = re.compile(_TABLE_NAME.replace(".", r"\.").format(r"(\d+)", r"\d+"))
 

@@ -12,12 +12,8 @@ from torch import Tensor
 from ..core.errors import RealignError
 
 MAX_TENSORS = 20_000  # tensors in a single file; the largest supported models have some two thousand
-_SCALES = ("scale_weight", "weight_scale")
-"""Beside an 8-bit `x.weight`, the names after `x.` of its scale factor, as ComfyUI and others write them."""
-_FOUR_BITS = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
-"""Two values per byte, which torch can hold but not convert."""
-_NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
-"""Other entries beside 8-bit weights, which are dropped."""
+_SCALES = ("scale_weight", "weight_scale")  # beside an 8-bit `x.weight`, the names after `x.` of its scale factor
+_NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")  # other entries beside 8-bit weights, dropped
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
@@ -54,7 +50,7 @@ def _is_float8(tensor: Tensor) -> bool:
 
 def _unusual(tensor: Tensor) -> str | None:
     """In what way a tensor is more than an array of numbers; None for a plain one."""
-    if tensor.is_quantized or tensor.dtype in _FOUR_BITS:
+    if tensor.is_quantized or tensor.dtype == getattr(torch, "float4_e2m1fn_x2", None):
         return "quantised"
     if tensor.is_nested or tensor.layout != torch.strided:
         return "sparse or nested"

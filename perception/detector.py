@@ -53,7 +53,7 @@ class Detector:
     ) -> Detector:
         """Read a GroundingDINO.
 
-        path: a Hugging Face folder, e.g. `grounding-dino-tiny`; `groundingdino_swint_ogc.pth`, or its folder.
+        path: a Hugging Face folder, e.g. `grounding-dino-tiny`; or `groundingdino_swint_ogc.pth` or its folder.
         tokenizer: the folder of bert-base-uncased's tokenizer, for such a file; by default it is searched for.
         """
         file = weights_file(path)

@@ -36,8 +36,7 @@ class Tagger:
 
     def __init__(self, model: Ram, tags: list[str], thresholds: Tensor, notes: tuple[str, ...] = ()) -> None:
         self.model, self.tags, self.thresholds = model.eval(), tags, thresholds
-        self.notes = notes
-        """Messages for the user about how it was loaded."""
+        self.notes = notes  # messages for the user about how it was loaded
 
     @classmethod
     def load(
