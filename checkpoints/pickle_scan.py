@@ -117,30 +117,28 @@ def too_large(file: Path, what: str) -> RealignError:
 
 
 def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counter: Iterator[int]) -> None:
-    """Follow a pickle as far as it can be read. The counter counts the instructions of all pickles."""
+    """Follow a pickle as far as it can be read. The counter counts the instructions of all pickles.
+
+    The stack holds strings, imports, and for all else how many values hashing it visits.
+    """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     try:
         for code, argument, _ in pickletools.genops(stream):
             if next(counter) > MAX_INSTRUCTIONS:
                 raise too_large(file, f"a pickle of more than {MAX_INSTRUCTIONS:,} instructions")
-            _follow(code.name, argument, stack, memo, found)
+            if code.name in _PUT:
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            elif code.name in _GET:
+                stack.append(memo[argument])
+            else:
+                stack.extend(_results(code.name, argument, _operands(code.name, stack), found))
             if stack and type(stack[-1]) is int and stack[-1] > MAX_TUPLE:
                 raise too_large(file, f"a tuple of more than {MAX_TUPLE:,} values")
     except RealignError:
         raise
     except Exception:  # the pickles end and the weights begin, or the file is damaged
         return
-
-
-def _follow(name: str, argument: Any, stack: list[Any], memo: dict[Any, Any], found: Imports) -> None:
-    """Follow one instruction. The stack holds strings, imports, and for all else how many values hashing it visits."""
-    if name in _PUT:
-        memo[len(memo) if argument is None else argument] = stack[-1]
-    elif name in _GET:
-        stack.append(memo[argument])
-    else:
-        stack.extend(_results(name, argument, _operands(name, stack), found))
 
 
 def _operands(name: str, stack: list[Any]) -> list[Any]:
@@ -168,11 +166,9 @@ def _results(name: str, argument: Any, operands: list[Any], found: Imports) -> l
         return [_MARK]
     if name == "DUP":
         return operands * 2
-    if name in _FILLING:
-        if type(operands[0]) is _Import:
-            (found.mappings if name.startswith("SETITEM") else found.lists).add(operands[0])
-        return operands[:1]
-    if name in _CALLING:
+    if name in _FILLING and type(operands[0]) is _Import:
+        (found.mappings if name.startswith("SETITEM") else found.lists).add(operands[0])
+    if name in (*_FILLING, *_CALLING):
         return operands[:1]
     if name in _TUPLES:
         return [1 + sum(item if type(item) is int else 1 for item in operands)]
