@@ -88,7 +88,7 @@ class Detector:
                 scores[:, part] = means.nan_to_num(0.0)  # a phrase without tokens scores 0
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
-        return [_merge(*map(torch.cat, zip(*parts, strict=True)), nms) if parts else nothing for parts in found]
+        return [_merge(*map(torch.cat, zip(*parts, strict=True)), nms=nms) if parts else nothing for parts in found]
 
     def _forward(
         self, pictures: list[Image.Image], tokens: list[list[list[int]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ ImageProcessor = pillow_processor("SamImageProcessor")
 class Segmenter:
     """A `SamModel` with its image processor; `Sam2Segmenter` for a `Sam2Model`."""
 
-    def __init__(self, model: SamModel, processor=None) -> None:
+    def __init__(self, model: SamModel, processor: Any = None) -> None:
         self.model, self.processor = model.eval(), processor
 
     @classmethod
