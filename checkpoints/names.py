@@ -40,16 +40,16 @@ def split_qkv(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, 
 def count(names: Iterable[str], start: str) -> int:
     """The number of layers whose tensors' names begin with `start` and the layer's number; see `check_most`."""
     layers = {name[len(start) :].split(".")[0] for name in names if name.startswith(start)}
-    return check_most(len(layers), MAX_LAYERS, f"number of layers '{start}…'")
+    return check_most(len(layers), MAX_LAYERS, f"layers '{start}…'")
 
 
 def window_of(rows: int) -> int:
     """The side of a Swin's window, from the (2 side - 1)² rows of its relative position biases; see `check_most`."""
-    return check_most((math.isqrt(rows) + 1) // 2, MAX_WINDOW, "window")
+    return check_most((math.isqrt(rows) + 1) // 2, MAX_WINDOW, "tokens per side of a window")
 
 
 def check_most(number: int, most: int, what: str) -> int:
     """The number, or a ValueError above `most`: a broken file's model could take hours to build."""
     if number > most:
-        raise ValueError(f"its {what} is {number:,}, more than {most}")
+        raise ValueError(f"it has {number:,} {what}, more than {most}")
     return number

@@ -57,7 +57,7 @@ def load_ram(path: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
 def _load_ours(folder: Path, dtype: torch.dtype) -> Ram:
     try:
         config = RamConfig(**check_folder(folder))
-        check_most(config.window_size, MAX_WINDOW, "window")
+        check_most(config.window_size, MAX_WINDOW, "tokens per side of a window")
         with empty_weights():
             model = Ram(config)
         tensors = load_file(folder / _WEIGHTS)
@@ -102,7 +102,7 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
     """The model's sizes, read from the shapes of its tensors under `Ram`'s names."""
     depths = Counter(int(found[1]) for name in tensors if (found := _TABLE.fullmatch(name)))
-    check_most(max(len(depths), *depths.values(), 1), MAX_LAYERS, "number of layers 'visual_encoder.layers.…'")
+    check_most(max(len(depths), *depths.values(), 1), MAX_LAYERS, "layers 'visual_encoder.layers.…'")
     tables = [tensors[_TABLE_NAME.format(stage, 0)] for stage in range(max(1, len(depths)))]  # [(2 window - 1)², heads]
     window = window_of(len(tables[0]))
     return RamConfig(  # a published Swin's last map is one window wide: 384 pixels for a window of 12, 224 for 7
