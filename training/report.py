@@ -69,11 +69,7 @@ def main() -> None:
 
 
 def write(folder: Path) -> Path:
-    """Write `report.html` into the folder of a run; its path.
-
-    Raises:
-        RealignError: there is no run in the folder, or it cannot be written.
-    """
+    """Write `report.html` into the folder of a run; its path."""
     if not any((folder / name).exists() for name in ("log.csv", "samples", "last.safetensors", "best.safetensors")):
         raise RealignError(f"There is no run in '{folder}': give the folder that training wrote (its `output`).")
     file = folder / "report.html"

@@ -61,9 +61,6 @@ def draw_round(
     texts: the training prompts. weights: the `fingerprint_weights` of the current model. share: (i, n) draws every n-th
         file from the i-th on, for device i of n. should_stop: asked before each file; the files drawn so far serve the
         next start.
-
-    Raises:
-        RealignError: a file cannot be written.
     """
     files = round_files(config, texts, number, models.sampler.max_batch)
     mine = list(files.items())[share[0] :: share[1]]
@@ -76,11 +73,7 @@ def draw_round(
 
 
 def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], number: int, weights: str) -> Round:
-    """The winners of a round after `draw_round` on all devices.
-
-    Raises:
-        RealignError: one of its files is missing, for instance because the devices do not share a folder.
-    """
+    """The winners of a round after `draw_round` on all devices."""
     files = round_files(config, texts, number, models.sampler.max_batch)
     read = [read_file(file, provenance_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
     if missing := [file for file, part in zip(files, read, strict=True) if part is None]:

@@ -58,11 +58,7 @@ class FrozenImages(NamedTuple):
 
 
 def prior_captioner(config: ReflConfig, models: RunModels) -> Captioner | None:
-    """The captioner for the frozen model's images: the caption reward's if there is one; None if none is needed.
-
-    Raises:
-        RealignError: the folder `captioner` does not hold one.
-    """
+    """The captioner for the frozen model's images: the caption reward's if there is one; None if none is needed."""
     needed = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
     if not (config.prior.prior_weight and config.prior.prior == "frozen" and needed):
         return None
@@ -160,9 +156,6 @@ def folder_prior(
     """The images of a folder, each beside a `.txt` file with its caption, cropped to a square of `resolution` pixels.
 
     report: called with a sentence for each reason why images were skipped.
-
-    Raises:
-        RealignError: there is no such pair.
     """
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}' of images with captions: give another prior, or frozen.")

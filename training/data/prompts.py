@@ -22,9 +22,6 @@ def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompt
     held_out: below 1 a share; whether a text is held out then depends on that text alone, so adding prompts never moves
         one into training. From 1 on the number of different texts, those with the lowest hashes; an added prompt with a
         lower hash then takes another's place.
-
-    Raises:
-        RealignError: a side would be empty, unless `held_out` is 0.
     """
     keys = {text: _key(text) for text in prompts.texts}
     hashes = {key: _hash(key, seed) for key in keys.values()}

@@ -21,9 +21,6 @@ def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig
     """Write the LoRA or the whole UNet as one file that ComfyUI loads, whole or not at all.
 
     about: further arguments of `run_metadata`, which go into the header.
-
-    Raises:
-        RealignError: it cannot be written.
     """
     header = run_metadata(
         f"{file.parent.name}-{file.stem}",
@@ -38,11 +35,7 @@ def export_weights(file: Path, sampler: DiffusersSampler, config: TrainingConfig
 
 
 def export_unet_folder(output: Path, unet: UNet2DConditionModel) -> None:
-    """Write the UNet in the diffusers layout to the folder `unet` of `output`, each file whole or not at all.
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write the UNet in the diffusers layout to the folder `unet` of `output`, each file whole or not at all."""
     folder = output / "unet"
     partial = partial_path(folder)
     try:

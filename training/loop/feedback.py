@@ -11,11 +11,7 @@ from ..settings.refl import ReflConfig
 
 
 def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
-    """The differentiable function for each reward: the estimator for the caption reward, otherwise the reward itself.
-
-    Raises:
-        RealignError: a reward has no gradient.
-    """
+    """The differentiable function for each reward: the estimator for the caption reward, otherwise the reward itself."""
     flat = [name for name, reward in rewards.items() if name != CaptionReward.name and not reward.differentiable]
     if flat:
         raise RealignError(

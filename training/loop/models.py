@@ -62,11 +62,7 @@ class RunModels:
 
 
 def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
-    """Read the run's models; all but the trained weights are frozen.
-
-    Raises:
-        RealignError: a folder is missing or holds another kind of model.
-    """
+    """Read the run's models; all but the trained weights are frozen."""
     names = [term.name for term in config.reward.terms]
     entries = [reward_entry(name) for name in names]
     if config.lora.train == "lora":
@@ -113,11 +109,7 @@ def reward_device_and_dtype(config: TrainingConfig, device: torch.device) -> tup
 
 
 def make_trainable(unet: Any, config: TrainingConfig) -> list[nn.Parameter]:
-    """Freeze the UNet, add a LoRA or unfreeze all of it, and return the trainable weights in float32.
-
-    Raises:
-        RealignError: no module's name ends in one of `targets`.
-    """
+    """Freeze the UNet, add a LoRA or unfreeze all of it, and return the trainable weights in float32."""
     unet.requires_grad_(False)
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -141,11 +133,7 @@ def make_trainable(unet: Any, config: TrainingConfig) -> list[nn.Parameter]:
 
 
 def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str, str]:
-    """A digest of each model's files, by name; empty settings are left out.
-
-    Raises:
-        RealignError: a file cannot be read.
-    """
+    """A digest of each model's files, by name; empty settings are left out."""
     settings = config.to_dict()
     places = {name: model_path(path, name) for name in names if (path := settings[name])}
     return {name: fingerprint_of_files(path, READ_BESIDE) for name, path in places.items()}

@@ -26,11 +26,7 @@ QUANTISED_FROM, BLOCK = 4096, 256
 
 
 def plan(config: TrainingConfig) -> str:
-    """The plan as text. Reads prompts and models into the computer's memory and writes nothing.
-
-    Raises:
-        RealignError: prompts or a model are missing or wrong, as in the run.
-    """
+    """The plan as text. Reads prompts and models into the computer's memory and writes nothing."""
     training, held_out = load_prompts(config)
     models = load_models(config, torch.device("cpu"))
     if isinstance(config, ReflConfig):  # for their errors
@@ -118,11 +114,7 @@ def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
 
 
 def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list[str]:
-    """The checkpoint from which the run would resume, if any, and the changed settings.
-
-    Raises:
-        RealignError: it is of another run.
-    """
+    """The checkpoint from which the run would resume, if any, and the changed settings."""
     made_of, lines = provenance(config, training, held_out), []
     files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
     for file in files:

@@ -91,11 +91,7 @@ class Run:
         self.prepare()
 
     def train(self) -> None:
-        """Take all steps and write the files.
-
-        Raises:
-            RealignError: a step, an evaluation or a file failed; the steps before are saved if possible.
-        """
+        """Take all steps and write the files."""
         try:
             with handle_stop_signals(self.request_stop):
                 self._restore()
@@ -306,11 +302,7 @@ class Run:
         }
 
     def _save(self) -> Path:
-        """Write the checkpoint of this step and `last.safetensors`; the checkpoint's path.
-
-        Raises:
-            RealignError: they cannot be written or are not finite; earlier checkpoints are not touched.
-        """
+        """Write the checkpoint of this step and `last.safetensors`; the checkpoint's path."""
         if not self._main:
             self.saved = self.step
             return self.output

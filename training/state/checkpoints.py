@@ -33,9 +33,6 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
 
     A killed process or a full disk costs nothing that was saved before. Checkpoints of later steps, which another run
     must have written, are moved to `before-N` beside the folder.
-
-    Raises:
-        RealignError: the disk is full or cannot be written.
     """
     file = folder / f"step-{step:08d}.pt"
     try:
@@ -66,11 +63,7 @@ def set_later_aside(file: Path) -> None:
 
 
 def list_checkpoints(resume: str, output: Path) -> list[Path]:
-    """The checkpoints that the setting `resume` selects, the newest first; none if the run is to start over.
-
-    Raises:
-        RealignError: `resume` names a place without a checkpoint.
-    """
+    """The checkpoints that the setting `resume` selects, the newest first; none if the run is to start over."""
     if resume == "never":
         return []
     if resume == "auto":

@@ -43,11 +43,7 @@ class Changes(NamedTuple):
 
 
 def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, processes: int = 1) -> dict[str, Any]:
-    """What this run's weights follow from besides its settings: the contents of prompts and models, JSON-ready.
-
-    Raises:
-        RealignError: a model's file cannot be read.
-    """
+    """What this run's weights follow from besides its settings: the contents of prompts and models, JSON-ready."""
     return {
         "prompts": fingerprint(prompts.texts),
         "prompts_count": len(prompts.texts),
@@ -62,9 +58,6 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     """How this run differs from the one that wrote the checkpoint `file` with `state`.
 
     now: this run's `provenance`.
-
-    Raises:
-        RealignError: it is another run: another script, model or prompts, or another value of a `FIXED` setting.
     """
     before, settings, made_of = state["config"], config.to_dict(), state.get(KEY, {})
     models, models_now = made_of.get("models", {}), now["models"]
@@ -87,11 +80,7 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
 
 
 def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
-    """Check the settings on which a checkpoint's weights and random numbers depend.
-
-    Raises:
-        RealignError: a `FIXED` setting differs, or the checkpoint is from the other training script.
-    """
+    """Check the settings on which a checkpoint's weights and random numbers depend."""
     if before and ranked(before) != ranked(now):
         script = "arl_train.py" if ranked(before) else "refl_train.py"
         raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")

@@ -36,11 +36,7 @@ class Resumption:
         return self._candidates and self._candidates.file
 
     def validate(self, like: Mapping[str, Any]) -> None:
-        """Skip checkpoints that do not fit this run; see `validation.check_state`.
-
-        Raises:
-            RealignError: none is left, or the next one is of another run.
-        """
+        """Skip checkpoints that do not fit this run; see `validation.check_state`."""
         candidates = self._candidates
         while candidates is not None:
             try:
@@ -73,9 +69,6 @@ def make_room(config: TrainingConfig, needed: float, file: Path | None) -> None:
     """Keep the files of an earlier run, and print a warning if the disk is nearly full.
 
     needed: the bytes of a checkpoint. file: see `keep_earlier_run`.
-
-    Raises:
-        RealignError: a file cannot be moved.
     """
     free = shutil.disk_usage(config.run.output).free
     if free < 2 * needed:
@@ -91,9 +84,6 @@ def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:
     file: the checkpoint from which the run resumes; None if it starts over.
 
     Returns a sentence about it; None if there was nothing to move.
-
-    Raises:
-        RealignError: it cannot be moved.
     """
     output = Path(config.run.output)
     if file is not None and file.resolve().parent == (output / CHECKPOINTS).resolve():

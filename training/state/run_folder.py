@@ -72,11 +72,7 @@ class RunFolder:
 
 
 def check_writable(output: Path) -> None:
-    """Check that a run can write its files, also in folders that exist already.
-
-    Raises:
-        RealignError: it cannot.
-    """
+    """Check that a run can write its files, also in folders that exist already."""
     make_folder(output, "output")
     for folder in (output / name for name in FOLDERS):
         if os.path.lexists(folder):
@@ -97,11 +93,7 @@ def holds_a_run(output: Path) -> bool:
 
 
 def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
-    """Move those of `names`, paths below `output`, that exist into a new folder `before-N`; None if none exists.
-
-    Raises:
-        RealignError: it cannot be moved.
-    """
+    """Move those of `names`, paths below `output`, that exist into a new folder `before-N`; None if none exists."""
     existing = [name for name in map(Path, names) if os.path.lexists(output / name)]
     if not existing:
         return None

@@ -35,9 +35,6 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str
     """Write tensors, whole or not at all; the folder is made.
 
     made_of: the settings and fingerprint_models from which they follow. about: further data. Both must be JSON-ready.
-
-    Raises:
-        RealignError: they cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)

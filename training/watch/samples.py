@@ -28,11 +28,7 @@ class Grid(NamedTuple):
 
 
 def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Path:
-    """Write the pictures of one step, all of equal size, as one file; its path.
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write the pictures of one step, all of equal size, as one file; its path."""
     header = PngInfo()
     header.add_text(KEY, json.dumps({"prompts": list(prompts), "size": pictures[0].size}))
     file = folder / f"step-{step:08d}.png"
@@ -41,11 +37,7 @@ def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequ
 
 
 def write_picture(file: Path, picture: Image.Image, header: PngInfo | None = None) -> None:
-    """Write a PNG, whole or not at all.
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write a PNG, whole or not at all."""
     write_whole(file, lambda partial: picture.save(partial, "PNG", pnginfo=header))
 
 

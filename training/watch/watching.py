@@ -20,11 +20,7 @@ from . import log, samples, trackers
 
 
 class Watcher:
-    """Shows one run. In all but the main process the methods do nothing.
-
-    Raises:
-        RealignError: the tracker cannot be started.
-    """
+    """Shows one run. In all but the main process the methods do nothing."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.accelerator, self.output = accelerator, Path(config.run.output)
