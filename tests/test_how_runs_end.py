@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
 from realigndiff.core.files import remove_partial_files, write_whole
 from realigndiff.tests.short_runs import QUICK, contents, run_in, same, steps
-from realigndiff.training.loop import failures, run, script, stopping
+from realigndiff.training.loop import failures, run, stopping
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.state import resuming
 from realigndiff.training.state.run_folder import RunFolder, check_writable
@@ -275,9 +275,9 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
         def __init__(self, _):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "parse_command", lambda *_, **__: (QUICK, False))
+    monkeypatch.setattr(run, "parse_command", lambda *_, **__: (QUICK, False))
     with pytest.raises(SystemExit) as ended:
-        script.main(Interrupted, None, "refl_train", "")
+        run.main(Interrupted, None, "refl_train", "")
     assert ended.value.code == 130
     assert capsys.readouterr().err == "refl_train: stopped at once; what was saved before is there.\n"
 

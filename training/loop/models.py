@@ -1,4 +1,4 @@
-"""The models of a run: what it trains, and what rewards it."""
+"""The models of a run: what it trains, what rewards it, and the gradient of the rewards."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ from ...core.fingerprint import READ_BESIDE, fingerprint_of_files
 from ...core.precision import DTYPES
 from ...language.loading import load_language_model
 from ...rewards.caption import CaptionReward
+from ...rewards.caption_gradient import Estimator, PromptLikelihood, ScoreFunction, StraightThrough
+from ...rewards.caption_likelihood import CaptionLikelihood
 from ...rewards.combine import Term, weighted_sum
 from ...rewards.loading import load_rewards
 from ...rewards.registry import all_models, reward_entry
 from ...rewards.reward import Reward
 from ...sampling.sampler import DiffusersSampler
+from ...sampling.settings import SamplingSettings
 from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
+from ..settings.refl import ReflConfig
+
+EVALUATION_SEED = 10**7
+"""The seed of the first prompt of an evaluation; no training step uses it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,24 @@ class RunModels:
         """
         scores = {name: reward(images, prompts).float().cpu() for name, reward in self.rewards.items()}
         return weighted_sum(self.terms, scores, progress)
+
+    def sample(self, texts: Sequence[str], settings: SamplingSettings, first: int = 0) -> Tensor:
+        """One image per prompt from fixed noise: [B, H, W, 3] in [0, 1].
+
+        first: the index of the first prompt, which selects the noise.
+        """
+        noise = self.sampler.noise([EVALUATION_SEED + first + i for i in range(len(texts))])
+        return self.sampler.sample(texts, noise, settings)
+
+    def mean_reward(self, texts: Sequence[str], settings: SamplingSettings) -> float:
+        """The mean weighted reward of one image per prompt."""
+        scores: list[float] = []
+        for start in range(0, len(texts), self.sampler.max_batch):
+            batch = texts[start : start + self.sampler.max_batch]
+            images = self.sample(batch, settings, start)
+            with self.rewards_on_device():
+                scores += self.reward(images, batch).tolist()
+        return sum(scores) / len(scores)
 
     def rewards_on_device(self, *others: nn.Module) -> AbstractContextManager[None]:
         """Hold the rewards' networks, and others, on `device` for the duration of a `with` block."""
@@ -147,3 +172,22 @@ def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> N
             raise RealignError(
                 f"{name} is {lowest}, but this model's noise levels are 0 to {levels - 1}: set it to one of these."
             )
+
+
+def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
+    """For each reward a function that is differentiable in the images: for all but the caption reward the reward."""
+    flat = [name for name, reward in rewards.items() if name != CaptionReward.name and not reward.differentiable]
+    if flat:
+        raise RealignError(
+            f"The reward {flat[0]} has no gradient: leave it out, or rank images by it with training/arl_train.py."
+        )
+    return {name: _estimator(config, r) if isinstance(r, CaptionReward) else r for name, r in rewards.items()}
+
+
+def _estimator(config: ReflConfig, reward: CaptionReward) -> Estimator:
+    likelihood = CaptionLikelihood(reward.captioner)
+    if config.reward.estimator == "score_function":
+        return ScoreFunction(likelihood, reward.similarity, config.reward.samples_per_image)
+    if config.reward.estimator == "prompt_likelihood":
+        return PromptLikelihood(likelihood)
+    return StraightThrough(likelihood, reward.text_encoder, reward.similarity)

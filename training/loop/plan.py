@@ -17,8 +17,7 @@ from ..state import checkpoints
 from ..state.provenance import compare, provenance
 from ..state.run_folder import ASIDE, holds_a_run
 from ..state.validation import check_settings
-from .feedback import make_estimators
-from .models import RunModels, load_models
+from .models import RunModels, load_models, make_estimators
 
 REWARD_PREFIX = "reward/"
 QUANTISED_FROM, BLOCK = 4096, 256

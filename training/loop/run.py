@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,20 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import RealignError
+from ...core.files import advice, partial_path, reason
 from ...core.images import to_pil
+from ...lora_files.export import save_lora, save_unet
+from ...lora_files.metadata import run_metadata
 from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
+from ..settings.files import parse_command
 from ..state import checkpoints, provenance, validation
 from ..state.resuming import Resumption, make_room
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
+from ..watch import trackers
 from ..watch.watching import Watcher
 from . import failures
-from .evaluation import mean_reward, sample
-from .exporting import export_unet_folder, export_weights
 from .models import RunModels, load_models
 from .optimization import (
     lower_scale,
@@ -36,13 +42,15 @@ from .optimization import (
     set_learning_rate,
     swap_in_average,
 )
-from .plan import checkpoint_bytes
+from .plan import checkpoint_bytes, plan
 from .stopping import handle_stop_signals
 
 MAX_GRAD_NORM = 1.0
 MAX_NONFINITE_STEPS = 10
 """A run ends after more steps in a row whose loss or gradient is not finite."""
 ADVICE = "lower learning_rate or train in fp32"
+INTERRUPTED = 130
+"""The exit status of a process that Ctrl-C ended at once."""
 
 
 class Run:
@@ -237,7 +245,7 @@ class Run:
         if not self._main or not texts or not self.config.watch.evaluate_every:
             return {}
         with swap_in_average(self.models.weights, self.average):
-            reward = mean_reward(self.models, texts, self.sampling)
+            reward = self.models.mean_reward(texts, self.sampling)
         self.rewards.append(reward)
         if reward > self.best:
             self.best, self.best_step = reward, self.step
@@ -249,7 +257,7 @@ class Run:
         if self.config.watch.sample_every:
             texts = self.held_out.texts[:4]
             with swap_in_average(self.models.weights, self.average):
-                self.watcher.draw(self.step, texts, lambda: to_pil(sample(self.models, texts, self.sampling)))
+                self.watcher.draw(self.step, texts, lambda: to_pil(self.models.sample(texts, self.sampling)))
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
@@ -318,26 +326,43 @@ class Run:
         return file
 
     def _export(self, name: str) -> None:
-        """The weights in a file that ComfyUI loads."""
+        """Write the LoRA or the whole UNet as one file that ComfyUI loads, whole or not at all."""
         rewards = self.rewards or [None]
+        header = run_metadata(
+            f"{self.output.name}-{name}",
+            learning_rate=self.config.optimizer.learning_rate,
+            config=self.config.to_dict(),
+            prediction_type=self.models.sampler.scheduler.config.prediction_type,
+            steps=self.step,
+            resolution=self.models.resolution,
+            prompts=self.prompts.texts,
+            reward_before=rewards[0],
+            reward_after=rewards[-1],
+            thumbnail=self.watcher.thumbnail(self.step),
+        )
+        write = save_lora if self.config.lora.train == "lora" else save_unet
         with swap_in_average(self.models.weights, self.average):
-            export_weights(
-                self.output / f"{name}.safetensors",
-                self.models.sampler,
-                self.config,
-                steps=self.step,
-                resolution=self.models.resolution,
-                prompts=self.prompts.texts,
-                reward_before=rewards[0],
-                reward_after=rewards[-1],
-                thumbnail=self.watcher.thumbnail(self.step),
-            )
+            write(self.models.sampler.unet, self.output / f"{name}.safetensors", header)
 
     def _export_folder(self) -> None:
-        """The whole UNet in the diffusers layout."""
-        if self._main:
+        """Write the UNet in the diffusers layout to the folder `unet`, each file whole or not at all."""
+        if not self._main:
+            return
+        folder = self.output / "unet"
+        partial = partial_path(folder)
+        try:
             with swap_in_average(self.models.weights, self.average):
-                export_unet_folder(self.output, self.models.sampler.unet)
+                self.models.sampler.unet.save_pretrained(partial)
+            folder.mkdir(exist_ok=True)
+            for file in partial.iterdir():
+                file.replace(folder / file.name)
+        except (OSError, SafetensorError) as error:
+            raise RealignError(
+                f"The UNet's folder could not be written to '{self.output}' ({reason(error)}): {advice(error)} and "
+                "start again; last.safetensors is there."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
@@ -349,3 +374,19 @@ class Run:
     @property
     def _main(self) -> bool:
         return self.accelerator.is_main_process
+
+
+def main(run: type[Run], settings: type[TrainingConfig], name: str, description: str) -> None:
+    """Parse the command line and train, or with `--dry-run` print the plan; errors become one line on stderr."""
+    try:
+        config, dry_run = parse_command(settings, description=description)
+        trackers.check(config.watch.log_with)
+        if dry_run:
+            print(plan(config))
+        else:
+            run(config).train()
+    except RealignError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        print(f"{name}: stopped at once; what was saved before is there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
