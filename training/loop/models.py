@@ -30,8 +30,7 @@ from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
 from ..settings.refl import ReflConfig
 
-EVALUATION_SEED = 10**7
-"""The seed of the first prompt of an evaluation; no training step uses it."""
+EVALUATION_SEED = 10**7  # the seed of the first prompt of an evaluation; no training step uses it
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,9 @@ class RunModels:
     """The models of a run."""
 
     sampler: DiffusersSampler
-    rewards: dict[str, Reward]
-    """The true rewards by name; the caption reward is that of freely generated captions."""
-    terms: tuple[Term, ...]
-    """The rewards' weights."""
-    weights: list[nn.Parameter]
-    """The trainable weights, float32."""
+    rewards: dict[str, Reward]  # the true rewards by name; the caption reward is that of freely generated captions
+    terms: tuple[Term, ...]  # the rewards' weights
+    weights: list[nn.Parameter]  # the trainable weights, float32
     device: torch.device
     """Where the run computes. With `offload_captioner` the rewards' networks stay on the CPU between uses."""
 

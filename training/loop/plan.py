@@ -34,13 +34,18 @@ def plan(config: TrainingConfig) -> str:
     batch = config.optimizer.batch_size * config.optimizer.gradient_accumulation
     trained = sum(weight.numel() for weight in models.weights)
     evaluated = min(config.watch.evaluate_prompts, len(held_out.texts)) if config.watch.evaluate_every else 0
+    rounds = []
+    if isinstance(config, ArlConfig):
+        count = min(config.rounds.prompts_per_round, len(set(training.texts)))
+        images = f"{count} × {config.rounds.images_per_prompt} images"
+        rounds = [f"ranks {config.rounds.rounds} times {images} by {config.reward.reward}"]
     return "\n".join(
         [
             *training.problems,
             *held_out.problems,
             f"trains {trained:,} parameters ({config.lora.train}) of {config.model.model}",
             f"{config.optimizer.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
-            *_rounds(config, len(set(training.texts))),
+            *rounds,
             f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
             *_start(config, training, held_out),
             "",
@@ -57,14 +62,6 @@ def checkpoint_bytes(config: TrainingConfig, models: RunModels) -> float:
     weights = _bytes(models.weights)
     average = weights if config.optimizer.ema else 0
     return weights + _moments(models.weights, config.optimizer.optimizer_8bit) + average
-
-
-def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
-    """For reward-ranked learning, the number of ranked images."""
-    if not isinstance(config, ArlConfig):
-        return []
-    rounds, count = config.rounds, min(config.rounds.prompts_per_round, prompts)
-    return [f"ranks {rounds.rounds} times {count} × {rounds.images_per_prompt} images by {config.reward.reward}"]
 
 
 def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:

@@ -30,7 +30,7 @@ from ..settings.files import parse_command
 from ..state import checkpoints, provenance, validation
 from ..state.resuming import Resumption, make_room
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
-from ..watch import trackers
+from ..watch import samples, trackers
 from ..watch.watching import Watcher
 from . import failures
 from .models import RunModels, load_models
@@ -46,11 +46,9 @@ from .plan import checkpoint_bytes, plan
 from .stopping import handle_stop_signals
 
 MAX_GRAD_NORM = 1.0
-MAX_NONFINITE_STEPS = 10
-"""A run ends after more steps in a row whose loss or gradient is not finite."""
+MAX_NONFINITE_STEPS = 10  # a run ends after more steps in a row whose loss or gradient is not finite
 ADVICE = "lower learning_rate or train in fp32"
-INTERRUPTED = 130
-"""The exit status of a process that Ctrl-C ended at once."""
+INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended at once
 
 
 class Run:
@@ -338,7 +336,7 @@ class Run:
             prompts=self.prompts.texts,
             reward_before=rewards[0],
             reward_after=rewards[-1],
-            thumbnail=self.watcher.thumbnail(self.step),
+            thumbnail=samples.newest_picture(self.output / "samples", self.step),
         )
         write = save_lora if self.config.lora.train == "lora" else save_unet
         with swap_in_average(self.models.weights, self.average):

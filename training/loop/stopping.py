@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-ECHO = 0.5
-"""Seconds within which further signals count as the same request: scheduler and launcher may each send one."""
+ECHO = 0.5  # seconds within which further signals count as the same request: scheduler and launcher may each send one
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from .run_folder import CHECKPOINTS, set_aside
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)\.pt")
 DAMAGED = "it is cut off or damaged"
-_FOLDER_ATTRIBUTE = 0x10
-"""Marks an entry of an archive as a folder."""
+_FOLDER_ATTRIBUTE = 0x10  # marks an entry of an archive as a folder
 
 
 class Unusable(Exception):
@@ -156,7 +155,6 @@ def read(file: Path) -> Any:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a folder."""
     return sorted((file for file in folder.glob("step-*.pt") if step_of(file) >= 0), key=step_of, reverse=True)
 
 

@@ -15,8 +15,7 @@ from ..settings import removed
 from ..settings.arl import ranked
 from ..settings.common import TrainingConfig
 
-KEY = "made_of"
-"""The key under which a checkpoint stores its provenance."""
+KEY = "made_of"  # the key under which a checkpoint stores its provenance
 FIXED = ("model", "train", "rank", "targets", "optimizer_8bit", "seed")
 """Settings that must not change when a run resumes."""
 PROMPTS = ("prompts", "prompt_column", "held_out", "held_out_prompts")
@@ -29,17 +28,14 @@ SILENT = (
 )
 """Settings that change no weight."""
 
-Values = Mapping[str, Any]
-"""Settings, or a provenance, by name."""
+Values = Mapping[str, Any]  # settings, or a provenance, by name
 
 
 class Changes(NamedTuple):
     """How a resuming run differs from the one that wrote its checkpoint."""
 
-    sentences: tuple[str, ...]
-    """"learning_rate 1e-05, which was 0.0001"."""
-    best_is_comparable: bool
-    """Whether the best reward so far means the same as those to come."""
+    sentences: tuple[str, ...]  # "learning_rate 1e-05, which was 0.0001"
+    best_is_comparable: bool  # whether the best reward so far means the same as those to come
 
 
 def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, processes: int = 1) -> dict[str, Any]:

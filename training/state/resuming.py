@@ -66,31 +66,17 @@ class Resumption:
 
 
 def make_room(config: TrainingConfig, needed: float, file: Path | None) -> None:
-    """Keep the files of an earlier run, and print a warning if the disk is nearly full.
+    """Move what this run would overwrite to `before-N` in the output, and warn if the disk is nearly full.
 
-    needed: the bytes of a checkpoint. file: see `keep_earlier_run`.
+    needed: the bytes of a checkpoint. file: the one from which the run resumes; None if it starts over.
     """
-    free = shutil.disk_usage(config.run.output).free
+    output = Path(config.run.output)
+    free = shutil.disk_usage(output).free
     if free < 2 * needed:
         sizes = f"{format_bytes(free)} are free in '{config.run.output}', and a checkpoint takes {format_bytes(needed)}"
         print(f"Only {sizes}: make room.")
-    if message := keep_earlier_run(config, file):
-        print(message)
-
-
-def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:
-    """Move what this run would overwrite to `before-N` in the output.
-
-    file: the checkpoint from which the run resumes; None if it starts over.
-
-    Returns a sentence about it; None if there was nothing to move.
-    """
-    output = Path(config.run.output)
     if file is not None and file.resolve().parent == (output / CHECKPOINTS).resolve():
         checkpoints.set_later_aside(file)
-        return None
-    if not holds_a_run(output):
-        return None
-    rounds = () if config.run.resume == "auto" else ("rounds",)
-    aside = set_aside(output, (*RESULTS, *rounds))
-    return f"The files of the run that was in '{output}' are kept in '{aside}'."
+    elif holds_a_run(output):
+        aside = set_aside(output, RESULTS if config.run.resume == "auto" else (*RESULTS, "rounds"))
+        print(f"The files of the run that was in '{output}' are kept in '{aside}'.")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,10 +26,8 @@ RESULTS = ("log.csv", CHECKPOINTS, "samples", "last.safetensors", "best.safetens
 RESULTS += ("tensorboard", "wandb")
 """What belongs to one run alone. `prior.safetensors`, `rounds/` and `answers/` may serve another run: they record what
 they were made of."""
-ASIDE = "before-"
-"""The prefix of folders that keep the files of an earlier run."""
-_OLD_PARTIAL = re.compile(r"(step-\d+|report|prior|\d{6})\.part")
-"""The names of half-written files in older versions."""
+ASIDE = "before-"  # the prefix of folders that keep the files of an earlier run
+_OLD_PARTIAL = re.compile(r"(step-\d+|report|prior|\d{6})\.part")  # the names of half-written files in older versions
 _LOCK, _HOLDER = ".lock", ".lock-holder"
 
 
@@ -45,7 +43,7 @@ class RunFolder:
         check_writable(output)
         self.lock = FileLock(output / _LOCK, timeout=0, thread_local=False)
         self._acquire()
-        for folder in (output, *(output / name for name in FOLDERS), *_subfolders(output / "rounds")):
+        for folder in (output, *(output / name for name in FOLDERS), *(output / "rounds").glob("*")):
             remove_partial_files(folder)
             _sweep_old_names(folder)
 
@@ -84,12 +82,9 @@ def check_writable(output: Path) -> None:
 
 def holds_a_run(output: Path) -> bool:
     """Whether a run in the folder got further than its first evaluation."""
-    if any((output / name).exists() for name in ("last.safetensors", "unet")):
-        return True
-    if any((output / CHECKPOINTS).glob("step-*.pt")):
-        return True
+    files = (output / "last.safetensors", output / "unet", *(output / CHECKPOINTS).glob("step-*.pt"))
     rows, _ = log.read(output / "log.csv")
-    return bool(rows) and rows[-1]["step"] > 0
+    return any(file.exists() for file in files) or (bool(rows) and rows[-1]["step"] > 0)
 
 
 def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
@@ -109,10 +104,6 @@ def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
             "or give another output."
         ) from error
     return aside
-
-
-def _subfolders(folder: Path) -> Sequence[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
 
 def _sweep_old_names(folder: Path) -> None:

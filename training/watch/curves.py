@@ -8,12 +8,9 @@ from html import escape
 from typing import Literal, NamedTuple
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 28
-"""The margins of the plot, in units of the drawing."""
-LARGEST = 1e30
-"""Larger values are left out: they would flatten the rest of the curve."""
-MOST_POINTS = 300
-"""A longer curve is curves as the means of about this many pieces."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 28  # the margins of the plot, in units of the drawing
+LARGEST = 1e30  # larger values are left out: they would flatten the rest of the curve
+MOST_POINTS = 300  # a longer curve is drawn as the means of about this many pieces
 Point = tuple[float, float]
 
 
@@ -21,10 +18,8 @@ class Curve(NamedTuple):
     """One line of a chart."""
 
     name: str
-    points: Sequence[Point]
-    """(step, value); NaN and values beyond LARGEST are left out."""
-    color: str
-    """A CSS class of the page."""
+    points: Sequence[Point]  # (step, value); NaN and values beyond LARGEST are left out
+    color: str  # a CSS class of the page
     style: Literal["line", "faint", "dots"] = "line"
 
 

@@ -14,8 +14,7 @@ from PIL import Image
 
 from ...core.errors import RealignError
 
-PROJECT = "realigndiff"
-"""The name of the project in the tracker."""
+PROJECT = "realigndiff"  # the name of the project in the tracker
 
 
 def check(name: str) -> None:

@@ -61,10 +61,6 @@ class Watcher:
             return
         self._track(lambda: trackers.log_picture(self.accelerator, samples.in_rows(pictures), step))
 
-    def thumbnail(self, step: int) -> Image.Image | None:
-        """The first picture of the newest sample grid."""
-        return samples.newest_picture(self.output / "samples", step)
-
     def end(self) -> None:
         """Close the bar and the tracker, and write the report."""
         self.bar.close()
