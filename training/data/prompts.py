@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 
 from ...core.embedded import DEMO
 from ...core.errors import RealignError
-from ...core.fingerprint import fingerprint_of_texts as fingerprint
-from ...core.prompt_files import MAX_LENGTH, Prompts, read_prompts
+from ...core.prompt_files import Prompts, read_prompts
 
 if TYPE_CHECKING:
     from ..settings.common import TrainingConfig
-
-__all__ = ["MAX_LENGTH", "Prompts", "fingerprint", "load_prompts", "read_prompts", "split"]
 
 
 def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompts]:

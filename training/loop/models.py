@@ -89,7 +89,12 @@ def load_models(config: TrainingConfig, device: torch.device) -> RunModels:
     if config.lora.train == "lora":
         import_module("peft")  # fails at once, not after minutes of reading models
     sampler = DiffusersSampler.load(model_path(config.model.model, "model"), device, DTYPES[config.model.precision])
-    _check_against_model(config, sampler)
+    levels = sampler.scheduler.config.num_train_timesteps
+    for name in ("prior_min_timestep", "min_timestep"):
+        if (lowest := config.to_dict().get(name, 0)) >= levels:
+            raise RealignError(
+                f"{name} is {lowest}, but this model's noise levels are 0 to {levels - 1}: set it to one of these."
+            )
     placement = reward_device_and_dtype(config, device)
     paths = {name: path for name, path in config.to_dict().items() if name in all_models() and path}
     language_model = None
@@ -158,16 +163,6 @@ def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str
     settings = config.to_dict()
     places = {name: model_path(path, name) for name in names if (path := settings[name])}
     return {name: fingerprint_of_files(path, READ_BESIDE) for name, path in places.items()}
-
-
-def _check_against_model(config: TrainingConfig, sampler: DiffusersSampler) -> None:
-    """Check the lowest timestep against those of the model."""
-    levels = sampler.scheduler.config.num_train_timesteps
-    for name in ("prior_min_timestep", "min_timestep"):
-        if (lowest := config.to_dict().get(name, 0)) >= levels:
-            raise RealignError(
-                f"{name} is {lowest}, but this model's noise levels are 0 to {levels - 1}: set it to one of these."
-            )
 
 
 def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...core.prompt_files import Prompts
 from ..data.prior import prior_captioner
-from ..data.prompts import Prompts, load_prompts
+from ..data.prompts import load_prompts
 from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
 from ..settings.refl import ReflConfig
@@ -59,9 +60,8 @@ def plan(config: TrainingConfig) -> str:
 
 def checkpoint_bytes(config: TrainingConfig, models: RunModels) -> float:
     """The size of a checkpoint."""
-    weights = _bytes(models.weights)
-    average = weights if config.optimizer.ema else 0
-    return weights + _moments(models.weights, config.optimizer.optimizer_8bit) + average
+    copies = 2 if config.optimizer.ema else 1
+    return copies * _bytes(models.weights) + _moments(models.weights, config.optimizer.optimizer_8bit)
 
 
 def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
@@ -74,10 +74,7 @@ def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
     count = sum(weight.numel() for weight in models.weights)
     halved = config.lora.train == "unet" and config.model.precision != "fp32"  # by autocast
     return {
-        **{
-            name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in networks)
-            for name, networks in parts.items()
-        },
+        **{name: sum(_bytes([*n.parameters(), *n.buffers()]) for n in networks) for name, networks in parts.items()},
         "gradient": 4.0 * count,
         "AdamW's moments": _moments(models.weights, config.optimizer.optimizer_8bit),
         "moving average": 4.0 * count if config.optimizer.ema else 0.0,
@@ -90,10 +87,8 @@ def _memory_in_words(config: TrainingConfig, models: RunModels) -> list[str]:
     lines = [f"memory of each device: {format_bytes(sum(sizes.values()))}, and activations"]
     for name, count in sizes.items():
         away = config.model.offload_captioner and name.startswith(REWARD_PREFIX)
-        if count:
-            lines.append(
-                f"    {name:<22}{format_bytes(count):>10}{'  only while rewards are computed' if away else ''}"
-            )
+        note = "  only while rewards are computed" if away else ""
+        lines += [f"    {name:<22}{format_bytes(count):>10}{note}"] if count else []
     return [
         *lines,
         "    Activations are not estimated: they grow with batch_size. Where they do not fit, halve",

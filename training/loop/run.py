@@ -218,7 +218,8 @@ class Run:
             self.optimizer.step()
             if self.average is not None:
                 self.average.step(self.models.weights)
-            self._check_weights()
+            if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
+                raise RealignError(f"The weights after step {self.step + 1} are not finite: {ADVICE}.")
         elif not (lower_scale(self.accelerator) and finite):
             self.nonfinite += 1
             if self.nonfinite > MAX_NONFINITE_STEPS:
@@ -257,15 +258,12 @@ class Run:
             with swap_in_average(self.models.weights, self.average):
                 self.watcher.draw(self.step, texts, lambda: to_pil(self.models.sample(texts, self.sampling)))
 
-    def _check_weights(self) -> None:
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
-            raise RealignError(f"The weights after step {self.step + 1} are not finite: {ADVICE}.")
-
     def _restore(self) -> None:
-        """Load the state of the checkpoint, which was validated."""
-        if self.resumption.file is None:
+        """Load the state of the validated checkpoint and print which settings changed since; if rewards cannot be
+        compared any more, the best weights are chosen anew."""
+        file, state, self.resumption.state = self.resumption.file, self.resumption.state, None
+        if file is None:
             return
-        file, state = self.resumption.take()
         for weight, stored in zip(self.models.weights, state["weights"], strict=True):
             weight.data.copy_(stored)
         groups = self.optimizer.state_dict()["param_groups"]  # AdamW's settings come from the configuration
@@ -277,12 +275,9 @@ class Run:
         self.best_step, self.saved = state.get("best_step", 0), self.step
         self.load_extra_state(state)
         self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.optimizer.steps}.")
-        if self._main:
-            self._report_changes()
-
-    def _report_changes(self) -> None:
-        """Print what changed; if rewards cannot be compared any more, the best weights are chosen anew."""
         changes = self.resumption.changes
+        if not self._main:
+            return
         if changes.sentences:
             print(f"Changed since then: {'; '.join(changes.sentences)}.")
         if not changes.best_is_comparable:

@@ -6,7 +6,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,15 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     must have written, are moved to `before-N` beside the folder.
     """
     file = folder / f"step-{step:08d}.pt"
+
+    def write(partial: Path) -> None:
+        try:
+            torch.save({"step": step, **state}, partial)
+        except RuntimeError as error:  # how torch's writer reports a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+
     try:
-        write_whole(file, lambda partial: _torch_save({"step": step, **state}, partial), durable=True)
+        write_whole(file, write, durable=True)
     except RealignError as error:
         cause = error.__cause__ or error
         raise RealignError(
@@ -88,45 +95,43 @@ def step_of(file: Path) -> int:
 class Candidates:
     """Reads checkpoints from the newest on, each only when it is needed; `file` and `state` are the current one's.
 
-    check: called with each file and its state; raises `Unusable` to skip it with a warning, and `RealignError` to
-        refuse to resume at all.
-
     Raises:
         RealignError: no checkpoint is left.
     """
 
-    file: Path
-    state: Any
+    file: Path | None = None
+    state: Any = None
 
-    def __init__(self, files: Sequence[Path], check: Callable[[Path, Any], None] = lambda file, state: None) -> None:
-        self.files, self.check = files, check
-        self.faults: list[str] = []
-        self._usable = self._read_all()
-        self.file, self.state = next(self._usable)
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files, self.faults = files, list[str]()
+        if files:
+            self._read_next()
+
+    def check(self, file: Path, state: Any) -> None:
+        """For subclasses: raise `Unusable` to skip a checkpoint with a warning, `RealignError` not to resume at all."""
 
     def reject(self, why: Unusable) -> None:
         """Go on to the checkpoint before the current one."""
-        self._record_fault(self.file, why)
-        self.state = None  # frees its memory for the next
-        self.file, self.state = next(self._usable)
+        self._record_fault(why)
+        self._read_next()
 
-    def _read_all(self) -> Iterator[tuple[Path, Any]]:
-        for file in self.files:
+    def _read_next(self) -> None:
+        for file in self.files[len(self.faults) :]:
             try:
-                state = read(file)
-                self.check(file, state)
+                self.file, self.state = file, read(file)
+                self.check(file, self.state)
+                return
             except Unusable as why:
-                self._record_fault(file, why)
-                continue
-            yield file, state
-            del state
+                self._record_fault(why)
         raise RealignError(
             f"No checkpoint in '{self.files[0].parent}' can be used ({'; '.join(self.faults)}): restore one, or set "
             "resume to never to begin anew, which deletes none of them."
         )
 
-    def _record_fault(self, file: Path, why: Unusable) -> None:
+    def _record_fault(self, why: Unusable) -> None:
+        file = self.files[len(self.faults)]
         self.faults.append(f"{file.name}: {why}")
+        self.state = None  # frees its memory for the next
         if file != self.files[-1]:
             logger.warning("The checkpoint %s cannot be read (%s); an earlier one is taken.", file.name, why)
 
@@ -156,13 +161,6 @@ def read(file: Path) -> Any:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted((file for file in folder.glob("step-*.pt") if step_of(file) >= 0), key=step_of, reverse=True)
-
-
-def _torch_save(state: Mapping[str, Any], file: Path) -> None:
-    try:
-        torch.save(dict(state), file)
-    except RuntimeError as error:  # how torch's writer reports a full disk
-        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _verify_archive(file: Path) -> None:

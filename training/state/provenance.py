@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import RealignError
+from ...core.fingerprint import fingerprint_of_texts
+from ...core.prompt_files import Prompts
 from ...rewards.registry import models_of
-from ..data.prompts import Prompts, fingerprint
 from ..loop.models import fingerprint_models
 from ..settings import removed
 from ..settings.arl import ranked
@@ -41,9 +42,9 @@ class Changes(NamedTuple):
 def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, processes: int = 1) -> dict[str, Any]:
     """What this run's weights follow from besides its settings: the contents of prompts and models, JSON-ready."""
     return {
-        "prompts": fingerprint(prompts.texts),
+        "prompts": fingerprint_of_texts(prompts.texts),
         "prompts_count": len(prompts.texts),
-        "held_out": fingerprint(held_out.texts),
+        "held_out": fingerprint_of_texts(held_out.texts),
         "held_out_count": len(held_out.texts),
         "models": fingerprint_models(config, ["model", *models_of(term.name for term in config.reward.terms)]),
         "processes": processes,

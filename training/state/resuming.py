@@ -14,8 +14,8 @@ from . import checkpoints, provenance, validation
 from .run_folder import CHECKPOINTS, RESULTS, holds_a_run, set_aside
 
 
-class Resumption:
-    """The newest usable checkpoint that the setting `resume` selects. It is read before the models are.
+class Resumption(checkpoints.Candidates):
+    """The newest usable checkpoint that the setting `resume` selects; `file` is None if the run starts over.
 
     made_of: this run's `provenance`; None in a process that leaves the comparison to the main one.
 
@@ -27,32 +27,18 @@ class Resumption:
         self.config, self.made_of = config, made_of
         self.changes = provenance.Changes((), True)
         """How this run differs from the one that wrote the checkpoint."""
-        files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
-        self._candidates = checkpoints.Candidates(files, self._check) if files else None
-
-    @property
-    def file(self) -> Path | None:
-        """The checkpoint; None if the run starts over."""
-        return self._candidates and self._candidates.file
+        super().__init__(checkpoints.list_checkpoints(config.run.resume, Path(config.run.output)))
 
     def validate(self, like: Mapping[str, Any]) -> None:
         """Skip checkpoints that do not fit this run; see `validation.check_state`."""
-        candidates = self._candidates
-        while candidates is not None:
+        while self.file is not None:
             try:
-                validation.check_state(candidates.state, like)
+                validation.check_state(self.state, like)
                 return
             except checkpoints.Unusable as why:
-                candidates.reject(why)
+                self.reject(why)
 
-    def take(self) -> tuple[Path, Mapping[str, Any]]:
-        """The checkpoint and its state, which this object then releases."""
-        assert self._candidates is not None  # `file` is not None
-        file, state = self._candidates.file, self._candidates.state
-        self._candidates = None
-        return file, state
-
-    def _check(self, file: Path, state: Any) -> None:
+    def check(self, file: Path, state: Any) -> None:
         validation.check_settings(file, state)
         try:
             if self.made_of is None:

@@ -45,7 +45,10 @@ class RunFolder:
         self._acquire()
         for folder in (output, *(output / name for name in FOLDERS), *(output / "rounds").glob("*")):
             remove_partial_files(folder)
-            _sweep_old_names(folder)
+            with suppress(OSError):
+                for left in list(folder.iterdir()):
+                    if _OLD_PARTIAL.fullmatch(left.name) and left.is_file():
+                        left.unlink()
 
     def release(self) -> None:
         """Let another run have the folder."""
@@ -59,8 +62,12 @@ class RunFolder:
         try:
             self.lock.acquire()
         except Timeout as error:
+            line = ""
+            with suppress(OSError):
+                line = " ".join(holder.read_text(encoding="utf-8", errors="replace").split())
             raise RealignError(
-                f"Another run writes to '{self.output}' ({_read_line(holder)}): wait for it, or give another output."
+                f"Another run writes to '{self.output}' ({line or 'no holder is recorded'}): wait for it, or give "
+                "another output."
             ) from error
         except (OSError, NotImplementedError) as error:  # a file system without locks
             logger.warning("'%s' cannot be locked (%s): see to it that no other run writes there.", self.output, error)
@@ -104,18 +111,3 @@ def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
             "or give another output."
         ) from error
     return aside
-
-
-def _sweep_old_names(folder: Path) -> None:
-    with suppress(OSError):
-        for left in list(folder.iterdir()):
-            if _OLD_PARTIAL.fullmatch(left.name) and left.is_file():
-                left.unlink()
-
-
-def _read_line(file: Path) -> str:
-    """The content of a file, as one line."""
-    try:
-        return " ".join(file.read_text(encoding="utf-8", errors="replace").split()) or "no holder is recorded"
-    except OSError:
-        return "no holder is recorded"

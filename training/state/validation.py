@@ -21,11 +21,7 @@ _LABELS = {"weights": "weights", "optimizer": "AdamW's moments", "average": "ave
 
 
 def check_settings(file: Path, state: Any) -> None:
-    """Check that a checkpoint holds its settings and is of the step in its file's name.
-
-    Raises:
-        Unusable: it does not, or is not.
-    """
+    """Raise `Unusable` unless a checkpoint holds its settings and is of the step in its file's name."""
     if not isinstance(state, dict):
         raise Unusable("it is no state of a run")
     if not isinstance(state.get("config"), dict):
@@ -37,12 +33,9 @@ def check_settings(file: Path, state: Any) -> None:
 
 
 def check_state(state: Any, like: Mapping[str, Any]) -> None:
-    """Check that a run can resume from `state`.
+    """Raise `Unusable` unless a run can resume from `state`.
 
     like: the state of the run that is to resume, as it would write it; keys, shapes and dtypes must be the same.
-
-    Raises:
-        Unusable: something is missing, of another shape, or not finite.
     """
     try:
         _check(state, like)
@@ -53,11 +46,7 @@ def check_state(state: Any, like: Mapping[str, Any]) -> None:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Check the weights, AdamW's moments and the moving average.
-
-    Raises:
-        Unusable: a value in them is NaN or infinite.
-    """
+    """Raise `Unusable` if a weight, one of AdamW's moments or the moving average is NaN or infinite."""
     for name, label in _LABELS.items():
         for tensor in _tensors(state.get(name)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -27,7 +27,9 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
     """A `<figure>` with a title, a legend and the curves over the steps; without a point it says so."""
     curves = [c._replace(points=thin([p for p in c.points if abs(p[1]) < LARGEST])) for c in curves]
     curves = [curve for curve in curves if curve.points]
-    head = f"<figcaption>{escape(title)}{_legend(curves)}</figcaption>"
+    keys = (f'<span class="key {curve.style} {curve.color}">{escape(curve.name)}</span>' for curve in curves)
+    legend = f'<span class="legend">{"".join(keys)}</span>' if len(curves) > 1 else ""
+    head = f"<figcaption>{escape(title)}{legend}</figcaption>"
     if not curves:
         return f'<figure class="chart">{head}<p class="quiet">Nothing was measured yet.</p></figure>'
     steps = [step for curve in curves for step, _ in curve.points]
@@ -90,13 +92,6 @@ def _draw(curve: Curve, points: Sequence[Point]) -> str:
         for (x, y), (step, value) in zip(points, curve.points, strict=True)
     )
     return line + "".join(dots)
-
-
-def _legend(curves: Sequence[Curve]) -> str:
-    if len(curves) < 2:
-        return ""
-    keys = (f'<span class="key {curve.style} {curve.color}">{escape(curve.name)}</span>' for curve in curves)
-    return f'<span class="legend">{"".join(keys)}</span>'
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
