@@ -32,7 +32,7 @@ from ..state.resuming import Resumption, make_room
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
 from ..watch import samples, trackers
 from ..watch.watching import Watcher
-from . import failures
+from .ending import describe_failure, handle_stop_signals, is_device_failure
 from .models import RunModels, load_models
 from .optimization import (
     lower_scale,
@@ -43,7 +43,6 @@ from .optimization import (
     swap_in_average,
 )
 from .plan import checkpoint_bytes, plan
-from .stopping import handle_stop_signals
 
 MAX_GRAD_NORM = 1.0
 MAX_NONFINITE_STEPS = 10  # a run ends after more steps in a row whose loss or gradient is not finite
@@ -72,8 +71,8 @@ class Run:
             self._set_up()
         except BaseException as error:
             self._release()
-            if failures.is_device_failure(error):
-                raise RealignError(f"{failures.describe_failure(error, 'reading the models')}.") from error
+            if is_device_failure(error):
+                raise RealignError(f"{describe_failure(error, 'reading the models')}.") from error
             raise
 
     def _set_up(self) -> None:
@@ -181,7 +180,7 @@ class Run:
             with suppress(Exception):
                 self.watcher.end()
             saved = self._saved_so_far()
-            message = str(error) if isinstance(error, RealignError) else failures.describe_failure(error, activity)
+            message = str(error) if isinstance(error, RealignError) else describe_failure(error, activity)
             if message is None:  # the traceback says more
                 self.accelerator.print(f"{activity[:1].upper()}{activity[1:]} failed; {saved}.")
                 raise

@@ -14,7 +14,7 @@ import torch
 
 from ...core.errors import RealignError
 from ...core.files import advice, reason, write_whole
-from ..loop.failures import is_out_of_memory
+from ..loop.ending import is_out_of_memory
 from .run_folder import CHECKPOINTS, set_aside
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str, Any], about: Any = None) -> None:
     """Write tensors, whole or not at all; the folder is made.
 
-    made_of: the settings and fingerprint_models from which they follow. about: further data. Both must be JSON-ready.
+    made_of: settings and fingerprints of what they follow from. about: further data. Both must be JSON-ready.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
