@@ -14,7 +14,7 @@ import torch
 from ...core.errors import first_line
 
 _GPU_ERRORS = ("CUDA", "CUBLAS", "CUDNN", "NCCL", "HIP error")
-_MEMORY_ERRORS = (
+_NO_MEMORY = (
     "out of memory",
     "not enough memory",
     "can't allocate memory",
@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory of the GPU or the computer ran out, which torch reports by several kinds of error."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY_ERRORS)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def is_device_failure(error: BaseException) -> bool:
