@@ -99,8 +99,7 @@ def round_files(
 
 
 def pick_winners(scores: Sequence[Tensor], method: str, rng: random.Random) -> Tensor:
-    """The index of the winner among each prompt's images: scores [P, K] per reward → [P]; `method` is the setting
-    `winner`."""
+    """The index of each prompt's winner: scores [P, K] per reward → [P]; `method` is the setting `winner`."""
     if method == "random":
         P, K = scores[0].shape
         return torch.tensor([rng.randrange(K) for _ in range(P)])

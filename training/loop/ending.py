@@ -14,13 +14,7 @@ import torch
 from ...core.errors import first_line
 
 _GPU_ERRORS = ("CUDA", "CUBLAS", "CUDNN", "NCCL", "HIP error")
-_NO_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "ALLOC_FAILED",
-)
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ECHO = 0.5  # seconds within which further signals count as the same request: scheduler and launcher may each send one
 

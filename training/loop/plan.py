@@ -118,10 +118,9 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         changed = compare(file, state, config, made_of).sentences
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
     if files:
-        lines.append("so that it would stop: restore a checkpoint, or set resume to never")
-    elif holds_a_run(Path(config.run.output)):
-        lines.append(f"keeps the files of the run that is in {config.run.output} in a folder {ASIDE}N of it")
-    return lines
+        return [*lines, "so that it would stop: restore a checkpoint, or set resume to never"]
+    kept = f"keeps the files of the run that is in {config.run.output} in a folder {ASIDE}N of it"
+    return [kept] if holds_a_run(Path(config.run.output)) else []
 
 
 def _files(config: TrainingConfig, models: RunModels, held_out: Prompts) -> dict[str, str]:

@@ -61,8 +61,7 @@ class Run:
     def __init__(self, config: TrainingConfig) -> None:
         self.config, self.output = config, Path(config.run.output)
         self.accelerator = make_accelerator(config)
-        self.step, self.nonfinite, self.rewards, self.best = 0, 0, [], float("-inf")
-        self.best_step = 0
+        self.step, self.nonfinite, self.rewards, self.best, self.best_step = 0, 0, [], float("-inf"), 0
         self.saved, self.consistent = 0, True
         """The step of the newest checkpoint; whether all weights and moments are those after `step` steps."""
         self.asked_to_stop = self.stopping = False

@@ -59,8 +59,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
 
 
 def set_later_aside(file: Path) -> None:
-    """Move checkpoints of later steps than `file` to `before-N` beside their folder, so that no run resumes from them
-    by mistake."""
+    """Move checkpoints of later steps than `file` to `before-N`, so that no run resumes from them by mistake."""
     folder = file.parent
     later = [other for other in _newest_first(folder) if step_of(other) > step_of(file)]
     if aside := set_aside(folder.parent, [other.relative_to(folder.parent) for other in later]):
