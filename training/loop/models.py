@@ -166,7 +166,7 @@ def fingerprint_models(config: TrainingConfig, names: Iterable[str]) -> dict[str
 
 
 def make_estimators(config: ReflConfig, rewards: dict[str, Reward]) -> dict[str, Estimator]:
-    """For each reward a function that is differentiable in the images: an estimator for the caption reward, else itself."""
+    """For each reward a function differentiable in the images: an estimator for the caption reward, else itself."""
     flat = [name for name, reward in rewards.items() if name != CaptionReward.name and not reward.differentiable]
     if flat:
         raise RealignError(
