@@ -1,5 +1,7 @@
 """Published weights → the model classes that run them. Nothing is fetched, and no code in a file is ever run.
 
+A file that is missing, damaged, unsafe or another model's is a RealignError, whose message says what to do.
+
 A single file of weights passes through these modules, in this order:
 
     files.py          which file a path names, and how it is read: safetensors or pickle

@@ -25,11 +25,7 @@ MAX_HEADER = 2**25
 
 
 def weights_file(path: str | Path) -> Path | None:
-    """The file of weights at a path: the path itself, or the only one in a folder; None for a Hugging Face folder.
-
-    Raises:
-        RealignError: another folder holds several such files.
-    """
+    """The file of weights at a path: the path itself, or the only one in a folder; None for a Hugging Face folder."""
     path = Path(path)
     if not path.is_dir():
         return path if path.is_file() or is_weight_file(path) else None
@@ -49,10 +45,6 @@ def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tenso
     mapped into memory, not copied. What is skipped, e.g. an epoch or an optimizer, is logged.
 
     roots: what the names of the wanted model's tensors begin with, to tell its names from prefixes (see `unwrap`).
-
-    Raises:
-        RealignError: the file is missing, cut off, no file of weights or larger than weights need, holds code, or is a
-            pickle and torch is too old to read one safely.
     """
     file = Path(file)
     start = _start_of(file)
@@ -70,11 +62,7 @@ def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tenso
 
 
 def check_header(file: Path) -> None:
-    """Check the size of a safetensors header and the number of tensors in it; broken JSON is left to safetensors.
-
-    Raises:
-        RealignError: the header is too large, lists too many tensors, or is cut off.
-    """
+    """Check the size of a safetensors header and the number of tensors in it; broken JSON is left to safetensors."""
     with file.open("rb") as stream:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
         if length > min(MAX_HEADER, size):

@@ -38,9 +38,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str | Path, want
     """Make the tensors the model's parameters, by name, then convert it to `dtype`.
 
     wanted: what the file should be, for the message, e.g. `a SAM segmenter`.
-
-    Raises:
-        RealignError: a parameter has no tensor, a tensor no parameter, or their shapes differ.
     """
     state = model.state_dict()
     missing = [name for name in state if name not in tensors]
@@ -69,9 +66,6 @@ def from_tensors(
     convert: gives the tensors the names of transformers' published folders. The names inside its classes differ
         between versions; `from_pretrained` knows how.
     wanted: what the file should be, for the message, e.g. `a SAM segmenter`. options: passed to `kind.from_pretrained`.
-
-    Raises:
-        RealignError: a tensor is missing, unknown, or of another shape.
     """
     try:
         config, converted = config_of(tensors), convert(tensors)

@@ -40,12 +40,7 @@ _PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "adapter_model
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """Check the folder's text files and return its `config.json`, empty if there is none.
-
-    Raises:
-        RealignError: the config is not JSON, describes a far larger model than the folder's weights, or names a
-            backbone to download; or a text file is larger than any known one.
-    """
+    """Check the sizes of a folder's text files and what its `config.json` describes; return that, {} if none."""
     for file in folder.iterdir():
         most = MAX_CONFIG if file.name == "config.json" else MAX_TEXT
         if (
@@ -70,12 +65,7 @@ def without_refused_keys(config: Any) -> Any:
 
 
 def check_weights(folder: Path) -> None:
-    """Check that a folder's weights are safetensors, or pickles that torch can read without running code.
-
-    Raises:
-        RealignError: a file has more tensors than weights have, a pickle holds more than tensors, or torch is too old
-            to read pickles safely.
-    """
+    """Check that a folder's weights are safetensors, or pickles that torch can read without running code."""
     for file in folder.glob("*.safetensors"):
         check_header(file)
     for index in folder.glob("*.safetensors.index.json"):

@@ -34,11 +34,7 @@ T = TypeVar("T", bound=Published)
 
 
 def existing_folder(folder: str | Path) -> Path:
-    """The folder as a path.
-
-    Raises:
-        RealignError: there is no such folder.
-    """
+    """The folder as a path, if it exists."""
     folder = Path(folder)
     if not folder.is_dir():
         raise RealignError(f"There is no model folder '{folder}': check the path, or put the model's files there.")
@@ -52,10 +48,6 @@ def from_folder(kind: type[T], folder: str | Path, *, dtype: torch.dtype | None 
 
     dtype: for models only: the precision of the weights, except parts that the library keeps in fp32 because half
         precision breaks them. options: passed to `from_pretrained`.
-
-    Raises:
-        RealignError: the folder or a file is missing, a weight file is cut off or holds code, or the weights are
-            another model's, not finite, or do not fit the config.
     """
     folder = existing_folder(folder)
     name = kind.__name__

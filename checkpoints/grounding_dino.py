@@ -95,11 +95,7 @@ _NAMES = [(old + part, new + other) for old, new, parts in _MODULES for part, ot
 
 
 def load_grounding_dino(file: str | Path, dtype: torch.dtype = torch.float32) -> GroundingDinoForObjectDetection:
-    """A GroundingDINO on the CPU; which Swin is its backbone follows from the tensors' shapes.
-
-    Raises:
-        RealignError: the file cannot be read, or is not an original GroundingDINO; the message says what it looks like.
-    """
+    """A GroundingDINO on the CPU; which Swin is its backbone follows from the tensors' shapes."""
     tensors = read_tensors(file, ROOTS)
     if looks_like(tensors) != KIND:
         wanted = f"{KIND} of its authors (groundingdino_swint_ogc or groundingdino_swinb_cogcoor)"

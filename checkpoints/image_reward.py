@@ -55,11 +55,7 @@ class ImageRewardNetworks(NamedTuple):
 
 
 def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> ImageRewardNetworks:
-    """An ImageReward on the CPU; its sizes follow from the tensors' shapes.
-
-    Raises:
-        RealignError: the file cannot be read, or is not an ImageReward; the message says what it looks like.
-    """
+    """An ImageReward on the CPU; its sizes follow from the tensors' shapes."""
     tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if not name.startswith(UNUSED)}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, KIND)

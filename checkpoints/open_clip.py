@@ -60,9 +60,6 @@ def load_open_clip(file: str | Path, dtype: torch.dtype = torch.float32) -> CLIP
     """A CLIP on the CPU; its sizes follow from the tensors' shapes.
 
     Its activation is exact GELU, open_clip's default, unless the `open_clip_config.json` beside it says QuickGELU.
-
-    Raises:
-        RealignError: the file cannot be read, or is not such a CLIP with a ViT; the message says what it looks like.
     """
     tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if name not in UNUSED}
     if looks_like(tensors) != KIND:

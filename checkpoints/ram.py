@@ -48,9 +48,6 @@ def load_ram(path: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
     """A RAM or RAM++ on the CPU.
 
     path: a published file, a folder that holds one, or a folder with our `config.json` and `model.safetensors`.
-
-    Raises:
-        RealignError: a file is missing or damaged, or is not a RAM of the known architecture.
     """
     file = weights_file(path)
     folder = existing_folder(path) if file is None else file.parent

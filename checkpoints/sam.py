@@ -48,11 +48,7 @@ _NAMES = (  # only those that differ
 
 
 def load_sam(file: str | Path, dtype: torch.dtype = torch.float32) -> SamModel:
-    """A SAM on the CPU; whether it is B, L or H follows from the tensors' shapes.
-
-    Raises:
-        RealignError: the file cannot be read, or is not an original SAM; the message says what it looks like.
-    """
+    """A SAM on the CPU; whether it is B, L or H follows from the tensors' shapes."""
     tensors = read_tensors(file, ROOTS)
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, f"{KIND} of segment-anything (sam_vit_b, sam_vit_l or sam_vit_h)")

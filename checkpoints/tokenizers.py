@@ -28,9 +28,6 @@ def bert_tokenizer(
     size: of the model's vocabulary.
     given: the tokenizer's folder, or a file in it; nothing else is searched then.
     added: special tokens that the model has beside BERT's.
-
-    Raises:
-        RealignError: there is none, or only one of another size.
     """
 
     file = Path(file)
@@ -58,9 +55,6 @@ def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None)
     """CLIP's tokenizer for a file of weights: from beside the file, else from the folder `other`.
 
     size: of the model's vocabulary.
-
-    Raises:
-        RealignError: there is none, or only one of another size.
     """
     places = [Path(file).parent] + ([Path(other)] if other is not None else [])
     folders = _folders_with(_CLIP_FILES, places)

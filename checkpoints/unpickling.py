@@ -48,9 +48,6 @@ def read_pickle(file: Path) -> Any:
 
     Nothing in it is imported or run. A file that holds functions is refused. Objects that are neither tensors nor
     plain values become `Inert`, or a dict or a list if the pickle fills them like one.
-
-    Raises:
-        RealignError: it holds code, is damaged or larger than weights need, or torch is too old to read it safely.
     """
     check_torch(file)
     found = Imports()
@@ -97,11 +94,7 @@ def version_of_torch() -> tuple[int, ...]:
 
 
 def check_only_tensors(file: Path) -> None:
-    """Check that a pickle which a library is going to read holds only tensors and plain values.
-
-    Raises:
-        RealignError: it cannot be read, or holds something else.
-    """
+    """Check that a pickle which a library is going to read holds only tensors and plain values."""
     check_torch(file)
     try:
         found = scan(file)

@@ -21,12 +21,7 @@ _NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
-    """The tensors, with float8 ones as float32 times their scales; the scales are dropped.
-
-    Raises:
-        RealignError: there are more than `MAX_TENSORS`, or one is sparse, quantised, has no data, or is larger
-            than the data that the file holds for it.
-    """
+    """The tensors, with float8 ones as float32 times their scales; the scales are dropped."""
     check_count(len(tensors), file)
     for name, tensor in tensors.items():
         if (kind := _unusual(tensor)) is not None:

@@ -6,5 +6,6 @@
     export.py         the file itself: save_lora, save_unet, rewrite
     loading.py        a LoRA or UNet file into a UNet, for evaluation without ComfyUI
 
-Training writes LoRAs in kohya's layout and UNets in LDM's. Reading accepts others too.
+Training writes LoRAs in kohya's layout and UNets in LDM's. Reading accepts others too. A
+UNet or a file that does not fit is a RealignError.
 """

@@ -42,10 +42,6 @@ def save_lora(
     """Write the UNet's adapter as a LoRA file; an existing file is replaced once the new one is complete.
 
     metadata: from `run_metadata`; its keys override those written here. dtype: of the matrices; alphas are float32.
-
-    Raises:
-        RealignError: there is no such adapter, a LoRA file cannot hold it, its values do not fit `dtype`, or the file
-            cannot be written.
     """
     tensors = lora_state_dict(unet, adapter)
     version, architecture = base_model(unet.config)
@@ -72,9 +68,6 @@ def save_unet(
 
     ComfyUI recognises a model by its sizes: it takes Stable Diffusion 1, 2 and XL, at any depth, with their numbers of
     heads. metadata: as in `save_lora`.
-
-    Raises:
-        RealignError: as `unet_ldm_state_dict`; or the values do not fit `dtype`, or the file cannot be written.
     """
     version, architecture = base_model(unet.config)
     header = {
@@ -86,11 +79,7 @@ def save_unet(
 
 
 def rewrite(source: str | Path, file: str | Path, metadata: Mapping[str, str], *, dtype: torch.dtype) -> None:
-    """Write a copy of an exported file, with the weights as `dtype` and the header updated with `metadata`.
-
-    Raises:
-        RealignError: the values do not fit `dtype`, or a file cannot be read or written.
-    """
+    """Write a copy of an exported file, with the weights as `dtype` and the header updated with `metadata`."""
     try:
         with safe_open(str(source), "pt") as opened:
             header = opened.metadata() or {}

@@ -42,11 +42,7 @@ _IN_TRANSFORMER = re.compile(
 
 
 def ldm_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """{diffusers name: LDM name} for the given weights of a UNet with this config.
-
-    Raises:
-        RealignError: LDM has no name for one of them.
-    """
+    """{diffusers name: LDM name} for the given weights of a UNet with this config; a RealignError if LDM has none."""
     blocks = dict(_blocks(config))
     return {name: _rename(name, blocks) for name in names}
 

@@ -45,9 +45,6 @@ def load_into_unet(unet: UNet2DConditionModel, file: str | Path) -> None:
 
     A LoRA may have the names of kohya, peft or diffusers; a missing alpha is the rank. Layers of a text encoder are
     skipped, which is logged. A UNet may have the names of LDM or diffusers, alone or in a whole checkpoint.
-
-    Raises:
-        RealignError: the file cannot be read, is another model's, or is neither a plain LoRA nor a UNet.
     """
     tensors = read_tensors(file, ROOTS)
     check_finite(tensors.items(), file)

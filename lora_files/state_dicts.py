@@ -28,9 +28,6 @@ def lora_state_dict(unet: UNet2DConditionModel, adapter: str = "default") -> dic
     []; for a convolution [out, in, h, w]: [r, in, h, w] and [out, r, 1, 1]. The layer's weight becomes W + alpha / r ·
     up · down. ComfyUI takes any alphas; diffusers mixes them up when it reads a file whose attention layers have
     several (rsLoRA with a rank_pattern, or an alpha_pattern for them).
-
-    Raises:
-        RealignError: there is no such adapter, or it is more than this formula.
     """
     unet = _without_compile(unet)
     _check_plain_lora(unet, adapter)
@@ -44,11 +41,7 @@ def lora_state_dict(unet: UNet2DConditionModel, adapter: str = "default") -> dic
 
 
 def unet_ldm_state_dict(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The UNet's weights under LDM's names, without a prefix (`input_blocks.0.0.weight` …).
-
-    Raises:
-        RealignError: the UNet has an adapter, or other blocks than Stable Diffusion's.
-    """
+    """The UNet's weights under LDM's names, without a prefix (`input_blocks.0.0.weight` …)."""
     unet = _without_compile(unet)
     if getattr(unet, "peft_config", None):
         raise RealignError(
@@ -60,11 +53,7 @@ def unet_ldm_state_dict(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def merge_lora(unet: UNet2DConditionModel, adapter: str = "default") -> UNet2DConditionModel:
-    """A copy of the UNet with the adapter added to its weights, at strength 1, and without any adapters.
-
-    Raises:
-        RealignError: as `lora_state_dict`; or the adapter is already fused into the UNet.
-    """
+    """A copy of the UNet with the adapter added to its weights, at strength 1, and without any adapters."""
     _check_plain_lora(unet, adapter)
     unet = copy.deepcopy(_without_compile(unet))
     for path, layer in _lora_layers(unet, adapter):

@@ -8,4 +8,5 @@
     text_encoder.py   BLIP-2's text tower: texts → vectors
 
 Each class has a `load` that reads it from a local file or folder. Images are [B, H, W, 3] in [0, 1].
+A wrong file and an option out of its range are a RealignError.
 """

@@ -74,9 +74,6 @@ class Captioner:
 
         num_beams: 1 is greedy search, more is beam search. temperature: if above 0, tokens are sampled from the
         distribution at this temperature instead; the result depends on `seed` and the batch.
-
-        Raises:
-            RealignError: an option is out of its range (see `check_generation`).
         """
         check_generation(max_tokens, num_beams, temperature, seed)
         pictures = to_pil(images) if isinstance(images, Tensor) else list(images)

@@ -72,9 +72,6 @@ class Detector:
 
         An image with more phrases than the model reads at once takes several passes.
         nms: boxes with a higher IoU are one candidate; 1 keeps all.
-
-        Raises:
-            RealignError: the model's output is NaN.
         """
         pictures = to_pil(images)
         tokens = [[self._tokenize(phrase) for phrase in texts] for texts in phrases]

@@ -63,9 +63,6 @@ class GroundedSam:
             phrase best ("three red apples"): then the mask is their masks' union, the box their hull.
         nms: boxes with a higher IoU count as one object found twice, in [0, 1].
         min_area: a smaller mask, as a fraction of the image, counts as not found, in [0, 1].
-
-        Raises:
-            RealignError: a setting is out of its range.
         """
         check_grounding(box_threshold=box_threshold, boxes=boxes, nms=nms, min_area=min_area)
         phrases = [[region.phrase or region.tag for region in regions] for regions in region_sets]

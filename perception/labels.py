@@ -37,9 +37,6 @@ def read_labels(file: str | Path) -> Labels:
     """Read `label_embed` ([K, W], [K · N, W] or [K, N, W]) and, if present, `thresholds` [K] from a file.
 
     The tags' names are in a .txt file of the same name beside it, one per line.
-
-    Raises:
-        RealignError: a file is missing or damaged, or its numbers do not belong to the names.
     """
     file = Path(file)
     tensors = read_tensors(file, ROOTS)
@@ -62,11 +59,7 @@ def read_labels(file: str | Path) -> Labels:
 
 
 def save_labels(file: str | Path, tags: list[str], embed: Tensor) -> None:
-    """Write the files that `read_labels` reads.
-
-    Raises:
-        RealignError: the files cannot be written, or would replace something else (see `check_place`).
-    """
+    """Write the files that `read_labels` reads."""
     file = check_place(file, tags)
     try:
         save_file({"label_embed": embed.contiguous()}, file)
@@ -78,12 +71,7 @@ def save_labels(file: str | Path, tags: list[str], embed: Tensor) -> None:
 
 
 def check_place(file: str | Path, tags: list[str]) -> Path:
-    """The file's path, if label embeddings may be written to it and the tags to a .txt file beside it.
-
-    Raises:
-        RealignError: its name does not end in .safetensors, its folder does not exist, or the .txt file beside it holds
-            other tags.
-    """
+    """The file's path, if label embeddings may be written to it and the tags to a .txt file beside it."""
     file = Path(file)
     if file.suffix.lower() != ".safetensors":
         raise RealignError(f"'{file}' does not end in .safetensors: give such a name; the tags go to a .txt beside it.")
@@ -101,11 +89,7 @@ def check_place(file: str | Path, tags: list[str]) -> Path:
 
 
 def read_lines(file: Path, what: str) -> list[str]:
-    """The lines of a text file, stripped. what: the content, for the message.
-
-    Raises:
-        RealignError: the file cannot be read.
-    """
+    """The lines of a text file, stripped. what: the content, for the message."""
     try:
         if file.stat().st_size > MAX_LIST:
             raise RealignError(f"{what} cannot be read from '{file}': it has more than {MAX_LIST // 2**20} MiB.")

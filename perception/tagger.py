@@ -54,9 +54,6 @@ class Tagger:
         path: a published file (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`), a folder that holds one, or a
             folder with our `config.json` and `model.safetensors`.
         labels: a file of label embeddings whose tags replace the model's own; see `labels.read_labels`.
-
-        Raises:
-            RealignError: a file is missing, damaged, or does not belong to the others.
         """
         model = load_ram(path, dtype)
         if labels is not None:
@@ -72,9 +69,6 @@ class Tagger:
 
         threshold: one for all tags, in [0, 1]; by default each tag has its own. deny: tags never to report; case does
             not matter.
-
-        Raises:
-            RealignError: the threshold is out of its range.
         """
         check_threshold(threshold)
         confidence = self.logits(images).sigmoid()

@@ -145,7 +145,11 @@ def make_trainable(unet: Any, config: TrainingConfig) -> list[nn.Parameter]:
     from peft import LoraConfig
 
     torch.manual_seed(config.run.seed)
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.rank, target_modules=list(config.lora.targets))
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha or config.lora.rank,  # pyright: ignore[reportArgumentType]: any number works
+        target_modules=list(config.lora.targets),
+    )
     try:
         unet.add_adapter(lora)
     except ValueError as error:

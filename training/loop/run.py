@@ -44,7 +44,6 @@ from .optimization import (
 )
 from .plan import checkpoint_bytes, plan
 
-MAX_GRAD_NORM = 1.0
 MAX_NONFINITE_STEPS = 10  # a run ends after more steps in a row whose loss or gradient is not finite
 ADVICE = "lower learning_rate or train in fp32"
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended at once
@@ -209,7 +208,7 @@ class Run:
         reduced: Any = self.accelerator.reduce(totals.to(self.accelerator.device), "mean")
         totals = reduced.cpu()  # equal on all devices
         self.stopping = bool(totals[3])
-        norm: Any = self.accelerator.clip_grad_norm_(self.models.weights, MAX_GRAD_NORM)
+        norm: Any = self.accelerator.clip_grad_norm_(self.models.weights, config.optimizer.max_grad_norm)
         finite = bool(torch.isfinite(totals[1:2]).all())
         if finite and torch.isfinite(norm):
             self.nonfinite, self.consistent = 0, False

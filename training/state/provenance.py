@@ -17,7 +17,7 @@ from ..settings.arl import ranked
 from ..settings.common import TrainingConfig
 
 KEY = "made_of"  # the key under which a checkpoint stores its provenance
-FIXED = ("model", "train", "rank", "targets", "optimizer_8bit", "seed")
+FIXED = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
 """Settings that must not change when a run resumes."""
 PROMPTS = ("prompts", "prompt_column", "held_out", "held_out_prompts")
 """Settings that select the prompts; the prompts themselves are compared."""
@@ -65,7 +65,7 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     _check_prompts(file, before, settings, made_of, now)
     other = [name for name in known if models[name] != models_now[name]]
     moved = [name for name in models_now if name not in known and _differs(name, before, settings)]
-    skipped = (*PROMPTS, *SILENT, *models_now, *(() if ranked(settings) else ("steps",)))
+    skipped = (*FIXED, *PROMPTS, *SILENT, *models_now, *(() if ranked(settings) else ("steps",)))
     plain = [name for name in settings if name not in skipped and _differs(name, before, settings)]
     sentences = [
         *(f"{name} {_quoted(settings[name])}, which was {_quoted(before[name])}" for name in (*plain, *moved)),
@@ -81,6 +81,10 @@ def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
     if before and ranked(before) != ranked(now):
         script = "arl_train.py" if ranked(before) else "refl_train.py"
         raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
+    before, now = (
+        {**values, "alpha": values.get("alpha") or values["rank"]} if "rank" in values else values
+        for values in (before, now)
+    )
     for name in FIXED:
         if before.get(name, now[name]) != now[name]:
             _refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")
