@@ -37,8 +37,7 @@ from diffusers import DDPMScheduler
 from ..core.precision import DTYPES
 from ..training.data.prompts import load_prompts
 from ..training.loop import run
-from ..training.loop.feedback import make_estimators
-from ..training.loop.models import RunModels, load_models
+from ..training.loop.models import RunModels, load_models, make_estimators
 from ..training.refl_train import ReflRun
 from ..training.settings.refl import ReflConfig
 from .memory import peak
@@ -141,7 +140,7 @@ def plain_loop(config: ReflConfig, models: RunModels, device: torch.device) -> C
         image = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor).sample
         image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         (config.reward.reward_weight * F.relu(config.reward.margin - likelihood(image, prompts)).mean()).backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), run.MAX_GRAD_NORM)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), config.optimizer.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .text import message
 
 
@@ -17,6 +21,22 @@ class RealignError(ValueError):
 
 class NoAnswer(RealignError):
     """A language model cannot answer; the offline scorer may answer in its place."""
+
+
+@contextmanager
+def exit_on_error(program: str, stopped: str | None = None) -> Iterator[None]:
+    """End the process with one line on stderr and status 1 if the body raises a RealignError or an OSError.
+
+    stopped: the line for Ctrl-C; None: Ctrl-C is not caught.
+    """
+    try:
+        yield
+    except (RealignError, OSError) as error:
+        sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        if stopped is None:
+            raise
+        sys.exit(f"{program}: {stopped}")
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

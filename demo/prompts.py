@@ -11,12 +11,6 @@ from .world import COLORS, SHAPES, caption, is_held_out
 Pair = tuple[str, str]
 
 
-def _two_object_pairs() -> list[tuple[Pair, Pair]]:
-    """Every unordered pair of things with different colours."""
-    things = list(product(COLORS, SHAPES))
-    return [(a, b) for a, b in combinations(things, 2) if a[0] != b[0]]
-
-
 def one_object_prompts() -> list[tuple[str, list[Pair]]]:
     """All 42 one-object prompts with their pairs."""
     return [(caption([pair]), [pair]) for pair in product(COLORS, SHAPES)]
@@ -28,8 +22,9 @@ def two_object_prompts(held_out: bool, count: int | None = None, seed: int = 0) 
     held_out: True: no training scene contains these pairs; for reports. False: to choose settings on.
     count: how many; by default all.
     """
-    chosen = [list(two) for two in _two_object_pairs() if is_held_out(list(two)) == held_out]
-    orders = [order for a, b in chosen for order in ([a, b], [b, a])]
+    things: list[Pair] = list(product(COLORS, SHAPES))
+    two_colors = [(a, b) for a, b in combinations(things, 2) if a[0] != b[0]]
+    orders = [order for a, b in two_colors if is_held_out([a, b]) == held_out for order in ([a, b], [b, a])]
     if count is not None and not 1 <= count <= len(orders):
         raise RealignError(f"count is {count}; give a whole number from 1 to {len(orders)}, as many prompts there are.")
     random.Random(seed).shuffle(orders)

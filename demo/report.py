@@ -1,18 +1,17 @@
-"""The result for one prompt of the demo world, as JSON: `pipeline.report` and the judge's verdict."""
+"""The result for one prompt of the demo world, as JSON: `pipeline.realign.report` and the judge's verdict."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..core.images import to_uint8
-from ..pipeline.realign import CaptionedImage, RealignResult, RealignSettings
-from ..pipeline.report import report
+from ..pipeline.realign import CaptionedImage, RealignResult, RealignSettings, report
 from .judge import detect, judge
 from .world import parse
 
 
 def judged_report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
-    """`pipeline.report.report`, with `judge` and `judge_sees` added to `before` and `after`.
+    """`pipeline.realign.report`, with `judge` and `judge_sees` added to `before` and `after`.
 
     `judge` is None for a prompt that names no coloured shape: there is nothing to compare the image with.
     """

@@ -15,10 +15,12 @@ if not __package__:
 
 import argparse
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
+
+from ..core.errors import exit_on_error
 
 PROMPT, SEED = "a red circle and a blue square", 22
 
@@ -31,18 +33,12 @@ def main() -> None:
     parser.add_argument("--no-gate", action="store_true", help="also re-align an image whose caption is right")
     parser.add_argument("--attention", action="store_true", help="add each phrase's attention maps to the panel")
     options = parser.parse_args()
-    from ..core.errors import RealignError
-
-    try:
+    with exit_on_error("demo"):
         run(options.prompt, options.seed, options.out, gated=not options.no_gate, attention=options.attention)
-    except RealignError as error:
-        sys.exit(f"demo: {error}")
 
 
 def run(prompt: str, seed: int, out: Path, *, gated: bool = True, attention: bool = False) -> None:
     """Realign one prompt with the demo models and write its panel and report to `out`."""
-    from dataclasses import replace
-
     from ..drawing.panel import draw_panel
     from ..pipeline.phrase_attention import result_attention
     from ..pipeline.realign import realign

@@ -85,16 +85,12 @@ def _label(
     x0, y0, _, y1 = _corners(region, size)
     text, text_font = shorten(f"{region.phrase or f'({region.tag})'} · {region.likelihood:g}"), font(15)
     width, height = text_font.getbbox(text)[2] + 8, LABEL_HEIGHT
-    x = min(max(0, x0), size[0] - width)
+    x, (left, top, right, bottom) = min(max(0, x0), size[0] - width), taken.T
     for y in (y0 - height, y1, y0, *range(0, size[1] - height, height)):
         spot = (x, y, x + width, y + height)
-        if 0 <= y <= size[1] - height and not _overlaps(spot, taken):
+        overlaps = (left < x + width) & (x < right) & (top < y + height) & (y < bottom)
+        if 0 <= y <= size[1] - height and not overlaps.any():
             break
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)  # Pillow includes both corners
     draw.text((x + 4, y + 2), text, fill="white", font=text_font)
     return np.vstack([taken, spot])
-
-
-def _overlaps(spot: tuple[float, float, float, float], taken: np.ndarray) -> bool:
-    x0, y0, x1, y1 = spot
-    return bool(((taken[:, 0] < x1) & (x0 < taken[:, 2]) & (taken[:, 1] < y1) & (y0 < taken[:, 3])).any())

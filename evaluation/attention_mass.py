@@ -16,7 +16,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.embedded import DEMO
-from ..core.errors import RealignError
-from ..core.files import make_folder, write_whole
+from ..core.errors import RealignError, exit_on_error
+from ..core.files import write_whole
 from ..demo.models import SETTINGS, load_models
 from ..pipeline.phrase_attention import modulated_steps, phrase_attention, record_attention
 from ..pipeline.realign import Models
@@ -43,14 +42,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="prompt i is sampled from the noise of seed + i (0)")
     parser.add_argument("--out", type=Path, default=Path("out/attention_mass"), help="folder for attention_mass.json")
     options = parser.parse_args()
-    try:
+    with exit_on_error("attention_mass"):
         prompts = [prompt.text for prompt in prompt_set(DEMO, count=options.count)[0]]
         models = load_models()
         results = measure(models, sample_coarse(models, prompts, options.seed, SETTINGS))
-        make_folder(options.out)
         write_whole(options.out / "attention_mass.json", json.dumps(results, indent=2) + "\n")
-    except RealignError as error:
-        sys.exit(f"attention_mass: {error}")
     print(as_text(results))
 
 

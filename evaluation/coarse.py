@@ -16,7 +16,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,8 @@ import numpy as np
 
 from ..cli.models import load_sampler
 from ..core.embedded import DEMO, embedded
-from ..core.errors import RealignError
-from ..core.files import make_folder, write_whole
+from ..core.errors import exit_on_error
+from ..core.files import write_whole
 from ..demo.models import SETTINGS, load_models
 from ..pipeline.realign import Models
 from .bootstrap import paired_difference
@@ -47,21 +46,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="prompt i is sampled from the noise of seed + i (0)")
     parser.add_argument("--out", type=Path, default=Path("out/coarse"), help="folder for coarse.json")
     options = parser.parse_args()
-    try:
+    with exit_on_error("coarse"):
         prompts = [prompt.text for prompt in prompt_set(DEMO, count=options.count)[0]]
         models = load_models()
-        trained = {str(file): with_weights(models, file) for file in options.files}
+        samplers = {str(file): load_sampler(embedded("model"), weights=file) for file in options.files}
+        trained = {name: replace(models, sampler=sampler) for name, sampler in samplers.items()}
         results = compare({BASE: models, **trained}, prompts, options.seed)
-        make_folder(options.out)
         write_whole(options.out / "coarse.json", json.dumps(results, indent=2) + "\n")
-    except RealignError as error:
-        sys.exit(f"coarse: {error}")
     print(as_text(results))
-
-
-def with_weights(models: Models, file: Path) -> Models:
-    """The demo models with the UNet weights that a training run wrote to `file`."""
-    return replace(models, sampler=load_sampler(embedded("model"), weights=file))
 
 
 def compare(candidates: dict[str, Models], prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:

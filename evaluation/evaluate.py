@@ -26,12 +26,12 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from ..cli import hardware, models, settings
@@ -74,54 +74,34 @@ def main() -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is compared")
-    group.add_argument("--prompts", default=DEMO, help="a file of prompts, or demo: the demo's held-out ones (demo)")
-    group.add_argument("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
-    group.add_argument("--first", type=int, default=0, help="number of the first prompt, from 0 (0)")
-    group.add_argument("--count", type=int, help="how many prompts (all)")
-    group.add_argument(
-        "--one-caption",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take one caption per image from a COCO file (yes)",
-    )
-    group.add_argument("--repeats", action="store_true", help="keep a prompt that successive rows of a table repeat")
-    group.add_argument("--method", action="append", help="a method (repeatable; base and fine)")
-    group.add_argument(
-        "--metric", action="append", choices=metric_names(), help="a metric (repeatable; all whose models are given)"
-    )
-    group.add_argument("--reference", metavar="FOLDER", help="folder of real images, for fid and kid")
-    group.add_argument(
-        "--fid-features", metavar="PATH", help="pt_inception-2015-12-05-*.pth, or the folder of a CLIP or a DINOv2"
-    )
-    group.add_argument("--seed", type=int, default=0, help="prompt i is sampled from the noise of seed + i (0)")
-    group.add_argument("--out", type=Path, default=Path("out/evaluate"), help="folder for the results (out/evaluate)")
-    group.add_argument("--batch", type=int, help="images sampled at once (32 up to 512 pixels, 8 of 1024)")
-    group.add_argument(
-        "--page",
-        type=int,
-        nargs="?",
-        const=PAGE_PROMPTS,
-        help=f"write a page on which people rank the images of the first PAGE prompts ({PAGE_PROMPTS})",
-    )
-    group.add_argument(
-        "--panels", type=int, default=0, help="draw what re-alignment saw in the images of the first PANELS prompts (0)"
-    )
-    group.add_argument(
-        "--attention", action="store_true", help="add each phrase's attention, before and after, to these panels"
-    )
-    models.add_arguments(
-        parser.add_argument_group(
-            "models that generate and re-align", "demo or a path; if no model is given, all are the demo's"
-        ),
-        required=False,
-    )
+    add = parser.add_argument_group("what is compared").add_argument
+    add("--prompts", default=DEMO, help="a file of prompts, or demo: the demo's held-out ones (demo)")
+    add("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
+    add("--first", type=int, default=0, help="number of the first prompt, from 0 (0)")
+    add("--count", type=int, help="how many prompts (all)")
+    yes_no = argparse.BooleanOptionalAction
+    add("--one-caption", action=yes_no, default=True, help="take one caption per image from a COCO file (yes)")
+    add("--repeats", action="store_true", help="keep a prompt that successive rows of a table repeat")
+    add("--method", action="append", help="a method (repeatable; base and fine)")
+    add("--metric", action="append", choices=metric_names(), help="a metric (repeatable; all whose models are given)")
+    add("--reference", metavar="FOLDER", help="folder of real images, for fid and kid")
+    networks = "pt_inception-2015-12-05-*.pth, or the folder of a CLIP or a DINOv2"
+    add("--fid-features", metavar="PATH", help=networks)
+    add("--seed", type=int, default=0, help="prompt i is sampled from the noise of seed + i (0)")
+    add("--out", type=Path, default=Path("out/evaluate"), help="folder for the results (out/evaluate)")
+    add("--batch", type=int, help="images sampled at once (32 up to 512 pixels, 8 of 1024)")
+    page = f"write a page on which people rank the images of the first PAGE prompts ({PAGE_PROMPTS})"
+    add("--page", type=int, nargs="?", const=PAGE_PROMPTS, help=page)
+    panels = "draw what re-alignment saw in the images of the first PANELS prompts (0)"
+    add("--panels", type=int, default=0, help=panels)
+    add("--attention", action="store_true", help="add each phrase's attention, before and after, to these panels")
+    all_demo = "demo or a path; if no model is given, all are the demo's"
+    models.add_arguments(parser.add_argument_group("models that generate and re-align", all_demo), required=False)
     rewards = parser.add_argument_group("models that only score")
     for name, what in reward_models().items():
         rewards.add_argument(option_name(name), metavar="PATH", help=what)
-    settings.add_arguments(
-        parser.add_argument_group("settings", "defaults are the paper's; with the demo model, the demo's")
-    )
+    defaults = "defaults are the paper's; with the demo model, the demo's"
+    settings.add_arguments(parser.add_argument_group("settings", defaults))
     hardware.add_arguments(parser)
 
 
@@ -168,11 +148,9 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
     }
     unprompted = {name: [item_of(file) for file in paths] for name, paths in files.items()} if real else {}
     for metric in metrics:
-        measure(metric, [item for items in prompted.values() for item in items], scores, processes)
+        measure(metric, list(chain.from_iterable(prompted.values())), scores, processes)
     if real:
-        measure(
-            features(options), [*real, *(item for items in unprompted.values() for item in items)], scores, processes
-        )
+        measure(features(options), list(chain.from_iterable(unprompted.values())), scores, processes)
     processes.wait()
     if not processes.first:
         return
@@ -265,22 +243,10 @@ def write_page(options: argparse.Namespace, prompts: Sequence[Numbered], files: 
     from . import page
 
     texts = [prompt.text for prompt in prompts[: options.page]]
-    images = {name: LazyImages(paths[: len(texts)]) for name, paths in files.items()}
-    file, title = options.out / "page.html", f"{len(texts)} prompts, {len(files)} methods"
-    print(f"Side by side: {page.write_page(file, texts, images, title=title, seed=options.seed)}")
-
-
-class LazyImages(Sequence[Image.Image]):
-    """The images of some files, each read when it is asked for."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return read_image(self.files[index])
+    images = {name: paths[: len(texts)] for name, paths in files.items()}
+    title = f"{len(texts)} prompts, {len(files)} methods"
+    file = page.write_page(options.out / "page.html", texts, images, title=title, seed=options.seed)
+    print(f"Side by side: {file}")
 
 
 if __name__ == "__main__":

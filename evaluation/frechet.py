@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +35,6 @@ KID_SUBSETS = 100
 KID_LARGEST = 1000
 
 
-class Network(NamedTuple):
-    """A network that makes features: pixels [B, 3, side, side] in 0...255 → [B, D]."""
-
-    module: nn.Module
-    side: int
-
-
 def load_features(path: Path, device: str | torch.device = "cpu") -> Scorer:
     """Pictures → features [B, D], by the network at `path`, in fp32.
 
@@ -49,11 +42,11 @@ def load_features(path: Path, device: str | torch.device = "cpu") -> Scorer:
         (its image embedding) or a DINOv2 (its class token).
     """
     file = weights_file(path)
-    network = _of_folder(path) if file is None else Network(_inception(file), INCEPTION_SIDE)
-    module = network.module.to(device).eval().requires_grad_(False)
+    module, side = _of_folder(path) if file is None else (_inception(file), INCEPTION_SIDE)
+    module = module.to(device).eval().requires_grad_(False)
 
     def features(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        pixels = np.stack([clean_resize(picture, network.side) for picture in pictures])
+        pixels = np.stack([clean_resize(picture, side) for picture in pictures])
         with torch.inference_mode():
             return module(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)).float().cpu().numpy()
 
@@ -86,7 +79,8 @@ class _Normalised(nn.Module):
         return self.model(pixel_values=x).pooler_output
 
 
-def _of_folder(folder: Path) -> Network:
+def _of_folder(folder: Path) -> tuple[nn.Module, int]:
+    """The vision network of a folder, pixels [B, 3, side, side] in 0...255 → [B, D], and its side."""
     kinds = {CLIP: CLIPModel, DINO: Dinov2Model}
     kind = from_folder(AutoConfig, folder).model_type
     if kind not in kinds:
@@ -96,15 +90,11 @@ def _of_folder(folder: Path) -> Network:
         )
     prep = Preprocessing.of(from_folder(AutoImageProcessor, folder))
     side = prep.crop[0] if prep.crop else prep.size if isinstance(prep.size, int) else prep.size[0]
-    return Network(_Normalised(from_folder(kinds[kind], folder, dtype=torch.float32), prep.mean, prep.std), side)
+    return (_Normalised(from_folder(kinds[kind], folder, dtype=torch.float32), prep.mean, prep.std), side)
 
 
 def _inception(file: Path) -> nn.Module:
-    """Inception up to its last pooling, [B, 3, 299, 299] in 0...255 → [B, 2048], from torch-fidelity's weights.
-
-    The layers are called without the extractor's own preprocessing, which rounds to whole numbers: clean FID avoids
-    that.
-    """
+    """Inception up to its last pooling, [B, 3, 299, 299] in 0...255 → [B, 2048], from torch-fidelity's weights."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
             FeatureExtractorInceptionV3,
@@ -125,6 +115,7 @@ def _inception(file: Path) -> nn.Module:
         raise RealignError(
             f"'{file}' is not FID's Inception: give pt_inception-2015-12-05-6726825d.pth of torch-fidelity."
         ) from error
+    # Clean FID leaves out the extractor's own preprocessing, which rounds to whole numbers.
     layers = [layer for name, layer in extractor.named_children() if name != "fc"]
     return nn.Sequential(_Centred(), *layers, nn.Flatten())
 
@@ -134,15 +125,14 @@ class _Centred(nn.Module):
         return (pixels - 128) / 128
 
 
-class _Given(nn.Module):
-    """Stands in for the network where features are given."""
-
-    def __init__(self, dimensions: int) -> None:
-        super().__init__()
-        self.num_features = dimensions
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+def _updated(metric: Any, real: np.ndarray, drawn: np.ndarray, **options: Any) -> Any:
+    """A metric of torchmetrics over features [N, D], [M, D]."""
+    network: Any = nn.Identity()  # stands in for the network, since features are given
+    network.num_features = real.shape[1]
+    measured = metric(network, **options)
+    measured.update(torch.from_numpy(real), real=True)
+    measured.update(torch.from_numpy(drawn), real=False)
+    return measured
 
 
 def fid(real: np.ndarray, drawn: np.ndarray) -> float:
@@ -155,10 +145,7 @@ def fid(real: np.ndarray, drawn: np.ndarray) -> float:
             f"FID over {real.shape[1]} features needs at least {least} images on each side, and there are {fewest}: "
             "its covariances would be noise; KID is meaningful with fewer."
         )
-    metric = FrechetInceptionDistance(_Given(real.shape[1]))
-    metric.update(torch.from_numpy(real), real=True)
-    metric.update(torch.from_numpy(drawn), real=False)
-    return float(metric.compute())
+    return float(_updated(FrechetInceptionDistance, real, drawn).compute())
 
 
 def kid(real: np.ndarray, drawn: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -173,9 +160,7 @@ def kid(real: np.ndarray, drawn: np.ndarray, seed: int = 0) -> tuple[float, floa
     size = min(KID_LARGEST, fewest // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a warning that it keeps all features
-        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
-    metric.update(torch.from_numpy(real), real=True)
-    metric.update(torch.from_numpy(drawn), real=False)
+        metric = _updated(KernelInceptionDistance, real, drawn, subsets=KID_SUBSETS, subset_size=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, deviation = metric.compute()

@@ -52,9 +52,10 @@ def method_folder(options: argparse.Namespace, method: Method) -> Path:
     return options.out / "images" / method.slug
 
 
-def panel_file(options: argparse.Namespace, method: Method, prompt: Numbered) -> Path:
-    """The file of the panel of a re-aligned image."""
-    return image_file(options.out / "panels" / method.slug, prompt.index)
+def panel_file(options: argparse.Namespace, method: Method, prompt: Numbered) -> Path | None:
+    """The file of an image's panel. Panels are drawn of the first prompts, by methods that re-align."""
+    wanted = method.way in (FINE, FINE_ALL) and prompt.index < options.first + options.panels
+    return image_file(options.out / "panels" / method.slug, prompt.index) if wanted else None
 
 
 def generate_missing(
@@ -95,14 +96,8 @@ def incomplete_prompts(
     lacking: set[Numbered] = set()
     for method in methods:
         lacking.update(missing_images(method_folder(options, method), prompts, options.seed))
-        panels = [p for p in prompts if wants_panel(options, method, p)]
-        lacking.update(p for p in panels if not panel_file(options, method, p).exists())
+        lacking.update(p for p in prompts if (file := panel_file(options, method, p)) and not file.exists())
     return [prompt for prompt in prompts if prompt in lacking]
-
-
-def wants_panel(options: argparse.Namespace, method: Method, prompt: Numbered) -> bool:
-    """Whether a panel is wanted: for the first prompts, by methods that re-align."""
-    return method.way in (FINE, FINE_ALL) and prompt.index < options.first + options.panels
 
 
 def generate_batch(
@@ -125,7 +120,7 @@ def generate_batch(
         for prompt, seed, made in zip(prompts, seeds, images[method.way], strict=True):
             if prompt not in lacking:
                 continue
-            if made.result is not None and wants_panel(options, method, prompt):
+            if made.result is not None and (file := panel_file(options, method, prompt)):
                 phrases = result_attention(sampler, made.result, chosen, on_progress) if options.attention else []
-                write_png(panel_file(options, method, prompt), draw_panel(made.result, phrases))
+                write_png(file, draw_panel(made.result, phrases))
             write_image(image_file(method_folder(options, method), prompt.index), made.image, prompt.text, seed)

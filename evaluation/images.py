@@ -39,10 +39,9 @@ def write_image(file: Path, image: Tensor, prompt: str, seed: int) -> None:
 
 
 def write_png(file: Path, picture: Image.Image, about: PngImagePlugin.PngInfo | None = None) -> None:
-    """Write a PNG, whole or not at all, and its folder if it does not exist."""
+    """Write a PNG, whole or not at all."""
     data = io.BytesIO()
     picture.save(data, "PNG", pnginfo=about)
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, data.getvalue())
 
 
@@ -68,12 +67,8 @@ def _exists(file: Path, prompt: Numbered, seed: int) -> bool:
 
 
 def claim(folder: Path, made_of: Mapping[str, Any]) -> None:
-    """Make a method's folder, or check that its images were made with these models and settings.
-
-    made_of: models and settings, JSON-ready.
-    """
+    """Make a method's folder, or check that its images were made with these models and settings, JSON-ready."""
     file = folder / MADE
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = json.loads(json.dumps(made_of))
     try:
         was = json.loads(file.read_text(encoding="utf-8"))

@@ -149,10 +149,7 @@ def sample_methods(
     settings: RealignSettings,
     on_progress: Progress = no_progress,
 ) -> dict[str, list[MethodImage]]:
-    """Each prompt's image in several ways, from the same noise; the coarse images are sampled once.
-
-    `settings.keep_better` applies to FINE and REDRAW, not to FINE_ALL.
-    """
+    """Each prompt's image in several ways, from the same noise. `keep_better` does not apply to FINE_ALL."""
     results: list[RealignResult] = []
     if {FINE, FINE_ALL} & set(ways):
         results = realign_batch(models, prompts, seeds, replace(settings, keep_better=False), on_progress)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..cli import models
 from ..cli.hardware import device_and_dtype
@@ -19,15 +20,15 @@ from ..cli.models import option_name
 from ..core.embedded import DEMO, FOLDERS, model_path
 from ..core.errors import RealignError
 from ..core.pictures import find_pictures
+from ..demo.judge import Verdict
 from ..demo.world import parse as pairs_of
 from ..demo.world import scene_of
 from ..rewards.loading import load_rewards
 from ..rewards.registry import REWARDS, all_models
-from ..rewards.reward import Reward
 from . import frechet
 from .images import image_file, missing_images, write_image
 from .prompt_sets import Numbered
-from .scores import Item, Metric, item_of, judge_metric, metric_of_reward, read_scores
+from .scores import Item, Metric, Scorer, item_of, judge_pictures, read_scores
 
 FID, KID, JUDGE, FEATURES = "fid", "kid", "judge", "features"
 
@@ -42,30 +43,21 @@ def reward_models() -> dict[str, str]:
     return {name: what for name, what in all_models().items() if name not in models.MODELS}
 
 
-def given_models(options: argparse.Namespace) -> dict[str, str | Path]:
-    """The paths of all models that are given."""
-    return {name: path for name in (*models.MODELS, *reward_models()) if (path := getattr(options, name)) is not None}
-
-
-def needed_models(metric: str, options: argparse.Namespace) -> list[str]:
-    """The models that a reward needs."""
-    return list(REWARDS[metric].needed(offline=options.llm is None))
-
-
 def chosen_metrics(options: argparse.Namespace, prompts: Sequence[Numbered]) -> list[Metric]:
     """The metrics of single images: those of `--metric`, else all whose models are given."""
-    given = given_models(options)
+    given = {name: path for name in (*models.MODELS, *reward_models()) if (path := getattr(options, name)) is not None}
+    offline = options.llm is None
     wanted = options.metric or [
-        *(name for name in REWARDS if all(model in given for model in needed_models(name, options))),
+        *(name for name in REWARDS if all(model in given for model in REWARDS[name].needed(offline=offline))),
         *([JUDGE] if options.model == DEMO and any(pairs_of(p.text) for p in prompts) else []),
     ]
     chosen = [reward_metric(name, given, options) for name in REWARDS if name in wanted]
-    return [*chosen, *([judge_metric()] if JUDGE in wanted else [])]
+    return chosen + [Metric(JUDGE, Verdict._fields, {}, lambda: judge_pictures)] * (JUDGE in wanted)
 
 
 def reward_metric(name: str, given: Mapping[str, str | Path], options: argparse.Namespace) -> Metric:
     """A reward with the given models."""
-    needed = needed_models(name, options)
+    needed = list(REWARDS[name].needed(offline=options.llm is None))
     for model in needed:
         if model not in given or (given[model] == DEMO and model not in FOLDERS):
             raise RealignError(f"The metric {name} needs {option_name(model)} PATH.")
@@ -76,12 +68,19 @@ def reward_metric(name: str, given: Mapping[str, str | Path], options: argparse.
     if REWARDS[name].asks_language_model:
         stamps |= models.llm_stamp(options)
 
-    def load() -> Reward:
+    def load() -> Scorer:
         asks = REWARDS[name].asks_language_model and options.llm is not None
         language_model = models.chosen_language_model(options) if asks else None
-        return load_rewards([name], paths, *device_and_dtype(options), language_model=language_model)[name]
+        reward = load_rewards([name], paths, *device_and_dtype(options), language_model=language_model)[name]
 
-    return metric_of_reward(name, stamps, load)
+        def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+            images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
+            with torch.inference_mode():
+                return reward(images, prompts).float().cpu().numpy()[:, None]
+
+        return score
+
+    return Metric(name, (name,), stamps, load)
 
 
 def features(options: argparse.Namespace) -> Metric:

@@ -18,8 +18,9 @@ from typing import Any
 from PIL import Image
 
 from ..core.errors import RealignError
-from ..core.files import make_folder, write_whole
+from ..core.files import write_whole
 from ..drawing.inline import inline
+from .images import read_image
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 512
@@ -30,7 +31,7 @@ FEWEST, MOST = 2, 9
 def write_page(
     file: Path,
     prompts: Sequence[str],
-    images: Mapping[str, Sequence[Image.Image | None]],
+    images: Mapping[str, Sequence[Image.Image | Path | None]],
     *,
     title: str,
     seed: int = 0,
@@ -41,17 +42,9 @@ def write_page(
     The study's id depends only on the prompts, the names and the pixels: with another seed the page is the same study
     in another order, so each rater may have a page of their own.
 
-    Args:
-        file: the page; its folder is made.
-        prompts: N texts.
-        images: 2 to 9 methods, each with the N images of the prompts. Each image is asked for once, so a sequence may
-            open files only when asked.
-        title: the page's title; raters read it, so it should not name a method.
-        seed: of the orders.
-        largest: pixels to which the longer side of larger images is reduced; up to 160 pixels nothing is reduced.
-
-    Returns:
-        The file.
+    images: 2 to 9 methods, each with one image per prompt or its file.
+    title: raters read it, so it should name no method. seed: of the orders.
+    largest: pixels to which the longer side of larger images is reduced.
     """
     _check(prompts, images)
     study = hashlib.sha256(json.dumps([list(images), list(prompts)]).encode())
@@ -70,13 +63,12 @@ def write_page(
     about = _block({"id": study.hexdigest()[:16], "title": title, "key": key}, 'id="study"')
     parts = {"title": escape(title), "data": "\n".join([*blocks, about])}
     page = re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], TEMPLATE.read_text("utf-8"))
-    make_folder(file.parent)
     # A title may hold half of an emoji, which UTF-8 cannot encode.
     write_whole(file, page.encode("utf-8", "replace").decode())
     return file
 
 
-def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Image.Image | None]]) -> None:
+def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Any]]) -> None:
     if not FEWEST <= len(images) <= MOST:
         raise RealignError(f"There are {len(images)} methods to compare: give the images of {FEWEST} to {MOST}.")
     if not prompts:
@@ -86,11 +78,11 @@ def _check(prompts: Sequence[str], images: Mapping[str, Sequence[Image.Image | N
             raise RealignError(f"'{name}' has {len(pictures)} images for {len(prompts)} prompts: give one for each.")
 
 
-def _image(images: Mapping[str, Sequence[Image.Image | None]], name: str, index: int, text: str) -> Image.Image:
+def _image(images: Mapping[str, Sequence[Image.Image | Path | None]], name: str, index: int, text: str) -> Image.Image:
     picture = images[name][index] if index < len(images[name]) else None
     if picture is None:
         raise RealignError(f"'{name}' has no image of prompt {index + 1}, '{text}': make it, or leave the prompt out.")
-    return picture.convert("RGB")
+    return read_image(picture) if isinstance(picture, Path) else picture.convert("RGB")
 
 
 def _block(content: Mapping[str, Any], attribute: str) -> str:

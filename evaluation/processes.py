@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import torch
 
-from ..core.errors import RealignError
-
 T = TypeVar("T")
 
 
@@ -18,23 +16,17 @@ class Processes:
     """The processes of this run: `count` of them, of which this is `number`; one without `accelerate launch`."""
 
     def __init__(self) -> None:
-        self.count, self.number, self.device = 1, 0, None
-        self._state = None
+        self.count, self.number, self.device, self._state = 1, 0, None, None
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            try:
-                from accelerate import PartialState
-            except ImportError as error:
-                raise RealignError("Several processes need accelerate: pip install accelerate.") from error
+            from accelerate import PartialState
+
             cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
             # One process may still be sampling long after the others have finished.
             state = PartialState(cpu=cpu, timeout=timedelta(days=7))
             self._state, self.count, self.number = state, state.num_processes, state.process_index
             self.device = str(state.device)
-
-    @property
-    def first(self) -> bool:
+        self.first = self.number == 0
         """Whether this is the process that prints and that writes the tables."""
-        return self.number == 0
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
         """This process's share: every `count`-th item."""

@@ -1,8 +1,6 @@
-"""The prompts that methods are compared on, from the files in which they are published.
+"""The prompts that methods are compared on: a file that `core.prompt_files` reads, or those of the demo world.
 
-COCO's captions (`captions_val2014.json`), ABC-6K and CC-500 (one prompt per line), any other file that
-`core.prompt_files` reads, or the word `demo`. A prompt keeps the number that it has in its file, so that a part of a
-file (`--first`, `--count`) gives the same images as the whole.
+A prompt keeps its number in the file, so that a part of it (`--first`, `--count`) gives the same images as the whole.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,9 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from ..core.errors import RealignError
-from ..core.files import make_folder, reason, write_whole
-from .bootstrap import Difference, paired_difference
+from ..core.errors import RealignError, exit_on_error
+from ..core.files import reason, write_whole
+from .bootstrap import Interval, paired_difference
 
 COLUMNS = ("method", "mean_rank", "low", "high", "first_places", "difference", "difference_low", "difference_high")
 
@@ -53,14 +52,11 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="files that raters saved")
     parser.add_argument("--out", type=Path, default=Path("out/ranks"), help="folder for ranks.md, .csv and .json")
     options = parser.parse_args()
-    try:
+    with exit_on_error("ranks"):
         summary = summarize([read_results(file) for file in options.files])
-        make_folder(options.out)
         write_whole(options.out / "ranks.json", json.dumps(summary, indent=2) + "\n")
         write_whole(options.out / "ranks.csv", as_csv(summary))
         write_whole(options.out / "ranks.md", as_markdown(summary))
-    except RealignError as error:
-        sys.exit(f"ranks: {error}")
     print(as_markdown(summary), end="")
 
 
@@ -73,16 +69,13 @@ def read_results(file: Path) -> Results:
     except (ValueError, RecursionError) as error:
         raise RealignError(f"'{file}' is not JSON: it is damaged, or not what the page saved.") from error
     try:
-        results = _parse(file, saved)
-    except (TypeError, KeyError, AttributeError, OverflowError):
-        results = None
-    if results is None:
-        raise RealignError(f"'{file}' is not what the page saved: let the rater save it again.")
-    return results
+        return _parse(file, saved)
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise RealignError(f"'{file}' is not what the page saved: let the rater save it again.") from error
 
 
-def _parse(file: Path, saved: Any) -> Results | None:
-    """The results; None, or an error about a type or a key, if the page did not save this."""
+def _parse(file: Path, saved: Any) -> Results:
+    """The results; an error about a type or a key if the page did not save this."""
     answers = {answer["prompt"]: dict(answer["ranks"].items()) for answer in saved["answers"]}
     results = Results(file, saved["study"], saved["page"], saved["rater"], saved["methods"], answers)
     methods, ranks = set(results.methods), [rank for answer in answers.values() for rank in answer.values()]
@@ -95,25 +88,23 @@ def _parse(file: Path, saved: Any) -> Results | None:
         and all(set(answer) <= methods for answer in answers.values())
         and all(type(rank) in (int, float) and math.isfinite(rank) for rank in ranks)
     )
-    return results if valid else None
+    if not valid:
+        raise TypeError(saved)
+    return results
 
 
 def check_same_study(results: Sequence[Results]) -> None:
     """Check that results belong to one study and different raters."""
     first, raters = results[0], {}
-    for other in results[1:]:
-        if (other.study, other.methods) != (first.study, first.methods):
+    for file, study, _, rater, methods, _ in results:
+        if (study, methods) != (first.study, first.methods):
             raise RealignError(
-                f"'{first.file}' and '{other.file}' are of different studies: give the results of one page at a time."
+                f"'{first.file}' and '{file}' are of different studies: give the results of one page at a time."
             )
-    for result in results:
-        if result.rater in raters:
-            raise RealignError(
-                f"'{raters[result.rater]}' and '{result.file}' are both of the rater '{result.rater}': give the later "
-                "one."
-            )
-        if result.rater:
-            raters[result.rater] = result.file
+        if rater in raters:
+            raise RealignError(f"'{raters[rater]}' and '{file}' are both of the rater '{rater}': give the later one.")
+        if rater:
+            raters[rater] = file
 
 
 def summarize(results: Sequence[Results]) -> dict[str, Any]:
@@ -161,16 +152,13 @@ def first_places(ranks: np.ndarray) -> np.ndarray:
     return best / best.sum()
 
 
-def mean_within(values: np.ndarray, lowest: float, highest: float) -> Difference:
-    """The mean of values [N] between lowest and highest, and its 95 % interval over the prompts.
-
-    The interval is that of the differences to the first value: if all values are equal, it gets the width that
-    `paired_difference` gives where nothing differs.
-    """
+def mean_within(values: np.ndarray, lowest: float, highest: float) -> Interval:
+    """The mean of values [N] between lowest and highest, and its 95 % interval over the prompts."""
     span = highest - lowest
+    # The differences to the first value: if all are equal, `paired_difference` gives the interval a width.
     interval = paired_difference(np.full(len(values), values[0] / span), values / span)
     delta, low, high = (values[0] + span * number for number in interval)
-    return Difference(float(delta), float(max(low, lowest)), float(min(high, highest)))
+    return float(delta), float(max(low, lowest)), float(min(high, highest))
 
 
 def as_markdown(summary: Mapping[str, Any]) -> str:

@@ -30,7 +30,6 @@ from ..core.images import to_uint8
 from ..demo.judge import Verdict, judge, judge_all
 from ..demo.world import SIZE, parse
 from ..pipeline.realign import CaptionedImage
-from ..rewards.reward import Reward
 from .images import read_image
 from .processes import Processes
 
@@ -129,28 +128,8 @@ def read_scores(metric: Metric, items: Mapping[str, Sequence[Item]], folder: Pat
         yield name, np.stack([values[item.key] for item in images]).astype(np.float64)
 
 
-def metric_of_reward(name: str, models: Mapping[str, str], load: Callable[[], Reward]) -> Metric:
-    """A reward as a metric."""
-
-    def load_scorer() -> Scorer:
-        reward = load()
-
-        def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-            images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
-            with torch.inference_mode():
-                return reward(images, prompts).float().cpu().numpy()[:, None]
-
-        return score
-
-    return Metric(name, (name,), models, load_scorer)
-
-
-def judge_metric() -> Metric:
-    """The demo world's judge, which has no trained parts. A prompt without a coloured shape gets NaN."""
-    return Metric("judge", Verdict._fields, {}, lambda: _judge)
-
-
-def _judge(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+def judge_pictures(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    """The demo world's judge as a scorer. A prompt without a coloured shape gets NaN."""
     rows = []
     for picture, prompt in zip(pictures, prompts, strict=True):
         pairs = parse(prompt)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .bootstrap import Difference, mean_interval, paired_difference
+from .bootstrap import mean_interval, paired_difference
 from .methods import FINE, FINE_ALL, PLAIN, REDRAW, Method
 
 STAYED, RIGHT = "stayed_right", "both_right"
 LOWER_IS_BETTER = ("fid", "kid")
-MEANS, INTERVALS = "±: half of the 95 % interval over the prompts", "for KID, the standard deviation over its subsets"
-RESAMPLED = 20_000_000
-"""Most values drawn for one interval: with more prompts, fewer resamples are enough."""
 
 
 def summarize(
@@ -42,7 +39,7 @@ def summarize(
         for column, after in scores[row].items()
         for both in [~np.isnan(after) & ~np.isnan(scores[to][column])]
         if both.sum() > 1
-        for delta, low, high in [_difference(scores[to][column][both], after[both])]
+        for delta, low, high in [paired_difference(scores[to][column][both], after[both])]
     ]
     out: dict[str, Any] = {"rows": rows, "differences": differences}
     if STAYED in scores[first]:
@@ -59,17 +56,9 @@ def _means(columns: Mapping[str, np.ndarray], is_first: bool) -> dict[str, dict[
         elif len(known) == 1 or (is_first and name == STAYED):  # the first method's is 1 by definition
             out[name] = {"value": float(known.mean()), "n": len(known)}
         else:
-            mean, low, high = mean_interval(known, resamples=_resamples(len(known)))
+            mean, low, high = mean_interval(known)
             out[name] = {"value": mean, "ci": [low, high], "n": len(known)}
     return out
-
-
-def _difference(before: np.ndarray, after: np.ndarray) -> Difference:
-    return paired_difference(before, after, resamples=_resamples(len(before)))
-
-
-def _resamples(count: int) -> int:
-    return max(1000, min(10_000, RESAMPLED // count))
 
 
 def _compared(methods: Sequence[Method]) -> list[tuple[str, str]]:
@@ -88,16 +77,8 @@ def _compared(methods: Sequence[Method]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((m.name, o.name) for m, o in pairs if m is not o))
 
 
-class Table(NamedTuple):
-    """One of the paper's tables."""
-
-    number: int
-    title: str
-    rows: list[dict[str, Any]]
-
-
-def tables(methods: Sequence[Method], results: Mapping[str, Any]) -> list[Table]:
-    """The tables and their rows; Table 2 is left out where it would have the rows of Table 1."""
+def tables(methods: Sequence[Method], results: Mapping[str, Any]) -> list[tuple[int, str, list[dict[str, Any]]]]:
+    """Each table's number, title and rows; Table 2 is left out where it would have the rows of Table 1."""
     rows = {row["name"]: row for row in results["rows"]}
     ours = [m for m in methods if m.images is None]
     stages = [m.name for m in ours if m.way in (PLAIN, FINE)]
@@ -111,7 +92,7 @@ def tables(methods: Sequence[Method], results: Mapping[str, Any]) -> list[Table]
     if others and len(rows) > 1:
         compared = [methods[0].name, *(m.name for m in ours if m.way == FINE), *others]
         out.append((3, "Table 3: other systems and controls", list(dict.fromkeys(compared))))
-    return [Table(number, title, [rows[name] for name in names]) for number, title, names in out]
+    return [(number, title, [rows[name] for name in names]) for number, title, names in out]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -164,9 +145,10 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def as_text(methods: Sequence[Method], results: Mapping[str, Any]) -> str:
     """All tables and notes as Markdown."""
     prompts, differences = results["prompts"], results["differences"]
-    parts = [f"{prompts['n']} prompts of {prompts['source']}; {MEANS}; {INTERVALS}"]
-    for table in tables(methods, results):
-        parts += [f"**{table.title}**", markdown(table.rows)]
+    key = "±: half of the 95 % interval over the prompts; for KID, the standard deviation over its subsets"
+    parts = [f"{prompts['n']} prompts of {prompts['source']}; {key}"]
+    for _, title, rows in tables(methods, results):
+        parts += [f"**{title}**", markdown(rows)]
     for to in dict.fromkeys(d["to"] for d in differences):
         cells = [
             [d["row"], d["column"], f"{d['delta']:+.3f}", f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]"]

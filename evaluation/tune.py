@@ -16,7 +16,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,8 +25,8 @@ import numpy as np
 
 from ..attention.equation.settings import ModulationSettings
 from ..core.embedded import WEIGHTS
-from ..core.errors import RealignError
-from ..core.files import make_folder, write_whole
+from ..core.errors import RealignError, exit_on_error
+from ..core.files import write_whole
 from ..demo.models import SETTINGS, load_models
 from ..demo.prompts import two_object_prompts
 from ..pipeline.realign import CaptionedImage, Models, RealignSettings, resample
@@ -60,20 +59,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=192, help="how many prompts (192)")
     parser.add_argument("--seed", type=int, default=1000, help="prompt i is sampled from the noise of seed + i (1000)")
     parser.add_argument("--set", nargs="+", action="append", metavar="NAME=VALUE", help="one variant (repeatable)")
-    parser.add_argument(
-        "--below",
-        type=float,
-        default=np.inf,
-        help="sample only images with a lower caption reward again: faster, but higher gates are then not evaluated",
-    )
+    below = "sample only images with a lower caption reward again: faster, but higher gates are then not evaluated"
+    parser.add_argument("--below", type=float, default=np.inf, help=below)
     parser.add_argument("--out", type=Path, default=Path("out/tune.json"), help="file for the numbers (out/tune.json)")
     options = parser.parse_args()
-    try:
+    with exit_on_error("tune"):
         results = tune(options)
-        make_folder(options.out.parent)
         write_whole(options.out, json.dumps(results, indent=1) + "\n")
-    except RealignError as error:
-        sys.exit(f"tune: {error}")
 
 
 def tune(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -11,10 +12,10 @@ from ..attention.diffusers.processor import phrase_positions
 from ..attention.equation.maps import AttentionMaps, attention_mass
 from ..attention.equation.settings import ModulationSettings
 from ..core.regions import Region, RegionSet
+from .realign import Progress, RealignResult, RealignSettings, no_progress
 
 if TYPE_CHECKING:
     from ..sampling.sampler import DiffusersSampler
-    from .realign import Progress, RealignResult, RealignSettings
 
 
 class PhraseAttention(NamedTuple):
@@ -56,7 +57,7 @@ def record_attention(
     noise: Tensor,
     region_sets: Sequence[RegionSet],
     settings: RealignSettings,
-    on_progress: Progress = lambda doing, step, steps: None,
+    on_progress: Progress = no_progress,
 ) -> tuple[AttentionMaps, AttentionMaps]:
     """Sample noise [B, C, h, w] plainly, then re-weighted, and record the attention to the regions' phrases."""
     positions = [phrase_positions(regions, sampler.tokenizer) for regions in region_sets]
@@ -72,7 +73,7 @@ def record_attention(
             modulation=settings.modulation,
             isolate_phrases=settings.isolate_phrases,
             maps=maps,
-            on_step=lambda step, steps, doing=doing: on_progress(doing, step, steps),
+            on_step=partial(on_progress, doing),
         )
     return recorded
 
@@ -81,7 +82,7 @@ def result_attention(
     sampler: DiffusersSampler,
     result: RealignResult,
     settings: RealignSettings,
-    on_progress: Progress = lambda doing, step, steps: None,
+    on_progress: Progress = no_progress,
 ) -> list[PhraseAttention]:
     """Maps of one result's phrases, averaged over the re-weighted steps; empty without active regions."""
     if not result.regions.active:

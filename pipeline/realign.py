@@ -85,7 +85,7 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class RealignSettings:
-    """The settings of the loop; the paper's values where it has them."""
+    """The settings of the loop; the paper's values where it has them. A value out of its range is a RealignError."""
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     modulation: ModulationSettings = field(default_factory=ModulationSettings)
@@ -108,10 +108,6 @@ class RealignSettings:
     """Least fraction of the image that a mask must cover, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            RealignError: a value is out of its range.
-        """
         check_grounding(**self.grounding)
         if self.gate is not None and not math.isfinite(self.gate):
             raise RealignError(f"gate is {self.gate}; give a number from -1 to 1, or none.")
@@ -220,6 +216,23 @@ def realign_batch(
         )
         for i in range(len(prompts))
     ]
+
+
+def report(result: RealignResult, settings: RealignSettings) -> dict[str, Any]:
+    """A result as JSON: prompt, seed, verdict, captions and rewards, regions with their notes, settings."""
+    return {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "verdict": result.verdict,
+        "before": _caption(result.before),
+        "after": _caption(result.after),
+        **{key: value for key, value in result.regions.to_dict().items() if key != "prompt"},
+        "settings": settings.to_dict(),
+    }
+
+
+def _caption(image: CaptionedImage) -> dict[str, Any]:
+    return {"caption": image.caption, "caption_reward": round(image.reward, 4)}
 
 
 def apply_keep_better(result: RealignResult) -> RealignResult:

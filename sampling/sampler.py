@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..attention.diffusers.processor import Modulation, modulate
+from ..attention.diffusers.processor import modulate
 from ..attention.diffusers.recorder import record
 from ..attention.equation.maps import AttentionMaps
 from ..attention.equation.settings import ModulationSettings
@@ -148,7 +149,7 @@ class DiffusersSampler:
         self.scheduler.set_timesteps(settings.steps)
         with (
             self._modulated(prompts, region_sets, modulation, x, guided) as modulated,
-            self._recorded(maps, x, modulated),
+            nullcontext() if maps is None else record(self.unet, maps, (x.shape[-2], x.shape[-1]), modulated),
         ):
             for i, t in enumerate(self.scheduler.timesteps):
                 if maps is not None:
@@ -177,14 +178,9 @@ class DiffusersSampler:
     def isolate_phrases(self, embeds: PromptEmbeds, region_sets: Sequence[RegionSet | None]) -> PromptEmbeds:
         """B encoded prompts with the phrases of B region sets encoded alone, see `prompt_encoding.isolate_phrases`."""
 
-        def encode(phrases: Sequence[Sequence[int]]) -> PromptEmbeds:
-            return encode_phrases(phrases, self.tokenizer, self.text_encoder, self.second_encoder)
-
+        encoders = {"text_encoder": self.text_encoder, "second": self.second_encoder}
+        encode = partial(encode_phrases, tokenizer=self.tokenizer, **encoders)
         return isolate_phrases(embeds, region_sets, self.tokenizer, encode)
-
-    def _recorded(self, maps: AttentionMaps | None, x: Tensor, modulated: Modulation | None):
-        """The context that records cross-attention maps, if they are wanted."""
-        return nullcontext() if maps is None else record(self.unet, maps, (x.shape[-2], x.shape[-1]), modulated)
 
     def predict(self, x: Tensor, t: Tensor, embeds: PromptEmbeds, unet: torch.nn.Module | None = None) -> Tensor:
         """The UNet's output for latents x [B, C, h, w] at timestep t, [] or [B]: noise, v or x_0, by `prediction_type`.
@@ -221,11 +217,7 @@ class DiffusersSampler:
 
 
 def _ddim(folder: Path) -> DDIMScheduler:
-    """A DDIM scheduler with the noise schedule and prediction type of the folder's scheduler, whatever its class.
-
-    Raises:
-        RealignError: it cannot be read, or has no betas, as flow models' schedulers.
-    """
+    """A DDIM scheduler with the noise schedule and prediction type of the folder's scheduler, whatever its class."""
     config = from_folder(DDIMScheduler, folder).config
     defaults = set(config.get("_use_default_values", ()))
     if {"beta_schedule", "trained_betas"} <= defaults or config.prediction_type not in PREDICTION_TYPES:
@@ -239,11 +231,7 @@ def _ddim(folder: Path) -> DDIMScheduler:
 
 
 def _force_zeros_for_empty_prompt(file: Path) -> bool:
-    """The setting of that name in a pipeline's `model_index.json`; by default true, as in diffusers.
-
-    Raises:
-        RealignError: the file is not JSON.
-    """
+    """The setting of that name in a pipeline's `model_index.json`; by default true, as in diffusers."""
     if not file.is_file():
         return True
     try:

@@ -17,12 +17,12 @@ if not __package__:
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..core.errors import RealignError
+from ..cli import hardware
+from ..core.errors import RealignError, exit_on_error
 from ..core.files import write_whole
 from ..core.pictures import SUFFIXES, find_pictures, open_picture
 
@@ -39,23 +39,16 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="above 0: sample tokens at this temperature (0)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling with a temperature (0)")
     parser.add_argument("--eight-bit", action="store_true", help="hold the model in 8 bits (needs bitsandbytes)")
-    from ..cli.hardware import add_arguments
-
-    add_arguments(parser)
+    hardware.add_arguments(parser)
     options = parser.parse_args()
-    try:
+    again = "captions every image again" if options.overwrite else "continues where it was"
+    with exit_on_error("caption", f"stopped; the same command {again}."):
         failed = run(options)
-    except (RealignError, OSError) as error:
-        sys.exit(f"caption: {error}")
-    except KeyboardInterrupt:
-        again = "captions every image again" if options.overwrite else "continues where it was"
-        sys.exit(f"caption: stopped; the same command {again}.")
     sys.exit(1 if failed else 0)
 
 
 def run(options: argparse.Namespace) -> int:
     """Caption the images that have no caption yet. Returns how many images could not be read."""
-    from ..cli.hardware import device_and_dtype
     from ..perception.captioner import Captioner, check_generation
 
     writing = {name: getattr(options, name) for name in ("max_tokens", "num_beams", "temperature", "seed")}
@@ -65,10 +58,11 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(found)} images, {len(found) - len(todo)} of them with a caption.")
     if not todo:
         return 0
-    captioner = Captioner.load(options.captioner, *device_and_dtype(options), eight_bit=options.eight_bit)
+    captioner = Captioner.load(options.captioner, *hardware.device_and_dtype(options), eight_bit=options.eight_bit)
     failed = 0
     with tqdm(total=len(todo), unit="image") as bar:
-        for files in batches(todo, options.batch_size):
+        size = max(1, options.batch_size)
+        for files in (todo[start : start + size] for start in range(0, len(todo), size)):
             pictures = {}
             for file in files:
                 try:
@@ -106,11 +100,6 @@ def images_in(folder: Path, recursive: bool) -> list[Path]:
 def text_of(image: Path) -> Path:
     """The file of an image's caption."""
     return image.with_suffix(".txt")
-
-
-def batches(files: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    size = max(1, size)
-    return (files[start : start + size] for start in range(0, len(files), size))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ if not __package__:
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from ..checkpoints.folders import from_folder
 from ..cli.hardware import device_of
-from ..core.errors import RealignError
+from ..core.errors import RealignError, exit_on_error
 from ..perception.labels import check_place, read_lines, save_labels
 
 LOOKS = ("good", "bad", "bright", "dark", "low resolution", "cropped", "close-up", "jpeg corrupted", "blurry")
@@ -49,17 +48,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda, cuda:1, mps …; auto: the fastest of this machine (cpu)")
     options = parser.parse_args()
     out = options.out or options.tags.with_suffix(".safetensors")
-    try:
+    with exit_on_error("label_embeddings", "stopped; nothing was written."):
         described = read_descriptions(options.tags)
         check_place(out, list(described))
         embed = label_embeddings(
             described, options.clip, device_of(options.device), mean=options.tags.suffix != ".json"
         )
         save_labels(out, list(described), embed)
-    except (RealignError, OSError) as error:
-        sys.exit(f"label_embeddings: {error}")
-    except KeyboardInterrupt:
-        sys.exit("label_embeddings: stopped; nothing was written.")
     print(f"{out}: {len(embed)} tags, {embed.shape[1]} embedding{'s' * (embed.shape[1] > 1)} each")
 
 

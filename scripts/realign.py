@@ -21,7 +21,6 @@ if not __package__:
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from ..cli import hardware, models, settings
 from ..cli.models import short_hash
-from ..core.errors import RealignError
+from ..core.errors import RealignError, exit_on_error
 from ..core.files import make_folder, write_whole
 from ..core.pictures import is_whole_png
 from ..core.prompt_files import read_prompts
@@ -44,27 +43,22 @@ PICTURES = ("before", "after", "panel")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    prompts = parser.add_argument_group("prompts")
-    prompts.add_argument("--prompt", action="append", default=[], help="what the image should show (repeatable)")
-    prompts.add_argument(
-        "--prompts", type=Path, help="a .txt, one prompt per line (# begins a comment); or .csv, .tsv, .jsonl, .json"
-    )
-    prompts.add_argument("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
-    prompts.add_argument("--seed", type=int, default=42, help="seed of a prompt's first image; the next count up (42)")
-    prompts.add_argument("--count", type=int, default=1, help="images per prompt (1)")
-    prompts.add_argument("--out", type=Path, default=Path("out/realign"), help="folder for the results (out/realign)")
+    add = parser.add_argument_group("prompts").add_argument
+    add("--prompt", action="append", default=[], help="what the image should show (repeatable)")
+    file = "a .txt, one prompt per line (# begins a comment); or .csv, .tsv, .jsonl, .json"
+    add("--prompts", type=Path, help=file)
+    add("--prompt-column", help="the file's column or key with the prompts (caption, prompt or text)")
+    add("--seed", type=int, default=42, help="seed of a prompt's first image; the next count up (42)")
+    add("--count", type=int, default=1, help="images per prompt (1)")
+    add("--out", type=Path, default=Path("out/realign"), help="folder for the results (out/realign)")
     group = parser.add_argument_group("models")
     models.add_arguments(group, required=True)
     group.add_argument("--lora", type=Path, help="a LoRA or a UNet from training/refl_train.py")
     settings.add_arguments(parser.add_argument_group("settings"))
     hardware.add_arguments(parser)
     options = parser.parse_args()
-    try:
+    with exit_on_error("realign", "stopped; the same command continues where it was."):
         run(options)
-    except (RealignError, OSError) as error:
-        sys.exit(f"realign: {error}")
-    except KeyboardInterrupt:
-        sys.exit("realign: stopped; the same command continues where it was.")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -143,7 +137,7 @@ def write_result(out: Path, result: RealignResult, settings: RealignSettings, ma
     """Write the pictures, then the report, whose presence says that the pictures are complete."""
     from ..core.images import to_pil
     from ..drawing.panel import draw_panel
-    from ..pipeline.report import report
+    from ..pipeline.realign import report
 
     folder = result_folder(out, result.prompt, result.seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def test_with_no_right_image_there_is_nothing_that_could_stay_right():
 def test_the_tables_are_the_papers():
     scores = [np.random.default_rng(i).integers(0, 2, 20) for i in range(len(METHODS))]
     out = told(scores, METHODS)
-    rows = {table.number: [row["name"] for row in table.rows] for table in tables.tables(METHODS, out)}
+    rows = {number: [row["name"] for row in rows] for number, _, rows in tables.tables(METHODS, out)}
     assert rows == {
         1: [m.name for m in METHODS],
         2: ["base", "+ coarse", "+ fine", "both"],
@@ -110,7 +110,7 @@ def test_the_tables_are_the_papers():
     told_so = next(d for d in out["differences"] if (d["row"], d["to"]) == ("both", "+ coarse"))
     assert (told_so["delta"], *told_so["ci"]) == (delta, low, high)
     ablation = METHODS[:4]
-    assert [table.title[:14] for table in tables.tables(ablation, told(scores[:4]))] == ["Tables 1 and 2"]
+    assert [title[:14] for _, title, _ in tables.tables(ablation, told(scores[:4]))] == ["Tables 1 and 2"]
 
 
 def test_markdown_and_csv_hold_the_same_numbers():

@@ -70,7 +70,7 @@ def test_the_rollout_ends_where_the_folders_own_scheduler_ends(folders, name):
     sampler, pipeline = DiffusersSampler.load(folders[name]), diffusers_own(folders[name], StableDiffusionXLPipeline)
     noise = sampler.noise([1, 2])
     theirs = draw(pipeline, noise, steps=5, output="pt")
-    ours = Rollout(sampler, 5, 5.0).predicted(PROMPTS, noise, 4).detach().clamp(0, 1)
+    ours = Rollout(sampler, 5, 5.0).predict_x0(PROMPTS, noise, 4).detach().clamp(0, 1)
     assert theirs.std() > 0.01
     assert_close(ours.permute(0, 3, 1, 2), theirs, SAMPLING)
 

@@ -94,10 +94,10 @@ class TestCaption:
         def broken(file):
             if file.name == "1.png":
                 raise error("broken")
-            return opened(file)
+            return open_picture(file)
 
-        opened = caption.opened
-        monkeypatch.setattr(caption, "opened", broken)
+        open_picture = caption.open_picture
+        monkeypatch.setattr(caption, "open_picture", broken)
         assert self.run(call, photos) == 1
         assert set(self.texts(photos)) == {"2.txt", "3.txt"} and "1.png' was left out" in capsys.readouterr().err
 
@@ -108,7 +108,7 @@ class TestCaption:
         Image.new("RGB", (9, 5), "red").save(tmp_path / "bad.jpg", exif=damaged)
         with pytest.raises(TypeError), Image.open(tmp_path / "bad.jpg") as picture:
             ImageOps.exif_transpose(picture)
-        assert caption.opened(tmp_path / "bad.jpg").getpixel((0, 0))[0] > 250
+        assert pictures.open_picture(tmp_path / "bad.jpg").getpixel((0, 0))[0] > 250
 
     @pytest.mark.parametrize(
         ("kind", "dtype", "white"),
@@ -125,7 +125,7 @@ class TestCaption:
     def test_grey_of_more_bits_looks_as_in_8(self, tmp_path, kind, dtype, white):
         grey = np.arange(256, dtype=np.float64).reshape(16, 16)
         Image.fromarray((grey / 255 * white).astype(dtype)).save(tmp_path / f"grey.{kind}")
-        assert np.array_equal(np.asarray(caption.opened(tmp_path / f"grey.{kind}"))[..., 1], grey)
+        assert np.array_equal(np.asarray(pictures.open_picture(tmp_path / f"grey.{kind}"))[..., 1], grey)
 
     @pytest.mark.parametrize(
         ("option", "told"),

@@ -21,8 +21,8 @@ ACTS = {
     "test_settings_act": "model captioner text_encoder clip negclip blip image_reward tagger detector segmenter llm "
     "llm_model reward precision offload_captioner rollout_steps cfg judged gradient_steps first_gradient_step prior "
     "winner images_per_prompt prompts_per_round rounds min_timestep",
-    "test_training_effects": "seed rank targets gradient_checkpointing learning_rate evaluate_every evaluate_prompts "
-    "steps save_every keep_last",
+    "test_training_effects": "seed rank alpha max_grad_norm targets gradient_checkpointing learning_rate "
+    "evaluate_every evaluate_prompts steps save_every keep_last",
     "test_training_draws": "batch_size reward_weight margin gradient_accumulation prior_weight prior_batch_size "
     "estimator samples_per_image",
     "test_refl_train": "output sample_every ema train schedule",

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from realigndiff.lora_files.state_dicts import lora_state_dict
 from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.tests.miniatures import unet
 from realigndiff.training.data.pairs import Pairs
-from realigndiff.training.loop import run as loop
 from realigndiff.training.loop.models import load_models, make_trainable
 from realigndiff.training.loop.optimization import make_optimizer
 from realigndiff.training.loop.run import Run
@@ -40,18 +40,21 @@ def miniature() -> nn.Module:
 # The LoRA
 
 
-@pytest.mark.parametrize("rank", [2, 4])
-def test_a_loras_change_is_the_product_of_its_matrices(rank):
-    """Its alpha is its rank, so nothing scales it."""
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 0.0), (4, 8.0), (2, 1.0)])
+def test_a_loras_change_is_scaled_by_alpha_over_rank(rank, alpha):
+    """An alpha of 0 is the rank."""
     network = miniature()
-    make_trainable(network, DEMO.replace(rank=rank, targets=("to_q",)))
+    make_trainable(network, DEMO.replace(rank=rank, alpha=alpha, targets=("to_q",)))
     layer = next(module for name, module in network.named_modules() if name.endswith("attn2.to_q"))
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     nn.init.normal_(up)
     x = torch.randn(3, down.shape[1])
     change = (layer(x) - layer.base_layer(x)).detach()
-    torch.testing.assert_close(change, (x @ down.T @ up.T).detach(), rtol=1e-4, atol=1e-5)
+    scaled = (alpha or rank) / rank * (x @ down.T @ up.T).detach()
+    torch.testing.assert_close(change, scaled, rtol=1e-4, atol=1e-5)
     assert change.abs().max() > 0.1 and down.shape[0] == rank
+    written = {t.item() for name, t in lora_state_dict(network).items() if name.endswith(".alpha")}
+    assert written == {alpha or rank}
 
 
 def test_a_lora_begins_as_no_change_and_follows_from_the_seed():
@@ -139,9 +142,8 @@ def trained(tmp_path):
     return train
 
 
-def test_the_gradients_norm_is_clipped(trained, monkeypatch):
-    monkeypatch.setattr(loop, "MAX_GRAD_NORM", 0.25)
-    run = trained(1.0)
+def test_the_gradients_norm_is_clipped_to_max_grad_norm(trained):
+    run = trained(1.0, max_grad_norm=0.25)
     assert 2 * run.count**0.5 > 1  # what it would be
     assert run.norm == pytest.approx(0.25, rel=1e-3)
     assert all((weight.grad > 0).all() for weight in run.models.weights)  # its direction stays
@@ -150,7 +152,7 @@ def test_the_gradients_norm_is_clipped(trained, monkeypatch):
 
 
 def test_a_small_gradient_is_not_cut_and_all_batches_of_a_step_add_to_it(trained):
-    run = trained(1e-4, gradient_accumulation=3)
+    run = trained(1e-4, max_grad_norm=1e3, gradient_accumulation=3)
     assert run.norm == pytest.approx(1e-4 * 2 * run.count**0.5, rel=1e-3)
 
 
@@ -226,9 +228,9 @@ def test_each_latent_is_learnt_with_its_caption_and_noise_of_its_own():
 
 
 def test_the_models_of_a_run_draw_as_its_settings_say(tmp_path):
-    """rank and targets reach the UNet that is trained, whatever path they take."""
-    models = load_models(DEMO.replace(rank=2, targets=("to_v",)), torch.device("cpu"))
+    """rank, alpha and targets reach the UNet that is trained, whatever path they take."""
+    models = load_models(DEMO.replace(rank=2, alpha=6.0, targets=("to_v",)), torch.device("cpu"))
     layers = [module for module in models.sampler.unet.modules() if hasattr(module, "lora_A")]
     assert layers and len(models.weights) == 2 * len(layers)
-    assert {layer.scaling["default"] for layer in layers} == {1.0}
+    assert {layer.scaling["default"] for layer in layers} == {3.0}
     assert {weight.shape[0] for weight in models.weights[::2]} == {2}

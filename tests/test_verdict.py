@@ -11,8 +11,7 @@ from realigndiff.core.regions import CERTAIN, UNLIKELY, Region, RegionSet
 from realigndiff.demo.models import SETTINGS
 from realigndiff.drawing.panel import draw_panel
 from realigndiff.evaluation.methods import apply_keep_better
-from realigndiff.pipeline.realign import realign
-from realigndiff.pipeline.report import report
+from realigndiff.pipeline.realign import realign, report
 from realigndiff.sampling.settings import SamplingSettings
 
 PROMPT = "a red circle and a blue square"

@@ -42,8 +42,11 @@ class EncodedText:
 
     def __init__(self, clip: Any, text: str) -> None:
         self.clip, self.text = clip, text
-        self.windows = clip.tokenize(text)
+
+    @cached_property
+    def windows(self) -> dict[str, Any]:
         """The tokens (id or vector, weight, …) of each window, by encoder."""
+        return self.clip.tokenize(self.text)
 
     @cached_property
     def encoding(self) -> Tensor:

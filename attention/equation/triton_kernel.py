@@ -82,16 +82,20 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]
     every = range(k.shape[2])
     blocks = sorted(blocks, key=lambda block: every[block.keys].start)
     layouts = [block.layout for block in blocks]
-    bits = [bits for layout in layouts if (bits := layout.R.bits) is not None]  # `supports` has seen to it
+    query_bits, key_bits = [], []
+    for layout in layouts:
+        assert layout.R.bits is not None  # `supports` has seen to it
+        query_bits.append(layout.R.bits[0])
+        key_bits.append(layout.R.bits[1])
     run = _operation if torch.compiler.is_compiling() else _launch  # an operation costs time of its own
     return run(
         q,
         k,
         v,
         [layout.weights[0] for layout in layouts],
-        [queries for queries, _ in bits],
+        query_bits,
         [layout.weights[1] for layout in layouts],
-        [keys for _, keys in bits],
+        key_bits,
         [torch.as_tensor(block.strength, dtype=torch.float32, device="cpu") for block in blocks],
         [layout.gain_limit for layout in layouts],
         [every[block.keys].start for block in blocks],

@@ -24,59 +24,42 @@ class ArlModelSettings(ModelSettings):
     tagger: Text = Field("", description='Tagger for the reward sam, a RAM or RAM++, or "demo".')
     detector: Text = Field("", description='Detector for the reward sam, a GroundingDINO, or "demo".')
     segmenter: Text = Field("", description='Segmenter for the reward sam, a SAM, or "demo".')
-    llm: Text = Field(
-        "",
-        description="Language model for the reward sam, the address of an OpenAI-compatible server or a Hugging Face "
-        "folder. Empty: the offline scorer.",
-    )
+    llm: Text = ""
+    """Language model for the reward sam, the address of an OpenAI-compatible server or a Hugging Face folder. Empty:
+    the offline scorer."""
     llm_model: Text = Field("", description="Name of the model on that server.")
 
 
 class ArlRewardSettings(RewardSettings):
     """What the images are ranked by."""
 
-    reward: Text = Field(
-        "caption",
-        description="Rewards to rank a prompt's images by. caption: R_cap = cos(f_enc(caption), f_enc(prompt)) "
-        '(eq. 4). Or sam, clip, negclip, blip-itm, blip-itc, image-reward, or several: "caption, clip". Their ranks '
-        "are added, so no reward has a weight.",
-    )
+    reward: Text = "caption"
+    """Rewards to rank a prompt's images by. caption: R_cap = cos(f_enc(caption), f_enc(prompt)) (eq. 4). Or sam, clip,
+    negclip, blip-itm, blip-itc, image-reward, or several: "caption, clip". Their ranks are added, so no reward has a
+    weight."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         weighted = [term.name for term in self.terms if (term.start, term.end) != (1, 1)]
         if weighted:
-            raise RealignError(
-                f"The reward {weighted[0]} has a weight, but each reward ranks alike: write only its name."
-            )
+            raise RealignError(f"The reward {weighted[0]} has a weight, but all rank alike: write only its name.")
         return self
 
 
 class RoundSettings(Group):
     """Rounds of sampling, ranking and learning from the winners."""
 
-    rounds: int = Field(
-        1,
-        ge=1,
-        description="Rounds of the run. In each one the current model draws new images, ranks them, and learns from "
-        "the winners for `steps` / `rounds` steps. Paper: 1.",
-    )
-    prompts_per_round: int = Field(
-        500, ge=1, description="Training prompts per round. All of them where there are fewer. Paper: open."
-    )
+    rounds: int = Field(1, ge=1)
+    """Rounds of the run. In each one the current model draws new images, ranks them, and learns from the winners for
+    `steps` / `rounds` steps. Paper: 1."""
+    prompts_per_round: int = Field(500, ge=1)
+    """Training prompts per round. All of them where there are fewer. Paper: open."""
     images_per_prompt: int = Field(10, ge=2, le=1000, description="K, images per prompt that are ranked. Paper: 10.")
-    winner: Literal["rank_sum", "random"] = Field(
-        "rank_sum",
-        description="How a prompt's winner is chosen. rank_sum: each reward ranks the images, and the smallest sum of "
-        "ranks wins. random: a control that shows the effect of learning from the model's own images.",
-    )
-    min_timestep: int = Field(
-        0,
-        ge=0,
-        le=999,
-        description="Lowest timestep that is learnt at, where 999 is all noise. High timesteps decide what goes where. "
-        "Paper: open.",
-    )
+    winner: Literal["rank_sum", "random"] = "rank_sum"
+    """How a prompt's winner is chosen. rank_sum: each reward ranks the images, and the smallest sum of ranks wins.
+    random: a control that shows the effect of learning from the model's own images."""
+    min_timestep: int = Field(0, ge=0, le=999)
+    """Lowest timestep that is learnt at, where 999 is all noise. High timesteps decide what goes where. Paper: open."""
 
 
 class ArlOptimizerSettings(OptimizerSettings):
@@ -91,19 +74,19 @@ class ArlConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ArlRunSettings = ArlRunSettings.model_construct()
-    model: ArlModelSettings = ArlModelSettings.model_construct()
-    reward: ArlRewardSettings = ArlRewardSettings.model_construct()
-    optimizer: ArlOptimizerSettings = ArlOptimizerSettings.model_construct()
-    rounds: RoundSettings = RoundSettings.model_construct()
+    run: ArlRunSettings = ArlRunSettings()
+    model: ArlModelSettings = ArlModelSettings()
+    reward: ArlRewardSettings = ArlRewardSettings()
+    optimizer: ArlOptimizerSettings = ArlOptimizerSettings()
+    rounds: RoundSettings = RoundSettings()
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
         steps, rounds = self.optimizer.steps, self.rounds.rounds
         if steps % rounds:
+            multiple = -(-steps // rounds) * rounds
             raise RealignError(
-                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as "
-                f"{-(-steps // rounds) * rounds}."
+                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as {multiple}."
             )
         return self
 

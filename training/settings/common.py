@@ -1,13 +1,10 @@
 """The settings that both training programs have, in groups; `refl.py` and `arl.py` add their own.
 
-This is the only place that describes a setting. Its field gives the default, the range and the help text; the command
-line, the checks, the comments in `training/configs/*.toml` and the tables in `docs/` follow from it. `make docs` writes
-the last two.
+`make docs` writes the comments in `training/configs/*.toml` and the tables in `docs/` from these classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,10 +18,7 @@ from .schema import in_groups, sentence
 
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-        raise RealignError(
-            f"{text!r}, which holds a line break or another control character; in TOML write Windows paths in "
-            "'single quotes'."
-        )
+        raise RealignError(f"{text!r}, with a control character; in TOML write Windows paths in 'single quotes'.")
     return text
 
 
@@ -42,18 +36,16 @@ Place = Annotated[Text, AfterValidator(_given)]
 class Group(BaseModel):
     """One table of a settings file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunSettings(Group):
     """Where a run writes, and how it goes on."""
 
     output: Place = Field("out/training", description="Folder for weights, samples, logs and checkpoints.")
-    resume: Place = Field(
-        "auto",
-        description="Where to go on from. auto: the last checkpoint in `output`, if there is one. never: begin anew; "
-        "files of an earlier run move to `before-N` in `output`. Or a checkpoint, or the folder of a run.",
-    )
+    resume: Place = "auto"
+    """Where to go on from. auto: the last checkpoint in `output`, if there is one. never: begin anew; files of an
+    earlier run move to `before-N` in `output`. Or a checkpoint, or the folder of a run."""
     save_every: int = Field(100, ge=0, description="Steps between checkpoints. 0: only at the end.")
     keep_last: int = Field(2, ge=1, description="Newest checkpoints to keep.")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of noise, order and sampled captions. Paper: 42.")
@@ -62,69 +54,49 @@ class RunSettings(Group):
 class ModelSettings(Group):
     """The models, and what they compute in."""
 
-    model: Place = Field(
-        "models/stable-diffusion-v1-5",
-        description='Text-to-image model, a folder in the diffusers layout, or "demo". Images have the size that it '
-        "was trained at. Paper: Stable Diffusion 1.5.",
-    )
-    captioner: Text = Field(
-        "models/blip2-opt-2.7b", description='Captioner that says what an image shows, a BLIP-2 folder, or "demo".'
-    )
-    text_encoder: Text = Field(
-        "models/blip2-itm-vit-g",
-        description='Text encoder f_enc that compares caption and prompt, a BLIP-2 retrieval folder, or "demo".',
-    )
+    model: Place = "models/stable-diffusion-v1-5"
+    """Text-to-image model, a folder in the diffusers layout, or "demo". Images have the size that it was trained at.
+    Paper: Stable Diffusion 1.5."""
+    captioner: Text = "models/blip2-opt-2.7b"
+    """Captioner that says what an image shows, a BLIP-2 folder, or "demo"."""
+    text_encoder: Text = "models/blip2-itm-vit-g"
+    """Text encoder f_enc that compares caption and prompt, a BLIP-2 retrieval folder, or "demo"."""
     clip: Text = Field("", description='CLIP for the reward clip, a folder, or "demo".')
     negclip: Text = Field("", description="open_clip checkpoint for the reward negclip, such as negclip.pth.")
-    blip: Text = Field(
-        "", description='BLIP or BLIP-2 retrieval model for the rewards blip-itm and blip-itc, a folder, or "demo".'
-    )
+    blip: Text = ""
+    """BLIP or BLIP-2 retrieval model for the rewards blip-itm and blip-itc, a folder, or "demo"."""
     image_reward: Text = Field("", description="ImageReward.pt for the reward image-reward, or a folder with it.")
-    precision: Literal["fp32", "fp16", "bf16"] = Field(
-        "fp16",
-        description="Number format that the models compute in. Trained weights are kept in fp32. fp16 needs a GPU, "
-        "bf16 a GPU or CPU that supports it. Paper: half precision.",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute the UNet's activations in the backward pass: less memory, more time."
-    )
-    offload_captioner: bool = Field(
-        False,
-        description="Keep the reward models in CPU memory while they are not used. The UNet's backward pass has more "
-        "room on the GPU, but the models are copied there for every batch.",
-    )
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Number format that the models compute in. Trained weights are kept in fp32. fp16 needs a GPU, bf16 a GPU or CPU
+    that supports it. Paper: half precision."""
+    gradient_checkpointing: bool = False
+    """Recompute the UNet's activations in the backward pass: less memory, more time."""
+    offload_captioner: bool = False
+    """Keep the reward models in CPU memory while they are not used. The UNet's backward pass has more room on the GPU,
+    but the models are copied there for every batch."""
 
 
 class PromptSettings(Group):
     """The prompts to train on and to evaluate on."""
 
-    prompts: Place = Field(
-        "prompts.txt",
-        description="Training prompts, a file or folder. A .txt (one per line), .csv, .tsv, .jsonl or .json file "
-        "(COCO's captions_*.json, ImageReward's refl_data.json), a folder of .txt captions or of a saved `datasets` "
-        'dataset, or "demo" for the demo world\'s prompts.',
-    )
-    prompt_column: Text = Field(
-        "", description="Column or JSON key that holds the prompt. Empty: the first of caption, prompt and text."
-    )
-    held_out: float = Field(
-        0.1,
-        description="Prompts to hold out for evaluation, a share below 1 or a whole number. With a share, no held-out "
-        "prompt ever moves into training when prompts are added; with a number it may. Not used with "
-        "`held_out_prompts`.",
-    )
-    held_out_prompts: Text = Field(
-        "", description="File of held-out prompts, of the same kinds as `prompts`. Empty: `held_out` of `prompts`."
-    )
+    prompts: Place = "prompts.txt"
+    """Training prompts, a file or folder. A .txt (one per line), .csv, .tsv, .jsonl or .json file (COCO's
+    captions_*.json, ImageReward's refl_data.json), a folder of .txt captions or of a saved `datasets` dataset, or
+    "demo" for the demo world's prompts."""
+    prompt_column: Text = ""
+    """Column or JSON key that holds the prompt. Empty: the first of caption, prompt and text."""
+    held_out: float = 0.1
+    """Prompts to hold out for evaluation, a share below 1 or a whole number. With a share, no held-out prompt ever
+    moves into training when prompts are added; with a number it may. Not used with `held_out_prompts`."""
+    held_out_prompts: Text = ""
+    """File of held-out prompts, of the same kinds as `prompts`. Empty: `held_out` of `prompts`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.held_out >= 0 and (self.held_out < 1 or self.held_out == int(self.held_out))):
             raise RealignError(f"held_out is {self.held_out:g}; give a share from 0 to below 1, or a whole number.")
         if self.held_out_prompts == self.prompts != "demo":
-            raise RealignError(
-                f"prompts and held_out_prompts are both {self.prompts!r}; give two files, or only prompts."
-            )
+            raise RealignError(f"held_out_prompts is {self.prompts!r}, as prompts is; give two files, or only prompts.")
         return self
 
 
@@ -132,11 +104,6 @@ class RewardSettings(Group):
     """What the images are judged by."""
 
     reward: Text = Field("caption", description="Names of the rewards.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ = self.terms
-        return self
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -148,30 +115,26 @@ class RolloutSettings(Group):
     """How images are sampled."""
 
     rollout_steps: int = Field(50, ge=1, le=1000, description="T, denoising steps from noise to image. Paper: 50.")
-    cfg: float = Field(
-        7.5, ge=0, description="Classifier-free guidance scale. 1 is no guidance, and half the work. Paper: open."
-    )
+    cfg: float = Field(7.5, ge=0)
+    """Classifier-free guidance scale. 1 is no guidance, and half the work. Paper: open."""
 
 
 class LoraSettings(Group):
     """Which weights are trained."""
 
-    train: Literal["lora", "unet"] = Field(
-        "lora",
-        description="Weights to train. lora: low-rank matrices beside the UNet's layers, saved as a LoRA for ComfyUI. "
-        "unet: the whole UNet.",
-    )
-    rank: int = Field(16, ge=1, description="Rank of the LoRA. Its alpha is the same number. Paper: open.")
-    targets: tuple[Text, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), description="Name endings of the modules that get a LoRA."
-    )
+    train: Literal["lora", "unet"] = "lora"
+    """Weights to train. lora: low-rank matrices beside the UNet's layers, saved as a LoRA for ComfyUI. unet: the whole
+    UNet."""
+    rank: int = Field(16, ge=1, description="Rank of the LoRA. Paper: open.")
+    alpha: float = Field(0.0, ge=0)
+    """Numerator of the LoRA's scale alpha / rank. 0: as `rank`, a scale of 1. Paper: open."""
+    targets: tuple[Text, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Name endings of the modules that get a LoRA."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.train == "lora" and not self.targets:
-            raise RealignError(
-                "targets is empty; name the modules that get a LoRA, such as to_q, or set train to unet."
-            )
+            raise RealignError("targets is empty; name the modules that get a LoRA, or set train to unet.")
         return self
 
 
@@ -180,28 +143,18 @@ class OptimizerSettings(Group):
 
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Learning rate of AdamW. Paper: 1e-5.")
     batch_size: int = Field(4, ge=1, description="Images per pass on each device.")
-    gradient_accumulation: int = Field(
-        32,
-        ge=1,
-        description="Passes per step. A step's batch is batch_size × gradient_accumulation × devices. Paper: 128 in "
-        "all.",
-    )
-    steps: int = Field(
-        1000, ge=1, description="Optimizer steps of the whole run, including those before a resume. Paper: open."
-    )
-    warmup_steps: int = Field(
-        0, ge=0, description="Steps in which the learning rate rises to its value. At most `steps`. Paper: open."
-    )
-    decay_steps: int = Field(
-        0, ge=0, description="Last steps, in which the learning rate falls linearly to 0. At most `steps`. Paper: open."
-    )
-    ema: float = Field(
-        0.0,
-        ge=0,
-        le=0.999999,
-        description="Decay per step of the moving average of the weights. The average is sampled with, evaluated and "
-        "saved. 0: no average. Only with train = unet. Paper: open.",
-    )
+    gradient_accumulation: int = Field(32, ge=1)
+    """Passes per step. A step's batch is batch_size × gradient_accumulation × devices. Paper: 128 in all."""
+    steps: int = Field(1000, ge=1)
+    """Optimizer steps of the whole run, including those before a resume. Paper: open."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises to its value. At most `steps`. Paper: open."""
+    decay_steps: int = Field(0, ge=0)
+    """Last steps, in which the learning rate falls linearly to 0. At most `steps`. Paper: open."""
+    ema: float = Field(0.0, ge=0, le=0.999999)
+    """Decay per step of the moving average of the weights. The average is sampled with, evaluated and saved. 0: no
+    average. Only with train = unet. Paper: open."""
+    max_grad_norm: float = Field(1.0, gt=0, description="Largest norm of a step's gradient, which is clipped to it.")
     optimizer_8bit: bool = Field(False, description="Keep AdamW's moments in 8 bits; needs the package bitsandbytes.")
 
     @model_validator(mode="after")
@@ -215,54 +168,44 @@ class OptimizerSettings(Group):
 class WatchSettings(Group):
     """Samples, evaluations and trackers."""
 
-    sample_every: int = Field(
-        100,
-        ge=0,
-        description="Steps between grids of sample images. 0: none. They show the first four held-out prompts; the "
-        "first grid is drawn before training.",
-    )
-    evaluate_every: int = Field(
-        100,
-        ge=0,
-        description="Steps between evaluations of the reward on held-out prompts. 0: none. The first comes before "
-        "training.",
-    )
-    evaluate_prompts: int = Field(
-        64, ge=1, description="Held-out prompts per evaluation. All of them where there are fewer."
-    )
-    log_with: Literal["csv", "tensorboard", "wandb", "trackio"] = Field(
-        "csv", description="Tracker besides log.csv, which is always written. Its package must be installed."
-    )
+    sample_every: int = Field(100, ge=0)
+    """Steps between grids of sample images. 0: none. They show the first four held-out prompts; the first grid is drawn
+    before training."""
+    evaluate_every: int = Field(100, ge=0)
+    """Steps between evaluations of the reward on held-out prompts. 0: none. The first comes before training."""
+    evaluate_prompts: int = Field(64, ge=1)
+    """Held-out prompts per evaluation. All of them where there are fewer."""
+    log_with: Literal["csv", "tensorboard", "wandb", "trackio"] = "csv"
+    """Tracker besides log.csv, which is always written. Its package must be installed."""
 
 
 class TrainingConfig(BaseModel):
     """All settings of a run.
 
-    The constructor takes groups, or settings by name: `ReflConfig(steps=3, rank=8)`. It also takes settings of older
-    versions that no longer exist, if they ask for what is done now.
+    The constructor takes settings by name, in groups or without: `ReflConfig(steps=3, lora={"rank": 8})`. It also takes
+    settings of older versions that no longer exist, if they ask for what is done now.
 
     Raises:
         RealignError: there is no such setting, or a value is wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
-    # model_construct: the defaults, which need no checks
-    run: RunSettings = RunSettings.model_construct()
-    model: ModelSettings = ModelSettings.model_construct()
-    prompts: PromptSettings = PromptSettings.model_construct()
-    reward: RewardSettings = RewardSettings.model_construct()
-    rollout: RolloutSettings = RolloutSettings.model_construct()
-    lora: LoraSettings = LoraSettings.model_construct()
-    optimizer: OptimizerSettings = OptimizerSettings.model_construct()
-    watch: WatchSettings = WatchSettings.model_construct()
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = PromptSettings()
+    reward: RewardSettings = RewardSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    lora: LoraSettings = LoraSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    watch: WatchSettings = WatchSettings()
 
     def __init__(self, **values: Any) -> None:
         groups, old = in_groups(type(self), values, removed.REMOVED)
         try:
             super().__init__(**groups)
         except ValidationError as error:
-            raise RealignError(sentence(type(self), error)) from error
+            raise RealignError(sentence(error)) from error
         removed.check(self.to_dict(), old)
 
     @model_validator(mode="after")
@@ -275,9 +218,7 @@ class TrainingConfig(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name, without their groups, as JSON-ready values."""
-        values: Mapping[str, Mapping[str, Any]] = self.model_dump()
-        flat = {name: value for group in values.values() for name, value in group.items()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+        return {name: value for group in self.model_dump(mode="json").values() for name, value in group.items()}
 
     def replace(self, **changes: Any) -> Self:
         """The same settings but for these, given by name."""
