@@ -75,13 +75,7 @@ class Caption(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        blip2,
-        image: torch.Tensor,
-        max_tokens: int,
-        num_beams: int = 1,
-        temperature: float = 0.0,
-        caption_seed: int = 0,
+        cls, blip2, image: torch.Tensor, max_tokens: int, num_beams=1, temperature=0.0, caption_seed=0
     ) -> io.NodeOutput:
         with blip2.loaded() as models:
 
@@ -157,11 +151,7 @@ def best_index_output() -> io.Int.Output:
 
 
 def caption_reward(models: Blip2Models) -> Reward:
-    """The caption reward of these models.
-
-    Raises:
-        RealignError: they have no text encoder.
-    """
+    """The caption reward of these models; a RealignError if they have no text encoder."""
     from ..rewards.caption import CaptionReward as Reward
 
     if models.text_encoder is None:

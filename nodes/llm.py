@@ -99,9 +99,7 @@ class LoadLlm(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls, provider: str, base_url: str = "", local_model: str = model_folders.NONE, **_: Any
-    ) -> str:
+    def fingerprint_inputs(cls, provider: str, base_url="", local_model=model_folders.NONE, **_: Any) -> str:
         """It also changes after a server did not answer, so that ComfyUI runs the node again."""
         if provider == LOCAL:
             return model_folders.stamp(KEY, local_model)
@@ -110,15 +108,15 @@ class LoadLlm(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        provider: str,
-        base_url: str,
-        model: str,
-        timeout: int,
+        provider,
+        base_url,
+        model,
+        timeout,
         blip2=None,
-        local_model: str = model_folders.NONE,
-        retries: int = 2,
-        llm_seed: int = 0,
-        if_unreachable: str = ERROR,
+        local_model=model_folders.NONE,
+        retries=2,
+        llm_seed=0,
+        if_unreachable=ERROR,
     ) -> io.NodeOutput:
         offline = ManagedOfflineScorer(blip2)
         if check_choice("provider", provider, (OFFLINE, SERVER, LOCAL)) == OFFLINE:
@@ -154,13 +152,8 @@ def _load_local(name: str) -> ManagedModel:
     device = comfy.model_management.get_torch_device()
     wide = comfy.model_management.should_use_bf16(device)  # language models are trained in it; fp16 may overflow
     scorer = load_shared(LogitScorer, folder, dtype=dtype_of("bf16" if wide else "auto", auto_half=True))
-    scorer.on_step = _show_progress
+    scorer.on_step = lambda done, total: comfy.utils.ProgressBar(total).update_absolute(done)
     return ManagedModel(scorer, scorer.model)
-
-
-def _show_progress(done: int, total: int) -> None:
-    """On the progress bar of the node that asks."""
-    comfy.utils.ProgressBar(total).update_absolute(done)
 
 
 NODES = [LoadLlm]

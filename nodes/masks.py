@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 
 from ..core.interchange import broadcast_sets, region_sets
@@ -71,15 +70,7 @@ class GroundedSamMasks(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        grounded_sam,
-        image: torch.Tensor,
-        regions,
-        threshold: float,
-        text: str = "",
-        boxes_per_region: str = "one",
-        nms: float = 0.6,
-        min_area: float = 0.0,
+        cls, grounded_sam, image, regions, threshold: float, text="", boxes_per_region="one", nms=0.6, min_area=0.0
     ) -> io.NodeOutput:
         boxes = check_choice("boxes_per_region", boxes_per_region, BOXES)
         options = {"box_threshold": threshold, "boxes": boxes, "nms": nms, "min_area": min_area}

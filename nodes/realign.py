@@ -86,13 +86,7 @@ class ApplyRegions(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        conditioning,
-        clip,
-        regions,
-        text: str = "",
-        image: torch.Tensor | None = None,
-        isolate_phrases: bool = False,
+        cls, conditioning, clip, regions, text="", image: torch.Tensor | None = None, isolate_phrases=False
     ) -> io.NodeOutput:
         from ..attention.comfy.conditioning import attach
 
@@ -144,16 +138,7 @@ class RealignKSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        steps: int,
-        positive,
-        clip,
-        regions=None,
-        text: str = "",
-        image: torch.Tensor | None = None,
-        isolate_phrases: bool = False,
-        **others: Any,
+        cls, model, steps: int, positive, clip, regions=None, text="", image=None, isolate_phrases=False, **others: Any
     ) -> io.NodeOutput:
         """others: the strengths, and the inputs that only KSampler uses."""
         strengths = {name: others.pop(name) for name in MODULATION}

@@ -114,16 +114,7 @@ class EditRegions(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        regions,
-        region: int,
-        image_index: int,
-        phrase: str,
-        likelihood: str,
-        drop: bool,
-        mask: torch.Tensor | None = None,
-        text: str = "",
-        image: torch.Tensor | None = None,
+        cls, regions, region, image_index, phrase, likelihood, drop: bool, mask=None, text="", image=None
     ) -> io.NodeOutput:
         sets = region_sets(regions, text=text, size=image_size(image))
         pairs = [(one, None) for one in sets] if mask is None or drop else pair_masks(mask, sets)

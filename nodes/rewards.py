@@ -82,11 +82,7 @@ def _key_of(model: str) -> str:
 
 
 def _locate(kind: str, model: str) -> Path:
-    """The folder or file of an option of the input `model`.
-
-    Raises:
-        RealignError: it is missing, or this kind of reward cannot be read from it.
-    """
+    """The folder or file of an option of the input `model`."""
     (needed,) = models_of([kind])
     if model == model_folders.DEMO and needed not in FOLDERS:
         raise RealignError(f"There is no demo model for {kind}: choose a model of yours, or another reward.")
@@ -143,8 +139,7 @@ class SamReward(io.ComfyNode):
 
         llm = llm or ManagedOfflineScorer()
         on_demand: tuple[Any, Any] = _OnDemand(tagger), _OnDemand(grounded_sam)
-        reward = Reward(*on_demand, FailFast(llm), llm.offline)
-        return io.NodeOutput(ManagedModel(reward))
+        return io.NodeOutput(ManagedModel(Reward(*on_demand, FailFast(llm), llm.offline)))
 
 
 class _OnDemand:

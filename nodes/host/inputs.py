@@ -13,11 +13,7 @@ from .sockets import BoundingBox, GroundedSam, Regions, Tagger
 
 
 def check_choice(what: str, value: str, options: Collection[str]) -> str:
-    """The value of a Combo; older ComfyUIs do not check it in prompts that come through the API.
-
-    Raises:
-        RealignError: it is none of the options.
-    """
+    """The value of a Combo, if it is an option: older ComfyUIs do not check prompts that come through the API."""
     if value not in options:
         raise RealignError(f"'{value}' is no {what}: choose one of {', '.join(options)}.")
     return value
@@ -40,11 +36,7 @@ def prompt_input(tooltip: str = "What the images should show, without quality ta
 
 
 def checked_prompt(prompt: str, missing: str = "write what the images should show") -> str:
-    """The prompt without its weights.
-
-    Raises:
-        RealignError: it is empty.
-    """
+    """The prompt without its weights; a RealignError if it is empty."""
     if not prompt.strip():
         raise RealignError(f"The prompt is empty: {missing}.")
     return strip_weights(prompt)
