@@ -12,7 +12,7 @@ from ..core.errors import RealignError
 from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
 from ..core.words import strip_weights
-from .host.inputs import text_input
+from .host.inputs import output, text_input
 from .host.interrupts import interruptible
 from .host.ksampler import ksampler_inputs, run_ksampler
 from .host.region_outputs import MIN_SIDE, image_batch
@@ -44,13 +44,8 @@ class AttentionMaps(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="Exactly what KSampler would output."),
-                io.Image.Output(
-                    display_name="heat_maps", tooltip="A picture per word, image by image, with its scale below."
-                ),
-                io.Mask.Output(
-                    display_name="masks",
-                    tooltip="A mask per word, image by image: the map divided by its largest value.",
-                ),
+                output(io.Image, "heat_maps", "A picture per word, image by image, with its scale below."),
+                output(io.Mask, "masks", "A mask per word, image by image: the map divided by its largest value."),
             ],
             is_output_node=True,
         )

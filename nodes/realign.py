@@ -11,7 +11,7 @@ from ..attention.comfy.families import list_families
 from ..attention.equation.settings import ModulationSettings
 from ..core.describe import describe_effect
 from ..core.interchange import region_sets
-from .host.inputs import box_image_input, image_size, regions_input, text_input
+from .host.inputs import box_image_input, image_size, output, regions_input, text_input
 from .host.ksampler import clip_input, ksampler_inputs, run_ksampler
 
 CATEGORY = "RealignDiff"
@@ -77,11 +77,7 @@ class ApplyRegions(io.ComfyNode):
                 regions_input("Which words belong where. In a batch, set i is for image i."),
                 *attaching_inputs(),
             ],
-            outputs=[
-                io.Conditioning.Output(
-                    display_name="conditioning", tooltip="A copy of the conditioning with the regions attached."
-                )
-            ],
+            outputs=[output(io.Conditioning, "conditioning", "A copy of the conditioning with the regions attached.")],
         )
 
     @classmethod

@@ -13,7 +13,7 @@ from ..core.embedded import FOLDERS
 from ..core.errors import RealignError
 from ..rewards.registry import REWARDS, models_of
 from .host import model_folders
-from .host.inputs import check_choice, grounded_sam_input, tagger_input
+from .host.inputs import check_choice, combo_input, grounded_sam_input, tagger_input
 from .host.language_models import FailFast, ManagedOfflineScorer
 from .host.managed_models import PRECISIONS, ManagedModel, dtype_of, load_shared
 from .host.sockets import Llm, Reward
@@ -36,25 +36,18 @@ class LoadReward(io.ComfyNode):
             description="Loads a model that scores how well an image matches a prompt: CLIP, NegCLIP, BLIP's matching "
             "head (itm) or cosine similarity (itc), or ImageReward, which was trained on human preferences.",
             inputs=[
-                io.Combo.Input(
-                    "reward",
-                    options=list(KINDS),
-                    default=KINDS[0],
-                    tooltip="The kind of reward. The help page compares them.",
-                ),
-                io.Combo.Input(
+                combo_input("reward", KINDS, "The kind of reward. The help page compares them."),
+                combo_input(
                     "model",
-                    options=list(dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in _models(key))),
-                    default=model_folders.DEMO,
-                    tooltip="A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
+                    dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in _models(key)),
+                    "A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
                     "ImageReward.pt. Lists the folders with a config.json under models/rewards and models/blip, and "
                     "single files under models/rewards.",
                 ),
-                io.Combo.Input(
+                combo_input(
                     "precision",
-                    options=list(REWARD_PRECISIONS),
-                    default=REWARD_PRECISIONS[0],
-                    tooltip="Number format of the weights. fp16 and bf16 halve the memory and may swap images with "
+                    REWARD_PRECISIONS,
+                    "Number format of the weights. fp16 and bf16 halve the memory and may swap images with "
                     "close scores.",
                 ),
             ],
