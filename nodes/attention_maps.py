@@ -51,9 +51,7 @@ class AttentionMaps(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, latent_image: dict, clip, words: str, text: str = "", vae=None, **others: Any
-    ) -> io.NodeOutput:
+    def execute(cls, model, positive, latent_image, clip, words, text="", vae=None, **others: Any) -> io.NodeOutput:
         """others: the inputs that only KSampler uses."""
         from ..attention.comfy.conditioning import text_of
         from ..attention.comfy.encoded_text import EncodedText

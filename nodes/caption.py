@@ -59,9 +59,7 @@ class Caption(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, blip2, image: torch.Tensor, max_tokens: int, num_beams=1, temperature=0.0, caption_seed=0
-    ) -> io.NodeOutput:
+    def execute(cls, blip2, image, max_tokens, num_beams=1, temperature=0.0, caption_seed=0) -> io.NodeOutput:
         with blip2.loaded() as models:
 
             def work(part: slice, report) -> list[str]:

@@ -62,7 +62,6 @@ class Likelihoods(io.ComfyNode):
 
 
 def _tag_names(tags) -> list[list[str]]:
-    """The tags of each image as strings."""
     if tags is None:
         return [[]]
     if isinstance(tags, str):

@@ -88,8 +88,7 @@ def _score(
     with managed.loaded() as reward:
 
         def work(part: slice, report) -> list[float]:
-            batch, prompts = images[part], [prompt] * len(images[part])
-            judgement = reward.judge(batch, prompts)
+            judgement = reward.judge(images[part], [prompt] * len(images[part]))
             notes.update(dict.fromkeys(judgement.notes))
             return judgement.scores.tolist()
 

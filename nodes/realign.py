@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..attention.comfy.families import list_families
@@ -81,9 +80,7 @@ class ApplyRegions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, conditioning, clip, regions, text="", image: torch.Tensor | None = None, isolate_phrases=False
-    ) -> io.NodeOutput:
+    def execute(cls, conditioning, clip, regions, text="", image=None, isolate_phrases=False) -> io.NodeOutput:
         from ..attention.comfy.conditioning import attach
 
         sets = region_sets(regions, text=text, size=image_size(image))

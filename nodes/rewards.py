@@ -136,8 +136,7 @@ class SamReward(io.ComfyNode):
 
 
 class _OnDemand:
-    """A managed tagger or Grounded-SAM that is on the device only while it runs: a language model may need the memory
-    in between."""
+    """A tagger or Grounded-SAM that is on the device only while it runs: a language model may need the memory."""
 
     def __init__(self, managed: ManagedModel) -> None:
         self.managed = managed

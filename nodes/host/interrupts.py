@@ -14,8 +14,7 @@ import comfy.utils
 T = TypeVar("T")
 BATCH = 8
 """Images per call of a model that is faster on several."""
-_STEPS_PER_IMAGE = 100
-"""Resolution of the progress bar of `in_batches`."""
+_STEPS_PER_IMAGE = 100  # of the progress bar
 
 
 def check_interrupt(*_: Any) -> None:

@@ -43,8 +43,13 @@ def region_node_output(
 
     searched: whether the images were searched for the regions, so that the table says "not found" for one without mask.
     """
+    from ...drawing.overlay import overlay
+
     size = (image.shape[1], image.shape[2])
-    overlays = _overlays(sets, image)
+    side = max(MIN_SIDE, *size)
+    overlays = image_batch(
+        overlay(one, interruptible(regions), side) for one, regions in zip(image, interruptible(sets), strict=True)
+    )
     preview = ui.PreviewImage(overlays, cls=node).as_dict()
     return io.NodeOutput(
         tuple(sets),
@@ -53,15 +58,6 @@ def region_node_output(
         bounding_boxes(sets, size),
         to_json(sets),
         ui={**preview, "text": [describe_regions(sets, searched)]},
-    )
-
-
-def _overlays(sets: Sequence[RegionSet], image: torch.Tensor) -> torch.Tensor:
-    from ...drawing.overlay import overlay
-
-    side = max(MIN_SIDE, *image.shape[1:3])
-    return image_batch(
-        overlay(one, interruptible(regions), side) for one, regions in zip(image, interruptible(sets), strict=True)
     )
 
 
