@@ -42,9 +42,7 @@ class ArlRewardSettings(RewardSettings):
     def _check_weights(self) -> Self:
         weighted = [term.name for term in self.terms if (term.start, term.end) != (1, 1)]
         if weighted:
-            raise RealignError(
-                f"The reward {weighted[0]} has a weight, but each reward ranks alike: write only its name."
-            )
+            raise RealignError(f"The reward {weighted[0]} has a weight, but all rank alike: write only its name.")
         return self
 
 
@@ -86,9 +84,9 @@ class ArlConfig(TrainingConfig):
     def _check_steps(self) -> Self:
         steps, rounds = self.optimizer.steps, self.rounds.rounds
         if steps % rounds:
+            multiple = -(-steps // rounds) * rounds
             raise RealignError(
-                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as "
-                f"{-(-steps // rounds) * rounds}."
+                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as {multiple}."
             )
         return self
 
