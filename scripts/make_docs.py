@@ -43,7 +43,11 @@ def generated() -> dict[Path, str]:
     from ..training.settings.generated import generated as training_files
 
     nodes = object_info()
-    return {**_locales(nodes), **_help_pages(nodes), **_families(), **training_files()}
+    architecture = ROOT / "docs" / "architecture.md"
+    head = ["in ComfyUI", "text and image tokens are keys of", "the phrase's tokens are found in"]
+    table = _table(head, [list(row) for row in family_table()])
+    families = {architecture: _with_section(architecture.read_text(encoding="utf-8"), "Model families", table)}
+    return {**_locales(nodes), **_help_pages(nodes), **families, **training_files()}
 
 
 def _locales(nodes: dict[str, dict]) -> dict[Path, str]:
@@ -103,13 +107,6 @@ def _help_pages(nodes: dict[str, dict]) -> dict[Path, str]:
             page = _with_section(page, heading, table)
         pages[file] = page
     return pages
-
-
-def _families() -> dict[Path, str]:
-    file = ROOT / "docs" / "architecture.md"
-    head = ["in ComfyUI", "text and image tokens are keys of", "the phrase's tokens are found in"]
-    table = _table(head, [list(row) for row in family_table()])
-    return {file: _with_section(file.read_text(encoding="utf-8"), "Model families", table)}
 
 
 def _with_section(page: str, heading: str, table: str) -> str:
