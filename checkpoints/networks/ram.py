@@ -126,7 +126,10 @@ class Ram(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, S, S] normalised → logits [B, K]."""
-        tokens = self.image_tokens(pixel_values)
+        return self.classify(self.image_tokens(pixel_values))
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, T, image_width] → logits [B, K]."""
         queries = F.relu(self.wordvec_proj(self.label_vectors(tokens))).expand(len(tokens), -1, -1)  # [B, K, D]
         for layer in self.tagging_head:
             queries = layer(queries, tokens)
