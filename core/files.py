@@ -108,8 +108,7 @@ def advice(error: BaseException | None) -> str:
 
 
 def _is_another_process(pid: int) -> bool:
-    """Whether another living process has this number. Not checked on Windows: an open file cannot be removed there, and
-    `os.kill` would end the process."""
+    """Whether another living process has this number. Not checked on Windows, where `os.kill` would end it."""
     if pid == os.getpid() or os.name == "nt":
         return False
     try:

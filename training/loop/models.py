@@ -147,7 +147,7 @@ def make_trainable(unet: Any, config: TrainingConfig) -> list[nn.Parameter]:
     torch.manual_seed(config.run.seed)
     lora = LoraConfig(
         r=config.lora.rank,
-        lora_alpha=config.lora.alpha or config.lora.rank,  # pyright: ignore[reportArgumentType]: any number works
+        lora_alpha=config.lora.alpha,  # pyright: ignore[reportArgumentType]: any number works
         target_modules=list(config.lora.targets),
     )
     try:

@@ -74,11 +74,11 @@ class ArlConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ArlRunSettings = ArlRunSettings()
-    model: ArlModelSettings = ArlModelSettings()
-    reward: ArlRewardSettings = ArlRewardSettings()
-    optimizer: ArlOptimizerSettings = ArlOptimizerSettings()
-    rounds: RoundSettings = RoundSettings()
+    run: ArlRunSettings = Field(default_factory=ArlRunSettings)
+    model: ArlModelSettings = Field(default_factory=ArlModelSettings)
+    reward: ArlRewardSettings = Field(default_factory=ArlRewardSettings)
+    optimizer: ArlOptimizerSettings = Field(default_factory=ArlOptimizerSettings)
+    rounds: RoundSettings = Field(default_factory=RoundSettings)
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

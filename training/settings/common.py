@@ -126,8 +126,7 @@ class LoraSettings(Group):
     """Weights to train. lora: low-rank matrices beside the UNet's layers, saved as a LoRA for ComfyUI. unet: the whole
     UNet."""
     rank: int = Field(16, ge=1, description="Rank of the LoRA. Paper: open.")
-    alpha: float = Field(0.0, ge=0)
-    """Numerator of the LoRA's scale alpha / rank. 0: as `rank`, a scale of 1. Paper: open."""
+    alpha: float = Field(16.0, gt=0, description="Numerator of the LoRA's scale alpha / rank. Paper: open.")
     targets: tuple[Text, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Name endings of the modules that get a LoRA."""
 
@@ -191,14 +190,14 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
-    prompts: PromptSettings = PromptSettings()
-    reward: RewardSettings = RewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    watch: WatchSettings = WatchSettings()
+    run: RunSettings = Field(default_factory=RunSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    reward: RewardSettings = Field(default_factory=RewardSettings)
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    watch: WatchSettings = Field(default_factory=WatchSettings)
 
     def __init__(self, **values: Any) -> None:
         groups, old = in_groups(type(self), values, removed.REMOVED)

@@ -101,10 +101,10 @@ class ReflConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ReflRunSettings = ReflRunSettings()
-    reward: ReflRewardSettings = ReflRewardSettings()
-    rollout: ReflRolloutSettings = ReflRolloutSettings()
-    prior: PriorSettings = PriorSettings()
+    run: ReflRunSettings = Field(default_factory=ReflRunSettings)
+    reward: ReflRewardSettings = Field(default_factory=ReflRewardSettings)
+    rollout: ReflRolloutSettings = Field(default_factory=ReflRolloutSettings)
+    prior: PriorSettings = Field(default_factory=PriorSettings)
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

@@ -81,10 +81,6 @@ def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
     if before and ranked(before) != ranked(now):
         script = "arl_train.py" if ranked(before) else "refl_train.py"
         raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
-    before, now = (
-        {**values, "alpha": values.get("alpha") or values["rank"]} if "rank" in values else values
-        for values in (before, now)
-    )
     for name in FIXED:
         if before.get(name, now[name]) != now[name]:
             _refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")
