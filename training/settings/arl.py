@@ -42,9 +42,7 @@ class ArlRewardSettings(RewardSettings):
     def _check_weights(self) -> Self:
         weighted = [term.name for term in self.terms if (term.start, term.end) != (1, 1)]
         if weighted:
-            raise RealignError(
-                f"The reward {weighted[0]} has a weight, but each reward ranks alike: write only its name."
-            )
+            raise RealignError(f"The reward {weighted[0]} has a weight, but all rank alike: write only its name.")
         return self
 
 
@@ -76,19 +74,19 @@ class ArlConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ArlRunSettings = ArlRunSettings()
-    model: ArlModelSettings = ArlModelSettings()
-    reward: ArlRewardSettings = ArlRewardSettings()
-    optimizer: ArlOptimizerSettings = ArlOptimizerSettings()
-    rounds: RoundSettings = RoundSettings()
+    run: ArlRunSettings = Field(default_factory=ArlRunSettings)
+    model: ArlModelSettings = Field(default_factory=ArlModelSettings)
+    reward: ArlRewardSettings = Field(default_factory=ArlRewardSettings)
+    optimizer: ArlOptimizerSettings = Field(default_factory=ArlOptimizerSettings)
+    rounds: RoundSettings = Field(default_factory=RoundSettings)
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
         steps, rounds = self.optimizer.steps, self.rounds.rounds
         if steps % rounds:
+            multiple = -(-steps // rounds) * rounds
             raise RealignError(
-                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as "
-                f"{-(-steps // rounds) * rounds}."
+                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as {multiple}."
             )
         return self
 

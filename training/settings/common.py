@@ -1,7 +1,6 @@
 """The settings that both training programs have, in groups; `refl.py` and `arl.py` add their own.
 
-A field gives a setting's default, range and help text. The command line, the checks, the comments in
-`training/configs/*.toml` and the tables in `docs/` follow from it; `make docs` writes the last two.
+`make docs` writes the comments in `training/configs/*.toml` and the tables in `docs/` from these classes.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ from .schema import in_groups, sentence
 
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-        raise RealignError(
-            f"{text!r}, which holds a line break or another control character; in TOML write Windows paths in "
-            "'single quotes'."
-        )
+        raise RealignError(f"{text!r}, with a control character; in TOML write Windows paths in 'single quotes'.")
     return text
 
 
@@ -40,9 +36,7 @@ Place = Annotated[Text, AfterValidator(_given)]
 class Group(BaseModel):
     """One table of a settings file."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunSettings(Group):
@@ -102,9 +96,7 @@ class PromptSettings(Group):
         if not (self.held_out >= 0 and (self.held_out < 1 or self.held_out == int(self.held_out))):
             raise RealignError(f"held_out is {self.held_out:g}; give a share from 0 to below 1, or a whole number.")
         if self.held_out_prompts == self.prompts != "demo":
-            raise RealignError(
-                f"prompts and held_out_prompts are both {self.prompts!r}; give two files, or only prompts."
-            )
+            raise RealignError(f"held_out_prompts is {self.prompts!r}, as prompts is; give two files, or only prompts.")
         return self
 
 
@@ -112,11 +104,6 @@ class RewardSettings(Group):
     """What the images are judged by."""
 
     reward: Text = Field("caption", description="Names of the rewards.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ = self.terms
-        return self
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -139,18 +126,14 @@ class LoraSettings(Group):
     """Weights to train. lora: low-rank matrices beside the UNet's layers, saved as a LoRA for ComfyUI. unet: the whole
     UNet."""
     rank: int = Field(16, ge=1, description="Rank of the LoRA. Paper: open.")
-    alpha: float = Field(
-        0.0, ge=0, description="Scale of the LoRA, times its rank. 0: the same as `rank`. Paper: open."
-    )
+    alpha: float = Field(16.0, gt=0, description="Numerator of the LoRA's scale alpha / rank. Paper: open.")
     targets: tuple[Text, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Name endings of the modules that get a LoRA."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.train == "lora" and not self.targets:
-            raise RealignError(
-                "targets is empty; name the modules that get a LoRA, such as to_q, or set train to unet."
-            )
+            raise RealignError("targets is empty; name the modules that get a LoRA, or set train to unet.")
         return self
 
 
@@ -205,16 +188,16 @@ class TrainingConfig(BaseModel):
         RealignError: there is no such setting, or a value is wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
-    run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
-    prompts: PromptSettings = PromptSettings()
-    reward: RewardSettings = RewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    watch: WatchSettings = WatchSettings()
+    run: RunSettings = Field(default_factory=RunSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    reward: RewardSettings = Field(default_factory=RewardSettings)
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    watch: WatchSettings = Field(default_factory=WatchSettings)
 
     def __init__(self, **values: Any) -> None:
         groups, old = in_groups(type(self), values, removed.REMOVED)

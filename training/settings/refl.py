@@ -43,9 +43,7 @@ class ReflRewardSettings(RewardSettings):
         if any(term.name == "sam" for term in self.terms):
             raise RealignError("The reward sam has no gradient: leave it out, or rank images by it with arl_train.py.")
         if self.estimator == "score_function" and self.samples_per_image < 2:
-            raise RealignError(
-                "samples_per_image is 1; score_function compares captions of one image, so give at least 2."
-            )
+            raise RealignError("samples_per_image is 1; score_function compares captions, so give at least 2.")
         return self
 
 
@@ -64,16 +62,13 @@ class ReflRolloutSettings(RolloutSettings):
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:
-        window = self.rollout_steps - self.first_gradient_step
-        if window < 1:
+        steps, first = self.rollout_steps, self.first_gradient_step
+        if first >= steps:
+            raise RealignError(f"first_gradient_step is {first} and rollout_steps {steps}; give at most {steps - 1}.")
+        most = steps - first if self.judged == "finished" else 1
+        if self.gradient_steps > most:
             raise RealignError(
-                f"first_gradient_step is {self.first_gradient_step} and rollout_steps {self.rollout_steps}; give a "
-                f"first_gradient_step of at most {self.rollout_steps - 1}."
-            )
-        if self.gradient_steps > (window if self.judged == "finished" else 1):
-            raise RealignError(
-                f"gradient_steps is {self.gradient_steps}; give at most 1 where judged is predicted, and at most "
-                f"{window} from step {self.first_gradient_step} to {self.rollout_steps - 1}."
+                f"gradient_steps is {self.gradient_steps}; give at most {most} where judged is {self.judged}."
             )
         return self
 
@@ -106,10 +101,10 @@ class ReflConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ReflRunSettings = ReflRunSettings()
-    reward: ReflRewardSettings = ReflRewardSettings()
-    rollout: ReflRolloutSettings = ReflRolloutSettings()
-    prior: PriorSettings = PriorSettings()
+    run: ReflRunSettings = Field(default_factory=ReflRunSettings)
+    reward: ReflRewardSettings = Field(default_factory=ReflRewardSettings)
+    rollout: ReflRolloutSettings = Field(default_factory=ReflRolloutSettings)
+    prior: PriorSettings = Field(default_factory=PriorSettings)
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
