@@ -39,7 +39,7 @@ class LoadReward(io.ComfyNode):
                 combo_input("reward", KINDS, "The kind of reward. The help page compares them."),
                 combo_input(
                     "model",
-                    dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in _models(key)),
+                    dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in model_folders.choices(key, "reward")),
                     "A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
                     "ImageReward.pt. Lists the folders with a config.json under models/rewards and models/blip, and "
                     "single files under models/rewards.",
@@ -65,13 +65,10 @@ class LoadReward(io.ComfyNode):
         return io.NodeOutput(load_reward(kind, _locate(kind, model), dtype))
 
 
-def _models(key: str) -> list[str]:
-    return model_folders.choices(key, "reward")
-
-
 def _key_of(model: str) -> str:
     """The model folder that an option of the input `model` is in."""
-    return BLIP_KEY if model in _models(BLIP_KEY) and model not in _models(KEY) else KEY
+    blip, others = (model_folders.choices(key, "reward") for key in (BLIP_KEY, KEY))
+    return BLIP_KEY if model in blip and model not in others else KEY
 
 
 def _locate(kind: str, model: str) -> Path:

@@ -1,9 +1,8 @@
 """Write the texts that follow from the code: run `make docs` after a change of a node, a setting or a model family.
 
-From the nodes' schemas come the English texts in `locales/en` and the tables of inputs and outputs in the help pages;
-the other languages get the English text of whatever they lack. The texts of ComfyUI's settings come from
-`web/settings.js`, the table of model families in docs/architecture.md from `attention/comfy/families.py`.
-`training/settings` adds its pages and files.
+The nodes' schemas give the English texts in `locales/en`, which other languages get where they lack one, and the tables
+in the help pages. ComfyUI's settings come from `web/settings.js`, the model families in docs/architecture.md from
+`attention/comfy/families.py`. `training/settings` adds its pages and files.
 """
 
 from __future__ import annotations

@@ -123,10 +123,10 @@ def _parts_of(encoded: EncodedText, conditioning: list, key: str) -> list[bool]:
     same = []
     for encoding, options in conditioning:
         begin = encoding[:, compared].float().cpu()
-        same.append(
-            _was_isolated_from(encoded.text, options)
-            or (begin.shape == expected.shape and torch.allclose(begin, expected, rtol=1e-3, atol=1e-3))
-        )
+        payload = get_entry(options)
+        was_isolated = isinstance(payload, Payload) and payload.isolated and payload.text == encoded.text
+        is_close = begin.shape == expected.shape and torch.allclose(begin, expected, rtol=1e-3, atol=1e-3)
+        same.append(was_isolated or is_close)
     if any(same):
         return same
     logger.warning(
@@ -136,9 +136,3 @@ def _parts_of(encoded: EncodedText, conditioning: list, key: str) -> list[bool]:
     )
     without = [get_entry(options, key) is None for _, options in conditioning]
     return without if any(without) else [True] * len(without)
-
-
-def _was_isolated_from(text: str, options: dict) -> bool:
-    """Whether a part was the encoding of the text before its phrases were encoded alone."""
-    payload = get_entry(options)
-    return isinstance(payload, Payload) and payload.isolated and payload.text == text

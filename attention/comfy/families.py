@@ -79,8 +79,7 @@ FAMILIES = (
         "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
         (
             TextEncoders(
-                ("l", "g", "t5xxl"),
-                (Segment("CLIP", ("l", "g"), clip=True), Segment("T5", ("t5xxl",), from_end=True)),
+                ("l", "g", "t5xxl"), (Segment("CLIP", ("l", "g"), clip=True), Segment("T5", ("t5xxl",), from_end=True))
             ),
         ),
         joint=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,19 +63,14 @@ def record_attention(model: Any, maps: AttentionMaps) -> Any:
         RealignError: the model is not a UNet.
     """
     check_architecture(model, "Recording attention", [UNET])
-    return add_wrappers(model, KEY, _BeginRun(maps), _around_model)
+    return add_wrappers(model, KEY, partial(_around_run, maps), _around_model)
 
 
-class _BeginRun:
+def _around_run(maps, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """Around a sampler's whole run."""
-
-    def __init__(self, maps: AttentionMaps) -> None:
-        self.maps = maps
-
-    def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
-        recorder = Recorder(self.maps, tuple(noise.shape[-2:]))
-        extra_args = begin_run(guider, extra_args, KEY, recorder, RecorderTag(), keep_zeroed=True)
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    recorder = Recorder(maps, tuple(noise.shape[-2:]))
+    extra_args = begin_run(guider, extra_args, KEY, recorder, RecorderTag(), keep_zeroed=True)
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
 def _around_model(

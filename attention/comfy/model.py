@@ -10,6 +10,7 @@ the MODEL or on a patch.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -34,22 +35,18 @@ def realign_model(model: Any, settings: ModulationSettings | None = None) -> Any
         RealignError: the model belongs to no known family.
     """
     check_architecture(model, "Re-aligning")
-    patched = add_wrappers(model, KEY, _BeginRun(settings or ModulationSettings()), _around_model)
-    _add_wrapper(patched, WrappersMP.PREDICT_NOISE, KEY, _around_prediction)
-    return patched
+    around_run = partial(_around_run, settings or ModulationSettings())
+    return add_wrappers(model, KEY, around_run, _around_model, {WrappersMP.PREDICT_NOISE: _around_prediction})
 
 
-def add_wrappers(model: Any, key: str, around_run: Any, around_model: Any) -> Any:
-    """A clone of the MODEL with both wrappers inside the others, in the place of any of the same key."""
+def add_wrappers(model: Any, key: str, around_run: Any, around_model: Any, others: dict[str, Any] | None = None) -> Any:
+    """A clone of the MODEL with all wrappers inside those of other packs, in the place of any of the same key."""
     patched = model.clone()
-    for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, around_run), (WrappersMP.APPLY_MODEL, around_model)):
-        _add_wrapper(patched, kind, key, wrapper)
+    wrappers = {WrappersMP.SAMPLER_SAMPLE: around_run, WrappersMP.APPLY_MODEL: around_model, **(others or {})}
+    for kind, wrapper in wrappers.items():
+        patched.remove_wrappers_with_key(kind, key)
+        patched.add_wrapper_with_key(kind, key, wrapper)
     return patched
-
-
-def _add_wrapper(model: Any, kind: str, key: str, wrapper: Any) -> None:
-    model.remove_wrappers_with_key(kind, key)
-    model.add_wrapper_with_key(kind, key, wrapper)
 
 
 def begin_run(guider: Any, extra_args: dict, key: str, run: Any, default: Entry, keep_zeroed: bool = False) -> dict:
@@ -62,37 +59,29 @@ def begin_run(guider: Any, extra_args: dict, key: str, run: Any, default: Entry,
     return {**extra_args, "model_options": options}
 
 
-class _BeginRun:
+def _around_run(settings, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """Around a sampler's whole run."""
+    sampler = getattr(executor.class_obj, "sampler_function", None)
+    extra_calls = EXTRA_CALLS.get(getattr(sampler, "__name__", ""), 0)
+    clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas, extra_calls)
+    run = SamplingRun(settings, clock, tuple(noise.shape[-2:]))
+    extra_args = begin_run(guider, extra_args, KEY, run, Payload())
+    payloads = [cond["model_conds"][KEY].cond for conds in guider.conds.values() for cond in conds]
+    for sets, images in ((len(payload.images), len(noise)) for payload in payloads):
+        if sets not in (0, 1, images):
+            raise RealignError(
+                f"There are regions for {sets} images but {images} images: connect those of this batch, or one set for "
+                "all."
+            )
+    if not any(payload.active for payload in payloads):
+        logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
 
-    def __init__(self, settings: ModulationSettings) -> None:
-        self.settings = settings
+    def report(step, *results):
+        clock.report(step)
+        if callback is not None:
+            callback(step, *results)
 
-    def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
-        sampler = getattr(executor.class_obj, "sampler_function", None)
-        extra_calls = EXTRA_CALLS.get(getattr(sampler, "__name__", ""), 0)
-        clock = Clock(guider.model_patcher.get_model_object("model_sampling"), sigmas, extra_calls)
-        run = SamplingRun(self.settings, clock, tuple(noise.shape[-2:]))
-        extra_args = begin_run(guider, extra_args, KEY, run, Payload())
-        payloads = [cond["model_conds"][KEY].cond for conds in guider.conds.values() for cond in conds]
-        for payload in payloads:
-            _check_images(len(payload.images), len(noise))
-        if not any(payload.active for payload in payloads):
-            logger.info("RealignDiff: no conditioning has an active region, so sampling is plain.")
-
-        def report(step, *results):
-            clock.report(step)
-            if callback is not None:
-                callback(step, *results)
-
-        return executor(guider, sigmas, extra_args, report, noise, *args, **kwargs)
-
-
-def _check_images(sets: int, images: int) -> None:
-    if sets not in (0, 1, images):
-        raise RealignError(
-            f"There are regions for {sets} images but {images} images: connect those of this batch, or one set for all."
-        )
+    return executor(guider, sigmas, extra_args, report, noise, *args, **kwargs)
 
 
 def _around_prediction(executor, x, timestep, model_options=None, *args, **kwargs):

@@ -10,8 +10,7 @@ heat = maps.mean(latents.shape[-2:])
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +26,16 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 
-@contextmanager
 def record(
-    unet: UNet2DConditionModel,
-    maps: AttentionMaps,
-    latent_size: tuple[int, int],
-    modulation: Modulation | None = None,
-) -> Iterator[None]:
+    unet: UNet2DConditionModel, maps: AttentionMaps, latent_size: tuple[int, int], modulation: Modulation | None = None
+) -> AbstractContextManager[None]:
     """Record what the last `len(maps.positions)` batch elements attend to; the unconditional ones stand before them.
 
     latent_size: (H, W) of the latents. modulation: that of a `modulate` around this `with`; the maps are then those of
     modulated attention.
     """
-    with wrap_processors(unet, partial(RecordingProcessor, maps=maps, latent_size=latent_size, modulation=modulation)):
-        yield
+    processor = partial(RecordingProcessor, maps=maps, latent_size=latent_size, modulation=modulation)
+    return wrap_processors(unet, processor)
 
 
 class RecordingProcessor(LayerProcessor):

@@ -61,7 +61,12 @@ def joint_attention(
         RealignError: a layout was made for another number of batch elements, queries or keys.
     """
     for block in blocks:
-        _check(q, k, block)
+        shape = (q.shape[0], q.shape[2], len(range(k.shape[2])[block.keys]))
+        if block.layout.shape != shape:
+            raise RealignError(
+                f"Attention has {shape[0]} batch elements of {shape[1]} queries and {shape[2]} keys, but the regions "
+                f"were laid out for {block.layout.shape}; lay them out for this layer and batch."
+            )
     blocks = [block for block in blocks if isinstance(block.strength, Tensor) or block.strength]
     elements = sorted({element for block in blocks for element in block.layout.modulated})
     if not elements:
@@ -76,15 +81,6 @@ def joint_attention(
     blocks = [block._replace(layout=block.layout.select(elements)) for block in blocks]
     out[modulated] = _modulate_all(q[modulated], k[modulated], v[modulated], blocks, precision)
     return out
-
-
-def _check(q: Tensor, k: Tensor, block: KeyBlock) -> None:
-    keys = len(range(k.shape[2])[block.keys])
-    if block.layout.shape != (q.shape[0], q.shape[2], keys):
-        raise RealignError(
-            f"Attention has {q.shape[0]} batch elements of {q.shape[2]} queries and {keys} keys, but the regions were "
-            f"laid out for {block.layout.shape}; lay them out for this layer and batch."
-        )
 
 
 def _modulate_all(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], precision: torch.dtype | None) -> Tensor:
@@ -127,12 +123,8 @@ def _run_kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> 
         raise
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know, …
         _broken.add(() if isinstance(error, ImportError) else kind)
-        why = (str(error).splitlines() or [""])[0]
-        logger.warning(
-            "RealignDiff: modulated attention goes on without its Triton kernel, more slowly (%s: %s).",
-            type(error).__name__,
-            why,
-        )
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        logger.warning("RealignDiff: modulated attention goes on without its Triton kernel, more slowly (%s).", why)
         return None
 
 
@@ -207,7 +199,7 @@ def _fold(q: Tensor, k: Tensor, image: KeyBlock | None) -> tuple[list[Tensor], l
 def _attend_in_tiles(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> tuple[Tensor, Tensor]:
     """Eq. 8-9 for a few queries at a time; and log Σ exp z' [B, H, Nq, 1]; both float32."""
     k, v, out, lse = (k.float() * q.shape[-1] ** -0.5).mT, v.float(), [], []
-    height = max(1, _tile(q) // (q.shape[0] * q.shape[1] * k.shape[-1]))
+    height = max(1, TILE.get(q.device.type, TILE["cuda"]) // (q.shape[0] * q.shape[1] * k.shape[-1]))
     for start in range(0, q.shape[2], height):
         queries = slice(start, start + height)
         z = q[:, :, queries].float() @ k
@@ -238,7 +230,7 @@ def _modulate_scores(z: Tensor, block: KeyBlock, queries: slice) -> Tensor:
 def _extrema(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest of QKᵀ in each row, float32: two of [B, H, Nq, 1]."""
     (B, H, n, _), n_keys = q.shape, k.shape[2]
-    height = max(1, _tile(q) // n_keys)
+    height = max(1, TILE.get(q.device.type, TILE["cuda"]) // n_keys)
     heads = max(1, height // n)  # of short sequences, several at once
     low, high = (torch.empty(B * H, n, device=q.device) for _ in range(2))
     queries, keys = q.flatten(0, 1), k.flatten(0, 1)
@@ -249,10 +241,6 @@ def _extrema(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
             z = queries[tile].float() @ keys_of_heads
             low[tile], high[tile] = z.amin(-1), z.amax(-1)
     return low.view(B, H, n, 1), high.view(B, H, n, 1)
-
-
-def _tile(x: Tensor) -> int:
-    return TILE.get(x.device.type, TILE["cuda"])
 
 
 def _split_hi_lo(x: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -51,8 +51,7 @@ def find_tokens(
 ) -> Sequence[int]:
     """Find the phrase's tokens among `ids`, the prompt's CLIP tokens without start, end and padding.
 
-    Raises:
-        RealignError: the prompt has no word of the phrase, or too few occurrences.
+    It raises as `phrase_ids` does.
     """
     return _resolve_phrase(phrase, prompt, occurrence, lambda words: _find_all(words, prompt, ids, tokenizer))
 
@@ -60,17 +59,13 @@ def find_tokens(
 def find_decoded_tokens(phrase: str, prompt: str, decoded: DecodedTokens, occurrence: int = 0) -> Sequence[int]:
     """Find the prompt's tokens that share a character with the phrase.
 
-    ComfyUI's brackets and weights do not matter: an encoder that does not know them reads them as text.
-
-    Raises:
-        RealignError: the prompt has no word of the phrase, or too few occurrences.
+    ComfyUI's brackets and weights do not matter: an encoder that does not know them reads them as text. It raises as
+    `phrase_ids` does.
     """
-    text = mask_prompt_syntax(decoded.text)
-
-    def find_all(words: str) -> list[Sequence[int]]:
-        return _overlapping(occurrences(mask_prompt_syntax(words), text), decoded.spans)
-
-    return _resolve_phrase(phrase, prompt, occurrence, find_all)
+    text, spans = mask_prompt_syntax(decoded.text), decoded.spans
+    return _resolve_phrase(
+        phrase, prompt, occurrence, lambda words: _overlapping(occurrences(mask_prompt_syntax(words), text), spans)
+    )
 
 
 class DecodedTokens(NamedTuple):

@@ -96,8 +96,7 @@ def _patcher_of(network: nn.Module) -> ModelPatcher:
 
 
 def _trim_heap() -> None:
-    """Return freed memory to the system shortly from now. glibc would keep all blocks below 32 MB; other systems'
-    allocators return them by themselves."""
+    """Return freed memory to the system shortly from now: glibc would keep all blocks below 32 MB."""
 
     def trim() -> None:
         if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
