@@ -25,7 +25,7 @@ PERCEPTION := $(patsubst %,tests/test_%.py,caption_gradient captioner grounded_s
 	realign reward_models rewards sam_checkpoints scripts validator weight_files everyday_files bounds \
 	precision text opening_pictures picture_files prompt_files region_values verdict key_forms saturated_images fingerprint)
 
-.PHONY: demo refl-demo arl-demo table test test-comfy comfyui test-oldest lint benchmark gpu demo-models demo-metrics clean
+.PHONY: demo refl-demo arl-demo table test test-comfy comfyui test-oldest style lint benchmark gpu demo-models demo-metrics clean
 
 # See the method work on one prompt: first image, the regions found in it, re-aligned image → out/demo.
 demo: $(READY)
@@ -54,7 +54,7 @@ table: $(READY)
 	$(RUN) evaluation/evaluate.py --prompts demo --method base --method "+ coarse=demo" --method fine --method both \
 		--method fine-all --method redraw --batch 8 --out out/table
 
-test: $(READY) lint
+test: $(READY) style
 	$(RUN) -m pytest --ignore tests/comfy
 	@echo "The tests in ComfyUI were not run:" $(if $(HOST),"\`make test-comfy\` runs them in $(HOST).",\
 		"run \`make comfyui && make test-comfy\`, or COMFYUI_PATH=<a checkout> make test-comfy.")
@@ -75,10 +75,14 @@ comfyui: .comfyui/comfyui_version.py
 test-oldest: $(OLDEST)
 	.venv-oldest/bin/python -m pytest $(PERCEPTION)
 
-lint: $(READY)
+style: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	@if [ -x .venv/bin/pyright ]; then .venv/bin/pyright; else echo "Types were not checked: pyright is not installed."; fi
+
+# Style and types. Types depend on the libraries' newest versions, so `make test` does without.
+lint: style
+	$(RUN) $(PIP) "pyright[nodejs]>=1.1.400"
+	.venv/bin/pyright
 
 # Write the texts that follow from the code: locales/en, the help pages' tables, the settings' pages and files.
 .PHONY: docs
@@ -110,7 +114,6 @@ $(READY): requirements.txt requirements-train.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) $(PIP) $(TORCH)
 	$(RUN) $(PIP) -r requirements-dev.txt
-	-$(RUN) $(PIP) "pyright[nodejs]>=1.1.400"
 	touch $@
 
 $(OLDEST): requirements.txt requirements-train.txt requirements-dev.txt .ci/oldest.txt

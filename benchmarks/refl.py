@@ -37,8 +37,7 @@ from diffusers import DDPMScheduler
 from ..core.precision import DTYPES
 from ..training.data.prompts import load_prompts
 from ..training.loop import run
-from ..training.loop.feedback import make_estimators
-from ..training.loop.models import RunModels, load_models
+from ..training.loop.models import RunModels, load_models, make_estimators
 from ..training.refl_train import ReflRun
 from ..training.settings.refl import ReflConfig
 from .memory import peak

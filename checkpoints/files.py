@@ -20,8 +20,7 @@ from .unwrapping import unwrap
 from .values import check_count, plain_tensors
 
 logger = logging.getLogger(__name__)
-MAX_HEADER = 2**25
-"""Bytes of a safetensors header; large models' have some hundred thousand."""
+MAX_HEADER = 2**25  # bytes of a safetensors header; large models' have some hundred thousand
 
 
 def weights_file(path: str | Path) -> Path | None:
@@ -47,10 +46,16 @@ def read_tensors(file: str | Path, roots: Sequence[str] = ()) -> dict[str, Tenso
     roots: what the names of the wanted model's tensors begin with, to tell its names from prefixes (see `unwrap`).
     """
     file = Path(file)
-    start = _start_of(file)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RealignError(f"The weights '{file}' cannot be read ({reason}): check the path.") from error
     if (content := _other_content(start)) is not None:
         raise RealignError(f"'{file}' holds no weights but {content}: download the file itself again.")
-    found = _safetensors(file) if _is_safetensors(start) else read_pickle(file)
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+    found = _safetensors(file) if is_safetensors else read_pickle(file)
     weights = unwrap(found, roots)
     if not weights.tensors:
         raise _no_tensors(file, found)
@@ -88,23 +93,12 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 def _no_tensors(file: Path, found: Any) -> RealignError:
     values = [found, *found.values()] if isinstance(found, Mapping) else [found]
-    objects = [type(value) for value in values if isinstance(value, Inert)]
-    if objects:
-        kind = f"{objects[0].__module__}.{objects[0].__qualname__}"
+    for kind in (type(value) for value in values if isinstance(value, Inert)):
         return RealignError(
-            f"'{file}' holds no tensors by name, but an object ({kind}), which is not read: get its state_dict, or "
-            "safetensors."
+            f"'{file}' holds no tensors by name, but an object ({kind.__module__}.{kind.__qualname__}), which is not "
+            "read: get its state_dict, or safetensors."
         )
     return RealignError(f"'{file}' holds no tensors by name: choose a file of weights.")
-
-
-def _start_of(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(512)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RealignError(f"The weights '{file}' cannot be read ({reason}): check the path.") from error
 
 
 def _other_content(start: bytes) -> str | None:
@@ -117,7 +111,3 @@ def _other_content(start: bytes) -> str | None:
     if text.startswith(b"version https://git-lfs"):
         return "a pointer of git LFS"
     return None
-
-
-def _is_safetensors(start: bytes) -> bool:
-    return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import RealignError, first_line
-from .folders import Published, differences, quiet_loading
+from .folders import T, differences, quiet_loading
 from .values import check_dtypes, check_finite, not_finite
-
-T = TypeVar("T", bound=Published)
 
 
 @contextmanager
@@ -35,10 +33,7 @@ def empty_weights() -> Iterator[None]:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: str | Path, wanted: str, dtype: torch.dtype) -> None:
-    """Make the tensors the model's parameters, by name, then convert it to `dtype`.
-
-    wanted: what the file should be, for the message, e.g. `a SAM segmenter`.
-    """
+    """Make the tensors the model's parameters, by name, in `dtype`. wanted: for the message, e.g. `a SAM segmenter`."""
     state = model.state_dict()
     missing = [name for name in state if name not in tensors]
     unknown = [name for name in tensors if name not in state]
@@ -63,8 +58,7 @@ def from_tensors(
     """A transformers model from a file in its authors' layout.
 
     config_of: reads the model's sizes from the tensors' shapes.
-    convert: gives the tensors the names of transformers' published folders. The names inside its classes differ
-        between versions; `from_pretrained` knows how.
+    convert: gives the tensors the names of published folders, which `from_pretrained` knows in every version.
     wanted: what the file should be, for the message, e.g. `a SAM segmenter`. options: passed to `kind.from_pretrained`.
     """
     try:

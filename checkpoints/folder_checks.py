@@ -17,18 +17,12 @@ from ..core.files import is_weight_file
 from .files import check_header
 from .unpickling import check_only_tensors
 
-MAX_CONFIG = 2**24
-"""Bytes of a config.json; the longest list the names of 21,000 classes."""
-MAX_TEXT = 2**28
-"""Bytes of any other text file, such as a tokenizer's; the largest known have 33 MB."""
-MAX_LAYERS = 1000
-"""Layers, blocks or stages in one list of them."""
-MAX_SIDE = 8192
-"""Pixels or latents per side of a model's images."""
-ALWAYS = 2_000_000_000
-"""Weights that a config may always describe, because it may have parts that the files leave out."""
-TIMES = 8
-"""By what factor a config's weights, counted roughly, may exceed what the files have room for."""
+MAX_CONFIG = 2**24  # bytes of a config.json; the longest list the names of 21,000 classes
+MAX_TEXT = 2**28  # bytes of any other text file, such as a tokenizer's; the largest known have 33 MB
+MAX_LAYERS = 1000  # layers, blocks or stages in one list of them
+MAX_SIDE = 8192  # pixels or latents per side of a model's images
+ALWAYS = 2_000_000_000  # weights that a config may always describe, because it may have parts that the files leave out
+TIMES = 8  # by what factor a config's weights, counted roughly, may exceed what the files have room for
 
 _LAYERS = re.compile(r"layer|depth|block|stage")
 _SIZES = re.compile(r"size|dim|width|channels|d_model|d_ff|d_kv|n_embd|n_inner|inner|features|queries|feed_forward|ffn")
@@ -43,16 +37,13 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """Check the sizes of a folder's text files and what its `config.json` describes; return that, {} if none."""
     for file in folder.iterdir():
         most = MAX_CONFIG if file.name == "config.json" else MAX_TEXT
-        if (
-            file.suffix.lower() in (".json", ".txt", ".model", ".jinja")
-            and file.is_file()
-            and file.stat().st_size > most
-        ):
+        size = file.stat().st_size if file.is_file() else 0
+        if size > most and file.suffix.lower() in (".json", ".txt", ".model", ".jinja"):
             raise RealignError(
-                f"'{file}' has {file.stat().st_size / 2**20:.0f} MiB, and no such file needs more than "
-                f"{most // 2**20}: download it again."
+                f"'{file}' has {size / 2**20:.0f} MiB, and no such file needs more than {most // 2**20}: download it "
+                "again."
             )
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     _check_sizes(config, folder)
     return config
 
@@ -69,7 +60,7 @@ def check_weights(folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         check_header(file)
     for index in folder.glob("*.safetensors.index.json"):
-        shards = _read_json(index).get("weight_map")
+        shards = read_json(index).get("weight_map")
         for file in sorted({str(name) for name in shards.values()} if isinstance(shards, dict) else ()):
             if not file.lower().endswith(".safetensors"):
                 check_only_tensors(folder / file)
@@ -78,7 +69,8 @@ def check_weights(folder: Path) -> None:
             check_only_tensors(file)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} if there is no file."""
     if not file.is_file():
         return {}
     try:

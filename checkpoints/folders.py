@@ -103,10 +103,8 @@ def _config_object(kind: type, config: Mapping[str, Any]) -> Any:
 
 
 def differences(model: nn.Module, info: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """The names of weights that are missing, unknown, or of another shape, from transformers' loading report.
-
-    Index buffers do not count as missing: they follow from the sizes, and not all versions of transformers save them.
-    """
+    """The names of weights that are missing, unknown, or of another shape, from transformers' loading report."""
+    # index buffers follow from the sizes, and not all versions of transformers save them
     indices = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
     missing = sorted(set(info["missing_keys"]) - indices)
     reshaped = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]

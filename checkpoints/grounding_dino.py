@@ -17,10 +17,8 @@ from .kinds import looks_like, wrong_file
 from .names import count, rename, split_qkv, window_of
 
 KIND = "a GroundingDINO detector"
-HEADS = 8
-"""Attention heads of every published GroundingDINO; they cannot be read from shapes."""
-BERT_HEAD = 64
-"""Channels per attention head of every BERT; likewise."""
+HEADS = 8  # attention heads of every published GroundingDINO; they cannot be read from shapes
+BERT_HEAD = 64  # channels per attention head of every BERT; likewise
 
 ROOTS = (
     "backbone.", "transformer.", "bert.", "input_proj.", "feat_map.", "bbox_embed.", "class_embed.", "label_enc.",
@@ -81,10 +79,8 @@ _MODULES = (  # (path, path in transformers, ((name in it, name in transformers)
         (r"linear(\d)", r"fc\2"),
     )),
     ("transformer.", "model.", (
-        ("level_embed", "level_embed"),
         ("tgt_embed", "query_position_embeddings"),
-        ("enc_output", "enc_output"),
-        ("enc_output_norm", "enc_output_norm"),
+        ("(level_embed|enc_output|enc_output_norm)", r"\1"),
         ("enc_out_bbox_embed", "encoder_output_bbox_embed"),
         ("decoder.norm", "decoder.layer_norm"),
         ("decoder.ref_point_head", "decoder.reference_points_head"),

@@ -19,18 +19,15 @@ from .names import count, rename
 from .values import check_finite
 
 KIND = "an ImageReward"
-ROOTS = ("blip.", "mlp.layers.")
-"""What the names of its tensors begin with."""
+ROOTS = ("blip.", "mlp.layers.")  # what the names of its tensors begin with
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 """What the names of tensors that scoring does not need begin with: BLIP's contrastive projections, and 0, 1, 2, …"""
-HEAD = 64
-"""Channels per attention head in every ViT and BERT of BLIP; they cannot be read from shapes."""
+HEAD = 64  # channels per attention head in every ViT and BERT of BLIP; they cannot be read from shapes
 
 _VISION = "blip.visual_encoder."
 _TEXT = "blip.text_encoder."
 _MLP = "mlp.layers."
-_LAYERS = (0, 2, 4, 6, 7)
-"""Places of the linear layers in the head; dropout is between them."""
+_LAYERS = (0, 2, 4, 6, 7)  # places of the linear layers in the head; dropout is between them
 _WIDTHS = (1024, 128, 64, 16, 1)
 _BLOCK = r"blocks.(\d+)."
 _NAMES = (
@@ -50,8 +47,7 @@ class ImageRewardNetworks(NamedTuple):
 
     vision: BlipVisionModel
     text: BlipTextModel
-    head: nn.Sequential
-    """[B, D] → [B, 1], linear layers only; in float32."""
+    head: nn.Sequential  # [B, D] → [B, 1], linear layers only; in float32
 
 
 def load_image_reward(file: str | Path, dtype: torch.dtype = torch.float32) -> ImageRewardNetworks:

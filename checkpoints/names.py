@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-MAX_LAYERS = 256
-"""Layers in one list of a single file; the supported models have up to 48."""
-MAX_WINDOW = 64
-"""Side of a Swin's window; published ones have 7 or 12."""
+MAX_LAYERS = 256  # layers in one list of a single file; the supported models have up to 48
+MAX_WINDOW = 64  # side of a Swin's window; published ones have 7 or 12
 _FUSED = re.compile(r"(.+\.)(?:qkv\.|in_proj_)(weight|bias)")
 
 
@@ -29,10 +27,7 @@ def rename(name: str, table: Sequence[tuple[str, str]]) -> str:
 
 
 def split_qkv(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
-    """Split each fused projection (`x.qkv.weight`, `x.in_proj_bias`) [3 D, …] into three tensors [D, …].
-
-    parts: the names of queries, keys and values, e.g. `("q_proj", "k_proj", "v_proj")` → `x.q_proj.weight`, ….
-    """
+    """Split `x.qkv.weight` or `x.in_proj_bias` [3 D, …] into three [D, …] named by `parts`, e.g. `x.q_proj.weight`."""
     out = {}
     for name, tensor in tensors.items():
         if fused := _FUSED.fullmatch(name):
@@ -43,24 +38,18 @@ def split_qkv(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, 
 
 
 def count(names: Iterable[str], start: str) -> int:
-    """The number of layers whose tensors' names begin with `start` and the layer's number; see `check_layers`."""
-    return check_layers(len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)}), start)
-
-
-def check_layers(number: int, start: str) -> int:
-    """The number, or a ValueError above `MAX_LAYERS`: a broken file's layers could take hours to build."""
-    if number > MAX_LAYERS:
-        raise ValueError(f"it has {number:,} layers '{start}…', more than {MAX_LAYERS}")
-    return number
+    """The number of layers whose tensors' names begin with `start` and the layer's number; see `check_most`."""
+    layers = {name[len(start) :].split(".")[0] for name in names if name.startswith(start)}
+    return check_most(len(layers), MAX_LAYERS, f"layers '{start}…'")
 
 
 def window_of(rows: int) -> int:
-    """The side of a Swin's window, from the (2 side - 1)² rows of its relative position biases; see `check_window`."""
-    return check_window((math.isqrt(rows) + 1) // 2)
+    """The side of a Swin's window, from the (2 side - 1)² rows of its relative position biases; see `check_most`."""
+    return check_most((math.isqrt(rows) + 1) // 2, MAX_WINDOW, "tokens per side of a window")
 
 
-def check_window(side: int) -> int:
-    """The side of a Swin's window, or a ValueError above `MAX_WINDOW`: its index of biases has side⁴ entries."""
-    if side > MAX_WINDOW:
-        raise ValueError(f"its windows are {side} wide, more than {MAX_WINDOW}")
-    return side
+def check_most(number: int, most: int, what: str) -> int:
+    """The number, or a ValueError above `most`: a broken file's model could take hours to build."""
+    if number > most:
+        raise ValueError(f"it has {number:,} {what}, more than {most}")
+    return number

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,21 +13,19 @@ from transformers import CLIPConfig, CLIPModel
 from ..core.errors import RealignError
 from .files import read_tensors
 from .filling import from_tensors
+from .folder_checks import read_json
 from .kinds import looks_like, wrong_file
 from .names import count, rename, split_qkv
 
 KIND = "a CLIP of open_clip"
-UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
-"""Constants in some files; sizes are read from the shapes."""
+UNUSED = ("attn_mask", "input_resolution", "context_length", "vocab_size")  # constants in some files
 ROOTS = (
     "visual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
     "logit_scale", *UNUSED,
 )  # fmt: skip
 """What the names of its tensors begin with."""
-HEAD = 64
-"""Channels per attention head of every published text tower; they cannot be read from shapes."""
-_VISION_HEADS = {1280: 80, 1408: 88, 1664: 104}
-"""{width: channels per attention head} of the widest image towers (ViT-H, g and bigG); `HEAD` in all others."""
+HEAD = 64  # channels per attention head of every published text tower; they cannot be read from shapes
+_VISION_HEADS = {1280: 80, 1408: 88, 1664: 104}  # {width: channels per head} of ViT-H, g and bigG; else `HEAD`
 
 _LAYER = r"transformer.resblocks.(\d+)"
 _PARTS = (
@@ -52,29 +49,20 @@ _NAMES = (
     ("text_projection", "text_projection.weight"),
     *((rf"{_LAYER}.{old}", rf"text_model.encoder.layers.\1.{new}") for old, new in _PARTS),
 )
-_TRANSPOSED = ("visual.proj", "text_projection")
-"""Matrices [in, out]."""
+_TRANSPOSED = ("visual.proj", "text_projection")  # matrices [in, out]
 
 
 def load_open_clip(file: str | Path, dtype: torch.dtype = torch.float32) -> CLIPModel:
-    """A CLIP on the CPU; its sizes follow from the tensors' shapes.
-
-    Its activation is exact GELU, open_clip's default, unless the `open_clip_config.json` beside it says QuickGELU.
-    """
+    """A CLIP on the CPU, with exact GELU unless the `open_clip_config.json` beside it says QuickGELU."""
     tensors = {name: tensor for name, tensor in read_tensors(file, ROOTS).items() if name not in UNUSED}
     if looks_like(tensors) != KIND:
         raise wrong_file(file, tensors, f"{KIND} with a ViT, such as negclip.pth,")
-    config = partial(config_of, activation="quick_gelu" if _quick_gelu(Path(file)) else "gelu")
+    beside = Path(file).with_name("open_clip_config.json")
+    model_cfg = read_json(beside).get("model_cfg", {})
+    if not isinstance(model_cfg, dict):
+        raise RealignError(f"The model_cfg in '{beside}' is no JSON object: download it again.")
+    config = partial(config_of, activation="quick_gelu" if model_cfg.get("quick_gelu") else "gelu")
     return from_tensors(CLIPModel, config, convert, tensors, file, KIND, dtype)
-
-
-def _quick_gelu(file: Path) -> bool:
-    beside = file.with_name("open_clip_config.json")
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        return bool(config.get("model_cfg", {}).get("quick_gelu", False))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise RealignError(f"'{beside}' cannot be read as JSON ({error}): download it again.") from error
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,21 +11,18 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 from ..core.errors import RealignError
 
-MAX_INSTRUCTIONS = 500_000
-"""In all pickles of a file; a checkpoint with its optimizer has some thirty per tensor."""
-MAX_BYTES = 2**28
-"""Of the pickles in torch's zip, beside which the tensors lie."""
+MAX_INSTRUCTIONS = 500_000  # in all pickles of a file; a checkpoint with its optimizer has some thirty per tensor
+MAX_BYTES = 2**28  # of the pickles in torch's zip, beside which the tensors lie
 MAX_TUPLE = 10_000
 """Values in a tuple, with nested tuples. Nesting can double them with each instruction, and hashing visits all."""
-_EXPANSION = 20
-"""By what factor a zip's content may exceed the file; torch does not compress."""
-_LEGACY_PICKLES = 5
-"""Before torch 1.6: magic number, version, machine, content, storage names; then the tensors' bytes."""
+_EXPANSION = 20  # by what factor a zip's content may exceed the file; torch does not compress
+_LEGACY_PICKLES = 5  # before torch 1.6: magic number, version, machine, content, storage names; then the tensors' bytes
 
 _TENSORS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
@@ -54,16 +51,9 @@ class Imports:
 
     names: dict[str, None] = field(default_factory=dict)
     """`module.name` of each import that tensors do not need, in the order of the file."""
-    mappings: set[str] = field(default_factory=set)
-    """Names whose objects are filled like a dict."""
-    lists: set[str] = field(default_factory=set)
-    """Names whose objects are filled like a list."""
-    protocol: int = 0
-    """The highest protocol of the pickles."""
-
-    def code(self) -> str | None:
-        """The first name of a function, or of a standard library class that is no plain value."""
-        return next((name for name in self.names if not is_data(name)), None)
+    mappings: set[str] = field(default_factory=set)  # names whose objects are filled like a dict
+    lists: set[str] = field(default_factory=set)  # names whose objects are filled like a list
+    protocol: int = 0  # the highest protocol of the pickles
 
 
 class _Import(str):
@@ -84,37 +74,23 @@ _TAKEN = {
     for name, before in _OPERANDS.items()
 }
 """{instruction: (number of operands, whether it also takes everything down to the last mark)}"""
-_PUSHED = {
-    name
-    for name, before in _OPERANDS.items()
-    if not before and _RESULTS[name] == 1 and name not in (*_GET, *_IMPORTING, *_TUPLES, "MARK")
-}
 
 
 def is_data(name: str) -> bool:
-    """Whether the import `module.name` can only be a value: plain data, or a class of some training script.
-
-    Only the name decides, because nothing is imported; a function's name begins with a small letter.
-    """
+    """Whether an import can only be a value, by its name alone: plain data, or a class of some training script."""
     if _PLAIN.fullmatch(name):
         return True
     module, _, last = name.rpartition(".")
-    public = last.lstrip("_")
+    public = last.lstrip("_")  # functions' names begin with a small letter
     return module.partition(".")[0] not in sys.stdlib_module_names and public[:1].isupper()
 
 
 def scan(file: Path) -> Imports:
-    """What a file's pickles would import.
-
-    Raises:
-        OSError, zipfile.BadZipFile: it cannot be read.
-        RealignError: it is larger than weights need.
-    """
-    found = Imports()
+    """What a file's pickles would import; an OSError or BadZipFile if it cannot be read."""
+    found, counter = Imports(), count(1)
     with _pickles(file) as streams:
-        counted = 0
         for stream in streams:
-            counted = _follow_pickle(stream, found, file, counted)
+            _follow_pickle(stream, found, file, counter)
     return found
 
 
@@ -140,35 +116,29 @@ def too_large(file: Path, what: str) -> RealignError:
     return RealignError(f"'{file}' holds {what}, which no file of weights does: get the model from its own authors.")
 
 
-def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counted: int) -> int:
-    """Follow a pickle as far as it can be read; `counted` instructions came before. Returns the new count."""
+def _follow_pickle(stream: IO[bytes], found: Imports, file: Path, counter: Iterator[int]) -> None:
+    """Follow a pickle as far as it can be read. The counter counts the instructions of all pickles.
+
+    The stack holds strings, imports, and for all else how many values hashing it visits.
+    """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     try:
         for code, argument, _ in pickletools.genops(stream):
-            counted += 1
-            if counted > MAX_INSTRUCTIONS:
+            if next(counter) > MAX_INSTRUCTIONS:
                 raise too_large(file, f"a pickle of more than {MAX_INSTRUCTIONS:,} instructions")
-            _follow(code.name, argument, stack, memo, found)
+            if code.name in _PUT:
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            elif code.name in _GET:
+                stack.append(memo[argument])
+            else:
+                stack.extend(_results(code.name, argument, _operands(code.name, stack), found))
             if stack and type(stack[-1]) is int and stack[-1] > MAX_TUPLE:
                 raise too_large(file, f"a tuple of more than {MAX_TUPLE:,} values")
     except RealignError:
         raise
     except Exception:  # the pickles end and the weights begin, or the file is damaged
-        return counted
-    return counted
-
-
-def _follow(name: str, argument: Any, stack: list[Any], memo: dict[Any, Any], found: Imports) -> None:
-    """Follow one instruction. The stack holds strings, imports, and for all else how many values hashing it visits."""
-    if name in _PUT:
-        memo[len(memo) if argument is None else argument] = stack[-1]
-    elif name in _GET:
-        stack.append(memo[argument])
-    elif name in _PUSHED:
-        stack.append(argument if type(argument) is str else 1)
-    else:
-        stack.extend(_results(name, argument, _operands(name, stack), found))
+        return
 
 
 def _operands(name: str, stack: list[Any]) -> list[Any]:
@@ -196,17 +166,15 @@ def _results(name: str, argument: Any, operands: list[Any], found: Imports) -> l
         return [_MARK]
     if name == "DUP":
         return operands * 2
-    if name in _FILLING:
-        if type(operands[0]) is _Import:
-            (found.mappings if name.startswith("SETITEM") else found.lists).add(operands[0])
-        return operands[:1]
-    if name in _CALLING:
+    if name in _FILLING and type(operands[0]) is _Import:
+        (found.mappings if name.startswith("SETITEM") else found.lists).add(operands[0])
+    if name in (*_FILLING, *_CALLING):
         return operands[:1]
     if name in _TUPLES:
         return [1 + sum(item if type(item) is int else 1 for item in operands)]
     if name == "PROTO":
         found.protocol = max(found.protocol, argument)
-    return [1] * _RESULTS[name]
+    return [argument if type(argument) is str else 1] * _RESULTS[name]
 
 
 def _add_import(module: str, last: str, found: Imports) -> _Import:

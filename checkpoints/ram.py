@@ -18,7 +18,7 @@ from .filling import empty_weights, fill
 from .folder_checks import check_folder
 from .folders import existing_folder
 from .kinds import looks_like, wrong_file
-from .names import check_layers, check_window, count, window_of
+from .names import MAX_LAYERS, MAX_WINDOW, check_most, count, window_of
 from .networks.ram import Ram, RamConfig, RamPlus
 from .networks.swin import PATCH
 from .values import plain_tensors
@@ -34,21 +34,16 @@ UNUSED = (
     r"tagging_head\.(embeddings\.|encoder\.layer\.\d+\.attention\.)",  # parts of BERT that the head does not use
 )
 """Published tensors that tagging does not need, as regular expressions."""
-DESCRIPTIONS = 51
-"""Texts per tag in a published RAM++."""
+DESCRIPTIONS = 51  # texts per tag in a published RAM++
 _KINDS = ("a RAM tagger", "a RAM++ tagger")
 _HEADS = 4
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-"""The files of our own layout: `RamConfig`'s fields, and the weights under `Ram`'s names."""
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"  # our own layout: `RamConfig`'s fields, `Ram`'s tensors
 _TABLE_NAME = "visual_encoder.layers.{}.blocks.{}.attn.relative_position_bias_table"
 _TABLE = re.compile(_TABLE_NAME.replace(".", r"\.").format(r"(\d+)", r"\d+"))
 
 
 def load_ram(path: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
-    """A RAM or RAM++ on the CPU.
-
-    path: a published file, a folder that holds one, or a folder with our `config.json` and `model.safetensors`.
-    """
+    """A RAM or RAM++ on the CPU: a published file, its folder, or our `config.json` and `model.safetensors`."""
     file = weights_file(path)
     folder = existing_folder(path) if file is None else file.parent
     ours = all((folder / name).is_file() for name in (_CONFIG, _WEIGHTS))
@@ -62,7 +57,7 @@ def load_ram(path: str | Path, dtype: torch.dtype = torch.float32) -> Ram:
 def _load_ours(folder: Path, dtype: torch.dtype) -> Ram:
     try:
         config = RamConfig(**check_folder(folder))
-        check_window(config.window_size)
+        check_most(config.window_size, MAX_WINDOW, "tokens per side of a window")
         with empty_weights():
             model = Ram(config)
         tensors = load_file(folder / _WEIGHTS)
@@ -105,18 +100,12 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> RamConfig:
-    """The model's sizes, read from the shapes of its tensors under `Ram`'s names.
-
-    The last map of a published Swin is one window wide; so the image has 384 pixels for a window of 12, 224 for 7.
-
-    Raises:
-        LookupError, ArithmeticError, TypeError, ValueError: a tensor that a size is read from is missing or misshapen.
-    """
+    """The model's sizes, read from the shapes of its tensors under `Ram`'s names."""
     depths = Counter(int(found[1]) for name in tensors if (found := _TABLE.fullmatch(name)))
-    check_layers(max(len(depths), *depths.values(), 1), "visual_encoder.layers.")
+    check_most(max(len(depths), *depths.values(), 1), MAX_LAYERS, "layers 'visual_encoder.layers.…'")
     tables = [tensors[_TABLE_NAME.format(stage, 0)] for stage in range(max(1, len(depths)))]  # [(2 window - 1)², heads]
     window = window_of(len(tables[0]))
-    return RamConfig(
+    return RamConfig(  # a published Swin's last map is one window wide: 384 pixels for a window of 12, 224 for 7
         image_size=PATCH * 2 ** (len(tables) - 1) * window,
         num_tags=len(tensors["label_embed"]) // (DESCRIPTIONS if "reweight_scale" in tensors else 1),
         embed_dim=len(tensors["visual_encoder.patch_embed.proj.weight"]),

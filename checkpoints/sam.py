@@ -16,10 +16,8 @@ from .names import count, rename
 
 KIND = "a SAM segmenter"
 
-UNUSED = ("pixel_mean", "pixel_std")
-"""Constants in some files; the image processor has them."""
-ROOTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.", *UNUSED)
-"""What the names of its tensors begin with."""
+UNUSED = ("pixel_mean", "pixel_std")  # constants in some files; the image processor has them
+ROOTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.", *UNUSED)  # what the names of its tensors begin with
 _NAMES = (  # only those that differ
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),

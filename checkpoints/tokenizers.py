@@ -22,14 +22,11 @@ _CONFIGS = ("tokenizer_config.json", "config.json")
 def bert_tokenizer(
     file: str | Path, size: int, given: str | Path | None = None, added: Sequence[str] = ()
 ) -> BertTokenizerFast:
-    """The tokenizer of `bert-base-uncased` for a file of weights.
+    """The tokenizer of `bert-base-uncased` with a vocabulary of `size` for a file of weights.
 
-    file: the weights; the tokenizer is searched for beside them, then in Hugging Face's cache.
-    size: of the model's vocabulary.
-    given: the tokenizer's folder, or a file in it; nothing else is searched then.
+    given: its folder, or a file in it; by default it is searched for beside the weights, then in Hugging Face's cache.
     added: special tokens that the model has beside BERT's.
     """
-
     file = Path(file)
     cached = (try_to_load_from_cache(model, name) for model in _BERTS for name in _BERT_FILES)
     beside = [file.parent, file.parent / "bert-base-uncased", file.parent.parent / "bert-base-uncased"]
@@ -52,10 +49,7 @@ def bert_tokenizer(
 
 
 def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """CLIP's tokenizer for a file of weights: from beside the file, else from the folder `other`.
-
-    size: of the model's vocabulary.
-    """
+    """CLIP's tokenizer with a vocabulary of `size`, from beside the file of weights, else from the folder `other`."""
     places = [Path(file).parent] + ([Path(other)] if other is not None else [])
     folders = _folders_with(_CLIP_FILES, places)
     if not folders:
@@ -73,10 +67,7 @@ def clip_tokenizer(file: str | Path, size: int, other: str | Path | None = None)
 
 
 def _first_that_fits(read: Callable[[Path], T], folders: Sequence[Path], file: str | Path, size: int, model: str) -> T:
-    """The first tokenizer of this size, because a folder with several models' files may hold another one's tokenizer.
-
-    If none fits, the error is about one of another size, else about one that cannot be read.
-    """
+    """The first tokenizer of this size; the error is about one of another size, else about one that cannot be read."""
     unreadable, misfits = [], []
     for folder in folders:
         try:

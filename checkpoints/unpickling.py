@@ -15,29 +15,20 @@ from typing import Any
 import torch
 
 from ..core.errors import RealignError, first_line
-from .pickle_scan import Imports, scan
+from .pickle_scan import Imports, is_data, scan
 
-SAFE_TORCH = (2, 6)
-"""Before this version a pickle can run code even if it is read with `weights_only` (CVE-2025-32434)."""
-SAFE_PROTOCOL = 2
-"""The highest protocol that torch's restricted reader supports; torch.save writes it."""
-MAX_CLASSES = 1000
-"""Classes of training scripts in one file."""
+SAFE_TORCH = (2, 6)  # before this version a pickle can run code even if it is read with `weights_only` (CVE-2025-32434)
+SAFE_PROTOCOL = 2  # the highest protocol that torch's restricted reader supports; torch.save writes it
+MAX_CLASSES = 1000  # classes of training scripts in one file
 _registered = threading.Lock()
 _ADVICE = re.compile(r"weights_only|add_safe_globals|safe_globals")
 
 
 class Inert:
-    """Stands for an object that is neither tensor nor plain value; it accepts and drops what the pickle gives it.
-
-    Each subclass has the name of the class that it replaces.
-    """
+    """Stands for an object that is neither tensor nor plain value, and drops what the pickle gives it."""
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
         return object.__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
 
     def __setstate__(self, _: Any) -> None:
         pass
@@ -114,7 +105,7 @@ def reason(error: BaseException) -> str:
 
 
 def _refuse_programs(file: Path, found: Imports) -> None:
-    if (code := found.code()) is not None:
+    if code := next((name for name in found.names if not is_data(name)), None):
         raise RealignError(
             f"'{file}' was not read, and nothing in it ran: beside weights it holds code ({code}). Get it as "
             "safetensors, or from the model's own authors."

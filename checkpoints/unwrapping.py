@@ -38,12 +38,9 @@ class Weights:
     """A file's weights, and what was skipped."""
 
     tensors: dict[str, Tensor]
-    place: tuple[str, ...] = ()
-    """The keys that lead to them; none if they are the file's top level."""
-    skipped: list[str] = field(default_factory=list)
-    """The other contents, e.g. `epoch` or `args (Namespace)`."""
-    prefixes: list[str] = field(default_factory=list)
-    """Prefixes that were stripped from the names."""
+    place: tuple[str, ...] = ()  # the keys that lead to them; none if they are the file's top level
+    skipped: list[str] = field(default_factory=list)  # the other contents, e.g. `epoch` or `args (Namespace)`
+    prefixes: list[str] = field(default_factory=list)  # prefixes that were stripped from the names
 
     def report(self) -> str:
         """A sentence for the log on what was skipped; empty if nothing was."""
@@ -57,11 +54,9 @@ class Weights:
 def unwrap(content: Any, roots: Sequence[str] = ()) -> Weights:
     """The weights in a file's content, under their model's own names.
 
-    roots: what the wanted model's names begin with. Without them, a prefix is stripped only if all names have one, and
-        never from the names of a model that `kinds.looks_like` knows.
-
     Of several mappings with tensors, the one with most names of the wanted model is taken; among equals the one under
     the first key of `WRAPPERS`, so averages only if there is nothing else.
+    roots: what the wanted model's names begin with. Without them, only an unknown model's names lose prefixes.
     """
     candidates = []
     for path, mapping in sorted(_mappings(content), key=lambda item: _rank(*item)):
@@ -110,15 +105,16 @@ def _beside(content: Any, place: tuple[str, ...]) -> list[str]:
     """The other entries at each level on the way to the weights, and among them."""
     skipped = []
     for depth in range(len(place) + 1):
+        among = depth == len(place)
         for key, value in content.items():
-            if (depth < len(place) and key == place[depth]) or (depth == len(place) and isinstance(value, Tensor)):
+            if (among and isinstance(value, Tensor)) or (not among and key == place[depth]):
                 continue
-            if depth == len(place) and isinstance(key, str) and key.endswith(("_metadata", "_extra_state")):
+            if among and str(key).endswith(("_metadata", "_extra_state")):
                 continue
             kind = type(value)
             plain = kind.__module__ in ("builtins", "collections", "torch") and kind.__name__ != "type"
             skipped.append(".".join(map(str, (*place[:depth], key))) + ("" if plain else f" ({kind.__name__})"))
-        if depth < len(place):
+        if not among:
             content = content[place[depth]]
     return skipped
 
@@ -132,7 +128,8 @@ def _strip_prefixes(tensors: Mapping[str, Tensor], roots: Sequence[str]) -> Weig
     if sum(map(bool, prefixes.values())) * 2 > len(prefixes):  # a tensor without the prefix belongs to something else
         outside = [name for name in tensors if name not in prefixes]
     full = {name: clean[name].removeprefix(prefixes.get(name, "")) for name in tensors}
-    order = sorted(tensors, key=lambda name: (_is_average(prefixes.get(name, "")), len(clean[name])))
+    averages = {name for name, prefix in prefixes.items() if not set(AVERAGES).isdisjoint(prefix.split("."))}
+    order = sorted(tensors, key=lambda name: (name in averages, len(clean[name])))
     places: dict[str, str] = {}
     for name in order:
         if name in prefixes or not outside:
@@ -148,10 +145,6 @@ def _hides_other_model(prefixes: Mapping[str, str], clean: Mapping[str, str]) ->
     before = looks_like(clean.values())
     after = looks_like(clean[name].removeprefix(prefix) for name, prefix in prefixes.items())
     return after.startswith("an unknown") and not before.startswith("an unknown")
-
-
-def _is_average(prefix: str) -> bool:
-    return any(part in AVERAGES for part in prefix.split("."))
 
 
 def _prefixes_of_known(clean: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, str]:

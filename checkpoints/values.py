@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,14 +11,9 @@ from torch import Tensor
 
 from ..core.errors import RealignError
 
-MAX_TENSORS = 20_000
-"""Tensors in a single file; the largest supported models have some two thousand."""
-_SCALES = ("scale_weight", "weight_scale")
-"""Beside an 8-bit `x.weight`, the names after `x.` of its scale factor, as ComfyUI and others write them."""
-_FOUR_BITS = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}
-"""Two values per byte, which torch can hold but not convert."""
-_NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
-"""Other entries beside 8-bit weights, which are dropped."""
+MAX_TENSORS = 20_000  # tensors in a single file; the largest supported models have some two thousand
+_SCALES = ("scale_weight", "weight_scale")  # beside an 8-bit `x.weight`, the names after `x.` of its scale factor
+_NO_WEIGHTS = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")  # other entries beside 8-bit weights, dropped
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, Tensor]:
@@ -26,9 +22,7 @@ def plain_tensors(tensors: Mapping[str, Tensor], file: str | Path) -> dict[str, 
     for name, tensor in tensors.items():
         if (kind := _unusual(tensor)) is not None:
             raise RealignError(f"'{name}' in '{file}' is {kind}: get the weights in fp32, fp16 or bf16.")
-    if not any(_is_float8(tensor) for tensor in tensors.values()):
-        return dict(tensors)
-    return _from_float8(tensors, file)
+    return _from_float8(tensors, file) if any(map(_is_float8, tensors.values())) else dict(tensors)
 
 
 def check_count(number: int, file: str | Path) -> None:
@@ -41,10 +35,7 @@ def check_count(number: int, file: str | Path) -> None:
 
 
 def check_dtypes(tensors: Mapping[str, Tensor], file: str | Path) -> None:
-    """Raise a RealignError unless all weights are floating point numbers; indices, known by their names, need not be.
-
-    Integers and complex numbers belong to a quantised or another model.
-    """
+    """Raise a RealignError unless all weights are floating point; indices, known by their names, need not be."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() and not name.endswith(("_index", "_ids")):
             raise RealignError(
@@ -59,7 +50,7 @@ def _is_float8(tensor: Tensor) -> bool:
 
 def _unusual(tensor: Tensor) -> str | None:
     """In what way a tensor is more than an array of numbers; None for a plain one."""
-    if tensor.is_quantized or tensor.dtype in _FOUR_BITS:
+    if tensor.is_quantized or tensor.dtype == getattr(torch, "float4_e2m1fn_x2", None):
         return "quantised"
     if tensor.is_nested or tensor.layout != torch.strided:
         return "sparse or nested"
@@ -99,10 +90,7 @@ def _scale(tensor: Tensor, scale: Tensor, name: str, file: str | Path) -> Tensor
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], place: str | Path, among: str = "") -> None:
-    """Raise a RealignError that names the first tensor with a NaN or infinite value. One pass, without a copy.
-
-    place: the file or folder, for the message. among: more for the message, e.g. ` as float16`.
-    """
+    """Raise a RealignError if a tensor in the file or folder `place` is NaN or infinite. among: for the message."""
     if (name := not_finite(tensors)) is not None:
         raise RealignError(
             f"'{place}' holds values that are not finite (NaN or infinite{among}), first in '{name}': download the "
@@ -117,13 +105,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
             continue
         values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         values = values.detach().float() if _is_float8(values) else values.detach()
-        if not _are_finite(values):
+        with suppress(RuntimeError):  # older torch has no aminmax in half precision on a CPU
+            values = torch.stack(values.aminmax())
+        if not values.isfinite().all():
             return name
     return None
-
-
-def _are_finite(values: Tensor) -> bool:
-    try:
-        return bool(torch.stack(values.aminmax()).isfinite().all())
-    except RuntimeError:  # older torch has no aminmax in half precision on a CPU
-        return bool(values.isfinite().all())

@@ -32,10 +32,7 @@ def describe_regions(sets: Sequence[RegionSet], searched: bool = False) -> str:
 
 
 def describe_unhelped(regions: RegionSet) -> str:
-    """Which phrases of the prompt gain nothing from re-weighted attention, and why; empty where all do.
-
-    Clauses for the end of a sentence: "not found in the image, so not helped: 'a blue square'".
-    """
+    """Which phrases gain nothing from re-weighting, e.g. "not found in the image, so not helped: 'a dog'"; or empty."""
     with_phrase = [region for region in regions if region.phrase]
     reasons = (
         ("not found in the image, so not helped", [r for r in with_phrase if not r.area]),

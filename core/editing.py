@@ -18,10 +18,7 @@ from .words import content_words, occurrences, strip_weights
 def pair_masks(masks: Tensor, sets: Sequence[RegionSet]) -> list[tuple[RegionSet, Tensor]]:
     """Each image's set with its mask [H, W]. A single mask, or a single set, serves all images.
 
-    masks: a MASK of any shape (see `as_masks`); mask i belongs to image i.
-
-    Raises:
-        RealignError: the numbers of masks and images differ.
+    masks: a MASK of any shape (see `as_masks`); mask i belongs to image i. Other numbers raise a RealignError.
     """
     masks = as_masks(masks)
     images = broadcast_sets(sets, max(len(masks), len(sets)))
@@ -64,11 +61,7 @@ def edit_region(
 
 
 def add_region(regions: RegionSet, phrase: str, mask: Tensor, likelihood: float = CERTAIN) -> RegionSet:
-    """The set with one more region that was drawn by hand: mask [H, W].
-
-    Raises:
-        RealignError: the phrase has no word of the prompt.
-    """
+    """The set with one more region that was drawn by hand: mask [H, W]. Foreign words raise a RealignError."""
     phrase = _in_prompt(phrase, regions.prompt)
     region = Region(
         tag=(content_words(phrase) or [phrase])[-1],

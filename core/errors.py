@@ -10,10 +10,7 @@ from .text import message
 
 
 class RealignError(ValueError):
-    """Bad input, in one sentence: what is wrong, with which value, and how to fix it.
-
-    The sentence can be printed and saved whatever the value holds (`core.text.message`).
-    """
+    """Bad input, in one printable sentence (see `core.text.message`): what is wrong, and how to fix it."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(message(sentence))

@@ -38,9 +38,7 @@ def write_whole(file: Path, content: str | bytes | Callable[[Path], object], *, 
 
     content: text, written as UTF-8 (see `printable`); bytes; or a function that writes to the path that it gets.
     durable: wait until the data is on disk, so that not even a power cut leaves an empty file.
-
-    Raises:
-        RealignError: it cannot be written.
+    A RealignError says why it cannot be written.
     """
     partial = partial_path(file)
     try:
@@ -89,13 +87,7 @@ def remove_partial_files(folder: Path, name: str | None = None) -> None:
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
-    """Make sure that a folder exists and can be written to.
-
-    option: the option that the error message asks to change.
-
-    Raises:
-        RealignError: it cannot be written to, or is no folder.
-    """
+    """Make a folder if it is missing; a RealignError that names the `option` if it is none or cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -116,8 +108,7 @@ def advice(error: BaseException | None) -> str:
 
 
 def _is_another_process(pid: int) -> bool:
-    """Whether another living process has this number. Not checked on Windows: an open file cannot be removed there, and
-    `os.kill` would end the process."""
+    """Whether another living process has this number. Not checked on Windows, where `os.kill` would end it."""
     if pid == os.getpid() or os.name == "nt":
         return False
     try:

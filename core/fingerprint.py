@@ -32,9 +32,6 @@ def fingerprint_of_files(path: Path, beside: Collection[str] = ()) -> str:
     path: a file; or a folder, whose weights, configuration and tokenizer count, by name and content. Hidden files,
         notes and pictures do not count. A missing path counts as an empty folder.
     beside: names of files that belong to a single file and lie beside it.
-
-    Raises:
-        RealignError: a file cannot be read.
     """
     try:
         if path.is_file():

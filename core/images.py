@@ -14,11 +14,7 @@ MIN_SIDE = 8
 
 
 def check_images(images: Tensor) -> Tensor:
-    """The images [B, H, W, 3] clamped to [0, 1], float32.
-
-    Raises:
-        RealignError: another shape, a side under 8 pixels, or a value that is not a number.
-    """
+    """The images [B, H, W, 3] clamped to [0, 1], float32; a RealignError for another shape, a side under 8 or NaN."""
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise RealignError(f"Images have shape {tuple(images.shape)}; give a batch [B, H, W, 3] with RGB last.")
     if min(images.shape[1:3]) < MIN_SIDE:

@@ -13,16 +13,7 @@ from .errors import RealignError
 from .json_text import finite_number, json_values
 from .masks import Size, as_masks, box_mask, check_memory, empty_masks, mask_box
 from .phrases import nearest_span, noun_phrases
-from .regions import (
-    CERTAIN,
-    Box,
-    Region,
-    RegionSet,
-    check_count,
-    check_prompt,
-    nearest_likelihood,
-    with_occurrences,
-)
+from .regions import CERTAIN, Box, Region, RegionSet, check_count, check_prompt, nearest_likelihood, with_occurrences
 from .text import encodable, quote, shorten
 from .words import content_words, occurrences, strip_weights
 
@@ -75,11 +66,7 @@ def region_sets(value: Any, *, text: str | None = "", size: Size | None = None) 
 
 
 def broadcast_sets(sets: Sequence[RegionSet], count: int) -> tuple[RegionSet, ...]:
-    """One set per image; a single set serves all of them.
-
-    Raises:
-        RealignError: another number of sets.
-    """
+    """One set per image; a single set serves all of them, another number raises a RealignError."""
     if len(sets) not in (1, count):
         raise RealignError(f"There are regions for {len(sets)} images but {count} images: connect those of this batch.")
     return tuple(sets) * (count if len(sets) == 1 else 1)
@@ -139,7 +126,6 @@ def _from_boxes(boxes: Any, text: str, size: Size | None) -> RegionSet:
     for i, (corners, score) in enumerate(corners_and_scores):
         phrase = labels[i] or (things[i] if i < len(things) else "")
         corners = _fractions(corners, size, phrase, notes)
-        assert size is not None  # `_fractions` has raised an error otherwise
         regions.append(_region(phrase, text, box=corners, mask=box_mask(corners, size), detection=score))
     return _region_set(text, regions, notes=notes)
 

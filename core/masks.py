@@ -20,10 +20,9 @@ RANGE = (-0.5, 1.5)
 
 
 def as_masks(value: Tensor) -> Tensor:
-    """A MASK of any usual shape, [H, W], [N, H, W] or [N, 1, H, W], as [N, H, W] in [0, 1].
+    """A MASK [H, W], [N, H, W] or [N, 1, H, W] as [N, H, W] in [0, 1].
 
-    Raises:
-        RealignError: another shape, or a value that is NaN or outside of `RANGE`.
+    Another shape, and a value that is NaN or outside of `RANGE`, raise a RealignError.
     """
     masks = value[None] if value.ndim == 2 else value
     masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
@@ -76,12 +75,8 @@ def mask_box(mask: Tensor) -> Box | None:
     if not len(rows):
         return None
     height, width = mask.shape
-    return (
-        columns[0].item() / width,
-        rows[0].item() / height,
-        (columns[-1].item() + 1) / width,
-        (rows[-1].item() + 1) / height,
-    )
+    (left, right), (top, bottom) = columns[[0, -1]].tolist(), rows[[0, -1]].tolist()
+    return left / width, top / height, (right + 1) / width, (bottom + 1) / height
 
 
 def empty_masks(regions: Sequence[Region]) -> list[str]:

@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import chain
-from typing import NamedTuple
 
 from .words import ARTICLES, WORD, content_words, occurrences, stems
 
@@ -71,16 +70,9 @@ def parse_phrases(text: str, prompt: str) -> list[tuple[str, int]]:
     return [(phrase, bisect_left(starts(phrase), start)) for phrase, start in spans]
 
 
-class _Index(NamedTuple):
-    """A prompt's noun phrases, without repetitions, by the stems of their words."""
-
-    phrases: list[list[re.Match[str]]]
-    by_stem: dict[str, dict[int, list[int]]]
-    """stem → phrase number → the places in that phrase of the words with this stem."""
-
-
 @lru_cache(maxsize=8)
-def _index(prompt: str) -> _Index:
+def _index(prompt: str) -> tuple[list[list[re.Match[str]]], dict[str, dict[int, list[int]]]]:
+    """A prompt's noun phrases, without repetitions; and stem → phrase number → places of words with this stem."""
     first: dict[tuple[str, ...], list[re.Match[str]]] = {}
     for phrase in _phrases(prompt):
         first.setdefault(tuple(match.group().lower() for match in phrase), phrase)
@@ -90,7 +82,7 @@ def _index(prompt: str) -> _Index:
         for place, match in enumerate(phrase):
             for stem in stems(match.group()):
                 by_stem[stem].setdefault(number, []).append(place)
-    return _Index(phrases, dict(by_stem))
+    return phrases, dict(by_stem)
 
 
 def nearest_span(phrase: str, prompt: str) -> str | None:

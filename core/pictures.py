@@ -14,9 +14,7 @@ from PIL import Image
 
 from .errors import RealignError
 
-_WANTED = {
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
-}
+_WANTED = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 SUFFIXES = tuple(sorted(kind for kind in _WANTED if Image.registered_extensions().get(kind) in Image.OPEN))
 """The suffixes of picture files that this Pillow reads."""
 UNREAD_SUFFIXES = {
@@ -44,8 +42,7 @@ _TURNS = {
 def open_picture(file: Path) -> Image.Image:
     """The picture in a file, upright, in RGB: the first frame of an animation; transparent parts become white.
 
-    A picture of more than `LARGEST` pixels is scaled down by an integer factor, so that one scan does not take all
-    memory.
+    A picture of more than `LARGEST` pixels is scaled down by an integer factor, to save memory.
 
     Raises:
         RealignError: it has more pixels than Pillow reads (twice `Image.MAX_IMAGE_PIXELS`).
@@ -129,12 +126,10 @@ def is_whole_png(file: Path) -> bool:
 
 
 class PictureFolder(NamedTuple):
-    """The pictures of a folder."""
+    """The picture files of a folder, sorted; and a sentence about those that were left out, empty if none were."""
 
     files: list[Path]
-    """Sorted by name."""
     left_out: str
-    """A sentence that counts and names the pictures that were left out; empty if none were."""
 
 
 def find_pictures(folder: Path, *, recursive: bool = True) -> PictureFolder:

@@ -17,10 +17,8 @@ _LACKING = ("not implemented", "not supported", "unsupported")
 def checked_dtype(precision: str, device: torch.device, setting: str = "precision") -> torch.dtype:
     """The dtype of a name in `DTYPES`.
 
-    setting: the setting that chose it, for the error message.
-
-    Raises:
-        RealignError: this PyTorch has no kernels for it on `device`, e.g. an old one for fp16 on a CPU.
+    A RealignError names the `setting` that chose it where this PyTorch has no kernels for it on `device`, e.g. an old
+    one for fp16 on a CPU.
     """
     dtype = DTYPES[precision]
     if not computes_in(dtype, device.type):

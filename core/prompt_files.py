@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +151,7 @@ def _txt(path: Path, column: str | None) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
         text = line.strip()
         if text and not text.startswith("#"):
-            yield Row(_place(path, number), text)
+            yield Row(f"{path.name}, line {number}", text)
 
 
 def _csv(path: Path, column: str | None) -> Iterator[Row]:
@@ -159,10 +159,10 @@ def _csv(path: Path, column: str | None) -> Iterator[Row]:
     reader = csv.reader(_lines(path), dialect, strict=True)
     header = _row(reader) or []
     if isinstance(header, _Broken):
-        raise RealignError(f"{_place(path, 1)}: {header}.")
+        raise RealignError(f"{path.name}, line 1: {header}.")
     index = header.index(_column(header, column, path))
     while True:
-        place = _place(path, reader.line_num + 1)
+        place = f"{path.name}, line {reader.line_num + 1}"
         row = _row(reader)
         if row is None:
             return
@@ -188,7 +188,7 @@ def _jsonl(path: Path, column: str | None) -> Iterator[Row]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = _Broken("it is not JSON")
-            yield _row_of(_place(path, number), row, column)
+            yield _row_of(f"{path.name}, line {number}", row, column)
 
 
 def _row_of(place: str, row: Any, column: str | None) -> Row:
@@ -254,12 +254,7 @@ def _sort_key(number: Any) -> tuple[int, int, str]:
     return (0, int(text), "") if text.isdecimal() and len(text) < 20 else (1, 0, text)
 
 
-_READERS: dict[str, Callable[[Path, str | None], Iterator[Row]]] = {
-    ".txt": _txt,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".jsonl": _jsonl,
-}
+_READERS = {".txt": _txt, ".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl}
 
 
 def _folder(path: Path, column: str | None) -> Iterator[Row]:
@@ -301,10 +296,6 @@ def _saved_dataset(path: Path, column: str | None) -> Iterator[Row]:
     name = _column(loaded.column_names, column, path)
     for number, row in enumerate(loaded.select_columns([name]), 1):
         yield Row(f"{path.name}, row {number}", row[name], len(loaded.column_names) > 1)
-
-
-def _place(path: Path, line: int) -> str:
-    return f"{path.name}, line {line}"
 
 
 def _column(names: Sequence[str], column: str | None, path: Path) -> str:

@@ -54,11 +54,7 @@ class Region:
     """The grounding score of the box in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """Make the words printable.
-
-        Raises:
-            RealignError: the mask has another shape, or a number is out of its range or is none.
-        """
+        """Make the words printable; a RealignError for a mask of another shape or a number out of its range."""
         object.__setattr__(self, "tag", printable(self.tag))
         object.__setattr__(self, "phrase", encodable(self.phrase))  # as the prompt, whose words these are
         thing = shorten(self.phrase or self.tag)
@@ -89,7 +85,7 @@ class Region:
         return bool(self.phrase) and self.likelihood > 0 and self.area > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The region as JSON-ready values, its mask as the area it covers."""
+        """The region as values for JSON, its mask as the area it covers."""
         return {
             "tag": self.tag,
             "phrase": self.phrase,
@@ -111,11 +107,7 @@ class RegionSet:
     """What was repaired, dropped or not found so far, one sentence each."""
 
     def __post_init__(self) -> None:
-        """Make the texts printable.
-
-        Raises:
-            RealignError: a prompt of more than MOST_CHARACTERS, or more than MOST_REGIONS regions.
-        """
+        """Make the texts printable; a RealignError for more than MOST_CHARACTERS or MOST_REGIONS."""
         check_prompt(self.prompt)
         check_count(len(self.regions))
         object.__setattr__(self, "prompt", encodable(self.prompt))

@@ -15,8 +15,7 @@ MOST_MESSAGE = 4000
 def encodable(text: str) -> str:
     """The text with U+FFFD in place of lone surrogates, which UTF-8 cannot hold. No other character moves.
 
-    Python makes such strings of JSON like `"\\ud83d"` and of file names that are not UTF-8; printing one raises
-    UnicodeEncodeError, which ends ComfyUI's queue.
+    JSON and file names may hold them; printing one raises UnicodeEncodeError, which ends ComfyUI's queue.
     """
     return _SURROGATE.sub("\ufffd", text)
 

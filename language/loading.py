@@ -17,11 +17,7 @@ def is_server(llm: str) -> bool:
 
 
 def load_language_model(
-    llm: str | None,
-    name: str,
-    answers: Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    llm: str | None, name: str, answers: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel | None:
     """The language model at `llm`, a server's address or a Hugging Face folder; None for an empty `llm`, which stands
     for the offline scorer.
@@ -29,9 +25,6 @@ def load_language_model(
     name: the model's name on the server. answers: the folder in which a server's answers are cached. A key comes from
     the environment (see `server.keys`).
     dtype: fp16 becomes bf16, in which language models are trained, because they may overflow in fp16.
-
-    Raises:
-        RealignError: the address, the name or the folder is wrong.
     """
     if not llm:
         return None

@@ -1,7 +1,4 @@
-"""The LLM step by a local language model that writes nothing: of the allowed answers, which one is the most likely?
-
-So there is nothing to parse, and the only mistake is a wrong choice.
-"""
+"""The LLM step by a local language model that writes nothing, but only says which allowed answer is the likeliest."""
 
 from __future__ import annotations
 
@@ -57,7 +54,6 @@ class LogitScorer:
         return cls(model, from_folder(AutoTokenizer, folder))
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """The language model."""
         return (self.model,)
 
     def bind(self, prompt: str, tags: Sequence[str]) -> dict[str, str | None]:
@@ -97,11 +93,7 @@ class LogitScorer:
 
     @torch.inference_mode()
     def log_likelihoods(self, question: Tensor, answers: Sequence[str]) -> list[float]:
-        """log p(answer | question [1, P]) of each text, summed over its tokens.
-
-        Raises:
-            RealignError: question and answer together are too long for the model.
-        """
+        """log p(answer | question [1, P]) of each text, summed over its tokens. Too long ones raise a RealignError."""
         device = self.model.device
         rows = [self._tokens(answer)[0] for answer in answers]
         self._check_length(question.shape[1] + max(map(len, rows), default=0))
@@ -150,8 +142,7 @@ class LogitScorer:
 
 
 def _can_repeat(past: Any) -> bool:
-    """Whether a cache can be repeated for a batch. The states of hybrid models such as Qwen3.5, LFM2 and Granite 4
-    cannot."""
+    """Whether a cache can be repeated for a batch; not the states of hybrid models (Qwen3.5, LFM2, Granite 4)."""
     states = any(hasattr(layer, "conv_states") for layer in getattr(past, "layers", ()))
     return hasattr(past, "batch_repeat_interleave") and not states
 

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 class LanguageModel(Protocol):
     """The two questions of the paper's Table 4. An answer may be wrong in any way: `validator` checks it.
 
-    A model that cannot answer raises `NoAnswer` with the reason, and the offline scorer answers; any other error stops
-    the run.
+    A model that cannot answer raises `NoAnswer`, and the offline scorer answers; any other error stops the run.
     """
 
     def bind(self, prompt: str, tags: Sequence[str]) -> Mapping[str, Any]:

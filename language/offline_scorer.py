@@ -13,10 +13,7 @@ from ..perception.text_encoder import TextEncoder
 
 
 class OfflineScorer:
-    """Answers both questions from the prompt's words. f_enc scores the tags that are not among them.
-
-    Deterministic, no server. It knows no synonyms but those that f_enc knows.
-    """
+    """Answers both questions from the prompt's words; f_enc scores the tags that are not among them. Deterministic."""
 
     MAY_APPEAR = 0.6
     """From this cosine of f_enc between tag and prompt, a tag that the prompt does not name may appear."""
@@ -26,7 +23,6 @@ class OfflineScorer:
         self.text_encoder = text_encoder
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """f_enc, if there is one."""
         return () if self.text_encoder is None else (self.text_encoder.model,)
 
     def bind(self, prompt: str, tags: Sequence[str]) -> dict[str, list[str]]:

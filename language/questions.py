@@ -36,11 +36,7 @@ class Question(NamedTuple):
 
 
 def binding_question(prompt: str, tags: Sequence[str]) -> Question:
-    """Question (a).
-
-    The schema allows only the prompt's noun phrases. That loses nothing: any words stand for the noun phrase that they
-    are part of (see `binding`). Without a schema, any words of the prompt will do.
-    """
+    """Question (a). Its schema allows only the prompt's noun phrases: any words stand for theirs (see `binding`)."""
     phrases = list(dict.fromkeys(noun_phrases(prompt)))
     fits = phrases and len(tags) * len(phrases) <= MOST_CHOICES
     value = {"type": "array", "items": {"type": "string", "enum": phrases}, "maxItems": len(phrases)}

@@ -1,10 +1,8 @@
 """Write a trained UNet to a file that ComfyUI reads: its LoRA for LoraLoader, or all of it for UNETLoader.
 
-    about = run_metadata("shapes", steps=50, learning_rate=1e-5, config=settings, prompts=prompts)
-    save_lora(unet, models / "loras" / "shapes.safetensors", about)
-    save_unet(merge_lora(unet), models / "diffusion_models" / "shapes.safetensors", about, dtype=torch.float16)
-
-`run_metadata` is in metadata.py, `merge_lora` in state_dicts.py.
+about = run_metadata("shapes", steps=50, learning_rate=1e-5, config=settings, prompts=prompts)
+save_lora(unet, models / "loras" / "shapes.safetensors", about)
+save_unet(merge_lora(unet), models / "diffusion_models" / "shapes.safetensors", about, dtype=torch.float16)
 """
 
 from __future__ import annotations

@@ -51,18 +51,8 @@ def _blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(diffusers path, LDM path) of each resnet, transformer and sampler."""
     layers = config["layers_per_block"]
     layers = [layers] * len(config["down_block_types"]) if isinstance(layers, int) else list(layers)
-    yield from _down(config["down_block_types"], layers)
-    yield from (
-        ("mid_block.resnets.0", "middle_block.0"),
-        ("mid_block.attentions.0", "middle_block.1"),
-        ("mid_block.resnets.1", "middle_block.2"),
-    )
-    yield from _up(config["up_block_types"], layers[::-1])
-
-
-def _down(kinds: Iterable[str], layers: Iterable[int]) -> Iterator[tuple[str, str]]:
     number = 1
-    for level, (kind, count) in enumerate(zip(kinds, layers, strict=True)):
+    for level, (kind, count) in enumerate(zip(config["down_block_types"], layers, strict=True)):
         block = f"down_blocks.{level}"
         for layer in range(count):
             yield f"{block}.resnets.{layer}", f"input_blocks.{number}.0"
@@ -71,11 +61,10 @@ def _down(kinds: Iterable[str], layers: Iterable[int]) -> Iterator[tuple[str, st
             number += 1
         yield f"{block}.downsamplers.0.conv", f"input_blocks.{number}.0.op"  # the lowest level has none
         number += 1
-
-
-def _up(kinds: Iterable[str], layers: Iterable[int]) -> Iterator[tuple[str, str]]:
+    for i, part in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+        yield f"mid_block.{part}", f"middle_block.{i}"
     number = 0
-    for level, (kind, count) in enumerate(zip(kinds, layers, strict=True)):
+    for level, (kind, count) in enumerate(zip(config["up_block_types"], layers[::-1], strict=True)):
         block, attends = f"up_blocks.{level}", kind == "CrossAttnUpBlock2D"
         for layer in range(count + 1):
             yield f"{block}.resnets.{layer}", f"output_blocks.{number}.0"

@@ -86,13 +86,12 @@ def _merge_lora(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor], file:
 def _layers(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
     """The UNet's modules under all names that LoRA files have for them."""
     layers = {}
-    paths = dict(unet.named_modules())
     try:
         ldm = ldm_names(unet.config, unet.state_dict())
     except RealignError:  # LDM has no names for this UNet
         ldm = {}
     ldm_paths = {path.rpartition(".")[0]: name.rpartition(".")[0] for path, name in ldm.items()}
-    for path, module in paths.items():
+    for path, module in unet.named_modules():
         for name in filter(None, (path, ldm_paths.get(path))):
             layers[name] = layers[f"lora_unet_{name.replace('.', '_')}"] = module
             layers[name.replace(".to_", ".processor.to_").removesuffix(".0")] = module  # diffusers before 0.22

@@ -15,10 +15,8 @@ from ..core.fingerprint import fingerprint_of_texts
 if TYPE_CHECKING:
     from PIL import Image
 
-THUMBNAIL_SIDE = 256
-"""The largest side of a thumbnail in pixels, as the Model Spec recommends."""
-THUMBNAIL_BYTES = 32 * 1024
-"""The longest thumbnail, encoded: programs read each header when they list models."""
+THUMBNAIL_SIDE = 256  # the largest side of a thumbnail in pixels, as the Model Spec recommends
+THUMBNAIL_BYTES = 32 * 1024  # the longest thumbnail, encoded: programs read each header when they list models
 
 
 def run_metadata(
@@ -54,7 +52,9 @@ def run_metadata(
         "modelspec.resolution": resolution and f"{resolution}x{resolution}",
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
         "modelspec.thumbnail": thumbnail and _thumbnail(thumbnail),
-        "realigndiff.config": json.dumps(dict(config), default=_to_json, sort_keys=True),
+        "realigndiff.config": json.dumps(
+            dict(config), default=lambda x: x.name if isinstance(x, PurePath) else str(x), sort_keys=True
+        ),
         "realigndiff.prompts_sha256": fingerprint_of_texts(prompts),
         "realigndiff.reward_before": reward_before,
         "realigndiff.reward_after": reward_after,
@@ -63,10 +63,7 @@ def run_metadata(
 
 
 def base_model(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The base model of a UNet with this config: its name in kohya's tools, and in the Model Spec.
-
-    It is guessed from the kinds of layers, so a shrunken model gets the name of its large relative.
-    """
+    """The base model's names in kohya's tools and in the Model Spec, guessed from the kinds of layers."""
     if config.get("addition_embed_type") == "text_time":
         return "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
     if config.get("use_linear_projection"):
@@ -87,8 +84,3 @@ def _thumbnail(image: Image.Image) -> str:
         if len(url) <= THUMBNAIL_BYTES:
             return url
         side = side * 3 // 4
-
-
-def _to_json(value: Any) -> str:
-    """A value that JSON has no form for, as text."""
-    return value.name if isinstance(value, PurePath) else str(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,10 +76,8 @@ def _without_compile(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return getattr(unet, "_orig_mod", unet)
 
 
-def _lora_layers(unet: UNet2DConditionModel, adapter: str) -> Iterator[tuple[str, Any]]:
-    for path, module in unet.named_modules():
-        if adapter in getattr(module, "lora_A", ()):
-            yield path, module
+def _lora_layers(unet: UNet2DConditionModel, adapter: str) -> list[tuple[str, Any]]:
+    return [(path, layer) for path, layer in unet.named_modules() if adapter in getattr(layer, "lora_A", ())]
 
 
 def _alpha(unet: UNet2DConditionModel, layer: Any, adapter: str) -> float:

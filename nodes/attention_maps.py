@@ -12,7 +12,7 @@ from ..core.errors import RealignError
 from ..core.phrases import parse_phrases
 from ..core.regions import check_count, check_prompt
 from ..core.words import strip_weights
-from .host.inputs import text_input
+from .host.inputs import output, text_input
 from .host.interrupts import interruptible
 from .host.ksampler import ksampler_inputs, run_ksampler
 from .host.region_outputs import MIN_SIDE, image_batch
@@ -44,21 +44,14 @@ class AttentionMaps(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="Exactly what KSampler would output."),
-                io.Image.Output(
-                    display_name="heat_maps", tooltip="A picture per word, image by image, with its scale below."
-                ),
-                io.Mask.Output(
-                    display_name="masks",
-                    tooltip="A mask per word, image by image: the map divided by its largest value.",
-                ),
+                output(io.Image, "heat_maps", "A picture per word, image by image, with its scale below."),
+                output(io.Mask, "masks", "A mask per word, image by image: the map divided by its largest value."),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, latent_image: dict, clip, words: str, text: str = "", vae=None, **others: Any
-    ) -> io.NodeOutput:
+    def execute(cls, model, positive, latent_image, clip, words, text="", vae=None, **others: Any) -> io.NodeOutput:
         """others: the inputs that only KSampler uses."""
         from ..attention.comfy.conditioning import text_of
         from ..attention.comfy.encoded_text import EncodedText

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.errors import RealignError
-from .host.inputs import batch_input, checked_prompt, prompt_input
+from .host.inputs import batch_input, checked_prompt, int_input, list_output, prompt_input
 from .host.interrupts import in_batches
 from .host.sockets import Blip2
 
@@ -30,21 +30,14 @@ class Caption(io.ComfyNode):
             inputs=[
                 Blip2.Input("blip2", tooltip="From Load BLIP-2 or Load Demo Models."),
                 batch_input(),
-                io.Int.Input(
-                    "max_tokens",
-                    default=32,
-                    min=1,
-                    max=256,
-                    tooltip="Maximum length of a caption. Raise it if captions are cut off.",
-                ),
-                io.Int.Input(
+                int_input("max_tokens", 32, (1, 256), "Maximum length of a caption. Raise it if captions are cut off."),
+                int_input(
                     "num_beams",
-                    optional=True,
-                    default=1,
-                    min=1,
-                    max=16,
-                    tooltip="Beams of the beam search. 1 takes the likeliest token each time; more beams find likelier "
+                    1,
+                    (1, 16),
+                    "Beams of the beam search. 1 takes the likeliest token each time; more beams find likelier "
                     "captions, and cost time and memory.",
+                    optional=True,
                 ),
                 io.Float.Input(
                     "temperature",
@@ -56,33 +49,17 @@ class Caption(io.ComfyNode):
                     tooltip="0 gives an image the same caption each time. Above 0, tokens are sampled: the higher, the "
                     "more varied.",
                 ),
-                io.Int.Input(
-                    "caption_seed",  # newer frontends give an input named "seed" a control widget
-                    optional=True,
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    tooltip="Random seed, used if temperature is above 0.",
+                # newer frontends give an input named "seed" a control widget
+                int_input(
+                    "caption_seed", 0, (0, 2**63 - 1), "Random seed, used if temperature is above 0.", optional=True
                 ),
             ],
-            outputs=[
-                io.String.Output(
-                    display_name="captions", is_output_list=True, tooltip="One caption per image, in order."
-                )
-            ],
+            outputs=[list_output(io.String, "captions", "One caption per image, in order.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(
-        cls,
-        blip2,
-        image: torch.Tensor,
-        max_tokens: int,
-        num_beams: int = 1,
-        temperature: float = 0.0,
-        caption_seed: int = 0,
-    ) -> io.NodeOutput:
+    def execute(cls, blip2, image, max_tokens, num_beams=1, temperature=0.0, caption_seed=0) -> io.NodeOutput:
         with blip2.loaded() as models:
 
             def work(part: slice, report) -> list[str]:
@@ -115,16 +92,8 @@ class CaptionReward(io.ComfyNode):
             ],
             outputs=[
                 *best_first_outputs(),
-                io.Float.Output(
-                    display_name="scores",
-                    is_output_list=True,
-                    tooltip="The score of each image, -1 to 1, in the order of the input batch.",
-                ),
-                io.String.Output(
-                    display_name="captions",
-                    is_output_list=True,
-                    tooltip="The caption of each image, in the order of the input batch.",
-                ),
+                list_output(io.Float, "scores", "The score of each image, -1 to 1, in the order of the input batch."),
+                list_output(io.String, "captions", "The caption of each image, in the order of the input batch."),
                 best_index_output(),
             ],
             is_output_node=True,
@@ -157,11 +126,7 @@ def best_index_output() -> io.Int.Output:
 
 
 def caption_reward(models: Blip2Models) -> Reward:
-    """The caption reward of these models.
-
-    Raises:
-        RealignError: they have no text encoder.
-    """
+    """The caption reward of these models; a RealignError if they have no text encoder."""
     from ..rewards.caption import CaptionReward as Reward
 
     if models.text_encoder is None:

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..core.embedded import embedded
 from . import loaders
+from .host.inputs import output
 from .host.language_models import ManagedOfflineScorer
 from .host.sockets import Blip2, GroundedSam, Llm, Reward, Tagger
 from .rewards import load_reward
@@ -24,9 +25,7 @@ class LoadDemoModels(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A small Stable Diffusion, for any sampler node."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="Its text encoder, for CLIP Text Encode and Realign KSampler."
-                ),
+                output(io.Clip, "clip", "Its text encoder, for CLIP Text Encode and Realign KSampler."),
                 io.Vae.Output(display_name="vae", tooltip="Its autoencoder, for VAE Decode and VAE Encode."),
                 Blip2.Output(display_name="blip2", tooltip=loaders.BLIP2_USES),
                 Tagger.Output(display_name="tagger", tooltip=loaders.TAGGER_USES),

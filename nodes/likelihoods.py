@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..core.describe import describe_regions
 from .caption import CATEGORY
-from .host.inputs import checked_prompt, prompt_input
+from .host.inputs import checked_prompt, output, prompt_input
 from .host.interrupts import map_with_progress
 from .host.language_models import FailFast, ManagedOfflineScorer
 from .host.sockets import Llm, Regions, Tags
@@ -40,9 +40,7 @@ class Likelihoods(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Regions.Output(
-                    display_name="regions", tooltip="One set of regions per tagged image, or one for all images."
-                ),
+                output(Regions, "regions", "One set of regions per tagged image, or one for all images."),
                 io.String.Output(display_name="text", tooltip="The regions as a readable table."),
             ],
             is_output_node=True,
@@ -64,7 +62,6 @@ class Likelihoods(io.ComfyNode):
 
 
 def _tag_names(tags) -> list[list[str]]:
-    """The tags of each image as strings."""
     if tags is None:
         return [[]]
     if isinstance(tags, str):

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..core.errors import RealignError
 from .host import model_folders
-from .host.inputs import check_choice
+from .host.inputs import check_choice, combo_input, int_input
 from .host.language_models import InterruptibleServer, ManagedLanguageModel, ManagedOfflineScorer, failures
 from .host.managed_models import ManagedModel, dtype_of, load_shared
 from .host.sockets import Blip2, Llm
@@ -35,11 +35,10 @@ class LoadLlm(io.ComfyNode):
             "which needs nothing; an OpenAI-compatible server; or a language model on this machine. API keys come from "
             "ComfyUI's settings or the environment, never from a workflow.",
             inputs=[
-                io.Combo.Input(
+                combo_input(
                     "provider",
-                    options=[OFFLINE, SERVER, LOCAL],
-                    default=OFFLINE,
-                    tooltip="offline scorer: compares words, so it knows no synonyms. OpenAI-compatible server: asks a "
+                    [OFFLINE, SERVER, LOCAL],
+                    "offline scorer: compares words, so it knows no synonyms. OpenAI-compatible server: asks a "
                     "language model. local model: compares how likely a model in models/LLM finds each allowed answer.",
                 ),
                 io.String.Input(
@@ -48,12 +47,11 @@ class LoadLlm(io.ComfyNode):
                     tooltip="Server only: its address. The default is Ollama on this machine.",
                 ),
                 io.String.Input("model", default="", tooltip="Server only: the name of the model on the server."),
-                io.Int.Input(
+                int_input(
                     "timeout",
-                    default=60,
-                    min=1,
-                    max=3600,
-                    tooltip="Server only: seconds per question, with all retries. An image takes two to four.",
+                    60,
+                    (1, 3600),
+                    "Server only: seconds per question, with all retries. An image takes two to four.",
                 ),
                 Blip2.Input(
                     "blip2",
@@ -61,47 +59,41 @@ class LoadLlm(io.ComfyNode):
                     tooltip="Lets the offline scorer judge tags that the prompt does not name, by similarity of "
                     "meaning. Without it they are unlikely (0).",
                 ),
-                io.Combo.Input(
+                combo_input(
                     "local_model",
-                    options=model_folders.choices(KEY, "local_model", none=True, demo=False),
-                    default=model_folders.NONE,
-                    optional=True,
-                    tooltip="Local model only: a folder with a config.json under models/LLM. It may hold any causal "
+                    model_folders.choices(KEY, "local_model", none=True, demo=False),
+                    "Local model only: a folder with a config.json under models/LLM. It may hold any causal "
                     "language model of Hugging Face, e.g. Qwen or Vicuna.",
+                    optional=True,
                 ),
-                io.Int.Input(
+                int_input(
                     "retries",
-                    default=2,
-                    min=0,
-                    max=10,
-                    optional=True,
-                    tooltip="Server only: how often a question is repeated if the server is busy or fails. Refusals "
+                    2,
+                    (0, 10),
+                    "Server only: how often a question is repeated if the server is busy or fails. Refusals "
                     "are not repeated.",
+                    optional=True,
                 ),
-                io.Int.Input(
+                int_input(
                     "llm_seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
+                    0,
+                    (0, 2**31 - 1),
+                    "Server only: answers are stored, so change the seed to ask the same question again.",
                     optional=True,
-                    tooltip="Server only: answers are stored, so change the seed to ask the same question again.",
                 ),
-                io.Combo.Input(
+                combo_input(
                     "if_unreachable",
-                    options=[ERROR, OFFLINE],
-                    default=ERROR,
-                    optional=True,
-                    tooltip="Server only, if it cannot be reached or refuses: error stops the workflow; offline scorer "
+                    [ERROR, OFFLINE],
+                    "Server only, if it cannot be reached or refuses: error stops the workflow; offline scorer "
                     "answers in its place, and a note says so.",
+                    optional=True,
                 ),
             ],
             outputs=[Llm.Output(display_name="llm", tooltip="For Likelihoods and SAM Reward.")],
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls, provider: str, base_url: str = "", local_model: str = model_folders.NONE, **_: Any
-    ) -> str:
+    def fingerprint_inputs(cls, provider: str, base_url="", local_model=model_folders.NONE, **_: Any) -> str:
         """It also changes after a server did not answer, so that ComfyUI runs the node again."""
         if provider == LOCAL:
             return model_folders.stamp(KEY, local_model)
@@ -110,15 +102,15 @@ class LoadLlm(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        provider: str,
-        base_url: str,
-        model: str,
-        timeout: int,
+        provider,
+        base_url,
+        model,
+        timeout,
         blip2=None,
-        local_model: str = model_folders.NONE,
-        retries: int = 2,
-        llm_seed: int = 0,
-        if_unreachable: str = ERROR,
+        local_model=model_folders.NONE,
+        retries=2,
+        llm_seed=0,
+        if_unreachable=ERROR,
     ) -> io.NodeOutput:
         offline = ManagedOfflineScorer(blip2)
         if check_choice("provider", provider, (OFFLINE, SERVER, LOCAL)) == OFFLINE:
@@ -154,13 +146,8 @@ def _load_local(name: str) -> ManagedModel:
     device = comfy.model_management.get_torch_device()
     wide = comfy.model_management.should_use_bf16(device)  # language models are trained in it; fp16 may overflow
     scorer = load_shared(LogitScorer, folder, dtype=dtype_of("bf16" if wide else "auto", auto_half=True))
-    scorer.on_step = _show_progress
+    scorer.on_step = lambda done, total: comfy.utils.ProgressBar(total).update_absolute(done)
     return ManagedModel(scorer, scorer.model)
-
-
-def _show_progress(done: int, total: int) -> None:
-    """On the progress bar of the node that asks."""
-    comfy.utils.ProgressBar(total).update_absolute(done)
 
 
 NODES = [LoadLlm]

@@ -9,7 +9,7 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from .host import model_folders
-from .host.inputs import check_choice
+from .host.inputs import check_choice, combo_input
 from .host.managed_models import PRECISIONS, ManagedModel, dtype_of, load_shared
 from .host.sockets import Blip2, GroundedSam, Tagger
 
@@ -23,18 +23,15 @@ GROUNDED_SAM_USES = "For Grounded-SAM Masks and SAM Reward."
 
 def _model_input(id: str, key: str, tooltip: str, *, none: bool = False) -> io.Combo.Input:
     files = ", and single files" if key in model_folders.SINGLE_FILE_KEYS else ""
-    return io.Combo.Input(
+    return combo_input(
         id,
-        options=model_folders.choices(key, id, none=none),
-        default=model_folders.DEMO,
-        tooltip=f"{tooltip} Lists the folders with a config.json under models/{key}{files}.",
+        model_folders.choices(key, id, none=none),
+        f"{tooltip} Lists the folders with a config.json under models/{key}{files}.",
     )
 
 
 def _precision_input(tooltip: str, *more: str) -> io.Combo.Input:
-    return io.Combo.Input(
-        "precision", options=[*PRECISIONS, *more], default="auto", tooltip=f"Number format of {tooltip}"
-    )
+    return combo_input("precision", [*PRECISIONS, *more], f"Number format of {tooltip}")
 
 
 def _download_input() -> io.Boolean.Input:
@@ -100,13 +97,12 @@ class LoadRam(io.ComfyNode):
                     "model", "rams", "A tagger, e.g. ram_plus_swin_large_14m.pth (RAM++) or ram_swin_large_14m.pth."
                 ),
                 _precision_input("the weights; auto is fp32. fp16 and bf16 halve the memory."),
-                io.Combo.Input(
+                combo_input(
                     "labels",
-                    options=[MODEL_LABELS, *model_folders.labels()],
-                    default=MODEL_LABELS,
-                    optional=True,
-                    tooltip="Your own tags in place of the model's: a file of label embeddings in models/rams/labels. "
+                    [MODEL_LABELS, *model_folders.labels()],
+                    "Your own tags in place of the model's: a file of label embeddings in models/rams/labels. "
                     "The help page says how to make one.",
+                    optional=True,
                 ),
             ],
             outputs=[Tagger.Output(display_name="tagger", tooltip=TAGGER_USES)],

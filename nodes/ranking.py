@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY, best_first_outputs, best_index_output, caption_reward
-from .host.inputs import batch_input, checked_prompt, prompt_input
+from .host.inputs import batch_input, checked_prompt, list_output, output, prompt_input
 from .host.interrupts import in_batches
 from .host.managed_models import ManagedModel
 from .host.sockets import Blip2, Reward
@@ -34,15 +34,16 @@ class RankImages(io.ComfyNode):
             ],
             outputs=[
                 *best_first_outputs(),
-                io.String.Output(
-                    display_name="table",
-                    tooltip="A line per image, best first: its index in the batch, its rank sum, then each reward's "
+                output(
+                    io.String,
+                    "table",
+                    "A line per image, best first: its index in the batch, its rank sum, then each reward's "
                     "score and, in brackets, rank.",
                 ),
-                io.Float.Output(
-                    display_name="rank_sums",
-                    is_output_list=True,
-                    tooltip="The rank sum of each image, in the order of the input batch. Smaller is better.",
+                list_output(
+                    io.Float,
+                    "rank_sums",
+                    "The rank sum of each image, in the order of the input batch. Smaller is better.",
                 ),
                 best_index_output(),
             ],
@@ -87,8 +88,7 @@ def _score(
     with managed.loaded() as reward:
 
         def work(part: slice, report) -> list[float]:
-            batch, prompts = images[part], [prompt] * len(images[part])
-            judgement = reward.judge(batch, prompts)
+            judgement = reward.judge(images[part], [prompt] * len(images[part]))
             notes.update(dict.fromkeys(judgement.notes))
             return judgement.scores.tolist()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..attention.comfy.families import list_families
 from ..attention.equation.settings import ModulationSettings
 from ..core.describe import describe_effect
 from ..core.interchange import region_sets
-from .host.inputs import box_image_input, image_size, regions_input, text_input
+from .host.inputs import box_image_input, image_size, output, regions_input, text_input
 from .host.ksampler import clip_input, ksampler_inputs, run_ksampler
 
 CATEGORY = "RealignDiff"
@@ -77,23 +76,11 @@ class ApplyRegions(io.ComfyNode):
                 regions_input("Which words belong where. In a batch, set i is for image i."),
                 *attaching_inputs(),
             ],
-            outputs=[
-                io.Conditioning.Output(
-                    display_name="conditioning", tooltip="A copy of the conditioning with the regions attached."
-                )
-            ],
+            outputs=[output(io.Conditioning, "conditioning", "A copy of the conditioning with the regions attached.")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        conditioning,
-        clip,
-        regions,
-        text: str = "",
-        image: torch.Tensor | None = None,
-        isolate_phrases: bool = False,
-    ) -> io.NodeOutput:
+    def execute(cls, conditioning, clip, regions, text="", image=None, isolate_phrases=False) -> io.NodeOutput:
         from ..attention.comfy.conditioning import attach
 
         sets = region_sets(regions, text=text, size=image_size(image))
@@ -144,16 +131,7 @@ class RealignKSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        steps: int,
-        positive,
-        clip,
-        regions=None,
-        text: str = "",
-        image: torch.Tensor | None = None,
-        isolate_phrases: bool = False,
-        **others: Any,
+        cls, model, steps: int, positive, clip, regions=None, text="", image=None, isolate_phrases=False, **others: Any
     ) -> io.NodeOutput:
         """others: the strengths, and the inputs that only KSampler uses."""
         strengths = {name: others.pop(name) for name in MODULATION}

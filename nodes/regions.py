@@ -10,16 +10,7 @@ from ..core.errors import RealignError
 from ..core.interchange import broadcast_sets, region_sets
 from ..core.masks import mask_batch
 from ..core.regions import CERTAIN, MAYBE, UNLIKELY, RegionSet
-from .host.inputs import (
-    batch_input,
-    box_image_input,
-    check_choice,
-    checked_prompt,
-    image_size,
-    prompt_input,
-    regions_input,
-    text_input,
-)
+from .host import inputs
 from .host.interrupts import interruptible
 from .host.region_outputs import region_node_output, region_outputs
 from .host.sockets import BoundingBox, Regions
@@ -45,16 +36,15 @@ class RegionFromMask(io.ComfyNode):
                     tooltip="Where the object is: a mask, or one bounding box per image. In a batch, mask i is for "
                     "image i.",
                 ),
-                prompt_input("The whole prompt. Ignored if regions are connected."),
+                inputs.prompt_input("The whole prompt. Ignored if regions are connected."),
                 io.String.Input("phrase", default="", tooltip="The words of the prompt that belong inside the mask."),
-                io.Combo.Input(
+                inputs.combo_input(
                     "likelihood",
-                    options=list(LIKELIHOODS),
-                    default="certain (2)",
-                    tooltip="How strongly attention is re-weighted for the region. unlikely (0) turns it off.",
+                    LIKELIHOODS,
+                    "How strongly attention is re-weighted for the region. unlikely (0) turns it off.",
                 ),
                 Regions.Input("regions", optional=True, tooltip="Regions to add this one to; their prompt is used."),
-                box_image_input(),
+                inputs.box_image_input(),
             ],
             outputs=[Regions.Output(display_name="regions", tooltip="The connected regions and the new one.")],
         )
@@ -64,9 +54,9 @@ class RegionFromMask(io.ComfyNode):
         if not phrase.strip():
             raise RealignError("The phrase is empty: write the words of the prompt that belong inside the mask.")
         if regions is None:
-            checked_prompt(prompt, "write the whole prompt of the image")
+            inputs.checked_prompt(prompt, "write the whole prompt of the image")
         masks = mask if isinstance(mask, torch.Tensor) else _mask_of_boxes(mask, prompt or phrase, image)
-        value = LIKELIHOODS[check_choice("likelihood", likelihood, LIKELIHOODS)]
+        value = LIKELIHOODS[inputs.check_choice("likelihood", likelihood, LIKELIHOODS)]
         pairs = interruptible(pair_masks(masks, regions or (RegionSet(prompt),)))
         return io.NodeOutput(tuple(add_region(before, phrase, drawn, value) for before, drawn in pairs))
 
@@ -81,55 +71,43 @@ class EditRegions(io.ComfyNode):
             description="Changes the words, the likelihood or the mask of one region, or removes it. Chain several for "
             "several changes.",
             inputs=[
-                regions_input("The regions to edit."),
-                io.Int.Input(
+                inputs.regions_input("The regions to edit."),
+                inputs.int_input(
                     "region",
-                    default=0,
-                    min=0,
-                    max=999,
-                    tooltip="The region to change: its number in the table of Likelihoods, Grounded-SAM Masks or "
+                    0,
+                    (0, 999),
+                    "The region to change: its number in the table of Likelihoods, Grounded-SAM Masks or "
                     "Preview Regions.",
                 ),
-                io.Int.Input(
+                inputs.int_input(
                     "image_index",
-                    default=-1,
-                    min=-1,
-                    max=9999,
-                    tooltip="The image whose region is changed, counted from 0; -1 changes it in all images.",
+                    -1,
+                    (-1, 9999),
+                    "The image whose region is changed, counted from 0; -1 changes it in all images.",
                 ),
                 io.String.Input("phrase", default="", tooltip="New words of the prompt for it. Empty keeps them."),
-                io.Combo.Input(
+                inputs.combo_input(
                     "likelihood",
-                    options=[KEEP, *LIKELIHOODS],
-                    default=KEEP,
-                    tooltip="A new likelihood for it. unlikely (0) turns the region off without removing it.",
+                    [KEEP, *LIKELIHOODS],
+                    "A new likelihood for it. unlikely (0) turns the region off without removing it.",
                 ),
                 io.Boolean.Input("drop", default=False, tooltip="Remove the region; the other changes are ignored."),
                 io.Mask.Input("mask", optional=True, tooltip="A new mask for it. In a batch, mask i is for image i."),
-                text_input(),
-                box_image_input(),
+                inputs.text_input(),
+                inputs.box_image_input(),
             ],
             outputs=[Regions.Output(display_name="regions", tooltip="All regions, with the change.")],
         )
 
     @classmethod
     def execute(
-        cls,
-        regions,
-        region: int,
-        image_index: int,
-        phrase: str,
-        likelihood: str,
-        drop: bool,
-        mask: torch.Tensor | None = None,
-        text: str = "",
-        image: torch.Tensor | None = None,
+        cls, regions, region, image_index, phrase, likelihood, drop: bool, mask=None, text="", image=None
     ) -> io.NodeOutput:
-        sets = region_sets(regions, text=text, size=image_size(image))
+        sets = region_sets(regions, text=text, size=inputs.image_size(image))
         pairs = [(one, None) for one in sets] if mask is None or drop else pair_masks(mask, sets)
         if image_index >= len(pairs):
             raise RealignError(f"There is no image {image_index}: the regions are of {len(pairs)}, counted from 0.")
-        value = LIKELIHOODS.get(check_choice("likelihood", likelihood, (KEEP, *LIKELIHOODS)))
+        value = LIKELIHOODS.get(inputs.check_choice("likelihood", likelihood, (KEEP, *LIKELIHOODS)))
         return io.NodeOutput(
             tuple(
                 edit_region(before, region, phrase=phrase, likelihood=value, drop=drop, mask=drawn)
@@ -150,9 +128,9 @@ class PreviewRegions(io.ComfyNode):
             description="Draws regions over their image and lists them. Converts between regions, masks, boxes and "
             "JSON.",
             inputs=[
-                batch_input("The image, or a batch with a set of regions for each."),
-                regions_input("The regions to show."),
-                text_input(),
+                inputs.batch_input("The image, or a batch with a set of regions for each."),
+                inputs.regions_input("The regions to show."),
+                inputs.text_input(),
             ],
             outputs=region_outputs(),
             is_output_node=True,
@@ -160,7 +138,7 @@ class PreviewRegions(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, regions, text: str = "") -> io.NodeOutput:
-        sets = region_sets(regions, text=text, size=image_size(image))
+        sets = region_sets(regions, text=text, size=inputs.image_size(image))
         return region_node_output(broadcast_sets(sets, len(image)), image, cls)
 
 
@@ -168,7 +146,7 @@ def _mask_of_boxes(boxes, text: str, image: torch.Tensor | None) -> torch.Tensor
     """The one box of each image as its mask, [B, H, W]."""
     if image is None:
         raise RealignError("A bounding box needs the size of the image: connect the image it was drawn on.")
-    size = image_size(image)
+    size = inputs.image_size(image)
     sets = region_sets(boxes, text=text, size=size)
     if any(len(one) != 1 for one in sets):
         raise RealignError("Region from Mask takes one bounding box per image: pick one of them first.")

@@ -13,7 +13,7 @@ from ..core.embedded import FOLDERS
 from ..core.errors import RealignError
 from ..rewards.registry import REWARDS, models_of
 from .host import model_folders
-from .host.inputs import check_choice, grounded_sam_input, tagger_input
+from .host.inputs import check_choice, combo_input, grounded_sam_input, tagger_input
 from .host.language_models import FailFast, ManagedOfflineScorer
 from .host.managed_models import PRECISIONS, ManagedModel, dtype_of, load_shared
 from .host.sockets import Llm, Reward
@@ -36,25 +36,18 @@ class LoadReward(io.ComfyNode):
             description="Loads a model that scores how well an image matches a prompt: CLIP, NegCLIP, BLIP's matching "
             "head (itm) or cosine similarity (itc), or ImageReward, which was trained on human preferences.",
             inputs=[
-                io.Combo.Input(
-                    "reward",
-                    options=list(KINDS),
-                    default=KINDS[0],
-                    tooltip="The kind of reward. The help page compares them.",
-                ),
-                io.Combo.Input(
+                combo_input("reward", KINDS, "The kind of reward. The help page compares them."),
+                combo_input(
                     "model",
-                    options=list(dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in _models(key))),
-                    default=model_folders.DEMO,
-                    tooltip="A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
+                    dict.fromkeys(name for key in (KEY, BLIP_KEY) for name in model_folders.choices(key, "reward")),
+                    "A model of that kind, e.g. clip-vit-large-patch14, negclip.pth, blip-itm-large-coco or "
                     "ImageReward.pt. Lists the folders with a config.json under models/rewards and models/blip, and "
                     "single files under models/rewards.",
                 ),
-                io.Combo.Input(
+                combo_input(
                     "precision",
-                    options=list(REWARD_PRECISIONS),
-                    default=REWARD_PRECISIONS[0],
-                    tooltip="Number format of the weights. fp16 and bf16 halve the memory and may swap images with "
+                    REWARD_PRECISIONS,
+                    "Number format of the weights. fp16 and bf16 halve the memory and may swap images with "
                     "close scores.",
                 ),
             ],
@@ -72,21 +65,14 @@ class LoadReward(io.ComfyNode):
         return io.NodeOutput(load_reward(kind, _locate(kind, model), dtype))
 
 
-def _models(key: str) -> list[str]:
-    return model_folders.choices(key, "reward")
-
-
 def _key_of(model: str) -> str:
     """The model folder that an option of the input `model` is in."""
-    return BLIP_KEY if model in _models(BLIP_KEY) and model not in _models(KEY) else KEY
+    blip, others = (model_folders.choices(key, "reward") for key in (BLIP_KEY, KEY))
+    return BLIP_KEY if model in blip and model not in others else KEY
 
 
 def _locate(kind: str, model: str) -> Path:
-    """The folder or file of an option of the input `model`.
-
-    Raises:
-        RealignError: it is missing, or this kind of reward cannot be read from it.
-    """
+    """The folder or file of an option of the input `model`."""
     (needed,) = models_of([kind])
     if model == model_folders.DEMO and needed not in FOLDERS:
         raise RealignError(f"There is no demo model for {kind}: choose a model of yours, or another reward.")
@@ -143,13 +129,11 @@ class SamReward(io.ComfyNode):
 
         llm = llm or ManagedOfflineScorer()
         on_demand: tuple[Any, Any] = _OnDemand(tagger), _OnDemand(grounded_sam)
-        reward = Reward(*on_demand, FailFast(llm), llm.offline)
-        return io.NodeOutput(ManagedModel(reward))
+        return io.NodeOutput(ManagedModel(Reward(*on_demand, FailFast(llm), llm.offline)))
 
 
 class _OnDemand:
-    """A managed tagger or Grounded-SAM that is on the device only while it runs: a language model may need the memory
-    in between."""
+    """A tagger or Grounded-SAM that is on the device only while it runs: a language model may need the memory."""
 
     def __init__(self, managed: ManagedModel) -> None:
         self.managed = managed

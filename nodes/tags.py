@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from .caption import CATEGORY
-from .host.inputs import batch_input, fraction_input, tagger_input
+from .host.inputs import batch_input, fraction_input, list_output, tagger_input
 from .host.interrupts import in_batches
 from .host.sockets import Tags
 
@@ -34,10 +34,8 @@ class RamTags(io.ComfyNode):
             ],
             outputs=[
                 Tags.Output(display_name="tags", tooltip="The tags of each image, for Likelihoods."),
-                io.String.Output(
-                    display_name="text",
-                    is_output_list=True,
-                    tooltip="A line per image: its tags, most confident first, separated by commas.",
+                list_output(
+                    io.String, "text", "A line per image: its tags, most confident first, separated by commas."
                 ),
             ],
             is_output_node=True,

@@ -25,8 +25,7 @@ from ..core.errors import RealignError
 from ..core.images import to_pil
 
 MAX_TOKENS = 32
-MIN_TEMPERATURE = 1e-3
-"""As good as greedy; logits divided by much less would overflow."""
+MIN_TEMPERATURE = 1e-3  # as good as greedy; logits divided by much less would overflow
 OnToken = Callable[[int, int], None]
 """Called with (tokens so far, max_tokens) after each token of a batch; raise an exception in it to interrupt."""
 
@@ -53,11 +52,9 @@ class Captioner:
         eight_bit: hold the linear layers in 8 bits (bitsandbytes), the rest in `dtype`; the model stays on `device`.
         """
         tokenizer, processor = from_folder(AutoTokenizer, path), from_folder(AutoImageProcessor, path)
-        if eight_bit:
-            options = {"quantization_config": _eight_bits(), "device_map": {"": device}}
-            return cls(from_folder(Blip2ForConditionalGeneration, path, dtype=dtype, **options), tokenizer, processor)
-        model = from_folder(Blip2ForConditionalGeneration, path, dtype=dtype).to(device)
-        return cls(model, tokenizer, processor)
+        options = {"quantization_config": _eight_bits(), "device_map": {"": device}} if eight_bit else {}
+        model = from_folder(Blip2ForConditionalGeneration, path, dtype=dtype, **options)
+        return cls(model if eight_bit else model.to(device), tokenizer, processor)
 
     @torch.inference_mode()
     def caption(
@@ -114,10 +111,9 @@ class Captioner:
 
 def check_generation(max_tokens: int, num_beams: int, temperature: float, seed: int) -> None:
     """Raise a RealignError if an option of `Captioner.caption` is out of its range."""
-    if max_tokens < 1:
-        raise RealignError(f"max_tokens is {max_tokens}; give a whole number of at least 1.")
-    if num_beams < 1:
-        raise RealignError(f"num_beams is {num_beams}; give a whole number of at least 1.")
+    for name, number in (("max_tokens", max_tokens), ("num_beams", num_beams)):
+        if number < 1:
+            raise RealignError(f"{name} is {number}; give a whole number of at least 1.")
     if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
         raise RealignError(f"temperature is {temperature}; give 0, or a number of at least {MIN_TEMPERATURE}.")
     if not 0 <= seed < 2**64:

@@ -22,8 +22,7 @@ from ..core.errors import RealignError
 from ..core.images import to_pil
 from ..core.words import content_words
 
-NMS = 0.6
-"""Boxes with a higher IoU (intersection over union) count as one object found twice."""
+NMS = 0.6  # boxes with a higher IoU (intersection over union) count as one object found twice
 
 ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 
@@ -31,8 +30,7 @@ ImageProcessor = pillow_processor("GroundingDinoImageProcessor")
 class Candidates(NamedTuple):
     """Boxes found in one image: N boxes, each with a score for each of P phrases."""
 
-    boxes: Tensor
-    """[N, 4]: x0, y0, x1, y1 as fractions of width and height."""
+    boxes: Tensor  # [N, 4]: x0, y0, x1, y1 as fractions of width and height
     scores: Tensor
     """[N, P] in [0, 1]: the mean over the phrase's tokens; a box that matches half of the phrase scores about half."""
 
@@ -42,6 +40,7 @@ class Detector:
 
     def __init__(self, model: GroundingDinoForObjectDetection, tokenizer, processor) -> None:
         self.model, self.tokenizer, self.processor = model.eval(), tokenizer, processor
+        self._max_tokens = model.config.max_text_len - 2  # phrases and dots, between the start and the end token
 
     @classmethod
     def load(
@@ -54,8 +53,7 @@ class Detector:
     ) -> Detector:
         """Read a GroundingDINO.
 
-        path: a Hugging Face folder, e.g. `grounding-dino-tiny`; or its authors' file, e.g.
-            `groundingdino_swint_ogc.pth`, or the folder that holds it.
+        path: a Hugging Face folder, e.g. `grounding-dino-tiny`; or `groundingdino_swint_ogc.pth` or its folder.
         tokenizer: the folder of bert-base-uncased's tokenizer, for such a file; by default it is searched for.
         """
         file = weights_file(path)
@@ -90,12 +88,7 @@ class Detector:
                 scores[:, part] = means.nan_to_num(0.0)  # a phrase without tokens scores 0
                 found[i].append((boxes[row], scores))
         nothing = Candidates(torch.zeros(0, 4), torch.zeros(0, 0))
-        return [
-            _merge(torch.cat([boxes for boxes, _ in parts]), torch.cat([scores for _, scores in parts]), nms)
-            if parts
-            else nothing
-            for parts in found
-        ]
+        return [_merge(*map(torch.cat, zip(*parts, strict=True)), nms=nms) if parts else nothing for parts in found]
 
     def _forward(
         self, pictures: list[Image.Image], tokens: list[list[list[int]]]
@@ -112,11 +105,6 @@ class Detector:
                 token_type_ids=torch.zeros_like(ids),
             )
         return out.pred_boxes.float().cpu(), out.logits.float().cpu(), spans
-
-    @property
-    def _max_tokens(self) -> int:
-        """Tokens of phrases and their dots that fit between the start and the end token."""
-        return self.model.config.max_text_len - 2
 
     def _tokenize(self, phrase: str) -> list[int]:
         """The phrase's tokens without articles, cut to what the model can read."""

@@ -86,11 +86,10 @@ def check_grounding(*, box_threshold: float, boxes: str, nms: float, min_area: f
 
 def _assign(candidates: Candidates, regions: RegionSet, boxes: Boxes, threshold: float) -> list[list[int]]:
     """The indices of each region's boxes, best first. Regions with a phrase choose before those without."""
-    with_phrase = [i for i, region in enumerate(regions) if region.phrase]
-    without = [i for i, region in enumerate(regions) if not region.phrase]
+    groups = [[i for i, region in enumerate(regions) if bool(region.phrase) is first] for first in (True, False)]
     assigned: list[list[int]] = [[] for _ in regions]
     free = list(range(len(candidates.boxes)))
-    for group in filter(None, (with_phrase, without)):
+    for group in filter(None, groups):
         scores = candidates.scores[free][:, group]  # [free boxes, group]
         pairs = _best_assignment(scores, threshold) if boxes == "one" else _best_phrases(scores, threshold)
         for row, column in pairs:

@@ -15,22 +15,17 @@ from torch import Tensor
 from ..checkpoints.files import read_tensors
 from ..core.errors import RealignError
 
-ROOTS = ("label_embed", "thresholds")
-"""What the names of its tensors begin with."""
-MAX_LIST = 2**26
-"""Bytes of a list of tags or thresholds."""
-THRESHOLD = 0.5
-"""The published threshold for tags that RAM was not trained with."""
+ROOTS = ("label_embed", "thresholds")  # what the names of its tensors begin with
+MAX_LIST = 2**26  # bytes of a list of tags or thresholds
+THRESHOLD = 0.5  # the published threshold for tags that RAM was not trained with
 
 
 class Labels(NamedTuple):
     """K tags, each with N descriptions embedded by CLIP's text encoder (ViT-B/16)."""
 
     tags: list[str]
-    embed: Tensor
-    """[K, N, W], of unit length."""
-    thresholds: Tensor
-    """[K] in [0, 1]."""
+    embed: Tensor  # [K, N, W], of unit length
+    thresholds: Tensor  # [K] in [0, 1]
 
 
 def read_labels(file: str | Path) -> Labels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ from ..checkpoints.sam import load_sam
 from ..core.errors import RealignError
 from ..core.images import to_pil
 
-BOXES_AT_ONCE = 32
-"""Masks decoded together; more would only need more memory."""
+BOXES_AT_ONCE = 32  # masks decoded together; more would only need more memory
 
 ImageProcessor = pillow_processor("SamImageProcessor")
 
@@ -31,7 +31,7 @@ ImageProcessor = pillow_processor("SamImageProcessor")
 class Segmenter:
     """A `SamModel` with its image processor; `Sam2Segmenter` for a `Sam2Model`."""
 
-    def __init__(self, model: SamModel, processor) -> None:
+    def __init__(self, model: SamModel, processor: Any = None) -> None:
         self.model, self.processor = model.eval(), processor
 
     @classmethod
@@ -40,13 +40,17 @@ class Segmenter:
     ) -> Segmenter:
         """Read a SAM or a SAM 2.
 
-        path: a Hugging Face folder, e.g. `sam-vit-base` or `sam2.1-hiera-large`; or SAM's authors' file, e.g.
-            `sam_vit_h_4b8939.pth`, or the folder that holds it.
+        path: a Hugging Face folder, e.g. `sam2.1-hiera-large`; a file such as `sam_vit_h_4b8939.pth`, or its folder.
         """
         file = weights_file(path)
         if file is None:
             if str(check_folder(existing_folder(path)).get("model_type")).startswith("sam2"):
-                return Sam2Segmenter(from_folder(_sam2_class(path), path, dtype=dtype).to(device))
+                if not hasattr(transformers, "Sam2Model"):
+                    raise RealignError(
+                        f"'{path}' holds a SAM 2, for which transformers {transformers.__version__} is too old (4.56 "
+                        "is enough): update it, or choose a SAM."
+                    )
+                return Sam2Segmenter(from_folder(transformers.Sam2Model, path, dtype=dtype).to(device))
             model = from_folder(SamModel, path, dtype=dtype).to(device)
             return cls(model, from_folder(ImageProcessor, path))
         model = load_sam(file, dtype).to(device)
@@ -59,12 +63,9 @@ class Segmenter:
 
     @torch.inference_mode()
     def logits(self, images: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
-        """As `segment`, but logits: a pixel is the object's where its logit is above 0.
-
-        The images are encoded together; each box's mask is decoded from its image's embedding.
-        """
+        """As `segment`, but logits: a pixel is the object's where its logit is above 0."""
         height, width = images.shape[1:3]
-        wanted = [i for i, of_image in enumerate(boxes) if len(of_image)]
+        wanted = [i for i, rows in enumerate(boxes) if len(rows)]
         out = [torch.zeros(0, height, width) for _ in boxes]
         if not wanted:
             return out
@@ -74,9 +75,10 @@ class Segmenter:
         scale = torch.tensor([inside[1], inside[0]] * 2)
         for row, i in enumerate(wanted):
             parts = []
+            of_image = encoded[row, None] if isinstance(encoded, Tensor) else [level[row, None] for level in encoded]
             for chunk in (boxes[i] * scale).split(BOXES_AT_ONCE):
                 coarse = self.model(
-                    image_embeddings=self._row(encoded, row),
+                    image_embeddings=of_image,
                     input_boxes=chunk[None].to(pixels),  # [1, n, 4]
                     multimask_output=False,
                 ).pred_masks[0, :, :1]  # [n, 1, h, w]
@@ -90,9 +92,6 @@ class Segmenter:
         height, width = inputs["reshaped_input_sizes"][0].tolist()
         return inputs["pixel_values"].to(self.model.device, self.model.dtype), (height, width)
 
-    def _row(self, encoded: Tensor, row: int) -> Tensor:
-        return encoded[row : row + 1]
-
     def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Logits [n, 1, h, w] of the padded square → [n, 1, H, W] of the image."""
         square = F.interpolate(coarse, padded, mode="bilinear")
@@ -100,13 +99,7 @@ class Segmenter:
 
 
 class Sam2Segmenter(Segmenter):
-    """A `Sam2Model`; the image is stretched to a square.
-
-    transformers' image processor for it needs torchvision; `_pixels` does the same without.
-    """
-
-    def __init__(self, model) -> None:
-        super().__init__(model, processor=None)
+    """A `Sam2Model`; the image is stretched to a square, without transformers' processor, which needs torchvision."""
 
     def _pixels(self, pictures: list[Image.Image]) -> tuple[Tensor, tuple[int, int]]:
         side = self.model.config.prompt_encoder_config.image_size
@@ -116,17 +109,5 @@ class Sam2Segmenter(Segmenter):
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return ((pixels - mean) / std).to(self.model.dtype), (side, side)
 
-    def _row(self, encoded: list[Tensor], row: int) -> list[Tensor]:
-        return [level[row : row + 1] for level in encoded]
-
     def _upscale(self, coarse: Tensor, padded: torch.Size, inside: tuple[int, int], size: tuple[int, int]) -> Tensor:
         return F.interpolate(coarse, size, mode="bilinear")
-
-
-def _sam2_class(folder: str | Path) -> type:
-    if not hasattr(transformers, "Sam2Model"):
-        raise RealignError(
-            f"'{folder}' holds a SAM 2, for which transformers {transformers.__version__} is too old (4.56 is enough): "
-            "update it, or choose a SAM."
-        )
-    return transformers.Sam2Model

@@ -21,8 +21,7 @@ from .labels import Labels, read_labels, read_lines
 
 TAG_LIST, THRESHOLD_LIST = "ram_tag_list.txt", "ram_tag_list_threshold.txt"
 """Files beside the weights; published in `ram/data` of github.com/xinyu1205/recognize-anything."""
-THRESHOLD = 0.68
-"""The published threshold for tags without one."""
+THRESHOLD = 0.68  # the published threshold for tags without one
 
 
 class Tag(NamedTuple):
@@ -37,8 +36,7 @@ class Tagger:
 
     def __init__(self, model: Ram, tags: list[str], thresholds: Tensor, notes: tuple[str, ...] = ()) -> None:
         self.model, self.tags, self.thresholds = model.eval(), tags, thresholds
-        self.notes = notes
-        """Messages for the user about how it was loaded."""
+        self.notes = notes  # messages for the user about how it was loaded
 
     @classmethod
     def load(
@@ -51,8 +49,7 @@ class Tagger:
     ) -> Tagger:
         """Read a tagger and, beside its weights, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`.
 
-        path: a published file (`ram_swin_large_14m.pth`, `ram_plus_swin_large_14m.pth`), a folder that holds one, or a
-            folder with our `config.json` and `model.safetensors`.
+        path: a published file, e.g. `ram_plus_swin_large_14m.pth`; its folder; or one with our `model.safetensors`.
         labels: a file of label embeddings whose tags replace the model's own; see `labels.read_labels`.
         """
         model = load_ram(path, dtype)
@@ -67,8 +64,7 @@ class Tagger:
     def tag(self, images: Tensor, *, threshold: float | None = None, deny: Collection[str] = ()) -> list[list[Tag]]:
         """images [B, H, W, 3] in [0, 1] → each image's tags, the most confident first; perhaps none.
 
-        threshold: one for all tags, in [0, 1]; by default each tag has its own. deny: tags never to report; case does
-            not matter.
+        threshold: one for all tags, in [0, 1]; by default each tag has its own. deny: tags to leave out, in any case.
         """
         check_threshold(threshold)
         confidence = self.logits(images).sigmoid()

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    Blip2ForImageTextRetrieval,
-    BlipForImageTextRetrieval,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForImageTextRetrieval, BlipForImageTextRetrieval
 
 from ..checkpoints.files import read_tensors, weights_file
 from ..checkpoints.folders import existing_folder, from_folder
@@ -34,10 +29,7 @@ class Blip:
     """A retrieval BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597), shared by both rewards."""
 
     def __init__(
-        self,
-        model: BlipForImageTextRetrieval | Blip2ForImageTextRetrieval,
-        tokenizer,
-        preprocessing: Preprocessing,
+        self, model: BlipForImageTextRetrieval | Blip2ForImageTextRetrieval, tokenizer, preprocessing: Preprocessing
     ) -> None:
         self.model, self.tokenizer, self.preprocessing = model.eval(), tokenizer, preprocessing
         model.requires_grad_(False)
@@ -48,11 +40,7 @@ class Blip:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Blip:
-        """Read a Hugging Face folder, e.g. `blip-itm-base-coco` or `blip2-itm-vit-g`.
-
-        Raises:
-            RealignError: a file is missing or damaged, or the folder holds another model.
-        """
+        """Read a Hugging Face folder, e.g. `blip-itm-base-coco` or `blip2-itm-vit-g`."""
         if (file := weights_file(folder)) is not None:
             raise wrong_file(file, read_tensors(file), "the Hugging Face folder of a retrieval BLIP or BLIP-2")
         model = from_folder(_class_of(existing_folder(folder)), folder, dtype=dtype).to(device, dtype)
@@ -93,15 +81,11 @@ class _BlipReward(Reward):
         self.blip = blip
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """BLIP."""
         return (self.blip.model,)
 
 
 class BlipItmReward(_BlipReward):
-    """The probability that image and prompt match, by the head that reads the prompt while it sees the image: [0, 1].
-
-    ITM of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). Differentiable.
-    """
+    """ITM (arXiv 2201.12086): the probability that image and prompt match, by the head that reads both: [0, 1]."""
 
     name = "blip-itm"
 
@@ -111,10 +95,9 @@ class BlipItmReward(_BlipReward):
 
 
 class BlipItcReward(_BlipReward):
-    """cos(image, prompt) of BLIP's embeddings, each of which is made without the other: [−1, 1].
+    """ITC (arXiv 2201.12086): cos(image, prompt) of embeddings, each of which is made without the other: [−1, 1].
 
-    ITC of BLIP (arXiv 2201.12086) or BLIP-2 (arXiv 2301.12597). BLIP-2 embeds an image once per query; the nearest
-    embedding counts. Differentiable.
+    BLIP-2 embeds an image once per query; the nearest embedding counts.
     """
 
     name = "blip-itc"
@@ -125,7 +108,6 @@ class BlipItcReward(_BlipReward):
 
 
 def load_itm(models: RewardModels) -> BlipItmReward:
-    """`blip-itm`."""
     return BlipItmReward(models.read(Blip, "blip"))
 
 

@@ -37,10 +37,9 @@ class CaptionReward(Reward):
         """cos(f_enc(t_g), f_enc(t_p)) of eq. 4 for each pair of texts: [B] in [-1, 1]."""
         embedded = self.text_encoder.embed([*captions, *prompts])
         caption, prompt = embedded.chunk(2)
-        return (caption * prompt).sum(-1)  # eq. 4
+        return (caption * prompt).sum(-1)
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """Captioner and f_enc."""
         return self.captioner.model, self.text_encoder.model
 
 

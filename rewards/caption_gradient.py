@@ -1,8 +1,7 @@
 """How to change an image so that its caption reward rises: three estimators of ∇ R_cap (eq. 4).
 
-A caption is discrete text, so R_cap has no gradient in the image. Each estimator returns one number per image: its
-value is the image's reward, its gradient an estimate of the reward's gradient. What training *reports* is always the
-reward of freely generated captions (`rewards/caption.py`).
+A caption is discrete text, so R_cap has no gradient in the image. Each estimator returns one number per image, whose
+gradient estimates the reward's. Training *reports* the reward of freely generated captions (`rewards/caption.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""BLIP-2 as a distribution over captions: p(caption | image), differentiable in the image.
-
-A `Captioner` returns one caption. Training also needs to know how likely a caption is, and how to change the image so
-that it becomes more or less likely.
-"""
+"""BLIP-2 as a distribution over captions: p(caption | image), differentiable in the image, for training."""
 
 from __future__ import annotations
 

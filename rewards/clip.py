@@ -53,9 +53,6 @@ class ClipReward(Reward):
         path: a Hugging Face folder of a `CLIPModel`, e.g. `clip-vit-base-patch32`; or a file of open_clip, e.g.
             `negclip.pth` or `open_clip_pytorch_model.bin`, or the folder that holds it.
         tokenizer: for such a file, a folder with CLIP's tokenizer, where none lies beside it.
-
-        Raises:
-            RealignError: a file is missing, damaged or another model's.
         """
         file = weights_file(path)
         if file is None:
@@ -88,12 +85,10 @@ class ClipReward(Reward):
         return normalize(self.model.text_projection(out.pooler_output).float(), dim=-1)
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """CLIP."""
         return (self.model,)
 
 
 def load_clip(models: RewardModels) -> ClipReward:
-    """`clip`."""
     return models.read(ClipReward, "clip", tokenizer=models.clip_tokenizer)
 
 

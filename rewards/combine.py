@@ -1,8 +1,6 @@
-"""Several rewards as one number: a weighted sum whose weights may change while training goes on.
+"""Several rewards as one number: a weighted sum whose weights may change over training steps or a rollout's timesteps.
 
-A term is written `clip`, `clip=0.5` or `clip=0.8..0.2`; the last one's weight goes from 0.8 at the start to 0.2 at the
-end. The paper leaves open when which reward should count: the schedule may follow the training steps or the timesteps
-of a rollout.
+A term is written `clip`, `clip=0.5` or `clip=0.8..0.2`, whose weight goes from 0.8 at the start to 0.2 at the end.
 """
 
 from __future__ import annotations
@@ -30,11 +28,7 @@ class Term(NamedTuple):
 
 
 def parse_terms(text: str) -> tuple[Term, ...]:
-    """The terms of a text such as `caption, clip=0.8..0.2`.
-
-    Raises:
-        RealignError: there is no term, one cannot be read, or a reward is named twice.
-    """
+    """The terms of a text such as `caption, clip=0.8..0.2`; a RealignError for an empty, unreadable or repeated one."""
     if not text.strip():
         raise RealignError("reward is empty: name at least one, such as caption.")
     terms = tuple(_term(part) for part in text.split(","))

@@ -15,8 +15,5 @@ def passes_gate(reward: Any, gate: float | None) -> Any:
 
 
 def replaces(before: Any, after: Any, keep_better: bool) -> Any:
-    """Whether an image that was sampled again replaces the first one, given the rewards of both.
-
-    keep_better: only a higher reward replaces; else every new image does.
-    """
+    """Whether the new image replaces the first: with `keep_better` only if its reward is higher, else always."""
     return (after > before) | (not keep_better)

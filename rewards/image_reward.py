@@ -56,9 +56,6 @@ class ImageReward(Reward):
         """Read `ImageReward.pt`, or the folder that holds it.
 
         tokenizer: the folder of bert-base-uncased's tokenizer; searched for beside the file where not given.
-
-        Raises:
-            RealignError: a file is missing, damaged or another model's.
         """
         file = weights_file(path)
         if file is None:
@@ -84,10 +81,8 @@ class ImageReward(Reward):
         return Judgement((self.head(first.float())[:, 0] - MEAN) / STD)
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """BLIP's two halves and the head."""
         return self.vision, self.text, self.head
 
 
 def load(models: RewardModels) -> ImageReward:
-    """`image-reward`."""
     return models.read(ImageReward, "image_reward")

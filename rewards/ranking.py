@@ -17,20 +17,13 @@ from ..core.errors import RealignError
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """Scores [..., N] → ranks [..., N] along the last dimension, float64; 1 is the highest, ties are averaged.
-
-    NaN ranks below all others.
-    """
+    """Scores [..., N] → ranks [..., N], float64; 1 is the highest, ties are averaged, NaN ranks below all others."""
     values = np.nan_to_num(scores.detach().double().cpu().numpy(), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     return torch.from_numpy(rankdata(-values, method="average", axis=-1)).view(scores.shape)
 
 
 def rank_sum(rewards: Sequence[Tensor]) -> Tensor:
-    """The sum of each image's ranks: scores [..., N] per reward → [..., N], float64; the smallest is the best.
-
-    Raises:
-        RealignError: there is no reward, or the numbers of images differ.
-    """
+    """The sum of each image's ranks: scores [..., N] per reward → [..., N], float64; the smallest is the best."""
     if not rewards:
         raise RealignError("There is no reward to rank by: give at least one.")
     if len({scores.shape for scores in rewards}) > 1:
@@ -41,8 +34,5 @@ def rank_sum(rewards: Sequence[Tensor]) -> Tensor:
 
 
 def best_first(rewards: Sequence[Tensor]) -> Tensor:
-    """The indices of N images, best first, by the sum of ranks: scores [..., N] per reward → [..., N], int64.
-
-    Images with equal sums keep their order.
-    """
+    """The indices of N images, best first: scores [..., N] per reward → [..., N], int64; ties keep their order."""
     return rank_sum(rewards).argsort(dim=-1, stable=True)

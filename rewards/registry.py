@@ -68,22 +68,14 @@ REWARDS: dict[str, RewardEntry] = {
 
 
 def reward_entry(name: str) -> RewardEntry:
-    """The entry of a reward.
-
-    Raises:
-        RealignError: there is no reward of this name.
-    """
+    """The entry of a reward; a RealignError for an unknown name."""
     if name not in REWARDS:
         raise RealignError(f"There is no reward '{name}': choose among {', '.join(REWARDS)}.")
     return REWARDS[name]
 
 
 def models_of(names: Iterable[str], *, offline: bool = False) -> tuple[str, ...]:
-    """The names of the models that these rewards need, each once. offline: without a language model.
-
-    Raises:
-        RealignError: there is no reward of one of the names.
-    """
+    """The names of the models that these rewards need, each once. offline: without a language model."""
     return tuple(dict.fromkeys(model for name in names for model in reward_entry(name).needed(offline=offline)))
 
 

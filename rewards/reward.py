@@ -36,9 +36,6 @@ class Reward:
         """Score images [B, H, W, 3] in [0, 1], each by its own prompt (B prompts).
 
         A differentiable reward keeps the gradient where the caller has it on; others never do.
-
-        Raises:
-            RealignError: the numbers of prompts and images differ.
         """
         raise NotImplementedError
 
@@ -52,10 +49,6 @@ class Reward:
 
 
 def check_pairs(images: Tensor, prompts: Sequence[str]) -> None:
-    """Check that there is one prompt per image.
-
-    Raises:
-        RealignError: there is not.
-    """
+    """Raise a RealignError unless there is one prompt per image."""
     if len(images) != len(prompts):
         raise RealignError(f"There are {len(images)} images and {len(prompts)} prompts; give one prompt per image.")

@@ -1,9 +1,8 @@
 """Write the texts that follow from the code: run `make docs` after a change of a node, a setting or a model family.
 
-From the nodes' schemas come the English texts in `locales/en` and the tables of inputs and outputs in the help pages;
-the other languages get the English text of whatever they lack. The texts of ComfyUI's settings come from
-`web/settings.js`, the table of model families in docs/architecture.md from `attention/comfy/families.py`.
-`training/settings` adds its pages and files.
+The nodes' schemas give the English texts in `locales/en`, which other languages get where they lack one, and the tables
+in the help pages. ComfyUI's settings come from `web/settings.js`, the model families in docs/architecture.md from
+`attention/comfy/families.py`. `training/settings` adds its pages and files.
 """
 
 from __future__ import annotations
@@ -43,7 +42,11 @@ def generated() -> dict[Path, str]:
     from ..training.settings.generated import generated as training_files
 
     nodes = object_info()
-    return {**_locales(nodes), **_help_pages(nodes), **_families(), **training_files()}
+    architecture = ROOT / "docs" / "architecture.md"
+    head = ["in ComfyUI", "text and image tokens are keys of", "the phrase's tokens are found in"]
+    table = _table(head, [list(row) for row in family_table()])
+    families = {architecture: _with_section(architecture.read_text(encoding="utf-8"), "Model families", table)}
+    return {**_locales(nodes), **_help_pages(nodes), **families, **training_files()}
 
 
 def _locales(nodes: dict[str, dict]) -> dict[Path, str]:
@@ -103,13 +106,6 @@ def _help_pages(nodes: dict[str, dict]) -> dict[Path, str]:
             page = _with_section(page, heading, table)
         pages[file] = page
     return pages
-
-
-def _families() -> dict[Path, str]:
-    file = ROOT / "docs" / "architecture.md"
-    head = ["in ComfyUI", "text and image tokens are keys of", "the phrase's tokens are found in"]
-    table = _table(head, [list(row) for row in family_table()])
-    return {file: _with_section(file.read_text(encoding="utf-8"), "Model families", table)}
 
 
 def _with_section(page: str, heading: str, table: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from realigndiff.training.loop.script import main
+from realigndiff.training.loop.run import main
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.files import parse
 from realigndiff.training.settings.refl import ReflConfig

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from realigndiff.core.errors import RealignError
 from realigndiff.core.files import remove_partial_files, write_whole
 from realigndiff.tests.short_runs import QUICK, contents, run_in, same, steps
-from realigndiff.training.loop import failures, run, script, stopping
+from realigndiff.training.loop import ending, run
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.state import resuming
 from realigndiff.training.state.run_folder import RunFolder, check_writable
@@ -198,7 +198,7 @@ def test_models_that_do_not_fit_are_one_sentence_and_the_folder_is_free_again(tm
     ],
 )
 def test_memory_that_does_not_suffice_is_known_by_any_name(error, is_one):
-    assert failures.is_out_of_memory(error) == is_one
+    assert ending.is_out_of_memory(error) == is_one
 
 
 # Stopping
@@ -208,14 +208,14 @@ def test_memory_that_does_not_suffice_is_known_by_any_name(error, is_one):
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
 def test_a_signal_ends_a_run_in_order_and_the_handlers_are_as_before(number, tmp_path, capsys):
-    before = [signal.getsignal(each) for each in stopping.SIGNALS]
+    before = [signal.getsignal(each) for each in ending.SIGNALS]
     started = run_in(tmp_path, save_every=0)
     take = started.optimizer.step
     started.optimizer.step = lambda: (take(), os.kill(os.getpid(), number))
     started.train()
     assert "Stopped at step 1; the same command goes on from" in capsys.readouterr().out
     assert steps(tmp_path) == [1]
-    assert [signal.getsignal(each) for each in stopping.SIGNALS] == before
+    assert [signal.getsignal(each) for each in ending.SIGNALS] == before
 
 
 def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(tmp_path, capsys):
@@ -230,10 +230,10 @@ def test_a_stop_in_the_middle_of_a_step_leaves_the_step_out(tmp_path, capsys):
 @pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_acts_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
     asked = []
-    with pytest.raises(KeyboardInterrupt), stopping.handle_stop_signals(lambda: asked.append(1)):
+    with pytest.raises(KeyboardInterrupt), ending.handle_stop_signals(lambda: asked.append(1)):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # the launcher's, of the same request
-        monkeypatch.setattr(stopping, "ECHO", -1)
+        monkeypatch.setattr(ending, "ECHO", -1)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("it went on")
     assert asked == [1]
@@ -243,7 +243,7 @@ def test_a_second_signal_acts_at_once_but_an_echo_of_the_first_does_not(monkeypa
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.handle_stop_signals(lambda: pytest.fail("nohup asks for nothing")):
+        with ending.handle_stop_signals(lambda: pytest.fail("nohup asks for nothing")):
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -254,7 +254,7 @@ def test_outside_of_the_main_thread_nothing_is_handled():
     went = []
 
     def work():
-        with stopping.handle_stop_signals(lambda: None):
+        with ending.handle_stop_signals(lambda: None):
             went.append(True)
 
     thread = threading.Thread(target=work)
@@ -275,9 +275,9 @@ def test_an_interrupt_at_once_is_a_sentence_and_the_shells_status(monkeypatch, c
         def __init__(self, _):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "parse_command", lambda *_, **__: (QUICK, False))
+    monkeypatch.setattr(run, "parse_command", lambda *_, **__: (QUICK, False))
     with pytest.raises(SystemExit) as ended:
-        script.main(Interrupted, None, "refl_train", "")
+        run.main(Interrupted, None, "refl_train", "")
     assert ended.value.code == 130
     assert capsys.readouterr().err == "refl_train: stopped at once; what was saved before is there.\n"
 

@@ -31,7 +31,7 @@ from realigndiff.tests.short_runs import (
     same,
     steps,
 )
-from realigndiff.training.loop.feedback import make_estimators
+from realigndiff.training.loop.models import make_estimators
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.files import parse
 from realigndiff.training.settings.refl import ReflConfig

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from realigndiff.core.errors import RealignError
+from realigndiff.core.prompt_files import Prompts
 from realigndiff.tests.short_runs import QUICK, ROOT, checkpoint, contents, copy_of, run_in, same, steps
-from realigndiff.training.data.prompts import Prompts, load_prompts
+from realigndiff.training.data.prompts import load_prompts
 from realigndiff.training.loop.plan import plan
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.state import checkpoints, provenance, run_folder

@@ -318,7 +318,7 @@ def test_a_clip_of_open_clip_is_read_from_safetensors_and_from_its_folder_alone(
     quick = ClipReward.load(tmp_path)(images(3), PROMPTS)
     assert 1e-5 < (quick - found(images(3), PROMPTS)).abs().max() < 0.1
     (tmp_path / "open_clip_config.json").write_text("[]")
-    with pytest.raises(RealignError, match=r"open_clip_config.json' cannot be read"):
+    with pytest.raises(RealignError, match=r"open_clip_config.json' is no JSON object"):
         ClipReward.load(tmp_path)
 
 

@@ -125,7 +125,7 @@ def test_nothing_given_is_the_default():
 
 def test_settings_survive_toml(tmp_path):
     config = other_values()
-    assert load(ReflConfig, toml(tmp_path, to_toml(config, "A title."))) == config
+    assert load(ReflConfig, toml(tmp_path, to_toml(config))) == config
 
 
 def test_settings_survive_json():

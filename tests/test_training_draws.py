@@ -10,8 +10,7 @@ from realigndiff.rewards.caption_gradient import PromptLikelihood, ScoreFunction
 from realigndiff.sampling.sampler import DiffusersSampler
 from realigndiff.training.arl_train import ArlRun
 from realigndiff.training.data.candidates import draw_round
-from realigndiff.training.loop.feedback import make_estimators
-from realigndiff.training.loop.models import load_models
+from realigndiff.training.loop.models import load_models, make_estimators
 from realigndiff.training.refl_train import ReflRun
 from realigndiff.training.settings.arl import ArlConfig
 from realigndiff.training.settings.files import load as read

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from realigndiff.core.errors import RealignError
+from realigndiff.core.fingerprint import fingerprint_of_texts as fingerprint
+from realigndiff.core.prompt_files import MAX_LENGTH, Prompts, read_prompts
 from realigndiff.demo.prompts import two_object_prompts
-from realigndiff.training.data.prompts import MAX_LENGTH, Prompts, fingerprint, load_prompts, read_prompts, split
+from realigndiff.training.data.prompts import load_prompts, split
 from realigndiff.training.settings.refl import ReflConfig
 
 TEXTS = ("a red circle", "ein grüner Ring, groß", "a “quoted” cat")

@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 from realigndiff.core.errors import RealignError
-from realigndiff.training.loop import script
+from realigndiff.training.loop import run
 from realigndiff.training.settings.refl import ReflConfig
 from realigndiff.training.watch import log, samples, trackers, watching
 
@@ -176,9 +176,9 @@ def test_the_speed_counts_all_images_of_a_step(tmp_path):
 def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     config = ReflConfig(output=str(tmp_path / "run"), log_with="wandb")
-    monkeypatch.setattr(script, "parse_command", lambda *_, **__: (config, False))
+    monkeypatch.setattr(run, "parse_command", lambda *_, **__: (config, False))
     with pytest.raises(SystemExit) as stopped:
-        script.main(lambda config: pytest.fail("it was loaded"), ReflConfig, "refl_train", "")
+        run.main(lambda config: pytest.fail("it was loaded"), ReflConfig, "refl_train", "")
     assert stopped.value.code == (
         "refl_train: log_with is wandb, but the package wandb is not installed: pip install wandb, or set log_with to "
         "csv."

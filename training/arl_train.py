@@ -26,8 +26,7 @@ from torch import Tensor
 from .data.candidates import Round, draw_round, fingerprint_weights, mean_reward, read_round
 from .data.pairs import Pairs
 from .loop.optimization import swap_in_average
-from .loop.run import Run
-from .loop.script import main
+from .loop.run import Run, main
 from .settings.arl import ArlConfig
 
 

@@ -29,10 +29,9 @@ from tqdm import tqdm
 from ..rewards.combine import weighted_sum
 from .data.pairs import Pairs
 from .data.prior import folder_prior, frozen_prior, prior_captioner
-from .loop.feedback import make_estimators
+from .loop.models import make_estimators
 from .loop.rollout import Rollout
-from .loop.run import Run
-from .loop.script import main
+from .loop.run import Run, main
 from .settings.refl import ReflConfig
 
 

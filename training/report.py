@@ -21,12 +21,14 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from ..core.errors import RealignError
 from ..core.files import write_whole
@@ -38,8 +40,7 @@ from .watch import log, samples
 from .watch.curves import Curve, chart, smooth
 
 STYLE = Path(__file__).with_name("report.css")
-LARGEST_SIDE = 512
-"""The largest side of a picture in the page, in pixels."""
+LARGEST_SIDE = 512  # the largest side of a picture in the page, in pixels
 LOADING = {
     "lora": (
         "loras",
@@ -53,10 +54,8 @@ LOADING = {
     ),
 }
 """For each value of the setting `train` the folder in ComfyUI's `models`, and what to do in the graph."""
-SMOOTHED_FROM = 40
-"""Points from which on a curve is smoothed."""
-BETWEEN = 6
-"""The number of sample grids shown between the first and the last."""
+SMOOTHED_FROM = 40  # points from which on a curve is smoothed
+BETWEEN = 6  # the number of sample grids shown between the first and the last
 
 
 def main() -> None:
@@ -69,11 +68,7 @@ def main() -> None:
 
 
 def write(folder: Path) -> Path:
-    """Write `report.html` into the folder of a run; its path.
-
-    Raises:
-        RealignError: there is no run in the folder, or it cannot be written.
-    """
+    """Write `report.html` into the folder of a run; its path."""
     if not any((folder / name).exists() for name in ("log.csv", "samples", "last.safetensors", "best.safetensors")):
         raise RealignError(f"There is no run in '{folder}': give the folder that training wrote (its `output`).")
     file = folder / "report.html"
@@ -86,8 +81,8 @@ def page(folder: Path) -> str:
     rows, notes = log.read(folder / "log.csv")
     last_step = rows[-1]["step"] if rows else math.inf
     grids = _grids(folder / "samples", last_step, notes)
-    weights = {name: _header(folder / f"{name}.safetensors", notes) for name in ("best", "last")}
-    weights = {name: header for name, header in weights.items() if header is not None}
+    headers = {name: _header(folder / f"{name}.safetensors", notes) for name in ("best", "last")}
+    weights = {name: header for name, header in headers.items() if header is not None}
     header = weights.get("last", weights.get("best", {}))
     settings = _settings(header, notes)
     name = folder.resolve().name
@@ -113,9 +108,6 @@ def displayed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in settings.items()}
 
 
-# Reading the folder
-
-
 def _grids(folder: Path, last: float, notes: list[str]) -> list[samples.Grid]:
     """The first grid, the last, and up to BETWEEN others; unreadable ones are noted."""
     files = samples.files(folder, last)
@@ -131,9 +123,7 @@ def _grids(folder: Path, last: float, notes: list[str]) -> list[samples.Grid]:
 
 
 def _header(file: Path, notes: list[str]) -> dict[str, str] | None:
-    """The metadata of a file of weights; None if there is no such file."""
-    from safetensors import SafetensorError, safe_open
-
+    """The metadata of a file of weights, if it exists."""
     if not file.exists():
         return None
     try:
@@ -146,31 +136,25 @@ def _header(file: Path, notes: list[str]) -> dict[str, str] | None:
 
 def _settings(header: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     """The run's settings; empty, with a note, if the header does not hold them."""
-    try:
+    with suppress(KeyError, ValueError):
         settings = json.loads(header[METADATA_KEY])
         if isinstance(settings, dict):
             return settings
-    except (KeyError, ValueError):
-        pass
     notes.append("There are no weights with the run's settings yet, so these are not shown.")
     return {}
 
 
-# The parts of the page
-
-
 def _head(name: str, rows: Sequence[log.Row], settings: Mapping[str, Any]) -> str:
-    steps = f"{rows[-1]['step']:,.0f}" if rows else "0"
-    wanted = settings.get("steps")
-    progress = f"{steps} of {wanted:,} steps" if isinstance(wanted, int) else f"{steps} steps"
-    if rows and isinstance(wanted, int) and rows[-1]["step"] < wanted:
-        progress += "; not finished"
-    model = _text(settings["model"]) if "model" in settings else ""
-    reward = str(settings.get("reward", "caption"))
+    step, wanted = rows[-1]["step"] if rows else 0, settings.get("steps")
+    progress = f"{step:,.0f} steps"
+    if isinstance(wanted, int):
+        progress = f"{step:,.0f} of {wanted:,} steps{'; not finished' if rows and step < wanted else ''}"
+    model = escape(_text(settings.get("model", "")))
+    reward = escape(str(settings.get("reward", "caption")))
     how = "on the best of its own images by" if ranked(settings) else "with"
     return (
-        f"<header><h1>{escape(name)}</h1><p>Fine-tuned {how} the reward <b>{escape(reward)}</b>"
-        f"{f' from <b>{escape(model)}</b>' if model else ''}. {escape(progress)}.</p></header>"
+        f"<header><h1>{escape(name)}</h1><p>Fine-tuned {how} the reward <b>{reward}</b>"
+        f"{f' from <b>{model}</b>' if model else ''}. {progress}.</p></header>"
     )
 
 
@@ -185,11 +169,9 @@ def _numbers(rows: Sequence[log.Row], header: Mapping[str, str]) -> str:
     elif "realigndiff.reward_before" in header and "realigndiff.reward_after" in header:
         before, after = (_number(header[f"realigndiff.reward_{when}"]) for when in ("before", "after"))
         cards.append(_change("Held-out reward", before, after))
-    seconds = [row["seconds"] for row in rows if row.get("seconds", 0) > 0]
-    if seconds:
+    if seconds := [row["seconds"] for row in rows if row.get("seconds", 0) > 0]:
         cards.append(_card("Time in steps", _duration(sum(seconds)), f"{sum(seconds) / len(seconds):.3g} s per step"))
-    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]
-    if speeds:
+    if speeds := [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]:
         cards.append(_card("Speed", f"{sum(speeds) / len(speeds):.3g}", "images per second"))
     skipped = [f"{row['step']:.0f}" for row in rows if row.get("bad_batches", 0) > 0]
     where = f"left out at step {', '.join(skipped[:8])}{' …' if len(skipped) > 8 else ''}" if skipped else ""
@@ -297,9 +279,6 @@ def _table(settings: Mapping[str, Any]) -> str:
     )
 
 
-# Helpers
-
-
 def _image(picture: Image.Image, label: str, largest: int = LARGEST_SIDE) -> str:
     """An `<img>` with the picture inline; small ones keep their pixels."""
     data = inline(picture, largest)
@@ -311,8 +290,8 @@ def _text(value: Any) -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
     text = str(value)
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(text).is_absolute():

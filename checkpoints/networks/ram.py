@@ -124,16 +124,16 @@ class Ram(nn.Module):
         """The tags' text embeddings for these image tokens: [1 or B, K, label_width]."""
         return self.label_embed[None]
 
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised → logits [B, K]."""
+        return self.classify(self.image_tokens(pixel_values))
+
     def classify(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, T, image_width] → logits [B, K]."""
         queries = F.relu(self.wordvec_proj(self.label_vectors(tokens))).expand(len(tokens), -1, -1)  # [B, K, D]
         for layer in self.tagging_head:
             queries = layer(queries, tokens)
         return self.fc(queries).squeeze(-1)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised → logits [B, K]."""
-        return self.classify(self.image_tokens(pixel_values))
 
 
 class RamPlus(Ram):
@@ -146,12 +146,10 @@ class RamPlus(Ram):
         self.reweight_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def label_vectors(self, tokens: Tensor) -> Tensor:
-        """The tags' descriptions, averaged with weights for each image: [B, K, label_width].
-
-        The weights are a softmax of cosines times a large scale, so they are always computed in fp32.
-        """
+        """The tags' descriptions, averaged with weights for each image: [B, K, label_width]."""
         image = F.normalize(tokens[:, 0].float(), dim=-1).to(tokens.dtype)  # [B, W]
         cosines = (image @ self.label_embed.flatten(0, 1).T).float()  # [B, K · N]
         cosines = cosines.unflatten(1, self.label_embed.shape[:2])  # [B, K, N]
+        # in fp32, because the scale is large
         weights = (self.reweight_scale.float().exp() * cosines).softmax(dim=-1).to(tokens.dtype)
         return torch.einsum("bkn,knw->bkw", weights, self.label_embed)

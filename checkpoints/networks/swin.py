@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATCH = 4
-"""Pixels per side of a patch."""
-_APART = -100.0
-"""Added to the score of two tokens that a shift brought into one window but that are not neighbours."""
+PATCH = 4  # pixels per side of a patch
+_APART = -100.0  # added to the score of two tokens that a shift brought into one window but that are not neighbours
 
 
 class PatchEmbed(nn.Module):
@@ -148,8 +146,7 @@ def _unwindow(x: Tensor, rows: int) -> Tensor:
 
 def _offsets(window: int) -> Tensor:
     """[N, N]: the row of the bias table for each pair of tokens in a window."""
-    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    place = torch.stack([rows, columns], dim=-1).flatten(0, 1)  # [N, 2]
+    place = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # [N, 2]
     offset = place[:, None] - place[None] + window - 1
     return offset[..., 0] * (2 * window - 1) + offset[..., 1]
 

@@ -9,11 +9,7 @@ from ...core.errors import RealignError
 
 
 def host_of(base_url: str) -> str:
-    """The host of a server's address, with its port.
-
-    Raises:
-        RealignError: it is no address, or it holds a password, a query or a fragment.
-    """
+    """The host of a server's address, with its port; a RealignError if it is malformed or has a password or a query."""
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port  # reading the port checks it
@@ -58,10 +54,6 @@ def is_private(host: str) -> bool:
 
 
 def _ip(host: str) -> IPv4Address | IPv6Address:
-    """An IP address; IPv4 that is written as IPv6 becomes IPv4.
-
-    Raises:
-        ValueError: the host is a name.
-    """
+    """An IP address; IPv4 that is written as IPv6 becomes IPv4. A name raises a ValueError."""
     address = ip_address(host)
     return getattr(address, "ipv4_mapped", None) or address

@@ -1,8 +1,4 @@
-"""One question to a server that speaks OpenAI's chat API, whatever the server does.
-
-A server may keep silent, refuse, break off, or write without end. A question takes at most `timeout` seconds, retries
-included, and ends in a `Completion` or one `ServerError`.
-"""
+"""One question to a chat server. It takes at most `timeout` seconds and ends in a `Completion` or a `ServerError`."""
 
 from __future__ import annotations
 
@@ -29,11 +25,7 @@ class ChatServer:
     """A server's address, a model's name there, and how it is asked."""
 
     def __init__(self, base_url: str, model: str, timeout: float, retries: int, seed: int) -> None:
-        """See `OpenAiLanguageModel`.
-
-        Raises:
-            RealignError: the address is none, or holds a password.
-        """
+        """See `OpenAiLanguageModel`."""
         self.base_url, self.model = base_url.strip().rstrip("/").removesuffix("/chat/completions"), model
         self.timeout, self.retries, self.seed = timeout, retries, seed
         self.host = host_of(self.base_url)
@@ -41,14 +33,10 @@ class ChatServer:
         """The options that this server does not take."""
 
     def complete(self, question: Question, key: str | None, stop: Callable[[], bool]) -> Completion:
-        """The text that the server's model writes.
+        """The text that the server's model writes; a ServerError says why there is none.
 
         key: sent with the question; None for a server without. stop: polled all the time; once it is true, nothing
         more is asked.
-
-        Raises:
-            ServerError: why there is no text.
-            RealignError: openai is not installed.
         """
         import_httpx()  # slow, so before the clock starts
         future = asyncio.run_coroutine_threadsafe(self._in_time(question, key, stop), event_loop())
@@ -60,10 +48,7 @@ class ChatServer:
             future.cancel()
 
     async def _in_time(self, question: Question, key: str | None, stop: Callable[[], bool]) -> Completion:
-        """`complete` within `timeout` seconds.
-
-        httpx's own timeout counts per read; a server that writes a byte now and then never reaches it.
-        """
+        """`complete` within `timeout` seconds; httpx counts them per read, which a slow writer never exceeds."""
         deadline = time.monotonic() + self.timeout
         errors: list[ServerError] = []
         task = asyncio.create_task(self._with_retries(question, key, deadline, errors))

@@ -53,27 +53,19 @@ class OpenAiLanguageModel:
 
     def bind(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
         """stop: polled all the time; once it is true, nothing more is asked."""
-
-        def usable(answer: Any) -> bool:
-            return bool(valid_bindings(answer, prompt, tags)[0])
-
-        return self._ask(binding_question(prompt, tags), tags, usable, stop)
+        return self._ask(
+            binding_question(prompt, tags), tags, lambda answer: bool(valid_bindings(answer, prompt, tags)[0]), stop
+        )
 
     def score(self, prompt: str, tags: Sequence[str], *, stop: Callable[[], bool] = lambda: False) -> Any:
-        def usable(answer: Any) -> bool:
-            return valid_scores(answer, tags)[0].keys() >= set(tags)
-
-        return self._ask(score_question(prompt, tags), tags, usable, stop)
+        return self._ask(
+            score_question(prompt, tags), tags, lambda answer: valid_scores(answer, tags)[0].keys() >= set(tags), stop
+        )
 
     def _ask(
         self, question: Question, tags: Sequence[str], usable: Callable[[Any], bool], stop: Callable[[], bool]
     ) -> Any:
-        """The server's JSON answer, None if it wrote none. Only a whole answer that is `usable` is cached.
-
-        Raises:
-            NoAnswer: with `or_offline`, the server cannot be reached, refuses, or writes no completion.
-            RealignError: the same without `or_offline`; or openai is not installed, or the key cannot be sent.
-        """
+        """The server's JSON answer, None if it wrote none. Only a whole answer that is `usable` is cached."""
         server = self.server
         cache_key = json.dumps([server.base_url, server.model, server.seed, *question])
         if self.cache is not None and (cached := self.cache.get(cache_key)) is not None:

@@ -49,11 +49,7 @@ class ServerError(Exception):
 
 
 def parse_completion(body: bytes) -> Completion:
-    """The completion in the body of a response, empty if it has no text; the content may come in parts.
-
-    Raises:
-        ServerError: it is no chat completion.
-    """
+    """The completion in the body of a response, empty without text; a ServerError if it is no chat completion."""
     if len(body) >= MOST_BYTES:
         return Completion("")
     completion: Any = None
@@ -67,7 +63,7 @@ def parse_completion(body: bytes) -> Completion:
         error = completion.get("error") if isinstance(completion, dict) else None
         detail = f": {json.dumps(error, ensure_ascii=False)}" if error else ""
         raise ServerError(f"it wrote no chat completion{detail}", retryable=True)
-    parts = content if isinstance(content, list) else [{"text": content}]
+    parts = content if isinstance(content, list) else [{"text": content}]  # it may come in parts
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     text = "".join(text for text in texts if isinstance(text, str))
     return Completion(text, choice.get("finish_reason") == "length")

@@ -1,8 +1,6 @@
-"""Find a key, or a part of one, in text that a server sent back, and mask it.
+"""Find a key, or a part of one, in text that a server sent back, and mask it before others read it in notes or files.
 
-A server gets the key with each question, and may repeat it in an answer or an error: as it is, in capitals, reversed,
-spaced out, escaped, in base64 or hexadecimal. A server's text goes into notes, messages, reports and files, and with
-them to other people.
+A server may repeat the key as it is, in capitals, reversed, spaced out, escaped, in base64 or hexadecimal.
 """
 
 from __future__ import annotations
@@ -47,11 +45,8 @@ def holds_key(answer: Any, key: str | None, known: str = "") -> bool:
         names, values = list(_names(answer)), list(_values(answer))
     except (RecursionError, ValueError):  # too deep; a number of thousands of digits
         return True
-    return any(_spans("".join(texts), key, known) for texts in (names, values, _alternating(names, values)))
-
-
-def _alternating(names: list[str], values: list[str]) -> Iterator[str]:
-    return chain.from_iterable(zip_longest(names, values, fillvalue=""))
+    alternating = chain.from_iterable(zip_longest(names, values, fillvalue=""))
+    return any(_spans("".join(texts), key, known) for texts in (names, values, alternating))
 
 
 def _values(value: Any) -> Iterator[str]:
@@ -80,20 +75,15 @@ def _spans(text: str, key: str, known: str) -> list[tuple[int, int]]:
             part = plain[start : start + length]
             if part in parts and part not in plain_known:
                 found.append((places[start], places[start + length - 1] + 1))
+    if sum(map(str.isalnum, key)) < _LENGTHS["text"]:  # a key of other characters is only found as it is
+        found += [match.span() for match in re.finditer(re.escape(key), text)]
     spans: list[tuple[int, int]] = []
-    for start, stop in sorted([*found, *_literal_spans(text, key)]):
+    for start, stop in sorted(found):
         if spans and start <= spans[-1][1]:
             spans[-1] = spans[-1][0], max(stop, spans[-1][1])
         else:
             spans.append((start, stop))
     return spans
-
-
-def _literal_spans(text: str, key: str) -> list[tuple[int, int]]:
-    """Where a text has a key literally, for keys with few letters and digits."""
-    if sum(map(str.isalnum, key)) >= _LENGTHS["text"]:
-        return []
-    return [match.span() for match in re.finditer(re.escape(key), text)]
 
 
 def _plain(text: str) -> tuple[str, list[int]]:

@@ -1,7 +1,6 @@
 """Which key goes to which LLM server: only one whose owner named that server, and none unencrypted over the internet.
 
-A workflow or a command names the server, and may come from anyone. So a key is sent where its owner allows, not where
-the workflow says.
+A workflow may come from anyone, so it must not decide where a key is sent.
 """
 
 from __future__ import annotations

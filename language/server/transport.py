@@ -24,11 +24,7 @@ Post = Callable[[dict[str, Any]], Coroutine[Any, Any, bytes]]
 
 
 def import_openai() -> ModuleType:
-    """The package openai.
-
-    Raises:
-        RealignError: it is not installed.
-    """
+    """The package openai; a RealignError if it is not installed."""
     try:
         import openai
     except ImportError as error:
@@ -41,8 +37,7 @@ def import_openai() -> ModuleType:
 
 @cache
 def import_httpx() -> tuple[ModuleType, Any]:
-    """The package that openai is built on, httpx or its successor, and the certificates that it trusts. Reading them
-    takes longer than anything else here."""
+    """The package that openai is built on, httpx or its successor, and its certificates, which are slow to read."""
     httpx = import_module(import_openai().DefaultAsyncHttpxClient.__mro__[-2].__module__.partition(".")[0])
     return httpx, httpx.create_ssl_context()
 
@@ -51,8 +46,7 @@ _starting = Lock()
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all requests, in a thread of its own, because the caller may already run in another loop (in
-    ComfyUI and in notebooks). It ends with the program."""
+    """The event loop of all requests, in a thread of its own: ComfyUI and notebooks already run one in theirs."""
     with _starting:
         return _start_loop()
 

@@ -14,8 +14,7 @@ KEY_SETTING, HOST_SETTING = "RealignDiff.LLM.ApiKey", "RealignDiff.LLM.Host"
 
 
 def api_key_for(base_url: str) -> str | None:
-    """The key for a server, or None: see `language.server.keys`. The key in the user's settings is for the host that
-    they name."""
+    """The key for a server, or None: see `language.server.keys`."""
     settings = user_settings()
     return keys.api_key_for(base_url, (settings.get(HOST_SETTING), settings.get(KEY_SETTING)))
 

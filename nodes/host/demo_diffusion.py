@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,6 @@ def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
     config = _config(folder)
     start, end = config["bos_token_id"], config["eos_token_id"]
 
-    class Tokenizer(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(tokenizer_path=str(tokenizer), embedding_size=config["hidden_size"], **options)
-
     class TextEncoder(comfy.sd1_clip.SDClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: dict | None = None) -> None:
             super().__init__(
@@ -88,16 +85,11 @@ def load_clip(folder: Path, tokenizer: Path) -> comfy.sd.CLIP:
             words = self.operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
             self.transformer.set_input_embeddings(words)
 
-    class Encoder(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(clip_model=TextEncoder, **options)
-
-    class Tokenizers(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
-            super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Tokenizer)
-
+    encoder = partial(comfy.sd1_clip.SD1ClipModel, clip_model=TextEncoder)
+    words = partial(comfy.sd1_clip.SDTokenizer, tokenizer_path=str(tokenizer), embedding_size=config["hidden_size"])
+    tokenizers = partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=words)
     clip = comfy.sd.CLIP(
-        ClipTarget(Tokenizers, Encoder), model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")}
+        ClipTarget(tokenizers, encoder), model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")}
     )
     transformer = clip.cond_stage_model.clip_l.transformer
     weights = _weights(folder / "model.safetensors")

@@ -18,10 +18,7 @@ def download(repository: str, target: Path) -> Path:
     """Download a repository's files into `<target>.partial`, which becomes `target` once all are there.
 
     Files that are already there are not downloaded again. An interrupt stops between two files and does not wait for
-    the current one.
-
-    Raises:
-        RealignError: the repository or one of its files could not be downloaded or written.
+    the current one. What cannot be downloaded or written is a RealignError.
     """
     from huggingface_hub import hf_hub_download
 

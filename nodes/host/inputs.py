@@ -1,8 +1,8 @@
-"""Inputs that several nodes have, and checks of their values."""
+"""Inputs and outputs of the nodes, and checks of input values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,14 +13,29 @@ from .sockets import BoundingBox, GroundedSam, Regions, Tagger
 
 
 def check_choice(what: str, value: str, options: Collection[str]) -> str:
-    """The value of a Combo; older ComfyUIs do not check it in prompts that come through the API.
-
-    Raises:
-        RealignError: it is none of the options.
-    """
+    """The value of a Combo, if it is an option: older ComfyUIs do not check prompts that come through the API."""
     if value not in options:
         raise RealignError(f"'{value}' is no {what}: choose one of {', '.join(options)}.")
     return value
+
+
+def output(kind: Any, name: str, tooltip: str) -> Any:
+    return kind.Output(display_name=name, tooltip=tooltip)
+
+
+def list_output(kind: Any, name: str, tooltip: str) -> Any:
+    return kind.Output(display_name=name, tooltip=tooltip, is_output_list=True)
+
+
+def combo_input(id: str, options: Iterable[str], tooltip: str, *, optional: bool = False) -> Any:
+    """The first option is the default."""
+    default, *others = options
+    return io.Combo.Input(id, options=[default, *others], default=default, tooltip=tooltip, optional=optional)
+
+
+def int_input(id: str, default: int, limits: tuple[int, int], tooltip: str, *, optional: bool = False) -> Any:
+    low, high = limits
+    return io.Int.Input(id, default=default, min=low, max=high, tooltip=tooltip, optional=optional)
 
 
 def tagger_input() -> Any:
@@ -40,11 +55,7 @@ def prompt_input(tooltip: str = "What the images should show, without quality ta
 
 
 def checked_prompt(prompt: str, missing: str = "write what the images should show") -> str:
-    """The prompt without its weights.
-
-    Raises:
-        RealignError: it is empty.
-    """
+    """The prompt without its weights; a RealignError if it is empty."""
     if not prompt.strip():
         raise RealignError(f"The prompt is empty: {missing}.")
     return strip_weights(prompt)

@@ -14,8 +14,7 @@ import comfy.utils
 T = TypeVar("T")
 BATCH = 8
 """Images per call of a model that is faster on several."""
-_STEPS_PER_IMAGE = 100
-"""Resolution of the progress bar of `in_batches`."""
+_STEPS_PER_IMAGE = 100  # of the progress bar
 
 
 def check_interrupt(*_: Any) -> None:
@@ -77,8 +76,14 @@ def run_interruptibly(work: Callable[[], T]) -> T:
     It runs in a daemon thread, so it must not touch ComfyUI's models; ComfyUI can exit while it still runs.
     """
     outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-    context = copy_context()  # ComfyUI keeps the running prompt in it
-    Thread(target=lambda: outcome.put(context.run(_outcome, work)), daemon=True).start()
+
+    def run() -> None:
+        try:
+            outcome.put((work(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    Thread(target=copy_context().run, args=(run,), daemon=True).start()  # ComfyUI keeps the running prompt in it
     while True:
         check_interrupt()
         try:
@@ -88,10 +93,3 @@ def run_interruptibly(work: Callable[[], T]) -> T:
         if error is not None:
             raise error
         return result
-
-
-def _outcome(work: Callable[[], T]) -> tuple[Any, BaseException | None]:
-    try:
-        return work(), None
-    except BaseException as error:
-        return None, error

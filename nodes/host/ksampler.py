@@ -44,16 +44,7 @@ def clip_input() -> Any:
 
 
 def run_ksampler(
-    model: Any,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    positive: Any,
-    negative: Any,
-    latent_image: dict,
-    denoise: float,
+    model, seed, steps, cfg, sampler_name: str, scheduler: str, positive, negative, latent_image: dict, denoise: float
 ) -> dict:
     """The LATENT that KSampler returns for these inputs."""
     check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)

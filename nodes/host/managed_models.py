@@ -29,12 +29,9 @@ _TRIM_DELAYS = (1.0, 4.0)
 
 
 def dtype_of(precision: str, *, auto_half: bool) -> torch.dtype:
-    """The dtype for one of PRECISIONS.
+    """The dtype for one of PRECISIONS; a RealignError if PyTorch does not compute in it on this device.
 
     auto_half: whether `auto` means fp16 where the device is faster with it; otherwise it means fp32.
-
-    Raises:
-        RealignError: there is no such precision, or PyTorch does not compute in it on this device.
     """
     device = comfy.model_management.get_torch_device()
     if check_choice("precision", precision, PRECISIONS) != "auto":
@@ -99,8 +96,7 @@ def _patcher_of(network: nn.Module) -> ModelPatcher:
 
 
 def _trim_heap() -> None:
-    """Return freed memory to the system shortly from now. glibc would keep all blocks below 32 MB; other systems'
-    allocators return them by themselves."""
+    """Return freed memory to the system shortly from now: glibc would keep all blocks below 32 MB."""
 
     def trim() -> None:
         if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:

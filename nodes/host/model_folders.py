@@ -39,9 +39,7 @@ def register() -> None:
     """Register the model folders with ComfyUI, besides those in the user's extra_model_paths.yaml."""
     for key in KEYS:
         folder_paths.add_model_folder_path(key, os.path.join(folder_paths.models_dir, key))
-    folder_paths.add_model_folder_path(
-        "loras", str(COARSE_LORA.parent)
-    )  # the demo model's LoRA, for its example workflow
+    folder_paths.add_model_folder_path("loras", str(COARSE_LORA.parent))  # for the example workflow of its LoRA
 
 
 def choices(key: str, kind: str, *, none: bool = False, demo: bool = True) -> list[str]:
@@ -54,12 +52,9 @@ def choices(key: str, kind: str, *, none: bool = False, demo: bool = True) -> li
 
 
 def locate(key: str, name: str, demo: str, *, download: bool = False) -> Path:
-    """The folder or file of an option of `choices`, downloaded first if `download` is set.
+    """The folder or file of an option of `choices`, downloaded first if `download` is set; a RealignError if missing.
 
     demo: the name of the demo model in `core.embedded`.
-
-    Raises:
-        RealignError: it is missing and not to be downloaded, or the download failed.
     """
     if name == DEMO:
         return embedded(demo)

@@ -46,9 +46,7 @@ def current_user() -> str | None:
 
 
 @web.middleware
-async def _remember_user(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _remember_user(request: web.Request, handler: Callable[..., Awaitable[Any]]) -> web.StreamResponse:
     try:
         user = prompt_server().user_manager.get_request_user_id(request)
     except KeyError:  # unknown, or not given

@@ -13,6 +13,7 @@ from ...core.describe import describe_regions
 from ...core.interchange import bounding_boxes, to_json
 from ...core.masks import mask_batch
 from ...core.regions import RegionSet
+from .inputs import output
 from .interrupts import interruptible
 from .sockets import BoundingBox, Regions
 
@@ -22,19 +23,13 @@ MIN_SIDE = 512
 
 def region_outputs() -> list[Any]:
     return [
-        Regions.Output(
-            display_name="regions", tooltip="One set of regions per image, for Realign KSampler or Apply Regions."
-        ),
-        io.Mask.Output(
-            display_name="masks", tooltip="One mask per region, image by image; empty where nothing was found."
-        ),
-        io.Image.Output(
-            display_name="overlay",
-            tooltip="The regions drawn over their image, at least 512 pixels on the longer side.",
-        ),
-        BoundingBox.Output(
-            display_name="boxes",
-            tooltip="For each image a list of bounding boxes in pixels, with label and score. Regions without a box "
+        output(Regions, "regions", "One set of regions per image, for Realign KSampler or Apply Regions."),
+        output(io.Mask, "masks", "One mask per region, image by image; empty where nothing was found."),
+        output(io.Image, "overlay", "The regions drawn over their image, at least 512 pixels on the longer side."),
+        output(
+            BoundingBox,
+            "boxes",
+            "For each image a list of bounding boxes in pixels, with label and score. Regions without a box "
             "are left out.",
         ),
         io.String.Output(display_name="json", tooltip="The regions as JSON text, with boxes but without masks."),
@@ -48,8 +43,13 @@ def region_node_output(
 
     searched: whether the images were searched for the regions, so that the table says "not found" for one without mask.
     """
+    from ...drawing.overlay import overlay
+
     size = (image.shape[1], image.shape[2])
-    overlays = _overlays(sets, image)
+    side = max(MIN_SIDE, *size)
+    overlays = image_batch(
+        overlay(one, interruptible(regions), side) for one, regions in zip(image, interruptible(sets), strict=True)
+    )
     preview = ui.PreviewImage(overlays, cls=node).as_dict()
     return io.NodeOutput(
         tuple(sets),
@@ -58,15 +58,6 @@ def region_node_output(
         bounding_boxes(sets, size),
         to_json(sets),
         ui={**preview, "text": [describe_regions(sets, searched)]},
-    )
-
-
-def _overlays(sets: Sequence[RegionSet], image: torch.Tensor) -> torch.Tensor:
-    from ...drawing.overlay import overlay
-
-    side = max(MIN_SIDE, *image.shape[1:3])
-    return image_batch(
-        overlay(one, interruptible(regions), side) for one, regions in zip(image, interruptible(sets), strict=True)
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,8 +25,7 @@ from ..settings.arl import ArlConfig
 from ..state.tensor_cache import load_tensors, save_tensors
 from ..watch.samples import in_rows, write_picture
 
-SEED_OF_CANDIDATES = 5 * 10**8
-"""Offset from the seeds of the training steps."""
+SEED_OF_CANDIDATES = 5 * 10**8  # offset from the seeds of the training steps
 MADE_OF = (
     *("reward", "winner", "images_per_prompt", "prompts_per_round", "rollout_steps", "cfg", "seed"),
     *("llm", "llm_model"),
@@ -40,10 +38,8 @@ class Round(NamedTuple):
 
     number: int
     prompts: list[str]
-    latents: Tensor
-    """[P, C, h, w], float32, one per prompt."""
-    scores: dict[str, Tensor]
-    """Each reward's scores of all images: [P, K]."""
+    latents: Tensor  # [P, C, h, w], float32, one per prompt
+    scores: dict[str, Tensor]  # each reward's scores of all images: [P, K]
 
 
 def draw_round(
@@ -61,9 +57,6 @@ def draw_round(
     texts: the training prompts. weights: the `fingerprint_weights` of the current model. share: (i, n) draws every n-th
         file from the i-th on, for device i of n. should_stop: asked before each file; the files drawn so far serve the
         next start.
-
-    Raises:
-        RealignError: a file cannot be written.
     """
     files = round_files(config, texts, number, models.sampler.max_batch)
     mine = list(files.items())[share[0] :: share[1]]
@@ -76,11 +69,7 @@ def draw_round(
 
 
 def read_round(config: ArlConfig, models: RunModels, texts: Sequence[str], number: int, weights: str) -> Round:
-    """The winners of a round after `draw_round` on all devices.
-
-    Raises:
-        RealignError: one of its files is missing, for instance because the devices do not share a folder.
-    """
+    """The winners of a round after `draw_round` on all devices."""
     files = round_files(config, texts, number, models.sampler.max_batch)
     read = [read_file(file, provenance_of(config, prompts, weights)) for file, (_, prompts) in files.items()]
     if missing := [file for file, part in zip(files, read, strict=True) if part is None]:
@@ -110,8 +99,7 @@ def round_files(
 
 
 def pick_winners(scores: Sequence[Tensor], method: str, rng: random.Random) -> Tensor:
-    """The index of the winner among each prompt's images: scores [P, K] per reward → [P]; `method` is the setting
-    `winner`."""
+    """The index of each prompt's winner: scores [P, K] per reward → [P]; `method` is the setting `winner`."""
     if method == "random":
         P, K = scores[0].shape
         return torch.tensor([rng.randrange(K) for _ in range(P)])
@@ -140,10 +128,19 @@ def draw_file(
     rng = random.Random(f"{config.run.seed} {file.name} {number}")
     winners = pick_winners(list(scores.values()), config.rounds.winner, rng)
     best = latents.view(P, K, *latents.shape[1:])[torch.arange(P), winners]
-    _write(file, {"winners": best.clone(), **scores}, made_of)
+    try:
+        save_tensors(file, {"winners": best.clone(), **scores}, made_of)
+    except RealignError as error:
+        raise RealignError(
+            f"The round's images could not be written to '{file}' ({reason(error.__cause__)}): make room there and "
+            "start again; the run goes on where it was."
+        ) from error
     if not start:
         order = best_first(list(scores.values())) + torch.arange(P)[:, None] * K
-        _write_grid(in_rows(to_pil(images[order.flatten()]), K), file.with_name("best-first.png"))
+        try:
+            write_picture(file.with_name("best-first.png"), in_rows(to_pil(images[order.flatten()]), K))
+        except RealignError as error:  # the picture is only for people
+            tqdm.write(f"{error} The run goes on.")
 
 
 def _sample_and_score(
@@ -185,25 +182,7 @@ def provenance_of(config: ArlConfig, prompts: Sequence[str], weights: str) -> di
     return made_of | {f"files of {name}": value for name, value in fingerprint_models(config, sorted(needed)).items()}
 
 
-def _write(file: Path, tensors: dict[str, Tensor], made_of: Mapping[str, object]) -> None:
-    try:
-        save_tensors(file, tensors, made_of)
-    except RealignError as error:
-        raise RealignError(
-            f"The round's images could not be written to '{file}' ({reason(error.__cause__)}): make room there and "
-            "start again; the run goes on where it was."
-        ) from error
-
-
-def _write_grid(picture: Image.Image, file: Path) -> None:
-    """Only for people, so a full disk does not end the run."""
-    try:
-        write_picture(file, picture)
-    except RealignError as error:
-        tqdm.write(f"{error} The run goes on.")
-
-
 def read_file(file: Path, made_of: Mapping[str, object]) -> dict[str, Tensor] | None:
     """The tensors of a file, if it is whole and was made with the same settings, models and prompts."""
     cached = load_tensors(file, made_of)
-    return None if cached is None else cached.tensors
+    return cached and cached[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +13,6 @@ from ...sampling.sampler import DiffusersSampler
 
 CAPTION_DROPOUT = 0.1
 """The share of captions that are replaced by the empty prompt, which classifier-free guidance needs."""
-
-
-class Pair(NamedTuple):
-    """One training example: latent [C, h, w], noise [C, h, w], timestep and caption."""
-
-    latent: Tensor
-    noise: Tensor
-    t: Tensor
-    caption: str
 
 
 class Pairs:
@@ -37,27 +27,21 @@ class Pairs:
         seeds: one per example; it selects pair, noise and timestep.
         """
         device, steps = sampler.unet.device, sampler.scheduler.config.num_train_timesteps
-        examples = [self.draw(torch.Generator().manual_seed(seed), steps) for seed in seeds]
-        latents, noise, t = (
-            torch.stack([getattr(one, name) for one in examples]).to(device) for name in Pair._fields[:3]
-        )
+        *tensors, captions = zip(*(self.draw(torch.Generator().manual_seed(s), steps) for s in seeds), strict=True)
+        latents, noise, t = (torch.stack(tensor).to(device) for tensor in tensors)
         schedule = DDPMScheduler.from_config(sampler.scheduler.config)
-        prompt_embeds = sampler.encode_prompts([one.caption for one in examples]).clone()
+        prompt_embeds = sampler.encode_prompts(list(captions)).clone()
         predicted = sampler.predict(schedule.add_noise(latents, noise, t), t, prompt_embeds, unet)
-        return F.mse_loss(predicted.float(), _target(schedule, latents, noise, t))
+        target = latents if schedule.config.prediction_type == "sample" else noise
+        if schedule.config.prediction_type == "v_prediction":
+            target = schedule.get_velocity(latents, noise, t)
+        return F.mse_loss(predicted.float(), target)
 
-    def draw(self, generator: torch.Generator, steps: int) -> Pair:
-        """One training example at a timestep below `steps`."""
+    def draw(self, generator: torch.Generator, steps: int) -> tuple[Tensor, Tensor, Tensor, str]:
+        """One training example: latent [C, h, w], noise [C, h, w], a timestep [] below `steps`, and the caption."""
         picked = int(torch.randint(len(self.captions), (), generator=generator))
         dropped = float(torch.rand((), generator=generator)) < CAPTION_DROPOUT
         latent = self.latents[picked]
         noise = torch.randn(latent.shape, generator=generator)
         t = torch.randint(self.min_timestep, steps, (), generator=generator)
-        return Pair(latent, noise, t, "" if dropped else self.captions[picked])
-
-
-def _target(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The regression target of the UNet for the noised latents."""
-    if schedule.config.prediction_type == "v_prediction":
-        return schedule.get_velocity(latents, noise, t)
-    return latents if schedule.config.prediction_type == "sample" else noise
+        return latent, noise, t, "" if dropped else self.captions[picked]

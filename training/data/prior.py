@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +42,8 @@ MADE_OF = ("prior_captions", "prior_images", "prior_steps", "cfg", "seed")
 class FrozenImages(NamedTuple):
     """Images that the untrained model drew."""
 
-    latents: Tensor
-    """[N, C, h, w], float32."""
-    captions: list[str]
-    """One per image."""
+    latents: Tensor  # [N, C, h, w], float32
+    captions: list[str]  # one per image
     likelihoods: Tensor | None
     """[N] in (-inf, 0]: the captioner's mean log-likelihood of each caption; None if all images are used."""
 
@@ -58,11 +57,7 @@ class FrozenImages(NamedTuple):
 
 
 def prior_captioner(config: ReflConfig, models: RunModels) -> Captioner | None:
-    """The captioner for the frozen model's images: the caption reward's if there is one; None if none is needed.
-
-    Raises:
-        RealignError: the folder `captioner` does not hold one.
-    """
+    """The captioner for the frozen model's images: the caption reward's if there is one; None if none is needed."""
     needed = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
     if not (config.prior.prior_weight and config.prior.prior == "frozen" and needed):
         return None
@@ -85,11 +80,21 @@ def frozen_prior(
 
     captioner: see `prior_captioner`. on_image: called with the number of images just made.
     """
-    file, made_of = Path(config.run.output) / "prior.safetensors", _made_of(config, prompts)
-    images = _load(file, made_of, scored=config.prior.prior_keep < 1)
-    if images is None:
+    scored, file = config.prior.prior_keep < 1, Path(config.run.output) / "prior.safetensors"
+    captioned = config.prior.prior_captions == "captioner" or scored
+    made_of = {name: config.to_dict()[name] for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)}
+    made_of |= fingerprint_models(config, ["model", *(["captioner"] if captioned else [])])
+    cached = load_tensors(file, made_of)
+    if cached is not None and (not scored or "likelihoods" in cached[0]):
+        tensors, captions = cached
+        images = FrozenImages(tensors["latents"], captions, tensors["likelihoods"] if scored else None)
+    else:
         images = _sample(sampler, captioner, prompts, config, on_image)
-        _save(file, made_of, images)
+        tensors = {name: tensor for name, tensor in images._asdict().items() if isinstance(tensor, Tensor)}
+        try:
+            save_tensors(file, tensors, made_of, images.captions)
+        except RealignError as error:
+            logger.warning("%s A run that goes on has to sample its images again.", error)
     return Pairs(*images.select_likeliest(config.prior.prior_keep), config.prior.prior_min_timestep)
 
 
@@ -125,30 +130,6 @@ def _sample(
     return FrozenImages(torch.cat(latents).clone(), captions, torch.cat(likelihoods) if likelihoods else None)
 
 
-def _made_of(config: ReflConfig, prompts: Sequence[str]) -> dict[str, Any]:
-    """Settings, prompts, and fingerprints of the model and, if it is used, of the captioner."""
-    captioned = config.prior.prior_captions == "captioner" or config.prior.prior_keep < 1
-    models = fingerprint_models(config, ["model", *(["captioner"] if captioned else [])])
-    return {name: config.to_dict()[name] for name in MADE_OF} | {"prompts": fingerprint_of_texts(prompts)} | models
-
-
-def _save(file: Path, made_of: dict[str, object], images: FrozenImages) -> None:
-    """Cache the images for the next start of the same run."""
-    tensors = {name: tensor for name, tensor in images._asdict().items() if isinstance(tensor, Tensor)}
-    try:
-        save_tensors(file, tensors, made_of, images.captions)
-    except RealignError as error:
-        logger.warning("%s A run that goes on has to sample its images again.", error)
-
-
-def _load(file: Path, made_of: dict[str, object], *, scored: bool) -> FrozenImages | None:
-    """The images of an earlier start, with likelihoods if `scored`; None if the cache does not have them."""
-    cached = load_tensors(file, made_of)
-    if cached is None or (scored and "likelihoods" not in cached.tensors):
-        return None
-    return FrozenImages(cached.tensors["latents"], cached.about, cached.tensors["likelihoods"] if scored else None)
-
-
 @torch.no_grad()
 def folder_prior(
     folder: Path,
@@ -160,9 +141,6 @@ def folder_prior(
     """The images of a folder, each beside a `.txt` file with its caption, cropped to a square of `resolution` pixels.
 
     report: called with a sentence for each reason why images were skipped.
-
-    Raises:
-        RealignError: there is no such pair.
     """
     if not folder.is_dir():
         raise RealignError(f"There is no folder '{folder}' of images with captions: give another prior, or frozen.")
@@ -177,8 +155,10 @@ def folder_prior(
             continue
         latents.append(_encode(cut, sampler))
         captions.append(caption)
-    for sentence in _describe_skipped(folder, skipped, left_out):
-        report(sentence)
+    for reason, pictures in skipped.items():
+        report(f"Skipped in '{folder}': {count_noun(len(pictures), 'image')} {reason} ({list_names(pictures)}).")
+    if left_out:
+        report(left_out)
     if not captions:
         raise RealignError(
             f"'{folder}' has no image that can be read beside a .txt file with its caption: give such pairs, or frozen."
@@ -196,17 +176,14 @@ def _pair_with_captions(files: Sequence[Path], skipped: dict[str, list[Path]]) -
             skipped.setdefault("without a .txt file beside it", []).extend(sharing)
         elif len(sharing) > 1:
             skipped.setdefault("that share a .txt file with another", []).extend(sharing)
-        elif caption := _read_caption(text):
-            yield sharing[0], caption
         else:
-            skipped.setdefault("whose .txt file is empty or not UTF-8", []).extend(sharing)
-
-
-def _read_caption(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+            caption = ""
+            with suppress(OSError, UnicodeDecodeError):
+                caption = text.read_text(encoding="utf-8-sig").strip()
+            if caption:
+                yield sharing[0], caption
+            else:
+                skipped.setdefault("whose .txt file is empty or not UTF-8", []).extend(sharing)
 
 
 def _encode(picture: Image.Image, sampler: DiffusersSampler) -> Tensor:
@@ -214,12 +191,3 @@ def _encode(picture: Image.Image, sampler: DiffusersSampler) -> Tensor:
     vae = sampler.vae
     pixels = torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
     return vae.encode(pixels / 127.5 - 1).latent_dist.mean.float().cpu() * vae.config.scaling_factor
-
-
-def _describe_skipped(folder: Path, skipped: dict[str, list[Path]], left_out: str) -> list[str]:
-    """A sentence for each reason why images were skipped."""
-    sentences = [
-        f"Skipped in '{folder}': {count_noun(len(files), 'image')} {reason} ({list_names(files)})."
-        for reason, files in skipped.items()
-    ]
-    return [*sentences, *([left_out] if left_out else [])]

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 
 from ...core.embedded import DEMO
 from ...core.errors import RealignError
-from ...core.fingerprint import fingerprint_of_texts as fingerprint
-from ...core.prompt_files import MAX_LENGTH, Prompts, read_prompts
+from ...core.prompt_files import Prompts, read_prompts
 
 if TYPE_CHECKING:
     from ..settings.common import TrainingConfig
-
-__all__ = ["MAX_LENGTH", "Prompts", "fingerprint", "load_prompts", "read_prompts", "split"]
 
 
 def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompts]:
@@ -22,9 +19,6 @@ def split(prompts: Prompts, held_out: float, seed: int) -> tuple[Prompts, Prompt
     held_out: below 1 a share; whether a text is held out then depends on that text alone, so adding prompts never moves
         one into training. From 1 on the number of different texts, those with the lowest hashes; an added prompt with a
         lower hash then takes another's place.
-
-    Raises:
-        RealignError: a side would be empty, unless `held_out` is 0.
     """
     keys = {text: _key(text) for text in prompts.texts}
     hashes = {key: _hash(key, seed) for key in keys.values()}

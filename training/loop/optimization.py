@@ -24,11 +24,7 @@ SLOW_BF16 = "AVX2"
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """accelerate's object for the run's devices and precision (autocast); in fp16 it also scales the loss.
-
-    Raises:
-        RealignError: this device does not train in that precision.
-    """
+    """accelerate's object for the run's devices and precision (autocast); in fp16 it also scales the loss."""
     precision = config.model.precision
     try:
         host = Accelerator(
@@ -49,11 +45,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def make_optimizer(weights: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW without weight decay; with `optimizer_8bit` bitsandbytes' version with moments in 8 bits.
-
-    Raises:
-        RealignError: bitsandbytes is wanted and cannot be imported.
-    """
+    """AdamW without weight decay; with `optimizer_8bit` bitsandbytes' version with moments in 8 bits."""
     if not config.optimizer.optimizer_8bit:
         return torch.optim.AdamW(weights, lr=config.optimizer.learning_rate, weight_decay=0)
     try:

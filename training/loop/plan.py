@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...core.prompt_files import Prompts
 from ..data.prior import prior_captioner
-from ..data.prompts import Prompts, load_prompts
+from ..data.prompts import load_prompts
 from ..settings.arl import ArlConfig
 from ..settings.common import TrainingConfig
 from ..settings.refl import ReflConfig
@@ -17,8 +18,7 @@ from ..state import checkpoints
 from ..state.provenance import compare, provenance
 from ..state.run_folder import ASIDE, holds_a_run
 from ..state.validation import check_settings
-from .feedback import make_estimators
-from .models import RunModels, load_models
+from .models import RunModels, load_models, make_estimators
 
 REWARD_PREFIX = "reward/"
 QUANTISED_FROM, BLOCK = 4096, 256
@@ -26,11 +26,7 @@ QUANTISED_FROM, BLOCK = 4096, 256
 
 
 def plan(config: TrainingConfig) -> str:
-    """The plan as text. Reads prompts and models into the computer's memory and writes nothing.
-
-    Raises:
-        RealignError: prompts or a model are missing or wrong, as in the run.
-    """
+    """The plan as text. Reads prompts and models into the computer's memory and writes nothing."""
     training, held_out = load_prompts(config)
     models = load_models(config, torch.device("cpu"))
     if isinstance(config, ReflConfig):  # for their errors
@@ -39,13 +35,18 @@ def plan(config: TrainingConfig) -> str:
     batch = config.optimizer.batch_size * config.optimizer.gradient_accumulation
     trained = sum(weight.numel() for weight in models.weights)
     evaluated = min(config.watch.evaluate_prompts, len(held_out.texts)) if config.watch.evaluate_every else 0
+    rounds = []
+    if isinstance(config, ArlConfig):
+        count = min(config.rounds.prompts_per_round, len(set(training.texts)))
+        images = f"{count} × {config.rounds.images_per_prompt} images"
+        rounds = [f"ranks {config.rounds.rounds} times {images} by {config.reward.reward}"]
     return "\n".join(
         [
             *training.problems,
             *held_out.problems,
             f"trains {trained:,} parameters ({config.lora.train}) of {config.model.model}",
             f"{config.optimizer.steps} steps of {batch} images a device, on {len(training.texts)} prompts",
-            *_rounds(config, len(set(training.texts))),
+            *rounds,
             f"evaluates on {evaluated} of {len(held_out.texts)} held-out prompts",
             *_start(config, training, held_out),
             "",
@@ -59,17 +60,8 @@ def plan(config: TrainingConfig) -> str:
 
 def checkpoint_bytes(config: TrainingConfig, models: RunModels) -> float:
     """The size of a checkpoint."""
-    weights = _bytes(models.weights)
-    average = weights if config.optimizer.ema else 0
-    return weights + _moments(models.weights, config.optimizer.optimizer_8bit) + average
-
-
-def _rounds(config: TrainingConfig, prompts: int) -> list[str]:
-    """For reward-ranked learning, the number of ranked images."""
-    if not isinstance(config, ArlConfig):
-        return []
-    rounds, count = config.rounds, min(config.rounds.prompts_per_round, prompts)
-    return [f"ranks {rounds.rounds} times {count} × {rounds.images_per_prompt} images by {config.reward.reward}"]
+    copies = 2 if config.optimizer.ema else 1
+    return copies * _bytes(models.weights) + _moments(models.weights, config.optimizer.optimizer_8bit)
 
 
 def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
@@ -82,10 +74,7 @@ def memory(config: TrainingConfig, models: RunModels) -> dict[str, float]:
     count = sum(weight.numel() for weight in models.weights)
     halved = config.lora.train == "unet" and config.model.precision != "fp32"  # by autocast
     return {
-        **{
-            name: sum(_bytes([*net.parameters(), *net.buffers()]) for net in networks)
-            for name, networks in parts.items()
-        },
+        **{name: sum(_bytes([*n.parameters(), *n.buffers()]) for n in networks) for name, networks in parts.items()},
         "gradient": 4.0 * count,
         "AdamW's moments": _moments(models.weights, config.optimizer.optimizer_8bit),
         "moving average": 4.0 * count if config.optimizer.ema else 0.0,
@@ -98,10 +87,8 @@ def _memory_in_words(config: TrainingConfig, models: RunModels) -> list[str]:
     lines = [f"memory of each device: {format_bytes(sum(sizes.values()))}, and activations"]
     for name, count in sizes.items():
         away = config.model.offload_captioner and name.startswith(REWARD_PREFIX)
-        if count:
-            lines.append(
-                f"    {name:<22}{format_bytes(count):>10}{'  only while rewards are computed' if away else ''}"
-            )
+        note = "  only while rewards are computed" if away else ""
+        lines += [f"    {name:<22}{format_bytes(count):>10}{note}"] if count else []
     return [
         *lines,
         "    Activations are not estimated: they grow with batch_size. Where they do not fit, halve",
@@ -118,11 +105,7 @@ def _moments(weights: Sequence[nn.Parameter], eight_bit: bool) -> float:
 
 
 def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list[str]:
-    """The checkpoint from which the run would resume, if any, and the changed settings.
-
-    Raises:
-        RealignError: it is of another run.
-    """
+    """The checkpoint from which the run would resume, if any, and the changed settings."""
     made_of, lines = provenance(config, training, held_out), []
     files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
     for file in files:
@@ -135,10 +118,9 @@ def _start(config: TrainingConfig, training: Prompts, held_out: Prompts) -> list
         changed = compare(file, state, config, made_of).sentences
         return [*lines, f"goes on from {file}", *(f"    with {sentence}" for sentence in changed)]
     if files:
-        lines.append("so that it would stop: restore a checkpoint, or set resume to never")
-    elif holds_a_run(Path(config.run.output)):
-        lines.append(f"keeps the files of the run that is in {config.run.output} in a folder {ASIDE}N of it")
-    return lines
+        return [*lines, "so that it would stop: restore a checkpoint, or set resume to never"]
+    kept = f"keeps the files of the run that is in {config.run.output} in a folder {ASIDE}N of it"
+    return [kept] if holds_a_run(Path(config.run.output)) else []
 
 
 def _files(config: TrainingConfig, models: RunModels, held_out: Prompts) -> dict[str, str]:

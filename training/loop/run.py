@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,20 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import RealignError
+from ...core.files import advice, partial_path, reason
 from ...core.images import to_pil
+from ...lora_files.export import save_lora, save_unet
+from ...lora_files.metadata import run_metadata
 from ...sampling.settings import SamplingSettings
 from ..data.prompts import load_prompts
 from ..settings.common import TrainingConfig
+from ..settings.files import parse_command
 from ..state import checkpoints, provenance, validation
 from ..state.resuming import Resumption, make_room
 from ..state.run_folder import CHECKPOINTS, RunFolder, set_aside
+from ..watch import samples, trackers
 from ..watch.watching import Watcher
-from . import failures
-from .evaluation import mean_reward, sample
-from .exporting import export_unet_folder, export_weights
+from .ending import describe_failure, handle_stop_signals, is_device_failure
 from .models import RunModels, load_models
 from .optimization import (
     lower_scale,
@@ -36,12 +42,11 @@ from .optimization import (
     set_learning_rate,
     swap_in_average,
 )
-from .plan import checkpoint_bytes
-from .stopping import handle_stop_signals
+from .plan import checkpoint_bytes, plan
 
-MAX_NONFINITE_STEPS = 10
-"""A run ends after more steps in a row whose loss or gradient is not finite."""
+MAX_NONFINITE_STEPS = 10  # a run ends after more steps in a row whose loss or gradient is not finite
 ADVICE = "lower learning_rate or train in fp32"
+INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended at once
 
 
 class Run:
@@ -55,8 +60,7 @@ class Run:
     def __init__(self, config: TrainingConfig) -> None:
         self.config, self.output = config, Path(config.run.output)
         self.accelerator = make_accelerator(config)
-        self.step, self.nonfinite, self.rewards, self.best = 0, 0, [], float("-inf")
-        self.best_step = 0
+        self.step, self.nonfinite, self.rewards, self.best, self.best_step = 0, 0, [], float("-inf"), 0
         self.saved, self.consistent = 0, True
         """The step of the newest checkpoint; whether all weights and moments are those after `step` steps."""
         self.asked_to_stop = self.stopping = False
@@ -65,8 +69,8 @@ class Run:
             self._set_up()
         except BaseException as error:
             self._release()
-            if failures.is_device_failure(error):
-                raise RealignError(f"{failures.describe_failure(error, 'reading the models')}.") from error
+            if is_device_failure(error):
+                raise RealignError(f"{describe_failure(error, 'reading the models')}.") from error
             raise
 
     def _set_up(self) -> None:
@@ -90,11 +94,7 @@ class Run:
         self.prepare()
 
     def train(self) -> None:
-        """Take all steps and write the files.
-
-        Raises:
-            RealignError: a step, an evaluation or a file failed; the steps before are saved if possible.
-        """
+        """Take all steps and write the files."""
         try:
             with handle_stop_signals(self.request_stop):
                 self._restore()
@@ -178,7 +178,7 @@ class Run:
             with suppress(Exception):
                 self.watcher.end()
             saved = self._saved_so_far()
-            message = str(error) if isinstance(error, RealignError) else failures.describe_failure(error, activity)
+            message = str(error) if isinstance(error, RealignError) else describe_failure(error, activity)
             if message is None:  # the traceback says more
                 self.accelerator.print(f"{activity[:1].upper()}{activity[1:]} failed; {saved}.")
                 raise
@@ -215,7 +215,8 @@ class Run:
             self.optimizer.step()
             if self.average is not None:
                 self.average.step(self.models.weights)
-            self._check_weights()
+            if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
+                raise RealignError(f"The weights after step {self.step + 1} are not finite: {ADVICE}.")
         elif not (lower_scale(self.accelerator) and finite):
             self.nonfinite += 1
             if self.nonfinite > MAX_NONFINITE_STEPS:
@@ -240,7 +241,7 @@ class Run:
         if not self._main or not texts or not self.config.watch.evaluate_every:
             return {}
         with swap_in_average(self.models.weights, self.average):
-            reward = mean_reward(self.models, texts, self.sampling)
+            reward = self.models.mean_reward(texts, self.sampling)
         self.rewards.append(reward)
         if reward > self.best:
             self.best, self.best_step = reward, self.step
@@ -252,17 +253,14 @@ class Run:
         if self.config.watch.sample_every:
             texts = self.held_out.texts[:4]
             with swap_in_average(self.models.weights, self.average):
-                self.watcher.draw(self.step, texts, lambda: to_pil(sample(self.models, texts, self.sampling)))
-
-    def _check_weights(self) -> None:
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.models.weights):
-            raise RealignError(f"The weights after step {self.step + 1} are not finite: {ADVICE}.")
+                self.watcher.draw(self.step, texts, lambda: to_pil(self.models.sample(texts, self.sampling)))
 
     def _restore(self) -> None:
-        """Load the state of the checkpoint, which was validated."""
-        if self.resumption.file is None:
+        """Load the state of the validated checkpoint and print which settings changed since; if rewards cannot be
+        compared any more, the best weights are chosen anew."""
+        file, state, self.resumption.state = self.resumption.file, self.resumption.state, None
+        if file is None:
             return
-        file, state = self.resumption.take()
         for weight, stored in zip(self.models.weights, state["weights"], strict=True):
             weight.data.copy_(stored)
         groups = self.optimizer.state_dict()["param_groups"]  # AdamW's settings come from the configuration
@@ -274,12 +272,9 @@ class Run:
         self.best_step, self.saved = state.get("best_step", 0), self.step
         self.load_extra_state(state)
         self.accelerator.print(f"Going on from {file}, step {self.step} of {self.config.optimizer.steps}.")
-        if self._main:
-            self._report_changes()
-
-    def _report_changes(self) -> None:
-        """Print what changed; if rewards cannot be compared any more, the best weights are chosen anew."""
         changes = self.resumption.changes
+        if not self._main:
+            return
         if changes.sentences:
             print(f"Changed since then: {'; '.join(changes.sentences)}.")
         if not changes.best_is_comparable:
@@ -305,11 +300,7 @@ class Run:
         }
 
     def _save(self) -> Path:
-        """Write the checkpoint of this step and `last.safetensors`; the checkpoint's path.
-
-        Raises:
-            RealignError: they cannot be written or are not finite; earlier checkpoints are not touched.
-        """
+        """Write the checkpoint of this step and `last.safetensors`; the checkpoint's path."""
         if not self._main:
             self.saved = self.step
             return self.output
@@ -325,26 +316,43 @@ class Run:
         return file
 
     def _export(self, name: str) -> None:
-        """The weights in a file that ComfyUI loads."""
+        """Write the LoRA or the whole UNet as one file that ComfyUI loads, whole or not at all."""
         rewards = self.rewards or [None]
+        header = run_metadata(
+            f"{self.output.name}-{name}",
+            learning_rate=self.config.optimizer.learning_rate,
+            config=self.config.to_dict(),
+            prediction_type=self.models.sampler.scheduler.config.prediction_type,
+            steps=self.step,
+            resolution=self.models.resolution,
+            prompts=self.prompts.texts,
+            reward_before=rewards[0],
+            reward_after=rewards[-1],
+            thumbnail=samples.newest_picture(self.output / "samples", self.step),
+        )
+        write = save_lora if self.config.lora.train == "lora" else save_unet
         with swap_in_average(self.models.weights, self.average):
-            export_weights(
-                self.output / f"{name}.safetensors",
-                self.models.sampler,
-                self.config,
-                steps=self.step,
-                resolution=self.models.resolution,
-                prompts=self.prompts.texts,
-                reward_before=rewards[0],
-                reward_after=rewards[-1],
-                thumbnail=self.watcher.thumbnail(self.step),
-            )
+            write(self.models.sampler.unet, self.output / f"{name}.safetensors", header)
 
     def _export_folder(self) -> None:
-        """The whole UNet in the diffusers layout."""
-        if self._main:
+        """Write the UNet in the diffusers layout to the folder `unet`, each file whole or not at all."""
+        if not self._main:
+            return
+        folder = self.output / "unet"
+        partial = partial_path(folder)
+        try:
             with swap_in_average(self.models.weights, self.average):
-                export_unet_folder(self.output, self.models.sampler.unet)
+                self.models.sampler.unet.save_pretrained(partial)
+            folder.mkdir(exist_ok=True)
+            for file in partial.iterdir():
+                file.replace(folder / file.name)
+        except (OSError, SafetensorError) as error:
+            raise RealignError(
+                f"The UNet's folder could not be written to '{self.output}' ({reason(error)}): {advice(error)} and "
+                "start again; last.safetensors is there."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
@@ -356,3 +364,19 @@ class Run:
     @property
     def _main(self) -> bool:
         return self.accelerator.is_main_process
+
+
+def main(run: type[Run], settings: type[TrainingConfig], name: str, description: str) -> None:
+    """Parse the command line and train, or with `--dry-run` print the plan; errors become one line on stderr."""
+    try:
+        config, dry_run = parse_command(settings, description=description)
+        trackers.check(config.watch.log_with)
+        if dry_run:
+            print(plan(config))
+        else:
+            run(config).train()
+    except RealignError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        print(f"{name}: stopped at once; what was saved before is there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

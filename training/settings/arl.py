@@ -15,19 +15,19 @@ from .common import Group, ModelSettings, OptimizerSettings, Place, RewardSettin
 class ArlRunSettings(RunSettings):
     """Where a run writes, and how it goes on."""
 
-    output: Place = Field("out/arl", description="Folder for weights, samples, logs, checkpoints and rounds.")
+    output: Place = Field(default="out/arl", description="Folder for weights, samples, logs, checkpoints and rounds.")
 
 
 class ArlModelSettings(ModelSettings):
     """The models, and what they compute in."""
 
-    tagger: Text = Field("", description='Tagger for the reward sam, a RAM or RAM++, or "demo".')
-    detector: Text = Field("", description='Detector for the reward sam, a GroundingDINO, or "demo".')
-    segmenter: Text = Field("", description='Segmenter for the reward sam, a SAM, or "demo".')
+    tagger: Text = Field(default="", description='Tagger for the reward sam, a RAM or RAM++, or "demo".')
+    detector: Text = Field(default="", description='Detector for the reward sam, a GroundingDINO, or "demo".')
+    segmenter: Text = Field(default="", description='Segmenter for the reward sam, a SAM, or "demo".')
     llm: Text = ""
     """Language model for the reward sam, the address of an OpenAI-compatible server or a Hugging Face folder. Empty:
     the offline scorer."""
-    llm_model: Text = Field("", description="Name of the model on that server.")
+    llm_model: Text = Field(default="", description="Name of the model on that server.")
 
 
 class ArlRewardSettings(RewardSettings):
@@ -42,32 +42,32 @@ class ArlRewardSettings(RewardSettings):
     def _check_weights(self) -> Self:
         weighted = [term.name for term in self.terms if (term.start, term.end) != (1, 1)]
         if weighted:
-            raise RealignError(
-                f"The reward {weighted[0]} has a weight, but each reward ranks alike: write only its name."
-            )
+            raise RealignError(f"The reward {weighted[0]} has a weight, but all rank alike: write only its name.")
         return self
 
 
 class RoundSettings(Group):
     """Rounds of sampling, ranking and learning from the winners."""
 
-    rounds: int = Field(1, ge=1)
+    rounds: int = Field(default=1, ge=1)
     """Rounds of the run. In each one the current model draws new images, ranks them, and learns from the winners for
     `steps` / `rounds` steps. Paper: 1."""
-    prompts_per_round: int = Field(500, ge=1)
+    prompts_per_round: int = Field(default=500, ge=1)
     """Training prompts per round. All of them where there are fewer. Paper: open."""
-    images_per_prompt: int = Field(10, ge=2, le=1000, description="K, images per prompt that are ranked. Paper: 10.")
+    images_per_prompt: int = Field(
+        default=10, ge=2, le=1000, description="K, images per prompt that are ranked. Paper: 10."
+    )
     winner: Literal["rank_sum", "random"] = "rank_sum"
     """How a prompt's winner is chosen. rank_sum: each reward ranks the images, and the smallest sum of ranks wins.
     random: a control that shows the effect of learning from the model's own images."""
-    min_timestep: int = Field(0, ge=0, le=999)
+    min_timestep: int = Field(default=0, ge=0, le=999)
     """Lowest timestep that is learnt at, where 999 is all noise. High timesteps decide what goes where. Paper: open."""
 
 
 class ArlOptimizerSettings(OptimizerSettings):
     """Steps, batches and AdamW."""
 
-    learning_rate: float = Field(9e-6, gt=0, le=1, description="Learning rate of AdamW. Paper: 9e-6.")
+    learning_rate: float = Field(default=9e-6, gt=0, le=1, description="Learning rate of AdamW. Paper: 9e-6.")
 
 
 class ArlConfig(TrainingConfig):
@@ -76,19 +76,19 @@ class ArlConfig(TrainingConfig):
     The defaults are the paper's; "open" says that the paper gives no value. Paths are relative to the working folder.
     """
 
-    run: ArlRunSettings = ArlRunSettings()
-    model: ArlModelSettings = ArlModelSettings()
-    reward: ArlRewardSettings = ArlRewardSettings()
-    optimizer: ArlOptimizerSettings = ArlOptimizerSettings()
-    rounds: RoundSettings = RoundSettings()
+    run: ArlRunSettings = Field(default_factory=ArlRunSettings)
+    model: ArlModelSettings = Field(default_factory=ArlModelSettings)
+    reward: ArlRewardSettings = Field(default_factory=ArlRewardSettings)
+    optimizer: ArlOptimizerSettings = Field(default_factory=ArlOptimizerSettings)
+    rounds: RoundSettings = Field(default_factory=RoundSettings)
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
         steps, rounds = self.optimizer.steps, self.rounds.rounds
         if steps % rounds:
+            multiple = -(-steps // rounds) * rounds
             raise RealignError(
-                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as "
-                f"{-(-steps // rounds) * rounds}."
+                f"steps is {steps} and rounds {rounds}; give a multiple of the rounds, such as {multiple}."
             )
         return self
 

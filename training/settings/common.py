@@ -1,7 +1,6 @@
 """The settings that both training programs have, in groups; `refl.py` and `arl.py` add their own.
 
-A field gives a setting's default, range and help text. The command line, the checks, the comments in
-`training/configs/*.toml` and the tables in `docs/` follow from it; `make docs` writes the last two.
+`make docs` writes the comments in `training/configs/*.toml` and the tables in `docs/` from these classes.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ from .schema import in_groups, sentence
 
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-        raise RealignError(
-            f"{text!r}, which holds a line break or another control character; in TOML write Windows paths in "
-            "'single quotes'."
-        )
+        raise RealignError(f"{text!r}, with a control character; in TOML write Windows paths in 'single quotes'.")
     return text
 
 
@@ -40,21 +36,21 @@ Place = Annotated[Text, AfterValidator(_given)]
 class Group(BaseModel):
     """One table of a settings file."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunSettings(Group):
     """Where a run writes, and how it goes on."""
 
-    output: Place = Field("out/training", description="Folder for weights, samples, logs and checkpoints.")
+    output: Place = Field(default="out/training", description="Folder for weights, samples, logs and checkpoints.")
     resume: Place = "auto"
     """Where to go on from. auto: the last checkpoint in `output`, if there is one. never: begin anew; files of an
     earlier run move to `before-N` in `output`. Or a checkpoint, or the folder of a run."""
-    save_every: int = Field(100, ge=0, description="Steps between checkpoints. 0: only at the end.")
-    keep_last: int = Field(2, ge=1, description="Newest checkpoints to keep.")
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of noise, order and sampled captions. Paper: 42.")
+    save_every: int = Field(default=100, ge=0, description="Steps between checkpoints. 0: only at the end.")
+    keep_last: int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
+    seed: int = Field(
+        default=42, ge=0, le=2**32 - 1, description="Seed of noise, order and sampled captions. Paper: 42."
+    )
 
 
 class ModelSettings(Group):
@@ -67,11 +63,13 @@ class ModelSettings(Group):
     """Captioner that says what an image shows, a BLIP-2 folder, or "demo"."""
     text_encoder: Text = "models/blip2-itm-vit-g"
     """Text encoder f_enc that compares caption and prompt, a BLIP-2 retrieval folder, or "demo"."""
-    clip: Text = Field("", description='CLIP for the reward clip, a folder, or "demo".')
-    negclip: Text = Field("", description="open_clip checkpoint for the reward negclip, such as negclip.pth.")
+    clip: Text = Field(default="", description='CLIP for the reward clip, a folder, or "demo".')
+    negclip: Text = Field(default="", description="open_clip checkpoint for the reward negclip, such as negclip.pth.")
     blip: Text = ""
     """BLIP or BLIP-2 retrieval model for the rewards blip-itm and blip-itc, a folder, or "demo"."""
-    image_reward: Text = Field("", description="ImageReward.pt for the reward image-reward, or a folder with it.")
+    image_reward: Text = Field(
+        default="", description="ImageReward.pt for the reward image-reward, or a folder with it."
+    )
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Number format that the models compute in. Trained weights are kept in fp32. fp16 needs a GPU, bf16 a GPU or CPU
     that supports it. Paper: half precision."""
@@ -102,21 +100,14 @@ class PromptSettings(Group):
         if not (self.held_out >= 0 and (self.held_out < 1 or self.held_out == int(self.held_out))):
             raise RealignError(f"held_out is {self.held_out:g}; give a share from 0 to below 1, or a whole number.")
         if self.held_out_prompts == self.prompts != "demo":
-            raise RealignError(
-                f"prompts and held_out_prompts are both {self.prompts!r}; give two files, or only prompts."
-            )
+            raise RealignError(f"held_out_prompts is {self.prompts!r}, as prompts is; give two files, or only prompts.")
         return self
 
 
 class RewardSettings(Group):
     """What the images are judged by."""
 
-    reward: Text = Field("caption", description="Names of the rewards.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ = self.terms
-        return self
+    reward: Text = Field(default="caption", description="Names of the rewards.")
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -127,8 +118,10 @@ class RewardSettings(Group):
 class RolloutSettings(Group):
     """How images are sampled."""
 
-    rollout_steps: int = Field(50, ge=1, le=1000, description="T, denoising steps from noise to image. Paper: 50.")
-    cfg: float = Field(7.5, ge=0)
+    rollout_steps: int = Field(
+        default=50, ge=1, le=1000, description="T, denoising steps from noise to image. Paper: 50."
+    )
+    cfg: float = Field(default=7.5, ge=0)
     """Classifier-free guidance scale. 1 is no guidance, and half the work. Paper: open."""
 
 
@@ -138,40 +131,40 @@ class LoraSettings(Group):
     train: Literal["lora", "unet"] = "lora"
     """Weights to train. lora: low-rank matrices beside the UNet's layers, saved as a LoRA for ComfyUI. unet: the whole
     UNet."""
-    rank: int = Field(16, ge=1, description="Rank of the LoRA. Paper: open.")
-    alpha: float = Field(
-        0.0, ge=0, description="Scale of the LoRA, times its rank. 0: the same as `rank`. Paper: open."
-    )
+    rank: int = Field(default=16, ge=1, description="Rank of the LoRA. Paper: open.")
+    alpha: float = Field(default=16.0, gt=0, description="Numerator of the LoRA's scale alpha / rank. Paper: open.")
     targets: tuple[Text, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Name endings of the modules that get a LoRA."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.train == "lora" and not self.targets:
-            raise RealignError(
-                "targets is empty; name the modules that get a LoRA, such as to_q, or set train to unet."
-            )
+            raise RealignError("targets is empty; name the modules that get a LoRA, or set train to unet.")
         return self
 
 
 class OptimizerSettings(Group):
     """Steps, batches and AdamW."""
 
-    learning_rate: float = Field(1e-5, gt=0, le=1, description="Learning rate of AdamW. Paper: 1e-5.")
-    batch_size: int = Field(4, ge=1, description="Images per pass on each device.")
-    gradient_accumulation: int = Field(32, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0, le=1, description="Learning rate of AdamW. Paper: 1e-5.")
+    batch_size: int = Field(default=4, ge=1, description="Images per pass on each device.")
+    gradient_accumulation: int = Field(default=32, ge=1)
     """Passes per step. A step's batch is batch_size × gradient_accumulation × devices. Paper: 128 in all."""
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimizer steps of the whole run, including those before a resume. Paper: open."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises to its value. At most `steps`. Paper: open."""
-    decay_steps: int = Field(0, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
     """Last steps, in which the learning rate falls linearly to 0. At most `steps`. Paper: open."""
-    ema: float = Field(0.0, ge=0, le=0.999999)
+    ema: float = Field(default=0.0, ge=0, le=0.999999)
     """Decay per step of the moving average of the weights. The average is sampled with, evaluated and saved. 0: no
     average. Only with train = unet. Paper: open."""
-    max_grad_norm: float = Field(1.0, gt=0, description="Largest norm of a step's gradient, which is clipped to it.")
-    optimizer_8bit: bool = Field(False, description="Keep AdamW's moments in 8 bits; needs the package bitsandbytes.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Largest norm of a step's gradient, which is clipped to it."
+    )
+    optimizer_8bit: bool = Field(
+        default=False, description="Keep AdamW's moments in 8 bits; needs the package bitsandbytes."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -184,12 +177,12 @@ class OptimizerSettings(Group):
 class WatchSettings(Group):
     """Samples, evaluations and trackers."""
 
-    sample_every: int = Field(100, ge=0)
+    sample_every: int = Field(default=100, ge=0)
     """Steps between grids of sample images. 0: none. They show the first four held-out prompts; the first grid is drawn
     before training."""
-    evaluate_every: int = Field(100, ge=0)
+    evaluate_every: int = Field(default=100, ge=0)
     """Steps between evaluations of the reward on held-out prompts. 0: none. The first comes before training."""
-    evaluate_prompts: int = Field(64, ge=1)
+    evaluate_prompts: int = Field(default=64, ge=1)
     """Held-out prompts per evaluation. All of them where there are fewer."""
     log_with: Literal["csv", "tensorboard", "wandb", "trackio"] = "csv"
     """Tracker besides log.csv, which is always written. Its package must be installed."""
@@ -205,16 +198,16 @@ class TrainingConfig(BaseModel):
         RealignError: there is no such setting, or a value is wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
-    run: RunSettings = RunSettings()
-    model: ModelSettings = ModelSettings()
-    prompts: PromptSettings = PromptSettings()
-    reward: RewardSettings = RewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    watch: WatchSettings = WatchSettings()
+    run: RunSettings = Field(default_factory=RunSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    reward: RewardSettings = Field(default_factory=RewardSettings)
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    watch: WatchSettings = Field(default_factory=WatchSettings)
 
     def __init__(self, **values: Any) -> None:
         groups, old = in_groups(type(self), values, removed.REMOVED)

@@ -1,15 +1,9 @@
-"""Settings from the command line, from TOML files and from the headers of weights, and back into these.
-
-Each function takes the class to make, such as `ReflConfig`. Files may hold settings in groups or, as those of older
-versions, without.
-"""
+"""Settings from the command line, TOML files and headers of weights; older files hold them without groups."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
-import sys
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,39 +30,28 @@ def parse(config: type[Config], argv: Sequence[str] | None = None, description: 
 def parse_command(
     config: type[Config], argv: Sequence[str] | None = None, description: str | None = None
 ) -> tuple[Config, bool]:
-    """The settings that a command line gives, and whether it has `--dry-run`.
+    """The settings in `--config FILE`, replaced by each `--setting value`; and whether there is `--dry-run`.
 
-    The settings are those of `--config FILE`, and over them each `--setting value`.
-
-    argv: the words after the script's name; by default the process's. description: the text above the help; by default
-    the class's docstring.
-
-    Raises:
-        RealignError: a file, a setting or a value is wrong.
+    argv: the words after the script's name; by default the process's. description: the text above the help.
+    Raises a RealignError where a file or setting is wrong; tyro exits where an option is.
     """
     try:
         import tyro
     except ModuleNotFoundError as error:
         raise RealignError("The package tyro is not installed: pip install -r requirements-train.txt.") from error
     early = ArgumentParser(usage="see --help", add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-    early.add_argument("--config", action="append", dest="files", default=[])  # the file gives tyro's defaults
+    early.add_argument("--config", action="append", dest="files", default=[])  # whose values are defaults for tyro
     for name, (fine, _) in REMOVED.items():
         if name not in (*fields(config), "dry_run"):
             kind: dict[str, Any] = {"action": BooleanOptionalAction} if fine is False else {"type": type(fine)}
             early.add_argument(f"--{name.replace('_', '-')}", f"--{name}", **kind)
     old, rest = early.parse_known_args(argv)
-    if len(old.files) > 1:
-        raise RealignError(f"--config is given {len(old.files)} times; give it once.")
-    base = load(config, old.files[0]) if old.files else config()
-    given = tyro.cli(
-        _options(base),
-        args=rest,
-        description=description or inspect.getdoc(config),
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    values = {name: vars(getattr(given, name)) for name in groups(config)}
-    removed = {name: value for name, value in vars(old).items() if name != "files"}
-    return config(**values, **removed), given.dry_run
+    files = vars(old).pop("files")
+    if len(files) > 1:
+        raise RealignError(f"--config is given {len(files)} times; give it once.")
+    base = load(config, files[0]) if files else config()
+    given = tyro.cli(_options(base), args=rest, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return config(**{name: vars(getattr(given, name)) for name in groups(config)}, **vars(old)), given.dry_run
 
 
 def _options(base: TrainingConfig) -> type:
@@ -104,7 +87,7 @@ def load(config: type[Config], file: str | Path) -> Config:
         raise RealignError(f"{file}: {error}") from error
 
 
-def to_toml(config: TrainingConfig, title: str = "") -> str:
+def to_toml(config: TrainingConfig) -> str:
     """The settings that differ from the defaults as TOML, each with a comment."""
     import tomlkit
 
@@ -114,7 +97,7 @@ def to_toml(config: TrainingConfig, title: str = "") -> str:
         for name, value in changed.items():
             table.add(name, _toml(value).comment(f"{split_help(fields(type(config))[name])[0]}."))
         document.add(tomlkit.nl()).add(group, table)
-    return "".join(f"# {line}".rstrip() + "\n" for line in title.splitlines()) + document.as_string()
+    return document.as_string()
 
 
 def _toml(value: Any) -> Any:
@@ -130,40 +113,30 @@ def _toml(value: Any) -> Any:
 
 
 def _from_toml(file: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
     try:
         text = file.read_bytes().decode("utf-8-sig")
+        return tomlkit.parse(text).unwrap()
     except UnicodeDecodeError as error:
         raise RealignError(f"{file} is not UTF-8; save it as UTF-8.") from error
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (TOMLKitError, ValueError) as error:
         hint = " (write Windows paths in 'single quotes')" if "\\" in text else ""
         raise RealignError(f"{file} is not TOML: {error}{hint}.") from error
 
 
 def from_header(file: Path) -> dict[str, Any]:
-    """The settings in the header of a file that a run wrote, without those of that one run.
-
-    Raises:
-        RealignError: there are none, or the file is no safetensors.
-    """
+    """The settings in the header of a file that a run wrote, without `OF_ONE_RUN`; a RealignError if it has none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as opened:
-            text = (opened.metadata() or {}).get(METADATA_KEY)
+            values = json.loads((opened.metadata() or {}).get(METADATA_KEY, "null"))
     except (SafetensorError, OSError) as error:
         raise RealignError(f"{file} could not be read as safetensors: {error}.") from error
-    if text is None:
-        raise RealignError(f"{file} has no settings of a run in its header ({METADATA_KEY}); give a .toml file.")
-    try:
-        values = json.loads(text)
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise RealignError(f"{file}: the settings in its header ({METADATA_KEY}) are not a JSON object.")
+        raise RealignError(f"{file} has no settings in its header ({METADATA_KEY}, a JSON object); give a .toml file.")
     return {name: value for name, value in values.items() if name not in OF_ONE_RUN}

@@ -27,14 +27,10 @@ REMOVED = {
 
 
 def check(settings: Mapping[str, Any], old: Mapping[str, Any]) -> None:
-    """That removed settings ask for what is done now.
-
-    Raises:
-        RealignError: one does not.
-    """
+    """Raise a RealignError where a removed setting asks for something that is not done now."""
     for name, value in old.items():
-        now = REMOVED[name][1]
-        if now and not _fits(name, value, settings):
+        if not _fits(name, value, settings):
+            now = REMOVED[name][1]
             raise RealignError(f"{name} is {value!r}, but this is no longer a setting: {now}; leave it out.")
 
 
@@ -48,7 +44,7 @@ def other_weights(before: Mapping[str, Any]) -> str:
 
 def _fits(name: str, value: Any, settings: Mapping[str, Any]) -> bool:
     """Whether a removed setting asks for what is done now, given the other settings."""
-    if value in (REMOVED[name][0], ()):
+    if value in (REMOVED[name][0], ()) or not REMOVED[name][1]:
         return True
     if name == "resolution":
         return _trained_size(settings["model"]) in (value, None)

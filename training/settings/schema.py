@@ -40,11 +40,7 @@ def help_text(field: FieldInfo) -> str:
 def in_groups(
     config: type[BaseModel], values: Mapping[str, Any], removed: Container[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Settings by name, in groups or without, sorted into their groups; and those in `removed`.
-
-    Raises:
-        RealignError: there is no such setting or group.
-    """
+    """Settings by name, in groups or without, sorted into their groups; and those in `removed`. Others are refused."""
     home = {name: group for group, model in groups(config).items() for name in model.model_fields}
     flat: dict[str, Any] = {}
     for name, value in values.items():

@@ -6,7 +6,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ import torch
 
 from ...core.errors import RealignError
 from ...core.files import advice, reason, write_whole
-from ..loop.failures import is_out_of_memory
+from ..loop.ending import is_out_of_memory
 from .run_folder import CHECKPOINTS, set_aside
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)\.pt")
 DAMAGED = "it is cut off or damaged"
-_FOLDER_ATTRIBUTE = 0x10
-"""Marks an entry of an archive as a folder."""
+_FOLDER_ATTRIBUTE = 0x10  # marks an entry of an archive as a folder
 
 
 class Unusable(Exception):
@@ -33,13 +32,17 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
 
     A killed process or a full disk costs nothing that was saved before. Checkpoints of later steps, which another run
     must have written, are moved to `before-N` beside the folder.
-
-    Raises:
-        RealignError: the disk is full or cannot be written.
     """
     file = folder / f"step-{step:08d}.pt"
+
+    def write(partial: Path) -> None:
+        try:
+            torch.save({"step": step, **state}, partial)
+        except RuntimeError as error:  # how torch's writer reports a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+
     try:
-        write_whole(file, lambda partial: _torch_save({"step": step, **state}, partial), durable=True)
+        write_whole(file, write, durable=True)
     except RealignError as error:
         cause = error.__cause__ or error
         raise RealignError(
@@ -56,8 +59,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
 
 
 def set_later_aside(file: Path) -> None:
-    """Move checkpoints of later steps than `file` to `before-N` beside their folder, so that no run resumes from them
-    by mistake."""
+    """Move checkpoints of later steps than `file` to `before-N`, so that no run resumes from them by mistake."""
     folder = file.parent
     later = [other for other in _newest_first(folder) if step_of(other) > step_of(file)]
     if aside := set_aside(folder.parent, [other.relative_to(folder.parent) for other in later]):
@@ -66,11 +68,7 @@ def set_later_aside(file: Path) -> None:
 
 
 def list_checkpoints(resume: str, output: Path) -> list[Path]:
-    """The checkpoints that the setting `resume` selects, the newest first; none if the run is to start over.
-
-    Raises:
-        RealignError: `resume` names a place without a checkpoint.
-    """
+    """The checkpoints that the setting `resume` selects, the newest first; none if the run is to start over."""
     if resume == "never":
         return []
     if resume == "auto":
@@ -96,45 +94,43 @@ def step_of(file: Path) -> int:
 class Candidates:
     """Reads checkpoints from the newest on, each only when it is needed; `file` and `state` are the current one's.
 
-    check: called with each file and its state; raises `Unusable` to skip it with a warning, and `RealignError` to
-        refuse to resume at all.
-
     Raises:
         RealignError: no checkpoint is left.
     """
 
-    file: Path
-    state: Any
+    file: Path | None = None
+    state: Any = None
 
-    def __init__(self, files: Sequence[Path], check: Callable[[Path, Any], None] = lambda file, state: None) -> None:
-        self.files, self.check = files, check
-        self.faults: list[str] = []
-        self._usable = self._read_all()
-        self.file, self.state = next(self._usable)
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files, self.faults = files, list[str]()
+        if files:
+            self._read_next()
+
+    def check(self, file: Path, state: Any) -> None:
+        """For subclasses: raise `Unusable` to skip a checkpoint with a warning, `RealignError` not to resume at all."""
 
     def reject(self, why: Unusable) -> None:
         """Go on to the checkpoint before the current one."""
-        self._record_fault(self.file, why)
-        self.state = None  # frees its memory for the next
-        self.file, self.state = next(self._usable)
+        self._record_fault(why)
+        self._read_next()
 
-    def _read_all(self) -> Iterator[tuple[Path, Any]]:
-        for file in self.files:
+    def _read_next(self) -> None:
+        for file in self.files[len(self.faults) :]:
             try:
-                state = read(file)
-                self.check(file, state)
+                self.file, self.state = file, read(file)
+                self.check(file, self.state)
+                return
             except Unusable as why:
-                self._record_fault(file, why)
-                continue
-            yield file, state
-            del state
+                self._record_fault(why)
         raise RealignError(
             f"No checkpoint in '{self.files[0].parent}' can be used ({'; '.join(self.faults)}): restore one, or set "
             "resume to never to begin anew, which deletes none of them."
         )
 
-    def _record_fault(self, file: Path, why: Unusable) -> None:
+    def _record_fault(self, why: Unusable) -> None:
+        file = self.files[len(self.faults)]
         self.faults.append(f"{file.name}: {why}")
+        self.state = None  # frees its memory for the next
         if file != self.files[-1]:
             logger.warning("The checkpoint %s cannot be read (%s); an earlier one is taken.", file.name, why)
 
@@ -163,15 +159,7 @@ def read(file: Path) -> Any:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a folder."""
     return sorted((file for file in folder.glob("step-*.pt") if step_of(file) >= 0), key=step_of, reverse=True)
-
-
-def _torch_save(state: Mapping[str, Any], file: Path) -> None:
-    try:
-        torch.save(dict(state), file)
-    except RuntimeError as error:  # how torch's writer reports a full disk
-        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _verify_archive(file: Path) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import RealignError
+from ...core.fingerprint import fingerprint_of_texts
+from ...core.prompt_files import Prompts
 from ...rewards.registry import models_of
-from ..data.prompts import Prompts, fingerprint
 from ..loop.models import fingerprint_models
 from ..settings import removed
 from ..settings.arl import ranked
 from ..settings.common import TrainingConfig
 
-KEY = "made_of"
-"""The key under which a checkpoint stores its provenance."""
+KEY = "made_of"  # the key under which a checkpoint stores its provenance
 FIXED = ("model", "train", "rank", "alpha", "targets", "optimizer_8bit", "seed")
 """Settings that must not change when a run resumes."""
 PROMPTS = ("prompts", "prompt_column", "held_out", "held_out_prompts")
@@ -29,29 +29,22 @@ SILENT = (
 )
 """Settings that change no weight."""
 
-Values = Mapping[str, Any]
-"""Settings, or a provenance, by name."""
+Values = Mapping[str, Any]  # settings, or a provenance, by name
 
 
 class Changes(NamedTuple):
     """How a resuming run differs from the one that wrote its checkpoint."""
 
-    sentences: tuple[str, ...]
-    """"learning_rate 1e-05, which was 0.0001"."""
-    best_is_comparable: bool
-    """Whether the best reward so far means the same as those to come."""
+    sentences: tuple[str, ...]  # "learning_rate 1e-05, which was 0.0001"
+    best_is_comparable: bool  # whether the best reward so far means the same as those to come
 
 
 def provenance(config: TrainingConfig, prompts: Prompts, held_out: Prompts, processes: int = 1) -> dict[str, Any]:
-    """What this run's weights follow from besides its settings: the contents of prompts and models, JSON-ready.
-
-    Raises:
-        RealignError: a model's file cannot be read.
-    """
+    """What this run's weights follow from besides its settings: the contents of prompts and models, JSON-ready."""
     return {
-        "prompts": fingerprint(prompts.texts),
+        "prompts": fingerprint_of_texts(prompts.texts),
         "prompts_count": len(prompts.texts),
-        "held_out": fingerprint(held_out.texts),
+        "held_out": fingerprint_of_texts(held_out.texts),
         "held_out_count": len(held_out.texts),
         "models": fingerprint_models(config, ["model", *models_of(term.name for term in config.reward.terms)]),
         "processes": processes,
@@ -62,9 +55,6 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
     """How this run differs from the one that wrote the checkpoint `file` with `state`.
 
     now: this run's `provenance`.
-
-    Raises:
-        RealignError: it is another run: another script, model or prompts, or another value of a `FIXED` setting.
     """
     before, settings, made_of = state["config"], config.to_dict(), state.get(KEY, {})
     models, models_now = made_of.get("models", {}), now["models"]
@@ -87,18 +77,10 @@ def compare(file: Path, state: Values, config: TrainingConfig, now: Values) -> C
 
 
 def check_fixed_settings(file: Path, before: Values, now: Values) -> None:
-    """Check the settings on which a checkpoint's weights and random numbers depend.
-
-    Raises:
-        RealignError: a `FIXED` setting differs, or the checkpoint is from the other training script.
-    """
+    """Check the settings on which a checkpoint's weights and random numbers depend."""
     if before and ranked(before) != ranked(now):
         script = "arl_train.py" if ranked(before) else "refl_train.py"
         raise RealignError(f"The checkpoint {file} is of {script}: give another output, or set resume to never.")
-    before, now = (
-        {**values, "alpha": values.get("alpha") or values["rank"]} if "rank" in values else values
-        for values in (before, now)
-    )
     for name in FIXED:
         if before.get(name, now[name]) != now[name]:
             _refuse(file, f"whose {name} was {before[name]}, and now it is {now[name]}")

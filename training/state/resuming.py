@@ -14,8 +14,8 @@ from . import checkpoints, provenance, validation
 from .run_folder import CHECKPOINTS, RESULTS, holds_a_run, set_aside
 
 
-class Resumption:
-    """The newest usable checkpoint that the setting `resume` selects. It is read before the models are.
+class Resumption(checkpoints.Candidates):
+    """The newest usable checkpoint that the setting `resume` selects; `file` is None if the run starts over.
 
     made_of: this run's `provenance`; None in a process that leaves the comparison to the main one.
 
@@ -27,36 +27,18 @@ class Resumption:
         self.config, self.made_of = config, made_of
         self.changes = provenance.Changes((), True)
         """How this run differs from the one that wrote the checkpoint."""
-        files = checkpoints.list_checkpoints(config.run.resume, Path(config.run.output))
-        self._candidates = checkpoints.Candidates(files, self._check) if files else None
-
-    @property
-    def file(self) -> Path | None:
-        """The checkpoint; None if the run starts over."""
-        return self._candidates and self._candidates.file
+        super().__init__(checkpoints.list_checkpoints(config.run.resume, Path(config.run.output)))
 
     def validate(self, like: Mapping[str, Any]) -> None:
-        """Skip checkpoints that do not fit this run; see `validation.check_state`.
-
-        Raises:
-            RealignError: none is left, or the next one is of another run.
-        """
-        candidates = self._candidates
-        while candidates is not None:
+        """Skip checkpoints that do not fit this run; see `validation.check_state`."""
+        while self.file is not None:
             try:
-                validation.check_state(candidates.state, like)
+                validation.check_state(self.state, like)
                 return
             except checkpoints.Unusable as why:
-                candidates.reject(why)
+                self.reject(why)
 
-    def take(self) -> tuple[Path, Mapping[str, Any]]:
-        """The checkpoint and its state, which this object then releases."""
-        assert self._candidates is not None  # `file` is not None
-        file, state = self._candidates.file, self._candidates.state
-        self._candidates = None
-        return file, state
-
-    def _check(self, file: Path, state: Any) -> None:
+    def check(self, file: Path, state: Any) -> None:
         validation.check_settings(file, state)
         try:
             if self.made_of is None:
@@ -70,37 +52,17 @@ class Resumption:
 
 
 def make_room(config: TrainingConfig, needed: float, file: Path | None) -> None:
-    """Keep the files of an earlier run, and print a warning if the disk is nearly full.
+    """Move what this run would overwrite to `before-N` in the output, and warn if the disk is nearly full.
 
-    needed: the bytes of a checkpoint. file: see `keep_earlier_run`.
-
-    Raises:
-        RealignError: a file cannot be moved.
+    needed: the bytes of a checkpoint. file: the one from which the run resumes; None if it starts over.
     """
-    free = shutil.disk_usage(config.run.output).free
+    output = Path(config.run.output)
+    free = shutil.disk_usage(output).free
     if free < 2 * needed:
         sizes = f"{format_bytes(free)} are free in '{config.run.output}', and a checkpoint takes {format_bytes(needed)}"
         print(f"Only {sizes}: make room.")
-    if message := keep_earlier_run(config, file):
-        print(message)
-
-
-def keep_earlier_run(config: TrainingConfig, file: Path | None) -> str | None:
-    """Move what this run would overwrite to `before-N` in the output.
-
-    file: the checkpoint from which the run resumes; None if it starts over.
-
-    Returns a sentence about it; None if there was nothing to move.
-
-    Raises:
-        RealignError: it cannot be moved.
-    """
-    output = Path(config.run.output)
     if file is not None and file.resolve().parent == (output / CHECKPOINTS).resolve():
         checkpoints.set_later_aside(file)
-        return None
-    if not holds_a_run(output):
-        return None
-    rounds = () if config.run.resume == "auto" else ("rounds",)
-    aside = set_aside(output, (*RESULTS, *rounds))
-    return f"The files of the run that was in '{output}' are kept in '{aside}'."
+    elif holds_a_run(output):
+        aside = set_aside(output, RESULTS if config.run.resume == "auto" else (*RESULTS, "rounds"))
+        print(f"The files of the run that was in '{output}' are kept in '{aside}'.")

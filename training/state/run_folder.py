@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,10 +26,8 @@ RESULTS = ("log.csv", CHECKPOINTS, "samples", "last.safetensors", "best.safetens
 RESULTS += ("tensorboard", "wandb")
 """What belongs to one run alone. `prior.safetensors`, `rounds/` and `answers/` may serve another run: they record what
 they were made of."""
-ASIDE = "before-"
-"""The prefix of folders that keep the files of an earlier run."""
-_OLD_PARTIAL = re.compile(r"(step-\d+|report|prior|\d{6})\.part")
-"""The names of half-written files in older versions."""
+ASIDE = "before-"  # the prefix of folders that keep the files of an earlier run
+_OLD_PARTIAL = re.compile(r"(step-\d+|report|prior|\d{6})\.part")  # the names of half-written files in older versions
 _LOCK, _HOLDER = ".lock", ".lock-holder"
 
 
@@ -45,9 +43,12 @@ class RunFolder:
         check_writable(output)
         self.lock = FileLock(output / _LOCK, timeout=0, thread_local=False)
         self._acquire()
-        for folder in (output, *(output / name for name in FOLDERS), *_subfolders(output / "rounds")):
+        for folder in (output, *(output / name for name in FOLDERS), *(output / "rounds").glob("*")):
             remove_partial_files(folder)
-            _sweep_old_names(folder)
+            with suppress(OSError):
+                for left in list(folder.iterdir()):
+                    if _OLD_PARTIAL.fullmatch(left.name) and left.is_file():
+                        left.unlink()
 
     def release(self) -> None:
         """Let another run have the folder."""
@@ -61,8 +62,12 @@ class RunFolder:
         try:
             self.lock.acquire()
         except Timeout as error:
+            line = ""
+            with suppress(OSError):
+                line = " ".join(holder.read_text(encoding="utf-8", errors="replace").split())
             raise RealignError(
-                f"Another run writes to '{self.output}' ({_read_line(holder)}): wait for it, or give another output."
+                f"Another run writes to '{self.output}' ({line or 'no holder is recorded'}): wait for it, or give "
+                "another output."
             ) from error
         except (OSError, NotImplementedError) as error:  # a file system without locks
             logger.warning("'%s' cannot be locked (%s): see to it that no other run writes there.", self.output, error)
@@ -72,11 +77,7 @@ class RunFolder:
 
 
 def check_writable(output: Path) -> None:
-    """Check that a run can write its files, also in folders that exist already.
-
-    Raises:
-        RealignError: it cannot.
-    """
+    """Check that a run can write its files, also in folders that exist already."""
     make_folder(output, "output")
     for folder in (output / name for name in FOLDERS):
         if os.path.lexists(folder):
@@ -88,20 +89,13 @@ def check_writable(output: Path) -> None:
 
 def holds_a_run(output: Path) -> bool:
     """Whether a run in the folder got further than its first evaluation."""
-    if any((output / name).exists() for name in ("last.safetensors", "unet")):
-        return True
-    if any((output / CHECKPOINTS).glob("step-*.pt")):
-        return True
+    files = (output / "last.safetensors", output / "unet", *(output / CHECKPOINTS).glob("step-*.pt"))
     rows, _ = log.read(output / "log.csv")
-    return bool(rows) and rows[-1]["step"] > 0
+    return any(file.exists() for file in files) or (bool(rows) and rows[-1]["step"] > 0)
 
 
 def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
-    """Move those of `names`, paths below `output`, that exist into a new folder `before-N`; None if none exists.
-
-    Raises:
-        RealignError: it cannot be moved.
-    """
+    """Move those of `names`, paths below `output`, that exist into a new folder `before-N`; None if none exists."""
     existing = [name for name in map(Path, names) if os.path.lexists(output / name)]
     if not existing:
         return None
@@ -117,22 +111,3 @@ def set_aside(output: Path, names: Iterable[str | Path]) -> Path | None:
             "or give another output."
         ) from error
     return aside
-
-
-def _subfolders(folder: Path) -> Sequence[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def _sweep_old_names(folder: Path) -> None:
-    with suppress(OSError):
-        for left in list(folder.iterdir()):
-            if _OLD_PARTIAL.fullmatch(left.name) and left.is_file():
-                left.unlink()
-
-
-def _read_line(file: Path) -> str:
-    """The content of a file, as one line."""
-    try:
-        return " ".join(file.read_text(encoding="utf-8", errors="replace").split()) or "no holder is recorded"
-    except OSError:
-        return "no holder is recorded"

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,21 +23,10 @@ from ...core.files import write_whole
 logger = logging.getLogger(__name__)
 
 
-class CachedTensors(NamedTuple):
-    """The content of a file."""
-
-    tensors: dict[str, Tensor]
-    about: Any
-    """Further data stored with them."""
-
-
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str, Any], about: Any = None) -> None:
     """Write tensors, whole or not at all; the folder is made.
 
-    made_of: the settings and fingerprint_models from which they follow. about: further data. Both must be JSON-ready.
-
-    Raises:
-        RealignError: they cannot be written.
+    made_of: settings and fingerprints of what they follow from. about: further data. Both must be JSON-ready.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
@@ -45,8 +34,8 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], made_of: Mapping[str
     write_whole(file, save(tensors, header))
 
 
-def load_tensors(file: Path, made_of: Mapping[str, Any]) -> CachedTensors | None:
-    """What `save_tensors` wrote; None if there is no file, it is damaged, or it was made of something else.
+def load_tensors(file: Path, made_of: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any] | None:
+    """What `save_tensors` wrote (tensors, about); None if there is no file, it is damaged, or made of something else.
 
     made_of: what must be equal; the file may record more.
     """
@@ -65,7 +54,7 @@ def load_tensors(file: Path, made_of: Mapping[str, Any]) -> CachedTensors | None
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if _digest(tensors, header["about"]) == header["sha256"]:
-            return CachedTensors(tensors, json.loads(header["about"]))
+            return tensors, json.loads(header["about"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     logger.warning("'%s' is damaged and is made again.", file)

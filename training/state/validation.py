@@ -16,17 +16,12 @@ from .provenance import KEY
 NUMBERS = {"step": int, "bad": int, "best": (int, float), "best_step": int}
 BASE = {*NUMBERS, "weights", "optimizer", "average", "scaler", "rewards", "config", KEY}
 """The keys of every run's state; a training script may add more."""
-DEFAULTS = {"best_step": 0}
-"""The values of keys that older versions did not write."""
-_WORDS = {"weights": "weights", "optimizer": "AdamW's moments", "average": "averaged weights"}
+DEFAULTS = {"best_step": 0}  # the values of keys that older versions did not write
+_LABELS = {"weights": "weights", "optimizer": "AdamW's moments", "average": "averaged weights"}
 
 
 def check_settings(file: Path, state: Any) -> None:
-    """Check that a checkpoint holds its settings and is of the step in its file's name.
-
-    Raises:
-        Unusable: it does not, or is not.
-    """
+    """Raise `Unusable` unless a checkpoint holds its settings and is of the step in its file's name."""
     if not isinstance(state, dict):
         raise Unusable("it is no state of a run")
     if not isinstance(state.get("config"), dict):
@@ -38,12 +33,9 @@ def check_settings(file: Path, state: Any) -> None:
 
 
 def check_state(state: Any, like: Mapping[str, Any]) -> None:
-    """Check that a run can resume from `state`.
+    """Raise `Unusable` unless a run can resume from `state`.
 
     like: the state of the run that is to resume, as it would write it; keys, shapes and dtypes must be the same.
-
-    Raises:
-        Unusable: something is missing, of another shape, or not finite.
     """
     try:
         _check(state, like)
@@ -54,14 +46,11 @@ def check_state(state: Any, like: Mapping[str, Any]) -> None:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Check the weights, AdamW's moments and the moving average.
-
-    Raises:
-        Unusable: a value in them is NaN or infinite.
-    """
-    for name in ("weights", "optimizer", "average"):
-        if not all(map(_is_finite, _tensors(state.get(name)))):
-            raise Unusable(f"its {_WORDS[name]} are not finite")
+    """Raise `Unusable` if a weight, one of AdamW's moments or the moving average is NaN or infinite."""
+    for name, label in _LABELS.items():
+        for tensor in _tensors(state.get(name)):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise Unusable(f"its {label} are not finite")
 
 
 def _check(state: Any, like: Mapping[str, Any]) -> None:
@@ -81,7 +70,9 @@ def _check(state: Any, like: Mapping[str, Any]) -> None:
     _check_like(state["weights"], like["weights"], "weights")
     _check_optimizer(state, like)
     if state["config"].get("ema") and like["average"] is not None:
-        _check_average(state["average"], like["average"])
+        average, expected = state["average"], dict(like["average"])
+        _check_like(average["shadow_params"], expected.pop("shadow_params"), "averaged weights")
+        _check_numbers(average, expected, "average")
     for name in like.keys() - BASE:
         if _kind(state[name]) != _kind(like[name]):
             raise Unusable(f"its {name} is {state[name]!r:.40}")
@@ -124,11 +115,6 @@ def _check_optimizer(state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
             raise Unusable(f"it lacks AdamW's moments of a weight of {_describe(weight)}")
 
 
-def _check_average(average: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    _check_like(average["shadow_params"], like["shadow_params"], "averaged weights")
-    _check_numbers(average, {name: value for name, value in like.items() if name != "shadow_params"}, "average")
-
-
 def _check_numbers(values: Mapping[str, Any], like: Mapping[str, Any], name: str) -> None:
     for key, value in like.items():
         stored = values[key]
@@ -147,10 +133,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (Mapping, list, tuple)):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(each)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _describe(tensor: Tensor) -> str:

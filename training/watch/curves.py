@@ -8,12 +8,9 @@ from html import escape
 from typing import Literal, NamedTuple
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 28
-"""The margins of the plot, in units of the drawing."""
-LARGEST = 1e30
-"""Larger values are left out: they would flatten the rest of the curve."""
-MOST_POINTS = 300
-"""A longer curve is curves as the means of about this many pieces."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 28  # the margins of the plot, in units of the drawing
+LARGEST = 1e30  # larger values are left out: they would flatten the rest of the curve
+MOST_POINTS = 300  # a longer curve is drawn as the means of about this many pieces
 Point = tuple[float, float]
 
 
@@ -21,10 +18,8 @@ class Curve(NamedTuple):
     """One line of a chart."""
 
     name: str
-    points: Sequence[Point]
-    """(step, value); NaN and values beyond LARGEST are left out."""
-    color: str
-    """A CSS class of the page."""
+    points: Sequence[Point]  # (step, value); NaN and values beyond LARGEST are left out
+    color: str  # a CSS class of the page
     style: Literal["line", "faint", "dots"] = "line"
 
 
@@ -32,7 +27,9 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
     """A `<figure>` with a title, a legend and the curves over the steps; without a point it says so."""
     curves = [c._replace(points=thin([p for p in c.points if abs(p[1]) < LARGEST])) for c in curves]
     curves = [curve for curve in curves if curve.points]
-    head = f"<figcaption>{escape(title)}{_legend(curves)}</figcaption>"
+    keys = (f'<span class="key {curve.style} {curve.color}">{escape(curve.name)}</span>' for curve in curves)
+    legend = f'<span class="legend">{"".join(keys)}</span>' if len(curves) > 1 else ""
+    head = f"<figcaption>{escape(title)}{legend}</figcaption>"
     if not curves:
         return f'<figure class="chart">{head}<p class="quiet">Nothing was measured yet.</p></figure>'
     steps = [step for curve in curves for step, _ in curve.points]
@@ -95,13 +92,6 @@ def _draw(curve: Curve, points: Sequence[Point]) -> str:
         for (x, y), (step, value) in zip(points, curve.points, strict=True)
     )
     return line + "".join(dots)
-
-
-def _legend(curves: Sequence[Curve]) -> str:
-    if len(curves) < 2:
-        return ""
-    keys = (f'<span class="key {curve.style} {curve.color}">{escape(curve.name)}</span>' for curve in curves)
-    return f'<span class="legend">{"".join(keys)}</span>'
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

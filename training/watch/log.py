@@ -12,8 +12,7 @@ from typing import Any
 COLUMNS = ("step", "reward", "loss", "prior_loss", "held_out_reward", "bad_batches", "seconds", "images_per_second")
 """`reward` is that of the step's batch; `held_out_reward` is empty where it was not measured; `bad_batches` counts
 non-finite steps in a row; `seconds` are those of the step, without samples and evaluation."""
-Row = dict[str, float]
-"""The numbers of a row by column; empty cells are left out."""
+Row = dict[str, float]  # the numbers of a row by column; empty cells are left out
 
 
 def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -14,25 +14,18 @@ from ...core.files import write_whole
 
 KEY = "realigndiff.samples"
 """The key of the PNG header for `{"prompts": [...], "size": [width, height]}`; `size` is that of one picture."""
-PATTERN = "step-*.png"
 
 
 class Grid(NamedTuple):
     """The pictures of one file."""
 
     step: int
-    prompts: tuple[str, ...]
-    """One per picture; empty if the header does not hold them."""
-    pictures: tuple[Image.Image, ...]
-    """A file without our header is one picture."""
+    prompts: tuple[str, ...]  # one per picture; empty if the header does not hold them
+    pictures: tuple[Image.Image, ...]  # a file without our header is one picture
 
 
 def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Path:
-    """Write the pictures of one step, all of equal size, as one file; its path.
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write the pictures of one step, all of equal size, as one file; its path."""
     header = PngInfo()
     header.add_text(KEY, json.dumps({"prompts": list(prompts), "size": pictures[0].size}))
     file = folder / f"step-{step:08d}.png"
@@ -41,11 +34,7 @@ def save(folder: Path, step: int, pictures: Sequence[Image.Image], prompts: Sequ
 
 
 def write_picture(file: Path, picture: Image.Image, header: PngInfo | None = None) -> None:
-    """Write a PNG, whole or not at all.
-
-    Raises:
-        RealignError: it cannot be written.
-    """
+    """Write a PNG, whole or not at all."""
     write_whole(file, lambda partial: picture.save(partial, "PNG", pnginfo=header))
 
 
@@ -71,7 +60,7 @@ def load(file: Path) -> Grid:
 
 def files(folder: Path, last: float = float("inf")) -> list[Path]:
     """The grids up to step `last`, by step; later ones are from a run that was started over."""
-    grids = [file for file in folder.glob(PATTERN) if file.stem.removeprefix("step-").isdecimal()]
+    grids = [file for file in folder.glob("step-*.png") if file.stem.removeprefix("step-").isdecimal()]
     return sorted((file for file in grids if _step(file) <= last), key=_step)
 
 

@@ -14,16 +14,11 @@ from PIL import Image
 
 from ...core.errors import RealignError
 
-PROJECT = "realigndiff"
-"""The name of the project in the tracker."""
+PROJECT = "realigndiff"  # the name of the project in the tracker
 
 
 def check(name: str) -> None:
-    """Check that the tracker can be used; "csv" needs none.
-
-    Raises:
-        RealignError: its package, or an accelerate that knows it, is missing.
-    """
+    """Check that the tracker can be used; "csv" needs none."""
     if name == "csv":
         return
     spec = importlib.util.find_spec(name)
@@ -39,9 +34,6 @@ def start(accelerator: Accelerator, folder: Path, settings: Mapping[str, Any]) -
     """Begin a run in the tracker of `accelerator`, if it has one, and store the settings there.
 
     folder: the run's output, after which it is named; W&B and TensorBoard write into it.
-
-    Raises:
-        RealignError: the tracker cannot be started, for instance because nobody is logged in.
     """
     if not accelerator.log_with:
         return

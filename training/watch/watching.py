@@ -20,11 +20,7 @@ from . import log, samples, trackers
 
 
 class Watcher:
-    """Shows one run. In all but the main process the methods do nothing.
-
-    Raises:
-        RealignError: the tracker cannot be started.
-    """
+    """Shows one run. In all but the main process the methods do nothing."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.accelerator, self.output = accelerator, Path(config.run.output)
@@ -64,10 +60,6 @@ class Watcher:
             tqdm.write(f"The samples of step {step} could not be drawn ({error}); training goes on.")
             return
         self._track(lambda: trackers.log_picture(self.accelerator, samples.in_rows(pictures), step))
-
-    def thumbnail(self, step: int) -> Image.Image | None:
-        """The first picture of the newest sample grid."""
-        return samples.newest_picture(self.output / "samples", step)
 
     def end(self) -> None:
         """Close the bar and the tracker, and write the report."""
