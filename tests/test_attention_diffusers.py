@@ -203,10 +203,10 @@ def test_ip_adapter_keeps_its_image_prompt(unet, tokenizer):
         chosen = {}
         for name, module in unet.named_modules():
             if isinstance(module, Attention):
-                own = AttnProcessor2_0()
+                ours = AttnProcessor2_0()
                 if name.endswith("attn2"):
-                    own = IPAdapterAttnProcessor2_0(module.inner_dim, 32, num_tokens=(4,), scale=[scale])
-                chosen[f"{name}.processor"] = own
+                    ours = IPAdapterAttnProcessor2_0(module.inner_dim, 32, num_tokens=(4,), scale=[scale])
+                chosen[f"{name}.processor"] = ours
         unet.set_attn_processor(chosen)
 
     images = [torch.randn(2, 1, 4, 32, generator=torch.Generator().manual_seed(4))]

@@ -117,8 +117,8 @@ def estimators(models, likelihood):
 
 
 def test_a_greedy_caption_is_what_the_captioner_says(models, likelihood, images):
-    said = likelihood.decode(likelihood.sample(likelihood.encode_images(images), greedy=True))
-    assert said == models.reward.captioner.caption(images)
+    result = likelihood.decode(likelihood.sample(likelihood.encode_images(images), greedy=True))
+    assert result == models.reward.captioner.caption(images)
 
 
 def test_the_likelihoods_of_sampled_captions_are_those_they_were_drawn_with(likelihood, images):

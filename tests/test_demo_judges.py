@@ -38,9 +38,9 @@ def test_a_caption_scores_above_the_same_with_swapped_colours(name, rewards, sce
 
 def test_the_retrieval_blip2_sees_what_the_captioner_sees():
     """They share the ViT, weight for weight."""
-    own, captioner = (load_file(WEIGHTS / name / "model.safetensors") for name in ("blip2_itm", "blip2_captioner"))
+    ours, captioner = (load_file(WEIGHTS / name / "model.safetensors") for name in ("blip2_itm", "blip2_captioner"))
     vision = [name for name in captioner if name.startswith("vision_model")]
-    assert vision and all(torch.equal(own[name], captioner[name]) for name in vision)
+    assert vision and all(torch.equal(ours[name], captioner[name]) for name in vision)
 
 
 @torch.inference_mode()
@@ -49,6 +49,6 @@ def test_a_clip_that_starts_from_a_blip2_sees_in_its_first_layer_what_that_sees(
     model = CLIPModel(CLIPConfig.from_pretrained(WEIGHTS / "clip"))
     pixels = scenes[0][:8].permute(0, 3, 1, 2) * 2 - 1
     clip.start_from(eyes, model.vision_model, pixels)
-    own = model.vision_model
-    seen = own.encoder.layers[0].layer_norm1(own.pre_layrnorm(own.embeddings(pixels)))
+    ours = model.vision_model
+    seen = ours.encoder.layers[0].layer_norm1(ours.pre_layrnorm(ours.embeddings(pixels)))
     assert_close(seen, eyes.encoder.layers[0].layer_norm1(eyes.embeddings(pixels)), NETWORK)

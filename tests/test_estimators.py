@@ -62,8 +62,8 @@ def word_embeddings(encoder, texts):
     """Each text's words as f_enc embeds them [N, L, E], padded to the longest, and where they are [N, L]."""
     ids = [encoder.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     table, length = encoder.model.embeddings.word_embeddings.weight.detach(), max(map(len, ids))
-    rows = [torch.cat([table[own], torch.full((length - len(own), table.shape[1]), 0.5)]) for own in ids]
-    mask = torch.tensor([[1] * len(own) + [0] * (length - len(own)) for own in ids])
+    rows = [torch.cat([table[ours], torch.full((length - len(ours), table.shape[1]), 0.5)]) for ours in ids]
+    mask = torch.tensor([[1] * len(ours) + [0] * (length - len(ours)) for ours in ids])
     return torch.stack(rows), mask
 
 
@@ -81,9 +81,9 @@ def captioners_words(likelihood, encoder):
     ids = [encoder.tokenizer(text, add_special_tokens=False).input_ids for text in spelled]
     table = encoder.model.embeddings.word_embeddings.weight.detach()
     words = torch.zeros(likelihood.model.config.text_config.vocab_size, table.shape[1])
-    for token, own in enumerate(ids):
-        if own:
-            words[token] = table[own].mean(0)
+    for token, ours in enumerate(ids):
+        if ours:
+            words[token] = table[ours].mean(0)
     return words
 
 
@@ -106,8 +106,8 @@ def test_straight_through_climbs_the_similarity_of_the_captions_words_without_it
     expected = (likelihood.probabilities(image_embeds, captions) @ captioners_words(likelihood, encoder))[
         :, :-1
     ]  # the last is the end
-    said = encoder.embed_vectors(expected, torch.ones(expected.shape[:2], dtype=torch.long))
-    assert_close(ours, gradient(said @ encoder.embed([prompt]).clone().T, x))
+    result = encoder.embed_vectors(expected, torch.ones(expected.shape[:2], dtype=torch.long))
+    assert_close(ours, gradient(result @ encoder.embed([prompt]).clone().T, x))
 
 
 def test_straight_through_has_the_same_gradient_for_an_image_in_a_batch_as_alone(models, likelihood):

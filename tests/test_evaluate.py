@@ -63,21 +63,21 @@ def test_the_script_tells_what_the_library_says_and_measures_only_once(call, tmp
     assert call(*arguments, "--panels=1", "--attention") == 0
     assert "| + redraw " in capsys.readouterr().out
     prompts = two_object_prompts(held_out=True, count=3)
-    texts, pairs = [text for text, _ in prompts], [own for _, own in prompts]
+    texts, pairs = [text for text, _ in prompts], [ours for _, ours in prompts]
     alone = realign_batch(models, texts, [0, 1, 2], SETTINGS_QUICK)
     for name, looks in (
         ("base", [result.before for result in alone]),
         ("fine", [result.after for result in alone]),
     ):
         assert np.array_equal(pixels(tmp_path, name), to_uint8(torch.stack([look.image for look in looks])))
-    told = results(tmp_path)
-    assert [row["name"] for row in told["rows"]] == ["base", "+ fine", "+ redraw"]
-    for row, method in zip(told["rows"], ("base", "fine", "redraw"), strict=True):
+    output = results(tmp_path)
+    assert [row["name"] for row in output["rows"]] == ["base", "+ fine", "+ redraw"]
+    for row, method in zip(output["rows"], ("base", "fine", "redraw"), strict=True):
         drawn = pixels(tmp_path, method)
         rewards = models.reward(torch.from_numpy(drawn).float() / 255, texts)
         assert row["columns"]["caption"]["value"] == pytest.approx(float(rewards.mean()), rel=1e-3)
         assert row["columns"]["bind"]["value"] == pytest.approx(judge_all(drawn, pairs)["bind"].mean())
-    assert told["metrics"]["caption"]["captioner"].startswith(str(WEIGHTS / "blip2_captioner"))
+    assert output["metrics"]["caption"]["captioner"].startswith(str(WEIGHTS / "blip2_captioner"))
     assert [panel.name for panel in (tmp_path / "out" / "panels" / "fine").iterdir()] == ["00000.png"]
     assert (tmp_path / "out" / "table3.csv").read_text(encoding="utf-8").startswith("method,caption,caption_low")
 
@@ -96,16 +96,16 @@ def test_the_controls_differ_from_the_method_in_one_thing_each(models):
     prompts = [text for text, _ in two_object_prompts(held_out=True, count=3)]
     seeds, settings = [5, 6, 7], replace(SETTINGS_QUICK, box_threshold=0.1)
     drawn = sample_methods(models, prompts, seeds, [FINE, FINE_ALL, REDRAW], settings)
-    for way, own in ((FINE, settings), (FINE_ALL, replace(settings, keep_better=False))):
-        alone = realign_batch(models, prompts, seeds, own)
+    for way, ours in ((FINE, settings), (FINE_ALL, replace(settings, keep_better=False))):
+        alone = realign_batch(models, prompts, seeds, ours)
         assert [made.result.verdict for made in drawn[way]] == [result.verdict for result in alone]
         assert all(torch.equal(made.image, result.after.image) for made, result in zip(drawn[way], alone, strict=True))
-    for made, own in zip(drawn[REDRAW], drawn[FINE], strict=True):
-        before = own.result.before
+    for made, ours in zip(drawn[REDRAW], drawn[FINE], strict=True):
+        before = ours.result.before
         if before.reward >= settings.gate:
             assert torch.equal(made.image, before.image)
         else:
-            assert models.reward(made.image[None], [own.result.prompt]).item() >= before.reward - 1e-3
+            assert models.reward(made.image[None], [ours.result.prompt]).item() >= before.reward - 1e-3
 
 
 def test_a_killed_run_goes_on_where_it_was(call, tmp_path):
@@ -118,11 +118,11 @@ def test_a_killed_run_goes_on_where_it_was(call, tmp_path):
         time.sleep(0.005)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    there = {file: file.stat().st_mtime_ns for file in folder.glob("*.png")}
-    assert there
+    present = {file: file.stat().st_mtime_ns for file in folder.glob("*.png")}
+    assert present
     assert call(*arguments) == 0
     assert len(list(folder.glob("*.png"))) == 4
-    assert all(file.stat().st_mtime_ns == made for file, made in there.items())
+    assert all(file.stat().st_mtime_ns == made for file, made in present.items())
 
 
 @pytest.mark.parametrize("length", [0, 60, -30])
@@ -159,10 +159,10 @@ def test_a_damaged_real_image_is_named_before_anything_is_drawn(call, tmp_path, 
     (tmp_path / "real" / "a.png").write_bytes((tmp_path / "real" / "a.png").read_bytes()[:60])
     for name in ("._a.png", "c.heic"):
         (tmp_path / "real" / name).touch()
-    said = call(
+    result = call(
         "--count=2", "--metric=kid", BASE, f"--reference={tmp_path / 'real'}", "--fid-features=demo", "--model=demo"
     )
-    assert "a.png' cannot be read" in said
+    assert "a.png' cannot be read" in result
     assert "1 picture of kinds that are not read (1 .heic), and 1 hidden file ('._a.png')" in capsys.readouterr().out
 
 
@@ -205,9 +205,9 @@ def test_prompts_of_any_kind_are_drawn_and_told(call, tmp_path):
     (tmp_path / "ABC-6K.txt").write_text("\r\n".join(lines), encoding="utf-8")
     arguments = ["--prompts", tmp_path / "ABC-6K.txt", "--metric=judge", "--metric=caption", "--steps=1"]
     assert call(*arguments, "--method=base", "--method=fine") == 0
-    told = results(tmp_path)
-    assert told["prompts"]["n"] == len(PROMPTS)
-    assert told["rows"][0]["columns"]["bind"]["n"] == 3  # the prompts of shapes
+    output = results(tmp_path)
+    assert output["prompts"]["n"] == len(PROMPTS)
+    assert output["rows"][0]["columns"]["bind"]["n"] == 3  # the prompts of shapes
     drawn = pixels(tmp_path, "base")
     assert (drawn[5] != drawn[6]).any()
     assert call(*arguments, "--method=base", "--first=5", "--count=1") == 0  # which is there
@@ -216,8 +216,8 @@ def test_prompts_of_any_kind_are_drawn_and_told(call, tmp_path):
 
 def test_coco_gives_one_caption_an_image_or_all(tmp_path):
     rows = [(7, 2, "A dog\n runs. "), (3, 9, "A cat."), (5, 2, "Two dogs."), (9, 1, " ")]
-    told = {"annotations": [{"id": i, "image_id": image, "caption": text} for i, image, text in rows], "images": []}
-    (tmp_path / "captions.json").write_text(json.dumps(told), encoding="utf-8")
+    output = {"annotations": [{"id": i, "image_id": image, "caption": text} for i, image, text in rows], "images": []}
+    (tmp_path / "captions.json").write_text(json.dumps(output), encoding="utf-8")
     one, problems = prompt_set(str(tmp_path / "captions.json"))
     assert one == [Numbered(0, "Two dogs."), Numbered(1, "A cat.")]
     assert problems == ("captions.json, annotation 9: the text is empty.",)
@@ -272,8 +272,8 @@ class TestOtherSystems:
         monkeypatch.setattr(generation, "generate_batch", lambda *parts: pytest.fail("drawn"))
         whole = (folder / "image9.png").read_bytes()
         (folder / "image9.png").write_bytes(whole[: len(whole) // 2])
-        said = call("--count=3", "--metric=judge", "--method=base", "--method", f"theirs={folder}")
-        assert "image9.png' cannot be read" in said and said.startswith("evaluate: ")
+        result = call("--count=3", "--metric=judge", "--method=base", "--method", f"theirs={folder}")
+        assert "image9.png' cannot be read" in result and result.startswith("evaluate: ")
 
     def test_the_judge_refuses_images_of_another_world(self, call, folder):
         assert "images of 64 x 64, and one has 32 x 32" in call(
@@ -288,7 +288,7 @@ def test_both_takes_the_weights_of_the_one_method_that_has_some(tmp_path):
     assert parse_methods([f"x={lora}+redraw"])[0].way == REDRAW
     (tmp_path / "b+fine").mkdir()
     assert parse_methods([f"x={tmp_path / 'b+fine'}"])[0].images == tmp_path / "b+fine"
-    for methods, told in (
+    for methods, output in (
         (["both"], "there are none"),
         ([f"a={lora}", f"b={tmp_path / 'a.safetensors'}", "c=demo", "both"], "there are 2"),
         (["base", "base"], "would share the folder 'base'"),
@@ -296,7 +296,7 @@ def test_both_takes_the_weights_of_the_one_method_that_has_some(tmp_path):
         (["x=nowhere"], "no file or folder 'nowhere'"),
         (["+=demo"], "with a letter or a digit"),
     ):
-        with pytest.raises(RealignError, match=told):
+        with pytest.raises(RealignError, match=output):
             parse_methods(methods)
 
 
@@ -320,10 +320,10 @@ def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call
     reference = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out" / "reference").iterdir())]
     wanted = [pairs_of(text) for text, _ in two_object_prompts(held_out=True, count=10)]
     assert judge_all(reference, wanted)["exact"].mean() > 0.9
-    told = results(tmp_path)
-    (row,) = told["rows"]
+    output = results(tmp_path)
+    (row,) = output["rows"]
     assert row["columns"]["fid"]["value"] is None and row["columns"]["kid"]["value"] > 0
-    assert "FID over" in told["notes"][0] and "there are 10" in told["notes"][0]
+    assert "FID over" in output["notes"][0] and "there are 10" in output["notes"][0]
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,8 @@ def test_rendered_scenes_show_their_prompts_and_fid_says_why_it_is_not_told(call
 )
 def test_bad_arguments_are_told_before_a_model_is_read(call, tmp_path, monkeypatch, arguments, told):
     monkeypatch.setattr(evaluate, "generate_missing", lambda *parts: pytest.fail("drawn"))
-    said = call("--metric=judge", *arguments) if "--metric" not in str(arguments) else call(*arguments)
-    assert told in said and said.startswith("evaluate: ")
+    result = call("--metric=judge", *arguments) if "--metric" not in str(arguments) else call(*arguments)
+    assert told in result and result.startswith("evaluate: ")
 
 
 def test_a_json_file_without_coco_captions_is_told(tmp_path):

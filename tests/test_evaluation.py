@@ -60,9 +60,9 @@ METHODS = [
 def told(scores, methods=None, whole=None):
     """The tables of scores, one list a method."""
     methods = METHODS[: len(scores)] if methods is None else methods
-    columns = {m.name: {"both_right": np.array(own, float)} for m, own in zip(methods, scores, strict=True)}
-    for own in columns.values():
-        own["stayed_right"] = stayed_right(own["both_right"], columns[methods[0].name]["both_right"])
+    columns = {m.name: {"both_right": np.array(ours, float)} for m, ours in zip(methods, scores, strict=True)}
+    for ours in columns.values():
+        ours["stayed_right"] = stayed_right(ours["both_right"], columns[methods[0].name]["both_right"])
     out = {"prompts": {"n": len(scores[0]), "source": "x"}, "notes": ["a note"]}
     return {**out, **tables.summarize(methods, columns, whole or {})}
 
@@ -145,13 +145,13 @@ def tuned(models, tmp_path):
 def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, monkeypatch):
     monkeypatch.setattr(coarse, "SETTINGS", replace(SETTINGS, sampling=SamplingSettings(steps=4, cfg=3.0)))
     prompts = [text for text, _ in two_object_prompts(held_out=True, count=3)]
-    told = coarse.compare({BASE: models, "one": tuned, "two": models}, prompts)
-    base, one, two = told["rows"]
+    output = coarse.compare({BASE: models, "one": tuned, "two": models}, prompts)
+    base, one, two = output["rows"]
     assert base == {**two, "name": BASE} != {**one, "name": BASE}
-    (reward, *_) = told["differences"]
+    (reward, *_) = output["differences"]
     assert reward["column"] == "caption_reward"
     assert reward["delta"] == pytest.approx((one["caption_reward"] - base["caption_reward"]) / 2)
-    assert "mean of 2 files less base" in coarse.as_text(told)
+    assert "mean of 2 files less base" in coarse.as_text(output)
 
 
 def test_a_variant_is_the_papers_settings_with_its_changes():

@@ -54,8 +54,8 @@ def slow_mmd(x, y):
         return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
 
     n = len(x)
-    own = sum(k(z[i], z[j]) for z in (x, y) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    return own - 2 * sum(k(a, b) for a in x for b in y) / n**2
+    ours = sum(k(z[i], z[j]) for z in (x, y) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return ours - 2 * sum(k(a, b) for a in x for b in y) / n**2
 
 
 def test_kid_is_the_mean_of_unbiased_mmds_over_subsets():

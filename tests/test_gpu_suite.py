@@ -77,9 +77,9 @@ def test_times_and_memory_are_those_of_all_ways():
     found = results_of(cost)
     assert {result.status for result in found} == {MEASURED}
     for quantity in ("time", "memory", "whole sampling", "modulated steps", "memory with weights"):
-        some = [result for result in found if result.quantity == quantity]
-        assert {result.way for result in some} == {"plain", "ours", "DenseDiffusion", "obvious"}
-        assert all(result.value > 0 for result in some)
+        several = [result for result in found if result.quantity == quantity]
+        assert {result.way for result in several} == {"plain", "ours", "DenseDiffusion", "obvious"}
+        assert all(result.value > 0 for result in several)
 
 
 def test_a_way_that_needs_more_memory_than_there_is_is_skipped(monkeypatch):

@@ -91,7 +91,7 @@ class TestBoxes:
     def test_they_come_back_as_they_went_in(self):
         sets = region_sets([[LEFT], [RIGHT]], text=PROMPT, size=(32, 32))
         back = bounding_boxes(sets, (32, 32))
-        assert [{k: box[k] for k in LEFT} for own in back for box in own] == [LEFT, RIGHT]
+        assert [{k: box[k] for k in LEFT} for ours in back for box in ours] == [LEFT, RIGHT]
         assert back[0][0]["label"] == "a red circle"
 
     def test_pixels_without_an_image_are_told(self):
@@ -435,9 +435,9 @@ class TestBounds:
             region_sets(boxes, text=PROMPT, size=(8192, 8192))
 
     def test_a_message_stays_short(self):
-        with pytest.raises(RealignError) as told:
+        with pytest.raises(RealignError) as output:
             region_sets("x" * 1_000_000, text=PROMPT)
-        assert len(str(told.value)) < 300
+        assert len(str(output.value)) < 300
 
 
 class TestText:

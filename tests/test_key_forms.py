@@ -108,9 +108,9 @@ def test_no_form_of_the_key_gets_into_notes_messages_or_the_cache(serve, tmp_pat
     found = bind_tags("a red circle", ["circle", "square"], model)
     kept = "".join(file.read_text() for file in tmp_path.rglob("*.json"))
     refused = OpenAiLanguageModel(serve(Reply(status=401, body=form.encode())).url, "m", lambda: KEY, retries=0)
-    with pytest.raises(RealignError) as told:
+    with pytest.raises(RealignError) as output:
         refused.bind("a red circle", ["circle"])
-    for text in (*found.notes, kept, str(told.value)):
+    for text in (*found.notes, kept, str(output.value)):
         assert form not in text and without_key(text, KEY) == text
 
 

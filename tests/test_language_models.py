@@ -278,9 +278,13 @@ class Picky:
 
     def __call__(self, asked):
         wrong = [name for name in self.refused if name in asked.body]
-        told = {"error": {"message": f"Unsupported parameter: '{wrong[0]}'" if wrong and self.says else "Bad request"}}
+        output = {
+            "error": {"message": f"Unsupported parameter: '{wrong[0]}'" if wrong and self.says else "Bad request"}
+        }
         return (
-            Reply(status=self.status, body=json.dumps(told).encode()) if wrong else Reply('{"circle": "a red circle"}')
+            Reply(status=self.status, body=json.dumps(output).encode())
+            if wrong
+            else Reply('{"circle": "a red circle"}')
         )
 
 
@@ -522,9 +526,9 @@ class TestAnswerCache:
 
 
 def test_a_key_that_cannot_be_sent_is_told_without_it(serve):
-    with pytest.raises(RealignError, match="has characters that cannot be sent") as told:
+    with pytest.raises(RealignError, match="has characters that cannot be sent") as output:
         OpenAiLanguageModel(serve().url, "m", lambda: f"{KEY}\u2028{KEY}").bind(PROMPT, TAGS)
-    assert KEY not in str(told.value)
+    assert KEY not in str(output.value)
 
 
 def test_a_key_may_have_spaces_around_it(serve):
@@ -540,19 +544,19 @@ def echo(asked):
 
 
 def test_a_refusal_names_cause_and_mend_and_not_the_key(serve):
-    with pytest.raises(RealignError, match=r"did not answer for 'm' .*check that it runs") as told:
+    with pytest.raises(RealignError, match=r"did not answer for 'm' .*check that it runs") as output:
         OpenAiLanguageModel(serve(echo).url, "m", lambda: KEY).bind(PROMPT, TAGS)
-    assert KEY not in str(told.value)
+    assert KEY not in str(output.value)
 
 
 @pytest.mark.parametrize("reply", [echo, Reply(body=b"no"), Reply(fault="reset"), Reply(fault="silent")])
 @pytest.mark.parametrize("or_offline", [True, False])
 def test_an_error_brings_no_key_along(serve, reply, or_offline):
-    with pytest.raises(RealignError) as told:
+    with pytest.raises(RealignError) as output:
         OpenAiLanguageModel(serve(reply).url, "m", lambda: KEY, 0.3, retries=0, or_offline=or_offline).bind(
             PROMPT, TAGS
         )
-    error = told.value
+    error = output.value
     while error is not None:
         assert KEY not in repr(error) and not hasattr(error, "request")
         error = error.__cause__ or error.__context__

@@ -22,9 +22,9 @@ def scorer(kind="llama", **options):
 @torch.no_grad()
 def one_by_one(model, question, text):
     """log p(text | question), token by token, each from all tokens before it."""
-    ids, said = question[0].tolist(), tokenizer()(text).input_ids
+    ids, result = question[0].tolist(), tokenizer()(text).input_ids
     total = 0.0
-    for token in said:
+    for token in result:
         total += float(model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token])
         ids.append(token)
     return total
@@ -32,12 +32,12 @@ def one_by_one(model, question, text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_likelihoods_are_those_of_one_answer_at_a_time(kind):
-    own = scorer(kind)
-    own.BATCH = 3
-    question = own.question_tokens("Which one? " * 8)
+    ours = scorer(kind)
+    ours.BATCH = 3
+    question = ours.question_tokens("Which one? " * 8)
     answers = ['{"circle": 2}', '{"circle": 0.5}', '{"a longer tag": 0}', "x"]
-    expected = [one_by_one(own.model, question, text) for text in answers]
-    assert own.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
+    expected = [one_by_one(ours.model, question, text) for text in answers]
+    assert ours.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, NotImplementedError, RuntimeError])
@@ -45,35 +45,35 @@ def test_a_cache_that_cannot_be_repeated_is_not(monkeypatch, error):
     def fails(*_):
         raise error
 
-    own = scorer()
-    question, answers = own.question_tokens("Which one?"), ['{"circle": 2}', "x"]
-    expected = own.log_likelihoods(question, answers)
+    ours = scorer()
+    question, answers = ours.question_tokens("Which one?"), ['{"circle": 2}', "x"]
+    expected = ours.log_likelihoods(question, answers)
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", fails)
-    assert own.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
+    assert ours.log_likelihoods(question, answers) == pytest.approx(expected, rel=1e-3)
 
 
 def test_each_tag_gets_the_answer_that_is_likeliest():
-    own = scorer()
-    scores, bound = own.score(PROMPT, TAGS), own.bind(PROMPT, TAGS)
+    ours = scorer()
+    scores, bound = ours.score(PROMPT, TAGS), ours.bind(PROMPT, TAGS)
     assert set(scores) == set(TAGS) and set(scores.values()) <= {2.0, 0.5, 0.0}
     assert set(bound) <= set(TAGS) and set(bound.values()) <= {"a red circle", "a blue square", None}
     asked = []
-    own.log_likelihoods = lambda question, texts: asked.extend(texts) or [-1.0, -0.5, -2.0] * (len(texts) // 3)
-    assert own.score(PROMPT, ["sky"]) == {"sky": 0.5}
-    assert own.bind(PROMPT, ["sky"]) == {"sky": "a blue square"}
+    ours.log_likelihoods = lambda question, texts: asked.extend(texts) or [-1.0, -0.5, -2.0] * (len(texts) // 3)
+    assert ours.score(PROMPT, ["sky"]) == {"sky": 0.5}
+    assert ours.bind(PROMPT, ["sky"]) == {"sky": "a blue square"}
     assert [json.loads(text)["sky"] for text in asked] == [2, 0.5, 0, "a red circle", "a blue square", None]
 
 
 def test_none_of_them_is_an_answer():
-    own = scorer()
-    own.log_likelihoods = lambda question, texts: [-2.0, -2.0, -1.0]
-    assert own.bind(PROMPT, ["circle"]) == {"circle": None}
+    ours = scorer()
+    ours.log_likelihoods = lambda question, texts: [-2.0, -2.0, -1.0]
+    assert ours.bind(PROMPT, ["circle"]) == {"circle": None}
 
 
 def test_a_prompt_without_things_binds_nothing_unasked():
-    own = scorer()
-    own.log_likelihoods = None
-    assert own.bind("!!!", TAGS) == {}
+    ours = scorer()
+    ours.log_likelihoods = None
+    assert ours.bind("!!!", TAGS) == {}
 
 
 def test_its_answers_need_no_repair():
@@ -81,27 +81,27 @@ def test_its_answers_need_no_repair():
 
 
 def test_likelihoods_that_are_no_numbers_are_no_answer_and_the_offline_scorer_is_asked():
-    own = scorer()
-    own.model.lm_head.weight.data[:] = float("nan")
-    assert own.score(PROMPT, TAGS) == {}
-    found = bind_tags(PROMPT, ["circle", "sky"], own)
+    ours = scorer()
+    ours.model.lm_head.weight.data[:] = float("nan")
+    assert ours.score(PROMPT, TAGS) == {}
+    found = bind_tags(PROMPT, ["circle", "sky"], ours)
     assert [(r.tag, r.likelihood) for r in found] == [("circle", 2), ("square", 2), ("sky", 0)]
     assert any("scored offline" in note for note in found.notes)
 
 
 def test_a_chat_template_is_used_where_there_is_one():
-    own = scorer()
-    plain = own.question_tokens("Which one?")
-    own.tokenizer = tokenizer(chat_template=CHAT)
-    assert own.tokenizer.decode(own.question_tokens("Which one?")[0]) == "<user>Which one?<me>"
-    assert own.tokenizer.decode(plain[0]).endswith("USER: Which one?\nASSISTANT:")
+    ours = scorer()
+    plain = ours.question_tokens("Which one?")
+    ours.tokenizer = tokenizer(chat_template=CHAT)
+    assert ours.tokenizer.decode(ours.question_tokens("Which one?")[0]) == "<user>Which one?<me>"
+    assert ours.tokenizer.decode(plain[0]).endswith("USER: Which one?\nASSISTANT:")
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}"])
 def test_a_chat_template_that_fails_is_not_used(template):
-    own = scorer()
-    own.tokenizer = tokenizer(chat_template=template)
-    assert own.tokenizer.decode(own.question_tokens("Which one?")[0]).endswith("USER: Which one?\nASSISTANT:")
+    ours = scorer()
+    ours.tokenizer = tokenizer(chat_template=template)
+    assert ours.tokenizer.decode(ours.question_tokens("Which one?")[0]).endswith("USER: Which one?\nASSISTANT:")
 
 
 def test_letters_that_are_none_are_read_as_something_else():
@@ -110,16 +110,16 @@ def test_letters_that_are_none_are_read_as_something_else():
 
 def test_each_step_is_told_and_may_stop_the_work():
     steps = []
-    own = scorer(on_step=lambda done, total: steps.append((done, total)))
-    own.score(PROMPT, ["a", "b", "c"])
+    ours = scorer(on_step=lambda done, total: steps.append((done, total)))
+    ours.score(PROMPT, ["a", "b", "c"])
     assert steps == [(0, 2), (1, 2), (2, 2)]
 
     def stop(done, total):
         raise KeyboardInterrupt
 
-    own.on_step = stop
+    ours.on_step = stop
     with pytest.raises(KeyboardInterrupt):
-        own.score(PROMPT, ["a"])
+        ours.score(PROMPT, ["a"])
 
 
 def test_a_prompt_that_is_too_long_is_told():
@@ -129,11 +129,11 @@ def test_a_prompt_that_is_too_long_is_told():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_folder_is_read(tmp_path, dtype):
-    own = scorer("qwen2")
+    ours = scorer("qwen2")
     loaded = LogitScorer.load(save_language_model(tmp_path, "qwen2"), dtype=dtype)
     assert loaded.model.dtype == dtype
     if dtype == torch.float32:
-        assert loaded.score(PROMPT, TAGS) == own.score(PROMPT, TAGS)
+        assert loaded.score(PROMPT, TAGS) == ours.score(PROMPT, TAGS)
     else:
         assert set(loaded.score(PROMPT, TAGS)) == set(TAGS)
 
@@ -146,8 +146,8 @@ def test_a_folder_of_another_model_is_told(tmp_path):
 def test_a_folders_own_code_does_not_run(tmp_path):
     folder, trace = save_language_model(tmp_path / "llm"), tmp_path / "ran"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
-    config |= {"model_type": "nobody_knows", "auto_map": own}
+    ours = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    config |= {"model_type": "nobody_knows", "auto_map": ours}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')", encoding="utf-8")
     with pytest.raises(RealignError, match="could not be read"):

@@ -150,7 +150,7 @@ def test_a_label_says_the_regions_words_in_white_ink():
 )
 def test_a_label_lies_inside_the_picture_wherever_its_box_is(box):
     words = ["a large green triangle"]
-    free, boxed = (drawn(things(torch.zeros(64, 64), boxes=own, phrases=words)) for own in (None, [box]))
+    free, boxed = (drawn(things(torch.zeros(64, 64), boxes=ours, phrases=words)) for ours in (None, [box]))
     assert of_color(boxed, 0).sum() >= of_color(free, 0).sum()
 
 

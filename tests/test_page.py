@@ -129,8 +129,8 @@ def test_a_seed_changes_the_orders_and_nothing_else(tmp_path):
     ids=lambda changed: next(iter(changed)),
 )
 def test_other_contents_are_another_study(tmp_path, changed):
-    own = {"prompts": ["a", "b", "c"], "methods": ["x", "y"]}
-    first, other = (Parsed(write(tmp_path, **made).read_text("utf-8")) for made in (own, own | changed))
+    ours = {"prompts": ["a", "b", "c"], "methods": ["x", "y"]}
+    first, other = (Parsed(write(tmp_path, **made).read_text("utf-8")) for made in (ours, ours | changed))
     assert first.study["id"] != other.study["id"]
 
 
@@ -157,7 +157,7 @@ def test_images_are_asked_for_once_and_one_after_the_other(tmp_path):
     ],
 )
 def test_images_that_cannot_be_compared_are_refused(tmp_path, images, told):
-    images = {name: [picture and pictures(0, 0) for picture in own] for name, own in images.items()}
+    images = {name: [picture and pictures(0, 0) for picture in ours] for name, ours in images.items()}
     with pytest.raises(RealignError, match=told):
         write_page(tmp_path / "p.html", ["a cat", "a hen"], images, title="")
     assert not list(tmp_path.iterdir())
@@ -173,11 +173,11 @@ def test_a_study_without_prompts_is_refused(tmp_path):
 
 def saved(folder, answers, name="a", methods=("x", "y", "z"), study="one", rater=""):
     """A file as the page saves it; an answer is the methods' ranks in order, None where there is none."""
-    told = [
-        {"prompt": prompt, "ranks": {m: rank for m, rank in zip(methods, own, strict=True) if rank is not None}}
-        for prompt, own in answers.items()
+    output = [
+        {"prompt": prompt, "ranks": {m: rank for m, rank in zip(methods, ours, strict=True) if rank is not None}}
+        for prompt, ours in answers.items()
     ]
-    results = {"study": study, "page": "A page", "rater": rater, "methods": list(methods), "answers": told}
+    results = {"study": study, "page": "A page", "rater": rater, "methods": list(methods), "answers": output}
     file = folder / f"{name}.json"
     file.write_text(json.dumps(results), encoding="utf-8")
     return file
@@ -188,39 +188,41 @@ def summed(*files):
 
 
 def test_tied_images_share_the_mean_of_their_places(tmp_path):
-    told = summed(saved(tmp_path, {0: (1, 2, 3), 1: (1, 1, 2), 2: (2, 1, 2), 3: (1, 1, 1)}))
+    output = summed(saved(tmp_path, {0: (1, 2, 3), 1: (1, 1, 2), 2: (2, 1, 2), 3: (1, 1, 1)}))
     # By hand: 1 2 3; 1.5 1.5 3; 2.5 1 2.5; 2 2 2.
-    assert [row["mean_rank"] for row in told["rows"]] == pytest.approx([7 / 4, 6.5 / 4, 10.5 / 4])
-    assert [row["first_places"] for row in told["rows"]] == pytest.approx(
+    assert [row["mean_rank"] for row in output["rows"]] == pytest.approx([7 / 4, 6.5 / 4, 10.5 / 4])
+    assert [row["first_places"] for row in output["rows"]] == pytest.approx(
         [(1 + 1 / 2 + 0 + 1 / 3) / 4, (0 + 1 / 2 + 1 + 1 / 3) / 4, (1 / 3) / 4]
     )
-    assert "difference" not in told["rows"][0]
-    assert [row["difference"] for row in told["rows"][1:]] == pytest.approx([-0.5 / 4, 3.5 / 4])
+    assert "difference" not in output["rows"][0]
+    assert [row["difference"] for row in output["rows"][1:]] == pytest.approx([-0.5 / 4, 3.5 / 4])
 
 
 def test_raters_of_a_prompt_are_averaged_before_prompts_are(tmp_path):
     first = saved(tmp_path, {0: (1, 2, 3), 1: (1, 2, 3)}, "a")
-    told = summed(first, saved(tmp_path, {0: (3, 2, 1)}, "b"), saved(tmp_path, {0: (3, 2, 1)}, "c"))
-    assert (told["raters"], told["prompts"], told["answers"], told["incomplete"]) == (3, 2, 4, 0)
-    assert [row["mean_rank"] for row in told["rows"]] == pytest.approx([((1 + 3 + 3) / 3 + 1) / 2, 2, (5 / 3 + 3) / 2])
+    output = summed(first, saved(tmp_path, {0: (3, 2, 1)}, "b"), saved(tmp_path, {0: (3, 2, 1)}, "c"))
+    assert (output["raters"], output["prompts"], output["answers"], output["incomplete"]) == (3, 2, 4, 0)
+    assert [row["mean_rank"] for row in output["rows"]] == pytest.approx(
+        [((1 + 3 + 3) / 3 + 1) / 2, 2, (5 / 3 + 3) / 2]
+    )
 
 
 def test_answers_without_a_rank_for_each_image_are_left_out_and_counted(tmp_path):
-    told = summed(saved(tmp_path, {0: (1, 2, 3), 1: (3, 1, None), 2: (1, 2, 3), 5: (None, None, None)}))
-    assert (told["prompts"], told["answers"], told["incomplete"]) == (2, 2, 2)
-    assert [row["mean_rank"] for row in told["rows"]] == [1, 2, 3]
-    assert "2 in which not every image has a rank are left out" in ranks.as_markdown(told)
+    output = summed(saved(tmp_path, {0: (1, 2, 3), 1: (3, 1, None), 2: (1, 2, 3), 5: (None, None, None)}))
+    assert (output["prompts"], output["answers"], output["incomplete"]) == (2, 2, 2)
+    assert [row["mean_rank"] for row in output["rows"]] == [1, 2, 3]
+    assert "2 in which not every image has a rank are left out" in ranks.as_markdown(output)
 
 
 def test_intervals_are_those_of_the_mean_over_the_prompts(tmp_path):
     draw = random.Random(0)
     answers = {i: draw.sample((1, 2, 3), 3) for i in range(200)}
-    own = np.array(list(answers.values()), float)
+    ours = np.array(list(answers.values()), float)
     rows = summed(saved(tmp_path, answers))["rows"]
     for i, row in enumerate(rows):
-        half = 1.96 * own[:, i].std() / np.sqrt(200)
-        assert row["ci"] == pytest.approx([own[:, i].mean() - half, own[:, i].mean() + half], abs=0.02)
-    half = 1.96 * (own[:, 1] - own[:, 0]).std() / np.sqrt(200)
+        half = 1.96 * ours[:, i].std() / np.sqrt(200)
+        assert row["ci"] == pytest.approx([ours[:, i].mean() - half, ours[:, i].mean() + half], abs=0.02)
+    half = 1.96 * (ours[:, 1] - ours[:, 0]).std() / np.sqrt(200)
     assert rows[1]["difference_ci"] == pytest.approx(
         [rows[1]["difference"] - half, rows[1]["difference"] + half], abs=0.03
     )
@@ -270,8 +272,8 @@ RESULTS = {"study": "one", "page": "", "rater": "", "methods": ["x", "y"], "answ
         json.dumps({**RESULTS, "answers": [{**ANSWER, "prompt": -1}]}),
         json.dumps({**RESULTS, "answers": [{**ANSWER, "prompt": []}]}),
         *(
-            json.dumps({**RESULTS, "answers": [{**ANSWER, "ranks": told}]})
-            for told in ([1, 2], {"x": "1", "y": 2}, {"x": 1, "w": 2}, {"x": float("nan"), "y": 1}, {"x": 10**400})
+            json.dumps({**RESULTS, "answers": [{**ANSWER, "ranks": output}]})
+            for output in ([1, 2], {"x": "1", "y": 2}, {"x": 1, "w": 2}, {"x": float("nan"), "y": 1}, {"x": 10**400})
         ),
     ],
     ids=lambda text: text[-60:],

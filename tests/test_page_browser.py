@@ -73,10 +73,10 @@ def press(page, *keys: str) -> None:
 
 def save(page, folder, do) -> ranks.Results:
     """The results that `do` saves."""
-    with page.expect_download() as told:
+    with page.expect_download() as output:
         do()
-    file = folder / told.value.suggested_filename
-    told.value.save_as(file)
+    file = folder / output.value.suggested_filename
+    output.value.save_as(file)
     return ranks.read_results(file)
 
 
@@ -107,11 +107,11 @@ def test_a_rater_needs_no_mouse_and_loses_nothing(page, tmp_path):
         1: dict(zip(second, (1, 2, 2, 1), strict=True)),
         2: {third[1]: 1},
     }
-    told = ranks.summarize([results])
-    assert (told["answers"], told["incomplete"]) == (2, 1)
+    output = ranks.summarize([results])
+    assert (output["answers"], output["incomplete"]) == (2, 1)
     halved = dict(zip(second, (1.5, 3.5, 3.5, 1.5), strict=True))
     wanted = {name: (results.answers[0][name] + halved[name]) / 2 for name in METHODS}
-    assert {row["method"]: row["mean_rank"] for row in told["rows"]} == pytest.approx(wanted)
+    assert {row["method"]: row["mean_rank"] for row in output["rows"]} == pytest.approx(wanted)
 
 
 def test_a_rater_needs_no_keys(page, tmp_path):

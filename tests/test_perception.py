@@ -54,8 +54,8 @@ def test_captions_name_what_is_there(models, scenes, images):
 def test_tags_name_what_is_there(models, scenes, images):
     tags = models.tagger.tag(images)
     wrong = sum(
-        len({tag.name for tag in own} ^ {word for t in things for word in t.pair})
-        for own, things in zip(tags, scenes.things, strict=True)
+        len({tag.name for tag in ours} ^ {word for t in things for word in t.pair})
+        for ours, things in zip(tags, scenes.things, strict=True)
     )
     assert wrong <= 0.1 * COUNT * len(world.TAGS)
     assert all(a.confidence >= b.confidence for of_image in tags for a, b in itertools.pairwise(of_image))

@@ -19,12 +19,12 @@ def test_it_is_halved_renamed_and_tells_no_path(tmp_path):
     run = ReflConfig(
         model=r"C:\\Users\\me\\sd15", captioner="demo", prompts="/home/me/a.txt", output="/home/me/out", steps=3
     )
-    weight, told = (
+    weight, output = (
         torch.rand(2, 3),
         {METADATA_KEY: json.dumps(run.to_dict()), "modelspec.title": "mine", "ss_steps": "3"},
     )
     source, target = tmp_path / "best.safetensors", tmp_path / "things.safetensors"
-    save_file({"x.lora_down.weight": weight, "x.alpha": torch.tensor(2.0)}, source, told)
+    save_file({"x.lora_down.weight": weight, "x.alpha": torch.tensor(2.0)}, source, output)
     publish(source, target, "Things")
 
     halved = load_file(target)

@@ -175,18 +175,18 @@ def test_guidance_off_realigns_too(models):
 
 
 def test_the_report_holds_everything_and_is_json(result):
-    told = json.loads(json.dumps(judged_report(result, FAST)))
-    assert {"prompt", "seed", "verdict", "before", "after", "regions", "missing", "notes", "settings"} <= set(told)
-    assert {"caption", "caption_reward", "judge", "judge_sees"} == set(told["before"])
-    for region in told["regions"]:
+    output = json.loads(json.dumps(judged_report(result, FAST)))
+    assert {"prompt", "seed", "verdict", "before", "after", "regions", "missing", "notes", "settings"} <= set(output)
+    assert {"caption", "caption_reward", "judge", "judge_sees"} == set(output["before"])
+    for region in output["regions"]:
         assert {"tag", "phrase", "likelihood", "box", "mask_area", "detection"} <= set(region)
 
 
 def test_a_prompt_without_a_coloured_shape_is_not_judged(result):
-    told = judged_report(dataclasses.replace(result, prompt="a hexagonal elephant"), FAST)
-    assert told["before"]["judge"] is None
-    assert told["after"]["judge"] is None
-    assert told["before"]["judge_sees"]
+    output = judged_report(dataclasses.replace(result, prompt="a hexagonal elephant"), FAST)
+    assert output["before"]["judge"] is None
+    assert output["after"]["judge"] is None
+    assert output["before"]["judge_sees"]
 
 
 @pytest.mark.parametrize("settings", [FAST, dataclasses.replace(FAST, gate=-1.0)], ids=["mended", "left alone"])

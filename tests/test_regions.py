@@ -32,9 +32,9 @@ def test_only_regions_with_words_pixels_and_likelihood_are_active():
 
 def test_a_set_is_told_as_json_with_areas_for_masks():
     region = Region(tag="circle", phrase="a circle", mask=square(), box=(0.0, 0.0, 0.5, 0.5), detection=0.8)
-    told = json.loads(json.dumps(RegionSet("a circle", (region,), ("a note",)).to_dict()))
-    assert told["regions"][0]["mask_area"] == 0.25
-    assert told["notes"] == ["a note"]
+    output = json.loads(json.dumps(RegionSet("a circle", (region,), ("a note",)).to_dict()))
+    assert output["regions"][0]["mask_area"] == 0.25
+    assert output["notes"] == ["a note"]
 
 
 def test_with_regions_keeps_the_prompt_and_adds_notes():

@@ -156,9 +156,9 @@ def test_blip_is_the_librarys_own_forward(rewards):
     inputs["pixel_values"] = blip.preprocessing(seen)
     match, near = rewards["blip-itm"](seen, PROMPTS), rewards["blip-itc"](seen, PROMPTS)
     for i in range(3):
-        own = {name: value[i : i + 1] for name, value in inputs.items()}
-        assert_close(match[i], blip.model(**own, use_itm_head=True).itm_score.softmax(-1)[0, 1], NETWORK)
-        assert_close(near[i], blip.model(**own, use_itm_head=False).itm_score[0, 0], NETWORK)
+        ours = {name: value[i : i + 1] for name, value in inputs.items()}
+        assert_close(match[i], blip.model(**ours, use_itm_head=True).itm_score.softmax(-1)[0, 1], NETWORK)
+        assert_close(near[i], blip.model(**ours, use_itm_head=False).itm_score[0, 0], NETWORK)
 
 
 def test_blip_2_matches_by_its_head_and_is_near_by_its_best_query(rewards):
@@ -369,11 +369,11 @@ def test_the_file_of_another_model_is_named(read, content, told, tmp_path):
 )
 def test_a_file_that_lacks_a_tensor_or_has_one_more_is_refused(read, size, weights, tmp_path):
     tensors = weights(size)
-    some = [
+    several = [
         name for name in tensors if name.endswith(("norm.weight", "ln_final.bias", "7.weight", "cls_token", ".proj"))
     ]
-    lacking = [{other: tensor for other, tensor in tensors.items() if other != name} for name in some]
-    more = [tensors | {name: torch.zeros(1)} for name in (some[0], some[0] + "s", "blip.more")]
+    lacking = [{other: tensor for other, tensor in tensors.items() if other != name} for name in several]
+    more = [tensors | {name: torch.zeros(1)} for name in (several[0], several[0] + "s", "blip.more")]
     for content in (*lacking, *more):
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(RealignError, match="of a known size") as error:

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizerFast
 def scenes():
     """Images [8, 64, 64, 3] of two things each, and the captions that say what they show."""
     drawn = draw_scenes(8, seed=3, objects=2, held_out=True)
-    return drawn.images.permute(0, 2, 3, 1).float() / 255, [caption([t.pair for t in own]) for own in drawn.things]
+    return drawn.images.permute(0, 2, 3, 1).float() / 255, [caption([t.pair for t in ours]) for ours in drawn.things]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def sam_reward(models):
 
 def test_the_sam_reward_is_high_where_all_that_is_found_belongs_into_the_scene(sam_reward, scenes):
     images, prompts = scenes
-    own, other = sam_reward(images, prompts), sam_reward(images, prompts[1:] + prompts[:1])
-    assert own.shape == (8,) and own.dtype == torch.float32
-    assert own.mean() > 0.9 and (own > other).float().mean() > 0.8
+    ours, other = sam_reward(images, prompts), sam_reward(images, prompts[1:] + prompts[:1])
+    assert ours.shape == (8,) and ours.dtype == torch.float32
+    assert ours.mean() > 0.9 and (ours > other).float().mean() > 0.8
     assert ((other >= -1) & (other <= 1)).all()
 
 
@@ -50,8 +50,8 @@ def test_the_sam_reward_is_the_mean_likelihood_less_one_whatever_the_number(mode
     reward = SamReward(models.tagger, models.grounded_sam, Said())
     scores, found = reward(images, ["a still life"] * 8), reward.categories(images, ["a still life"] * 8)
     for score, regions in zip(scores.tolist(), found, strict=True):
-        said = [region.likelihood for region in regions if region.mask is not None]
-        assert score == pytest.approx(sum(said) / len(said) - 1)
+        result = [region.likelihood for region in regions if region.mask is not None]
+        assert score == pytest.approx(sum(result) / len(result) - 1)
 
 
 def test_an_image_in_which_nothing_is_found_has_the_lowest_sam_reward(sam_reward):

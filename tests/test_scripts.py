@@ -63,12 +63,12 @@ class TestCaption:
 
     def test_each_image_gets_what_the_captioner_says_of_it(self, call, photos, models):
         assert self.run(call, photos, "--batch-size=2") == 0
-        told = self.texts(photos)
-        assert set(told) == {"1.txt", "2.txt", "3.txt"}
+        output = self.texts(photos)
+        assert set(output) == {"1.txt", "2.txt", "3.txt"}
         upright = draw_scenes(4, seed=5, objects=2, held_out=True).images[2].permute(1, 2, 0)[None].float() / 255
-        assert told["3.txt"] == models.reward.captioner.caption(upright)[0]
+        assert output["3.txt"] == models.reward.captioner.caption(upright)[0]
         assert self.run(call, photos, "--recursive") == 0
-        assert {**told, "4.txt": self.texts(photos)["4.txt"]} == self.texts(photos)
+        assert {**output, "4.txt": self.texts(photos)["4.txt"]} == self.texts(photos)
 
     def test_texts_that_are_there_stay_unless_told_otherwise(self, call, photos, capsys):
         (photos / "1.txt").write_text("mine", encoding="utf-8")
@@ -84,10 +84,10 @@ class TestCaption:
         (photos / "0.png").write_bytes(whole[: len(whole) // 2])
         (photos / "5.jpg").write_text("no image", encoding="utf-8")
         assert self.run(call, photos) == 1
-        told = capsys.readouterr()
+        output = capsys.readouterr()
         assert set(self.texts(photos)) == {"1.txt", "2.txt", "3.txt"}
-        assert "0.png' was left out" in told.err and "5.jpg' was left out" in told.err
-        assert "2 images could not be read" in told.out
+        assert "0.png' was left out" in output.err and "5.jpg' was left out" in output.err
+        assert "2 images could not be read" in output.out
 
     @pytest.mark.parametrize("error", [SyntaxError, TypeError, IndexError])
     def test_whatever_pillow_raises_is_told(self, call, photos, monkeypatch, capsys, error):
@@ -140,8 +140,8 @@ class TestCaption:
         ],
     )
     def test_bad_arguments_are_told_in_one_sentence(self, call, photos, option, told):
-        said = self.run(call, photos, option)
-        assert told in said and said.startswith("caption: ")
+        result = self.run(call, photos, option)
+        assert told in result and result.startswith("caption: ")
         assert not self.texts(photos)
 
     def test_a_text_that_cannot_be_written_is_told(self, call, photos):
@@ -179,10 +179,11 @@ class TestCaption:
         for name in ("._1.png", ".hidden.jpg", "Thumbs.db", "scan.heic"):
             (photos / name).write_bytes(b"\0\5\x16\7")
         assert self.run(call, photos) == 0
-        told = capsys.readouterr()
-        assert set(self.texts(photos)) == {"1.txt", "2.txt", "3.txt"} and not told.err.count("left out")
+        output = capsys.readouterr()
+        assert set(self.texts(photos)) == {"1.txt", "2.txt", "3.txt"} and not output.err.count("left out")
         assert (
-            "1 picture of kinds that are not read (1 .heic), and 2 hidden files ('._1.png', '.hidden.jpg')" in told.out
+            "1 picture of kinds that are not read (1 .heic), and 2 hidden files ('._1.png', '.hidden.jpg')"
+            in output.out
         )
 
     def test_further_kinds_are_captioned_and_named_in_the_help(self, call, tmp_path, capsys):
@@ -230,8 +231,8 @@ class TestRealign:
         assert folders == [f"{name}-3", f"{name}-4"]
         made = tmp_path / "out" / folders[0]
         assert {file.name for file in made.iterdir()} == {"before.png", "after.png", "panel.png", "report.json"}
-        told = json.loads((made / "report.json").read_text(encoding="utf-8"))
-        assert (told["prompt"], told["seed"], told["models"]["device"]) == (self.PROMPT, 3, "cpu")
+        output = json.loads((made / "report.json").read_text(encoding="utf-8"))
+        assert (output["prompt"], output["seed"], output["models"]["device"]) == (self.PROMPT, 3, "cpu")
         capsys.readouterr()
         assert call(realign, *arguments) == 0
         assert "2 images, 2 of them done" in capsys.readouterr().out
@@ -310,8 +311,8 @@ class TestRealign:
         server.close()
         assert code == 0
         (report,) = (tmp_path / "out").glob("*/report.json")
-        told = json.loads(report.read_text(encoding="utf-8"))
-        assert [region["phrase"] for region in told["regions"] if region["phrase"]] == self.PROMPT.split(" and ")
+        output = json.loads(report.read_text(encoding="utf-8"))
+        assert [region["phrase"] for region in output["regions"] if region["phrase"]] == self.PROMPT.split(" and ")
         assert bool(server.asked) == (kind == "server")
         assert all("authorization" not in asked.headers for asked in server.asked)
 
@@ -335,5 +336,5 @@ class TestRealign:
     )
     def test_bad_arguments_are_told_before_a_model_is_read(self, call, tmp_path, monkeypatch, arguments, told):
         monkeypatch.setattr(realign.models, "load_sampler", lambda *_: pytest.fail("read"))
-        said = call(realign, *QUICK, "--out", tmp_path, *arguments)
-        assert told in said and said.startswith("realign: ")
+        result = call(realign, *QUICK, "--out", tmp_path, *arguments)
+        assert told in result and result.startswith("realign: ")

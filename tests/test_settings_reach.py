@@ -36,8 +36,8 @@ def test_coverage_decides_which_cells_of_a_map_are_inside(coverage, columns):
     cross = cross_layout(halves(), [[[1, 2, 3]]], (4, 4), 8, settings)
     inside = cross.R.dense()[0, :, 1].view(4, 4)
     assert inside.sum(1).tolist() == [columns] * 4
-    own = self_layout(halves(), (4, 4), settings)
-    assert own.R.dense()[0, 0].view(4, 4).sum(1).tolist() == [columns] * 4
+    ours = self_layout(halves(), (4, 4), settings)
+    assert ours.R.dense()[0, 0].view(4, 4).sum(1).tolist() == [columns] * 4
 
 
 @pytest.mark.parametrize("limit", [1.2, 0.1])

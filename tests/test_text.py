@@ -30,9 +30,9 @@ class Answers:
 @pytest.mark.parametrize("text", [HALF, NAME, "\x1b[2J", "\x00", "\x9b"])
 def test_what_no_terminal_bears_is_replaced_letter_by_letter(text):
     for kind in (RealignError, NoAnswer):
-        told = str(kind(f"The name '{text}' is wrong."))
-        told.encode("utf-8")
-        assert told.isprintable() and len(told) == len(f"The name '{text}' is wrong.")
+        output = str(kind(f"The name '{text}' is wrong."))
+        output.encode("utf-8")
+        assert output.isprintable() and len(output) == len(f"The name '{text}' is wrong.")
 
 
 @pytest.mark.parametrize("text", ["圆 → é", "a\tb\nc", "😀"])
@@ -41,8 +41,8 @@ def test_other_text_stays(text):
 
 
 def test_a_message_keeps_its_beginning_and_its_end():
-    told = str(RealignError(f"begin {'x' * 10**6} end"))
-    assert told.startswith("begin x") and told.endswith("x end") and len(told) <= MOST_MESSAGE + 3
+    output = str(RealignError(f"begin {'x' * 10**6} end"))
+    assert output.startswith("begin x") and output.endswith("x end") and len(output) <= MOST_MESSAGE + 3
 
 
 def test_a_value_in_a_message_is_short_however_deep_it_is():

@@ -192,14 +192,14 @@ def test_a_file_of_windows_notepad_is_read(tmp_path):
 def test_help_shows_each_description_and_the_values_of_the_file(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(ReflConfig, ["--config", toml(tmp_path, "steps = 4321\n"), "--help"])
-    told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    output = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     assert stop.value.code == 0
-    assert "4321" in told
+    assert "4321" in output
     for name, field in SETTINGS.items():
-        assert "--" + name.replace("_", "-") in told
-        assert help_text(field) in told, name
+        assert "--" + name.replace("_", "-") in output
+        assert help_text(field) in output, name
     for group in groups(ReflConfig).values():
-        assert group.__doc__ in told
+        assert group.__doc__ in output
 
 
 # Files of older versions
@@ -319,7 +319,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "value", "shown", "mend"), WRONG)
 def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, shown, mend, tmp_path, capsys):
-    told = []
+    output = []
     quoted = f"'{value}'" if isinstance(value, str) else value
     argv = ["--" + name.replace("_", "-"), str(value)]
     ways = [lambda: ReflConfig(**{name: value}), lambda: load(ReflConfig, toml(tmp_path, f"{name} = {quoted}\n"))]
@@ -330,11 +330,11 @@ def test_a_wrong_value_is_told_in_the_same_sentence_everywhere(name, value, show
     for give in ways:
         with pytest.raises(RealignError, match=re.escape(mend)) as error:
             give()
-        told.append(str(error.value))
-        assert shown in told[-1]
-        assert name in told[-1]
-        assert "\n" not in told[-1]
-    assert told[1].startswith(str(tmp_path / "run one.toml"))
+        output.append(str(error.value))
+        assert shown in output[-1]
+        assert name in output[-1]
+        assert "\n" not in output[-1]
+    assert output[1].startswith(str(tmp_path / "run one.toml"))
 
 
 @pytest.mark.parametrize(

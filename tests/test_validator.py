@@ -59,7 +59,7 @@ def test_no_answer_raises_and_none_gets_through_unchecked(answer):
     bindings, _ = valid_bindings(answer, PROMPT, TAGS)
     scores, _ = valid_scores(answer, TAGS)
     assert set(bindings) <= set(TAGS)
-    assert all(phrase in PROMPT for own in bindings.values() for phrase in own)
+    assert all(phrase in PROMPT for ours in bindings.values() for phrase in ours)
     assert set(scores) <= set(TAGS)
     assert set(scores.values()) <= set(LIKELIHOODS)
 

@@ -158,8 +158,8 @@ def test_each_user_has_a_key_and_hosts_of_their_own(shared, elsewhere, address):
     assert "does not say whose prompt this is" in nobody.error["exception_message"]
     assert elsewhere.asked == []
 
-    here = address.replace("0.0.0.0", "127.0.0.1")
-    assert Client(shared.url).run(asking(here, "circle, seal")).status == "success"
+    at = address.replace("0.0.0.0", "127.0.0.1")
+    assert Client(shared.url).run(asking(at, "circle, seal")).status == "success"
     assert elsewhere.keys == {None}
 
 

@@ -126,7 +126,7 @@ def test_more_of_the_attention_to_a_phrase_lies_on_its_region(name):
     looking = Looking(mini)
     sample(mini, looking.at(ours(mini.model)), with_regions(mini.positive), cfg=1.0, steps=2)
     q, k, now = looking.seen
-    before, after = (shares(mini, weights(mini, q, k, TWO, some), TWO) for some in ((0.0, 0.0), now))
+    before, after = (shares(mini, weights(mini, q, k, TWO, several), TWO) for several in ((0.0, 0.0), now))
     assert shares(mini, looking.attention, TWO) == pytest.approx(after, rel=close.NETWORK)
     assert all(ours > 1.5 * plain for ours, plain in zip(after, before, strict=True)), (before, after)
 

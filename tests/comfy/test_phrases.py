@@ -119,8 +119,8 @@ def test_weights_in_the_prompt_hold_for_the_phrase_alone(encoder):
             ("the photo, (a red circle and a blue square:0.7)", "(a red circle:0.7)"),
         ):
             ((out, _),) = isolated(host, encoded(host, text), regions_of(RED, text=text))
-            rows, own = places(host, names, text, RED), places(host, names, alone, RED)
-            torch.testing.assert_close(out[:, rows], encoded(host, alone)[0][0][:, own])
+            rows, ours = places(host, names, text, RED), places(host, names, alone, RED)
+            torch.testing.assert_close(out[:, rows], encoded(host, alone)[0][0][:, ours])
 
 
 def test_words_beyond_the_first_window_of_clip_are_replaced_there(encoder):
