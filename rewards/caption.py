@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class CaptionReward(Reward):
-    """R_cap = cos(f_enc(t_g), f_enc(t_p)), where t_g is BLIP-2's caption of the image and t_p the prompt: [−1, 1].
+    """R_cap = cos(f_enc(t_g), f_enc(t_p)), in [-1, 1] (eq. 4).
 
-    Eq. 4. A caption is discrete text, so there is no gradient; `caption_gradient` estimates one.
+    t_g is BLIP-2's caption of the image, t_p the prompt, f_enc the text encoder. A caption is discrete
+    text, so there is no gradient; `caption_gradient` estimates one.
     """
 
     name, differentiable = "caption", False
@@ -37,13 +38,13 @@ class CaptionReward(Reward):
         """cos(f_enc(t_g), f_enc(t_p)) of eq. 4 for each pair of texts: [B] in [-1, 1]."""
         embedded = self.text_encoder.embed([*captions, *prompts])
         caption, prompt = embedded.chunk(2)
-        return (caption * prompt).sum(-1)
+        return (caption * prompt).sum(-1)  # embeddings have norm 1
 
     def networks(self) -> tuple[nn.Module, ...]:
         return self.captioner.model, self.text_encoder.model
 
 
 def load(models: RewardModels) -> CaptionReward:
-    """`caption`; f_enc stays in float32."""
+    """Load the reward `caption`; its text encoder stays in float32."""
     text_encoder = models.read(TextEncoder, "text_encoder", dtype=torch.float32)
     return CaptionReward(models.read(Captioner, "captioner"), text_encoder)

@@ -24,7 +24,10 @@ Positions = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Layout:
-    """R, S and B of eq. 8-9 for B batch elements with Nq queries, which are image tokens, and Nk keys."""
+    """R, S and B of eq. 8-9 for a batch, with Nq queries, which are image tokens, and Nk keys.
+
+    In shapes, B is the batch size; elsewhere it is the area of eq. 9.
+    """
 
     R: Relation
     """[B, Nq, Nk]: query and key share a region."""
@@ -49,7 +52,10 @@ class Layout:
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """S·(1 − B) as the product of one number per query [B, Nq] and one per key [B, Nk]; `per_query`: [B, 1]."""
+        """S·(1 − B) as a product of one factor per query [B, Nq] and one per key [B, Nk].
+
+        With `per_query` the second factor is 1, [B, 1].
+        """
         weight = 1 - self.B
         if self.per_query:
             return (self.S * weight)[..., 0], torch.ones_like(self.S[:, 0])
@@ -85,14 +91,15 @@ class Layout:
         return self._selected[key]
 
     def repeat(self, frames: int, *, keys: bool) -> Layout:
-        """The layout of a video whose frames share this one: queries, and on demand keys, once per frame."""
+        """The layout of a video whose frames share this one: the queries, and with `keys` the keys, once per frame."""
         queries, B = (x.repeat(1, frames, 1) for x in (self.R.queries, self.B))
         if keys:
             return Layout(Relation(queries, queries), self.S.repeat(1, frames, 1), B, self.gain_limit)
         return Layout(Relation(queries, self.R.keys), self.S, B, self.gain_limit)
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on another device, with what is derived from it: made there, it would wait for the queue."""
+        """The same layout on another device. What is derived from it is computed here and copied: computed on a GPU, it
+        would wait for the work queued there."""
         R = self.R.to(device, factors=self.per_query)
         moved = Layout(R, self.S.to(device), self.B.to(device), self.gain_limit)
         vars(moved)["weights"] = tuple(x.to(device) for x in self.weights)
@@ -118,7 +125,7 @@ class KeyBlock(NamedTuple):
     layout: Layout
     """[B, Nq, number of these keys]."""
     strength: float | Tensor
-    """λ_t, at least 0; as a tensor without dimensions it spares a compiled model one compilation per step."""
+    """λ_t, at least 0; as a tensor without dimensions it spares a compiled model a recompilation at each step."""
 
 
 def cross_layout(
@@ -132,8 +139,8 @@ def cross_layout(
     """Image tokens on a (h, w) grid as queries, text tokens as keys.
 
     region_sets: one per batch element; None leaves it alone. token_positions: for each batch element, the token
-    positions of each of its active regions. text: for each batch element, the tokens that were made of its text;
-    others, as those of images, are left alone. None: all were.
+    positions of each of its active regions. text: for each batch element, the positions of the tokens that come from
+    its text; others, such as those of images, are left alone. None: all come from the text.
 
     Raises:
         RealignError: a position is beyond the tokens.

@@ -5,7 +5,7 @@ With z the scaled scores, m and M their smallest and largest in each row, and a 
     z' = z + a·((R ? M : m) − z) = (1 − a)·z + a·m + a·(M − m)·R
 
 so two passes over the keys are enough: one for m and M, one for the softmax of z'. On CUDA one Triton kernel makes both
-(`triton_attention`). Elsewhere, and where it cannot, fused attention does as much of the work as it can:
+(`triton_attention`). Elsewhere, and where the kernel cannot run, fused attention does as much of the work as possible:
 
 Where keys are image tokens, a depends on the query alone. Then a·m, one number per row, drops out of the softmax, and
 R is a product of two thin 0/1 matrices, Rq·Rkᵀ. So z' is itself a score, with extra head dimensions,
@@ -13,9 +13,9 @@ R is a product of two thin 0/1 matrices, Rq·Rkᵀ. So z' is itself a score, wit
     q' = [(1 − a)·q, a·(M − m)·Rq]        k' = [k, Rk]
 
 and any fused attention kernel computes it; only M and m take one more pass, in tiles. Where keys are text tokens, a
-depends on the key too, but these are few: there the first line is computed as it stands, tile by tile. Where text and
-image tokens are keys of one softmax (joint attention), the text comes in as one more key of the fused kernel, with
-its log-sum-exp as score: how much attention that key gets says how the two results are mixed.
+depends on the key too, but these are few: there z' is computed as it stands, tile by tile. Where text and image tokens
+are keys of one softmax (joint attention), the text is attended to in tiles, and then enters the fused kernel as one
+more key, with its log-sum-exp as score: the attention that this key gets is the weight of the text's result.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ MAX_GROUPS = 64
 
 
 def modulated_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, strength: float | Tensor) -> Tensor:
-    """softmax((QKᵀ + S ⊙ M) / √d) V.
+    """softmax((QKᵀ + S ⊙ M) / √d) V, with the paper's M of eq. 9, not the row maximum.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv]. `strength` is λ_t, at least 0.
-    Batch elements that are not modulated, and all at strength 0, get plain attention, bit for bit.
+    Batch elements that are not modulated, and at strength 0 all of them, get plain attention, bit for bit.
     """
     return joint_attention(q, k, v, [KeyBlock(slice(0, k.shape[2]), layout, strength)])
 
@@ -55,7 +55,7 @@ def joint_attention(
     """softmax(z') V with the keys of each block modulated as its own attention would be, and all other keys plain.
 
     q: [B, H, Nq, d], k: [B, H, Nk, d], v: [B, H, Nk, dv] → [B, H, Nq, dv]. The keys of blocks do not overlap.
-    precision: that of computations with scores, for models whose scores overflow q's dtype.
+    precision: the dtype of computations with scores, for models whose scores overflow q's dtype.
 
     Raises:
         RealignError: a layout was made for another number of batch elements, queries or keys.
@@ -95,7 +95,7 @@ def _modulate_all(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock], p
 
 
 def _may_have_kernel(device: torch.device) -> bool:
-    """Elsewhere Triton is not even imported."""
+    """Whether the kernel is tried; on other devices Triton is not even imported."""
     return device.type == "cuda"
 
 
@@ -108,7 +108,7 @@ _broken: set[tuple] = set()
 
 
 def _run_kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[KeyBlock]) -> Tensor | None:
-    """One Triton kernel. None where it does not take these tensors, or does not work here, which is logged once."""
+    """One Triton kernel. None if it does not support these tensors, or fails, which is logged once."""
     kind = (q.dtype, q.shape[-1], len(blocks))
     if () in _broken or kind in _broken:
         return None

@@ -1,6 +1,6 @@
 """One fine-tuning run: the training loop, its checkpoints, and how it ends.
 
-`refl_train.py` and `arl_train.py` are subclasses that add the gradient of a step.
+`refl_train.py` and `arl_train.py` have its subclasses, which add the gradient of a batch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .optimization import (
 )
 from .plan import checkpoint_bytes, plan
 
-MAX_NONFINITE_STEPS = 10  # a run ends after more steps in a row whose loss or gradient is not finite
+MAX_NONFINITE_STEPS = 10  # more steps in a row without a finite loss and gradient end the run
 ADVICE = "lower learning_rate or train in fp32"
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended at once
 
@@ -113,8 +113,8 @@ class Run:
             self._release()
 
     def prepare(self) -> None:
-        """For subclasses: called once before the first step. The weights are still the untrained ones, also if the run
-        resumes."""
+        """For subclasses: called once before the first step. The weights are still untrained, even if the run
+        resumes: the checkpoint's are loaded later."""
 
     def prepare_step(self) -> None:
         """For subclasses: called before each step and not counted in its time; may set `stopping`."""
@@ -194,8 +194,11 @@ class Run:
         return "the same command" if auto else "the same command with resume set to auto"
 
     def train_step(self) -> dict[str, float] | None:
-        """One step of the optimiser, left out and counted if loss or gradient are not finite; the row for the log. None
-        if the run was asked to stop and nothing has changed."""
+        """One step of the optimizer; returns its row for the log, or None if the run was asked to stop and nothing has
+        changed.
+
+        A step whose loss or gradient is not finite is left out, and counted unless fp16's loss scale may be the cause.
+        """
         config = self.config
         set_learning_rate(self.optimizer, config, self.step)
         self.optimizer.zero_grad()
@@ -226,7 +229,7 @@ class Run:
         return {name: value for name, value in row.items() if not math.isnan(value)}
 
     def seeds(self, part: int, count: int) -> list[int]:
-        """The seeds of the `count` images of a pass on this device.
+        """The seeds of the `count` images of batch `part` of the step on this device.
 
         Everything random in a step follows from them, and so from the seed, the step and the image's number: a run that
         is resumed, or split over more devices, draws the same.
@@ -300,7 +303,7 @@ class Run:
         }
 
     def _save(self) -> Path:
-        """Write the checkpoint of this step and `last.safetensors`; the checkpoint's path."""
+        """Write the checkpoint of this step and `last.safetensors`; returns the checkpoint's path."""
         if not self._main:
             self.saved = self.step
             return self.output
@@ -316,7 +319,7 @@ class Run:
         return file
 
     def _export(self, name: str) -> None:
-        """Write the LoRA or the whole UNet as one file that ComfyUI loads, whole or not at all."""
+        """Write the LoRA or the whole UNet atomically as one file that ComfyUI loads."""
         rewards = self.rewards or [None]
         header = run_metadata(
             f"{self.output.name}-{name}",
@@ -335,7 +338,7 @@ class Run:
             write(self.models.sampler.unet, self.output / f"{name}.safetensors", header)
 
     def _export_folder(self) -> None:
-        """Write the UNet in the diffusers layout to the folder `unet`, each file whole or not at all."""
+        """Write the UNet in the diffusers layout to the folder `unet`, each file atomically."""
         if not self._main:
             return
         folder = self.output / "unet"
