@@ -198,8 +198,8 @@ def test_the_papers_first_version_is_the_default():
     ("changes", "says"),
     [
         ({"steps": 5}, "give a multiple of the rounds, such as 6"),
-        ({"reward": "caption=2, sam"}, "caption has a weight, but each reward ranks alike"),
-        ({"images_per_prompt": 1}, "images_per_prompt is 1; give a whole number from 2 to 1000"),
+        ({"reward": "caption=2, sam"}, "caption has a weight, but all rank alike"),
+        ({"images_per_prompt": 1}, "images_per_prompt is 1; it should be greater than or equal to 2"),
         ({"reward": " "}, "reward is empty"),
     ],
 )
