@@ -132,6 +132,8 @@ def test_markdown_and_csv_hold_the_same_numbers():
 def tuned(models, tmp_path):
     """The demo models with a LoRA that nobody trained: the base's own words get lost."""
     import peft
+    from realigndiff.cli.models import load_sampler
+    from realigndiff.core.embedded import embedded
     from realigndiff.demo.models import load_models
     from realigndiff.lora_files.export import save_lora
 
@@ -139,7 +141,7 @@ def tuned(models, tmp_path):
     torch.manual_seed(0)
     unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=8, target_modules=["to_k"], init_lora_weights=False))
     save_lora(unet, tmp_path / "lora.safetensors")
-    return coarse.with_weights(models, tmp_path / "lora.safetensors")
+    return replace(models, sampler=load_sampler(embedded("model"), weights=tmp_path / "lora.safetensors"))
 
 
 def test_training_seeds_are_compared_with_the_base_by_their_mean(models, tuned, monkeypatch):
